@@ -1,0 +1,41 @@
+"""sslkit: a plugin-based experiment framework for self-supervised learning on images."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from .runs import RunResult
+    from .interfaces import Backbone
+
+__version__ = version("sslkit")
+
+hookimpl = pluggy.HookimplMarker("sslkit")
+"""Marks a function of a plugin module as the implementation of a hook."""
+
+__all__ = ["__version__", "hookimpl", "load_encoder", "run"]
+
+
+def run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunResult:
+    """Runs a recipe. overrides: `"train.epochs=5"` and the like, as with `sslkit run -o`.
+
+    Raises RecipeError, PluginError, DataError or TrainingError."""
+    from .runs import run_recipe
+
+    return run_recipe(recipe, overrides)
+
+
+def load_encoder(run_or_checkpoint: str | Path) -> Backbone:
+    """The trained encoder of a run folder or checkpoint, in eval mode: (B, C, S, S) images in
+    [0, 1] to (B, num_features); `.preprocess` says how to make such images.
+
+    Raises CheckpointError."""
+    from .runs import load_encoder as load
+
+    return load(run_or_checkpoint)

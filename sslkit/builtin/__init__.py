@@ -1,0 +1,87 @@
+"""The built-in plugins. They use the hooks that every other plugin uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sslkit import hookimpl
+
+
+@hookimpl
+def register_methods() -> Mapping[str, str]:
+    return {"simclr": "sslkit.builtin.simclr:SimCLR"}
+
+
+@hookimpl
+def register_backbones() -> Mapping[str, str]:
+    return {"timm": "sslkit.builtin.timm_backbone:TimmBackbone"}
+
+
+@hookimpl
+def register_heads() -> Mapping[str, str]:
+    return {"mlp": "sslkit.builtin.mlp_head:MLPHead"}
+
+
+@hookimpl
+def register_losses() -> Mapping[str, str]:
+    return {
+        "nt_xent": "sslkit.builtin.losses:NTXent",
+        "info_nce": "sslkit.builtin.losses:InfoNCE",
+    }
+
+
+@hookimpl
+def register_augmentations() -> Mapping[str, str]:
+    return {"simclr": "sslkit.builtin.augmentations:SimCLRAugmentation"}
+
+
+@hookimpl
+def register_datasets() -> Mapping[str, str]:
+    return {
+        "digits": "sslkit.builtin.sources.digits:Digits",
+        "image_folder": "sslkit.builtin.sources.image_folder:ImageFolder",
+        "parquet": "sslkit.builtin.sources.parquet:Parquet",
+        "synthetic": "sslkit.builtin.sources.synthetic:Synthetic",
+        "torchvision": "sslkit.builtin.sources.torchvision:Torchvision",
+    }
+
+
+@hookimpl
+def register_evaluators() -> Mapping[str, str]:
+    return {
+        "knn": "sslkit.builtin.protocols.knn:KNN",
+        "linear": "sslkit.builtin.protocols.linear:Linear",
+        "few_label": "sslkit.builtin.protocols.few_label:FewLabel",
+        "collapse": "sslkit.builtin.protocols.collapse:Collapse",
+    }
+
+
+@hookimpl
+def register_optimizers() -> Mapping[str, str]:
+    return {
+        "sgd": "sslkit.builtin.optimizers:SGD",
+        "adam": "sslkit.builtin.optimizers:Adam",
+        "adamw": "sslkit.builtin.optimizers:AdamW",
+        "lars": "sslkit.builtin.optimizers:LARS",
+    }
+
+
+@hookimpl
+def register_schedules() -> Mapping[str, str]:
+    return {
+        "constant": "sslkit.builtin.schedules:Constant",
+        "cosine": "sslkit.builtin.schedules:Cosine",
+    }
+
+
+@hookimpl
+def register_trackers() -> Mapping[str, str]:
+    return {
+        "mlflow": "sslkit.builtin.mlflow_tracker:MLflowTracker",
+        "none": "sslkit.builtin.no_tracker:NoTracker",
+    }
+
+
+@hookimpl
+def register_callbacks() -> Mapping[str, str]:
+    return {"augmented_views": "sslkit.builtin.augmented_views:AugmentedViews"}

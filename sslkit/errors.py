@@ -1,0 +1,39 @@
+"""Errors a user can cause. Each message is one line: where, what was given, what is valid, what to do."""
+
+from __future__ import annotations
+
+
+class SSLKitError(Exception):
+    """Base of every error that is reported without a traceback."""
+
+    exit_code = 1
+
+
+class RecipeError(SSLKitError):
+    """The recipe, an override or a command-line argument is wrong. One line per problem."""
+
+    exit_code = 2
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class PluginError(SSLKitError):
+    """A plugin that the recipe needs is missing, broken or ambiguous."""
+
+    exit_code = 2
+
+
+class DataError(SSLKitError):
+    """The data cannot be read, or too much of it is damaged."""
+
+
+class CheckpointError(SSLKitError):
+    """A checkpoint is missing, damaged, or belongs to a different recipe."""
+
+    exit_code = 2
+
+
+class TrainingError(SSLKitError):
+    """Training cannot go on, for example because the loss is not finite."""

@@ -1,0 +1,669 @@
+"""What a plugin author implements. One file, one sitting; `docs/tutorial` walks through it.
+
+Every component is a class with a nested pydantic `Config`. A recipe names the component, and the
+other fields of its block are the `Config`:
+
+    loss: {name: my_loss, temperature: 0.2}        # recipe
+
+    class MyLoss(Loss):                            # plugin
+        class Config(ComponentConfig):
+            temperature: PositiveFloat = 0.5
+            \"\"\"Softmax temperature.\"\"\"
+
+        def forward(self, inputs: LossInput) -> Tensor: ...
+
+Shapes: B images of the batch, V views per image, C channels, S side of a view in pixels,
+D embedding width, N images of a data set, F feature width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic_core import PydanticCustomError, core_schema
+from torch import Tensor, nn
+
+from .randomness import SampleRandom
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+
+
+# --- Components and their configuration ----------------------------------------------------------
+
+
+class ComponentConfig(BaseModel):
+    """Base of every `Config`: frozen, unknown fields rejected, attribute docstrings documented."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before the first step, for `Component.problems` and for constructors."""
+
+    num_images: int
+    channels: int
+    image_size: tuple[int, int] | None
+    """(height, width) where all images have the same, else None."""
+    num_classes: int | None
+    """None where the data has no labels."""
+    batch_size: int
+    """Images per optimiser step over all ranks."""
+    steps_per_epoch: int
+    total_steps: int
+    views: tuple[ViewSpec, ...] = ()
+
+
+class Component:
+    """Anything that a recipe names. `kind` is set by the interface, never by a plugin."""
+
+    kind: ClassVar[str]
+    Config: ClassVar[type[ComponentConfig]] = ComponentConfig
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+        """Yields (field path inside the block, message) for every reason why this configuration
+        cannot run on this data. Called before anything is built."""
+        return ()
+
+
+C = TypeVar("C", bound=Component)
+
+
+class Slot(Generic[C]):
+    """A field that holds a component: `head: Slot[Head] = slot("mlp")`.
+
+    After validation it carries the class and its validated config; `build(...)` makes the object.
+    """
+
+    def __init__(
+        self, cls: type[C], name: str, config: ComponentConfig, distribution: str, version: str
+    ) -> None:
+        self.cls = cls
+        self.name = name
+        self.config = config
+        self.distribution = distribution
+        self.version = version
+
+    def build(self, *args: Any, **kwargs: Any) -> C:
+        """The component, constructed as `cls(config, *args, **kwargs)`."""
+        return self.cls(self.config, *args, **kwargs)  # type: ignore[call-arg]
+
+    def dump(self) -> dict[str, Any]:
+        """The block as it would stand in a recipe, every default written out."""
+        return {"name": self.name, **self.config.model_dump(mode="json")}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Slot) and self.dump() == other.dump()
+
+    def __hash__(self) -> int:
+        return hash((self.cls, self.name))
+
+    def __repr__(self) -> str:
+        return f"Slot({self.dump()})"
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        (component,) = get_args(source)
+        kind: str = component.kind
+
+        def validate(value: Any, info: core_schema.ValidationInfo) -> Slot[Any]:
+            if isinstance(value, Slot):
+                return value
+            if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+                raise PydanticCustomError(
+                    "component_block",
+                    "expected a block with the name of a {kind}, such as {{name: ...}}",
+                    {"kind": kind},
+                )
+            return _resolve(kind, value, info.context)
+
+        return core_schema.with_info_plain_validator_function(
+            validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda slot: slot.dump()),
+            metadata={"sslkit_kind": kind},
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"$ref": f"#/$defs/{schema['metadata']['sslkit_kind']}"}  # filled by `sslkit schema`
+
+
+def _resolve(kind: str, block: Mapping[str, Any], context: Any) -> Slot[Any]:
+    """Finds the class through the registry in the validation context and validates its config."""
+    if not context or "registry" not in context:
+        raise RuntimeError("component blocks are validated through sslkit.recipe.load_recipe")
+    found = context["registry"].resolve(kind, block["name"])
+    fields = {key: value for key, value in block.items() if key != "name"}
+    config = found.cls.Config.model_validate(fields, context=context)
+    return Slot(found.cls, block["name"], config, found.distribution, found.version)
+
+
+def slot(name: str, **fields: Any) -> Any:
+    """The default of a `Slot` field: the component `name` with these fields."""
+    return Field(default={"name": name, **fields}, validate_default=True)
+
+
+# --- Data ------------------------------------------------------------------------------------------
+
+
+class UnreadableImageError(Exception):
+    """Raised by `ImageReader.read` for an image that is damaged and will stay so."""
+
+
+class ImageReader(ABC):
+    """One split of a data set. `read` is called from several threads at once."""
+
+    channels: int
+    image_size: tuple[int, int] | None = None
+    """(height, width) where all images have the same, else None."""
+    labels: NDArray[np.int64] | None = None
+    """(N,) class indices, or None."""
+    class_names: Sequence[str] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as (H, W, C) uint8. Raises UnreadableImageError for a damaged image and
+        OSError for a fault that may pass (it is retried)."""
+
+    def describe(self, index: int) -> str:
+        """What to call this image in a report, for example its path."""
+        return f"image {index}"
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash that changes when the data changes."""
+
+
+class DatasetConfig(ComponentConfig):
+    """Fields that every data source has."""
+
+    max_corrupt_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
+    """Above this fraction of unreadable images the run stops; below it, each is replaced."""
+
+
+class Dataset(Component, ABC):
+    """A data source. `open` is cheap: it reads indices and headers, not all pixels."""
+
+    kind = "dataset"
+    Config: ClassVar[type[ComponentConfig]] = DatasetConfig
+
+    @abstractmethod
+    def open(self, split: Literal["train", "test"]) -> ImageReader | None:
+        """The reader of a split; None where there is no test split. Raises DataError."""
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """The size and the part of a view: which views a method treats alike."""
+
+    size: int
+    """Side of the square view, pixels."""
+    role: str = "global"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method sees of one step (or of one micro-batch of it)."""
+
+    views: tuple[Tensor, ...]
+    """V tensors (B, C, S_v, S_v), float, values in [0, 1]."""
+    indices: Tensor
+    """(B,) int64: position of each image in the training set."""
+    random: SampleRandom
+    """Keyed randomness for masks and the like."""
+    labels: Tensor | None = None
+    """(B,) int64, or None. Only methods that declare `requires_labels` may need them."""
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the augmentation produced for a pretext task, each (B, ...)."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def select(self, rows: slice) -> Batch:
+        """A part of the batch."""
+        return replace(
+            self,
+            views=tuple(view[rows] for view in self.views),
+            indices=self.indices[rows],
+            random=self.random.select(rows),
+            labels=None if self.labels is None else self.labels[rows],
+            targets={name: value[rows] for name, value in self.targets.items()},
+        )
+
+
+# --- Augmentation ----------------------------------------------------------------------------------
+
+Params = Mapping[str, Tensor]
+"""The random parameters of one view: each tensor is (B, ...), one row per sample."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The crop of one view, executed while decoding or on the batch."""
+
+    box: Tensor
+    """(B, 4) float32: top, left, height, width in source pixels."""
+    flip: Tensor
+    """(B,) bool: mirror left-right after resizing."""
+    size: int
+    """Side of the square result, pixels."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Antialiased when it shrinks."""
+
+
+class Augmentation(Component, ABC):
+    """Makes the views of a batch. Parameters are drawn per sample; pixels are worked on in whole
+    batches on the training device."""
+
+    kind = "augmentation"
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @property
+    @abstractmethod
+    def views(self) -> tuple[ViewSpec, ...]:
+        """Size and role of each view."""
+
+    @abstractmethod
+    def draw(self, random: SampleRandom, sizes: Tensor) -> list[Params]:
+        """The parameters of each view, on the CPU. sizes: (B, 2) height and width of the images."""
+
+    @abstractmethod
+    def geometry(self, view: int, params: Params, sizes: Tensor) -> Geometry:
+        """The crop of a view."""
+
+    @abstractmethod
+    def photometric(self, view: int, images: Tensor, params: Params) -> Tensor:
+        """Everything after the crop: (B, C, S, S) float in [0, 1] to the same shape and range."""
+
+    def targets(self, params: list[Params]) -> Mapping[str, Tensor]:
+        """Labels that the drawn parameters define, for pretext tasks; each (B, ...)."""
+        return {}
+
+
+# --- Networks --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How to prepare an image for an encoder at evaluation and in use. Pixel values stay in
+    [0, 1]: the backbone normalises by itself."""
+
+    size: int
+    """Side of the input, pixels."""
+    resize: int
+    """Length of the shorter side before the centre crop; equal to `size` for small images."""
+    interpolation: Literal["bilinear", "bicubic"]
+    mean: tuple[float, ...]
+    """What the backbone subtracts (for the record; already inside the backbone)."""
+    std: tuple[float, ...]
+
+
+class Backbone(Component, nn.Module, ABC):
+    """An image encoder, (B, C, S, S) in [0, 1] to (B, num_features). Owns its normalisation.
+
+    Constructed as `cls(config, channels=C, image_size=S)`, where S is the largest view."""
+
+    kind = "backbone"
+    num_features: int
+    preprocess: Preprocess
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor: ...
+
+    def export_state(self) -> dict[str, Tensor]:
+        """The weights for `encoder.safetensors`, under the names that other tools expect."""
+        return dict(self.state_dict())
+
+
+class Head(Component, nn.Module, ABC):
+    """Maps (B, in_dim) to (B, out_dim). Constructed as `cls(config, in_dim=...)`."""
+
+    kind = "head"
+    out_dim: int
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LossInput:
+    """What a method hands to its loss. Embeddings are unnormalised unless the loss says so."""
+
+    views: tuple[Tensor, ...]
+    """V tensors (B, D): row i of each is a view of image i."""
+    labels: Tensor | None = None
+    """(B,) int64; present where the loss requires "labels"."""
+    negatives: Tensor | None = None
+    """(K, D) further negatives, such as a queue; present where the loss requires "negatives"."""
+
+
+class Loss(Component, nn.Module, ABC):
+    """A loss on embeddings: a scalar, computed in float32. Constructed as `cls(config)`."""
+
+    kind = "loss"
+    requires: ClassVar[frozenset[Literal["labels", "negatives"]]] = frozenset()
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, inputs: LossInput) -> Tensor: ...
+
+    def metrics(self, inputs: LossInput) -> Mapping[str, Tensor]:
+        """Scalars worth watching, without gradient; called at log steps only."""
+        return {}
+
+
+# --- Methods ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: `step` optimiser steps are done."""
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with fraction."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def fraction(self) -> float:
+        """Part of training that is done, 0 to 1."""
+        return self.step / self.total_steps
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What `Method.objective` returns."""
+
+    loss: Tensor
+    """Scalar."""
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
+    """Detached scalars, logged as `train/<name>`; tensors stay on the device until logged."""
+    carry: Any = None
+    """Handed to `after_step`, for example the keys that enter a queue."""
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that share optimiser rules. A parameter that no group names is frozen."""
+
+    params: Sequence[tuple[str, nn.Parameter]]
+    lr_scale: float = 1.0
+    lr_constant: bool = False
+    """True: the schedule does not touch this group (SimSiam's predictor)."""
+    weight_decay_scale: float = 1.0
+    max_grad_norm: float | None = None
+    """Clips each tensor of this group on its own (DINO); `train.max_grad_norm` clips the whole."""
+
+
+class Method(Component, nn.Module, ABC):
+    """A self-supervised method. Constructed as `cls(config, backbone, facts)`.
+
+    One optimiser step is: `before_step`; `embed` on the batch or on parts of it; `objective` once
+    on all embeddings; backward; `after_backward`; optimiser; `after_step`. State other than
+    BatchNorm statistics (teacher, queue, prototypes) changes only in `before_step` and
+    `after_step`, so that micro-batches are exact and a checkpoint between steps is complete.
+    Everything in `state_dict()` is saved and restored.
+    """
+
+    kind = "method"
+    requires_labels: ClassVar[bool] = False
+
+    def __init__(self, config: Any, backbone: Backbone, facts: Facts) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+
+    @property
+    def encoder(self) -> Backbone:
+        """The network that is evaluated and exported."""
+        return self.backbone
+
+    @abstractmethod
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample tensors, each (B, ...), from networks. The entry "features", (B, ..., F), if
+        present, feeds the online probe."""
+
+    @abstractmethod
+    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+        """The loss of the whole batch from the embeddings of all its parts. `batch.views` may be
+        empty here."""
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Learning rate, decay, freezing and clipping rules; by default one group of all
+        parameters that require a gradient."""
+        params = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        return [ParamGroup(params)]
+
+    def before_step(self, progress: Progress) -> None:
+        """Called before each optimiser step."""
+
+    def after_backward(self, progress: Progress) -> None:
+        """Called when gradients are complete, before clipping and the optimiser."""
+
+    def after_step(self, progress: Progress, carry: Any) -> None:
+        """Called after each optimiser step (`progress.step` counts it) with `StepOutput.carry`."""
+
+
+# --- Optimisation ----------------------------------------------------------------------------------
+
+
+class OptimizerConfig(ComponentConfig):
+    """Fields that every optimiser has."""
+
+    lr: float = Field(gt=0.0)
+    """Peak learning rate, before `lr_scaling`."""
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """`linear`: lr * batch_size / lr_reference_batch; `sqrt`: lr * sqrt(batch_size /
+    lr_reference_batch); `none`: lr as it stands."""
+    lr_reference_batch: PositiveInt = 256
+    """Batch size, in images, at which `lr` holds. Without effect where `lr_scaling` is `none`."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    """Weight decay."""
+    exclude_bias_and_norm: bool = True
+    """Leaves biases and normalisation parameters (all tensors with fewer than two dimensions) out
+    of weight decay, and of LARS adaptation."""
+
+
+class Optimizer(Component, ABC):
+    """Makes a torch optimiser from groups. Each group is a dict with `params`, `lr`,
+    `weight_decay` and `adapt` (False: left out of layer-wise adaptation)."""
+
+    kind = "optimizer"
+    Config: ClassVar[type[ComponentConfig]] = OptimizerConfig
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer: ...
+
+
+class Schedule(Component, ABC):
+    """The learning rate over the run, as a factor of its peak."""
+
+    kind = "schedule"
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def factor(self, progress: Progress) -> float:
+        """The factor for the step that follows `progress.step` finished ones."""
+
+
+# --- Evaluation ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """Features of both splits, float32, on one device."""
+
+    train: Tensor  # (N_train, F)
+    test: Tensor  # (N_test, F)
+    train_labels: Tensor | None = None  # (N_train,) int64
+    test_labels: Tensor | None = None  # (N_test,) int64
+    class_names: Sequence[str] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 without labels."""
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a protocol measures: the trained encoder, the untrained one, or raw pixels."""
+
+    name: Literal["trained", "untrained", "pixels"]
+    bank: FeatureBank
+    seed: int
+    """The seed of the recipe; protocols that draw (few-label) draw from it, equally for every
+    subject, so that differences are paired."""
+    encoder: nn.Module | None = None
+    """In eval mode; None for pixels. A protocol that trains it works on a copy."""
+    positive_pairs: Callable[[int], tuple[Tensor, Tensor]] | None = None
+    """positive_pairs(n): encoder features of two augmented views of n images, each (n, F)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a protocol found."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """name -> value; logged as `eval/<protocol>/<name>` unless the name holds a slash."""
+    draws: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """name -> the values whose mean the metric is, for intervals and paired differences."""
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    skipped: str | None = None
+    """The reason, where nothing could be measured."""
+
+
+class EvaluatorConfig(ComponentConfig):
+    """Fields that every protocol has."""
+
+    every_epochs: PositiveInt | None = None
+    """Also run after every so many epochs. It always runs after the last."""
+
+
+class Evaluator(Component, ABC):
+    """An evaluation protocol. Constructed as `cls(config)`."""
+
+    kind = "evaluator"
+    Config: ClassVar[type[ComponentConfig]] = EvaluatorConfig
+    requires_labels: ClassVar[bool] = True
+    baselines: ClassVar[bool] = True
+    """True: at the end it also measures raw pixels and the untrained encoder."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def evaluate(self, subject: Subject) -> Evaluation: ...
+
+
+# --- Tracking and callbacks ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What trackers and callbacks know of a run."""
+
+    run_dir: Path
+    run_name: str
+    """`<recipe name>-s<seed>`."""
+    params: Mapping[str, str | int | float | bool | None]
+    """The resolved recipe, flattened: "method.loss.temperature" -> 0.5."""
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class MetricPoint:
+    """One logged value."""
+
+    key: str
+    value: float
+    step: int
+    time_ms: int
+    """Milliseconds since 1970."""
+
+
+class Tracker(Component, ABC):
+    """Mirrors the run folder to a tracking service. All calls come from one background thread; an
+    exception means that the service could not be reached: the points are kept and sent again."""
+
+    kind = "tracker"
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def start(self, run: RunView, run_id: str | None) -> str | None:
+        """Opens the run, or continues `run_id`. Returns the service's id of the run."""
+
+    @abstractmethod
+    def log_metrics(self, points: Sequence[MetricPoint]) -> None: ...
+
+    @abstractmethod
+    def log_artifact(self, path: Path, folder: str) -> None:
+        """Uploads a file of the run folder into `folder` of the run."""
+
+    @abstractmethod
+    def finish(self, status: Literal["finished", "failed", "killed"]) -> None: ...
+
+
+class Callback(Component):
+    """Watches a run. Runs only where a recipe lists it, and must not change results."""
+
+    kind = "callback"
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def on_start(self, run: RunView, method: Method) -> None:
+        """Before the first step, also after a resume."""
+
+    def on_batch(self, run: RunView, batch: Batch, progress: Progress) -> None:
+        """After the views of a batch are made, before the step."""
+
+    def on_step(self, run: RunView, metrics: Mapping[str, float], progress: Progress) -> None:
+        """At log steps."""
+
+    def on_evaluation(self, run: RunView, metrics: Mapping[str, float], progress: Progress) -> None:
+        """After the protocols of an epoch ran."""
+
+
+INTERFACES: tuple[type[Component], ...] = (
+    Method, Backbone, Head, Loss, Augmentation, Dataset,
+    Evaluator, Optimizer, Schedule, Tracker, Callback,
+)  # fmt: skip
+"""Every kind of component, in the order of the hooks."""

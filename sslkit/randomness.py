@@ -1,0 +1,110 @@
+"""Randomness as a pure function of (seed, stream, epoch, sample index).
+
+Sample-level choices (order, crops, colours, masks) never come from a stateful generator: each is
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") of a key made
+from the seed and the stream's name, and a counter made from the sample index and the epoch. The
+result does not depend on the batch a sample is in, on the number of threads or ranks, or on the
+device, and a resumed run needs no generator state.
+
+Shapes: B samples, K values per sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def stream_key(seed: int, *names: str | int) -> tuple[int, int]:
+    """The Philox key (two 32-bit words) of a named stream."""
+    text = "\0".join(map(str, (seed, *names))).encode()
+    digest = hashlib.blake2b(text, digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Philox4x32-10 on int64 tensors that hold 32-bit words; broadcasts; four words out.
+
+    The 64-bit products wrap around in int64, which leaves both 32-bit halves as they are.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        high0, high1 = (p0 >> 32) & _MASK, (p1 >> 32) & _MASK
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, p1 & _MASK, high0 ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return [c0, c1, c2, c3]
+
+
+@dataclass(frozen=True)
+class SampleRandom:
+    """Random values for the samples of a batch, keyed by the sample and never by its position.
+
+    Two calls with the same name return the same values; use one name for each purpose.
+    """
+
+    seed: int
+    stream: str
+    epoch: int
+    indices: Tensor  # (B,) int64, positions in the data set
+
+    def substream(self, *names: str | int) -> SampleRandom:
+        """An independent source for the same samples, for example one per view."""
+        stream = "/".join((self.stream, *map(str, names)))
+        return SampleRandom(self.seed, stream, self.epoch, self.indices)
+
+    def select(self, rows: slice | Tensor) -> SampleRandom:
+        """The same randomness for some of the samples."""
+        return SampleRandom(self.seed, self.stream, self.epoch, self.indices[rows])
+
+    def bits(self, name: str, count: int) -> Tensor:
+        """(B, count) int64 tensor of uniform 32-bit words."""
+        device = self.indices.device
+        block = torch.arange((count + 3) // 4, device=device)[None, :]
+        index = self.indices[:, None]
+        counter = (index & _MASK, (index >> 32) & _MASK, torch.full_like(block, self.epoch), block)
+        words = philox(counter, stream_key(self.seed, self.stream, name))
+        return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :count]
+
+    def uniform(self, name: str, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """(B, count) float32 tensor, uniform in [low, high): 24 random bits per value."""
+        unit = (self.bits(name, count) >> 8).to(torch.float32) * 2.0**-24
+        return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
+
+    def integers(self, name: str, count: int, high: int) -> Tensor:
+        """(B, count) int64 tensor, uniform in {0, ..., high - 1}; bias below high / 2**32."""
+        return (self.bits(name, count) * high) >> 32
+
+    def permutation(self, name: str, count: int) -> Tensor:
+        """(B, count) int64 tensor: a random permutation of 0..count-1 for each sample."""
+        return self.bits(name, count).argsort(dim=1, stable=True)
+
+
+def epoch_order(seed: int, epoch: int, num_samples: int) -> Tensor:
+    """(num_samples,) int64 tensor: the order of the training samples in an epoch."""
+    index = torch.arange(num_samples)
+    zero = torch.zeros(1, dtype=torch.int64)
+    words = philox((index, zero, torch.full_like(zero, epoch), zero), stream_key(seed, "order"))
+    # 63 bits: ties, which a stable sort would break towards low indices, do not happen in practice.
+    return ((words[0] << 31) | (words[1] >> 1)).argsort(stable=True)
+
+
+@contextmanager
+def seeded(seed: int, *names: str | int) -> Iterator[None]:
+    """Runs library randomness (initialisation, dropout, drop path) under its own named seed and
+    leaves the global generators as they were."""
+    low, high = stream_key(seed, *names)
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed((high << 31) ^ low)
+        yield
