@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import pluggy
@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from .runs import RunResult
     from .interfaces import Backbone
+    from .runs import RunResult
 
-__version__ = version("sslkit")
+try:
+    __version__ = version("sslkit")
+except PackageNotFoundError:  # a source tree on PYTHONPATH, not installed
+    __version__ = "0+source"
 
 hookimpl = pluggy.HookimplMarker("sslkit")
 """Marks a function of a plugin module as the implementation of a hook."""

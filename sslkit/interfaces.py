@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic_core import PydanticCustomError, core_schema, to_json
 from torch import Tensor, nn
 
+from .errors import PluginError
 from .randomness import SampleRandom
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
 
 
-# --- Components and their configuration ----------------------------------------------------------
+# --- Components and their configuration -----------------------------------------------------------
 
 
 class ComponentConfig(BaseModel):
@@ -135,7 +136,9 @@ class Slot(Generic[C]):
 
         return core_schema.with_info_plain_validator_function(
             validate,
-            serialization=core_schema.plain_serializer_function_ser_schema(lambda slot: slot.dump()),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda slot: slot.dump()
+            ),
             metadata={"sslkit_kind": kind},
         )
 
@@ -143,16 +146,33 @@ class Slot(Generic[C]):
     def __get_pydantic_json_schema__(
         cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return {"$ref": f"#/$defs/{schema['metadata']['sslkit_kind']}"}  # filled by `sslkit schema`
+        # `sslkit schema` replaces this by a reference to all components of the kind; pydantic
+        # cannot resolve a reference to a definition that it has not made.
+        return {"sslkit_kind": schema["metadata"]["sslkit_kind"]}
 
 
 def _resolve(kind: str, block: Mapping[str, Any], context: Any) -> Slot[Any]:
-    """Finds the class through the registry in the validation context and validates its config."""
+    """Finds the class through the registry in the validation context and validates its config.
+
+    A ValidationError of the config passes through: pydantic prefixes its locations with ours.
+    """
     if not context or "registry" not in context:
         raise RuntimeError("component blocks are validated through sslkit.recipe.load_recipe")
-    found = context["registry"].resolve(kind, block["name"])
+    try:
+        found = context["registry"].resolve(kind, block["name"])
+    except PluginError as error:
+        raise PydanticCustomError("component", "{reason}", {"reason": str(error)}) from error
     fields = {key: value for key, value in block.items() if key != "name"}
-    config = found.cls.Config.model_validate(fields, context=context)
+    try:
+        # Strict JSON rules: 'on' and 1 are no booleans, but a list is a tuple and text a path.
+        config = found.cls.Config.model_validate_json(
+            to_json(fields, inf_nan_mode="constants"), strict=True, context=context
+        )
+    except ValidationError:
+        raise
+    except Exception as error:  # a validator of a plugin that fails in its own way
+        reason = f"the Config of {kind} '{block['name']}' failed: {type(error).__name__}: {error}"
+        raise PydanticCustomError("component", "{reason}", {"reason": reason}) from error
     return Slot(found.cls, block["name"], config, found.distribution, found.version)
 
 
@@ -161,7 +181,7 @@ def slot(name: str, **fields: Any) -> Any:
     return Field(default={"name": name, **fields}, validate_default=True)
 
 
-# --- Data ------------------------------------------------------------------------------------------
+# --- Data -----------------------------------------------------------------------------------------
 
 
 class UnreadableImageError(Exception):
@@ -252,7 +272,7 @@ class Batch:
         )
 
 
-# --- Augmentation ----------------------------------------------------------------------------------
+# --- Augmentation ---------------------------------------------------------------------------------
 
 Params = Mapping[str, Tensor]
 """The random parameters of one view: each tensor is (B, ...), one row per sample."""
@@ -303,7 +323,7 @@ class Augmentation(Component, ABC):
         return {}
 
 
-# --- Networks --------------------------------------------------------------------------------------
+# --- Networks -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -378,7 +398,7 @@ class Loss(Component, nn.Module, ABC):
         return {}
 
 
-# --- Methods ---------------------------------------------------------------------------------------
+# --- Methods --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -474,7 +494,7 @@ class Method(Component, nn.Module, ABC):
         """Called after each optimiser step (`progress.step` counts it) with `StepOutput.carry`."""
 
 
-# --- Optimisation ----------------------------------------------------------------------------------
+# --- Optimisation ---------------------------------------------------------------------------------
 
 
 class OptimizerConfig(ComponentConfig):
@@ -521,7 +541,7 @@ class Schedule(Component, ABC):
         """The factor for the step that follows `progress.step` finished ones."""
 
 
-# --- Evaluation ------------------------------------------------------------------------------------
+# --- Evaluation -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -591,7 +611,7 @@ class Evaluator(Component, ABC):
     def evaluate(self, subject: Subject) -> Evaluation: ...
 
 
-# --- Tracking and callbacks ------------------------------------------------------------------------
+# --- Tracking and callbacks -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
