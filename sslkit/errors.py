@@ -37,3 +37,13 @@ class CheckpointError(SSLKitError):
 
 class TrainingError(SSLKitError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+class RunFolderError(SSLKitError):
+    """A run folder is missing, cannot be written, or belongs to another running process."""
+
+    exit_code = 2
+
+
+class TrackingError(SSLKitError):
+    """The tracking service could not be reached when that was the task (`sync`)."""

@@ -1,0 +1,25 @@
+"""The tracker `none`: the run folder is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from sslkit.interfaces import MetricPoint, RunView, Tracker
+
+
+class NoTracker(Tracker):
+    """Mirrors nothing."""
+
+    def start(self, run: RunView, run_id: str | None) -> str | None:
+        return None
+
+    def log_metrics(self, points: Sequence[MetricPoint]) -> None:
+        return None
+
+    def log_artifact(self, path: Path, folder: str) -> None:
+        return None
+
+    def finish(self, status: Literal["finished", "failed", "killed"]) -> None:
+        return None

@@ -1,0 +1,132 @@
+"""Moves what a run folder holds to its tracker, one acknowledged piece at a time."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from sslkit.interfaces import MetricPoint, Tracker
+
+from .cursor import Cursor, PendingArtifact, Status
+from .folder import RunFolder
+from .metrics_file import MetricLine, read_from
+
+
+class Feed:
+    """The way from a run folder to a tracker. Every method that talks to the tracker may raise what
+    the tracker raises; then nothing is lost, and the next call starts with `Tracker.start`, which
+    finds out what the service has. These methods belong to one thread; `lock` guards the cursor."""
+
+    def __init__(self, folder: RunFolder, tracker: Tracker, cursor: Cursor) -> None:
+        self.folder = folder
+        self.tracker = tracker
+        self.cursor = cursor
+        self.lock = threading.Lock()
+        self.points = 0
+        """Points that the service has acknowledged through this object."""
+        self.artifacts = 0
+        self.missing: list[Path] = []
+        """Files that were to be uploaded and are gone."""
+        self._started = False
+        cursor.offset = min(cursor.offset, self._size())  # the file was cut for a resume
+        if cursor.tracker != tracker_class(tracker):
+            cursor.forget()
+            cursor.tracker = tracker_class(tracker)
+
+    def save(self) -> None:
+        """Makes the cursor last."""
+        with self.lock:
+            self.cursor.save(self.folder.tracker)
+
+    def connect(self) -> None:
+        """Opens the run at the service unless that is done."""
+        if self._started:
+            return
+        known = self.cursor.run_id
+        run_id = self.tracker.start(self.cursor.view(self.folder.path), known)
+        with self.lock:
+            if run_id != known:
+                self.cursor.forget()  # the service lost the run, or never had it
+                self.cursor.run_id = run_id
+            self.cursor.save(self.folder.tracker)
+        self._started = True
+
+    def send_piece(self) -> bool:
+        """Sends about 64 KiB of metrics, or one artifact. False where there is nothing to send."""
+        try:
+            self.connect()
+            return self._send_metrics() or self._send_artifact()
+        except Exception:
+            self._started = False
+            raise
+
+    def finish(self, status: Status) -> None:
+        """Tells the service how the run ended."""
+        try:
+            self.connect()
+            self.tracker.finish(status)
+        except Exception:
+            self._started = False
+            raise
+        with self.lock:
+            self.cursor.closed = True
+            self.cursor.save(self.folder.tracker)
+
+    def has_work(self) -> bool:
+        """Whether the service misses something."""
+        with self.lock:
+            waiting = any(not artifact.sent for artifact in self.cursor.artifacts)
+            return waiting or self.cursor.offset < self._size() or not self.cursor.closed
+
+    def _send_metrics(self) -> bool:
+        if self.cursor.offset >= self._size():
+            return False
+        lines, offset = read_from(self.folder.metrics, self.cursor.offset)
+        points = [p for line in lines for p in points_of(line) if self.cursor.is_new(p)]
+        if points:
+            self.tracker.log_metrics(points)
+        with self.lock:
+            moved = offset > self.cursor.offset
+            self.cursor.acknowledge(points, offset)
+            self.cursor.save(self.folder.tracker)
+        self.points += len(points)
+        return moved
+
+    def _send_artifact(self) -> bool:
+        with self.lock:
+            artifact = next((a for a in self.cursor.artifacts if not a.sent), None)
+        if artifact is None:
+            return False
+        path = self.folder.path / artifact.path
+        if path.is_file():
+            self.tracker.log_artifact(path, artifact.folder)
+            self.artifacts += 1
+        else:
+            self.missing.append(path)
+        self._mark_sent(artifact)
+        return True
+
+    def _mark_sent(self, artifact: PendingArtifact) -> None:
+        with self.lock:
+            artifact.sent = True
+            self.cursor.save(self.folder.tracker)
+
+    def _size(self) -> int:
+        try:
+            return self.folder.metrics.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+
+def points_of(line: MetricLine) -> list[MetricPoint]:
+    """The points of a line that a service can hold: the finite ones."""
+    return [
+        MetricPoint(key, value, line.step, line.time_ms)
+        for key, value in line.metrics.items()
+        if abs(value) != float("inf") and value == value
+    ]
+
+
+def tracker_class(tracker: Tracker) -> str:
+    """What identifies a kind of tracker across processes."""
+    return f"{type(tracker).__module__}:{type(tracker).__qualname__}"

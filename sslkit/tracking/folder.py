@@ -1,0 +1,196 @@
+"""The run folder: the truth about a run. Trackers mirror it.
+
+runs/simclr-r18-20261122-174307-3f9a/
+  recipe.resolved.yaml  environment.json  metrics.jsonl  tracker.json
+  checkpoints/  encoder.safetensors  report.md  figures/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from sslkit.errors import RunFolderError
+
+from .atomic import write_atomic
+from .metrics_file import truncate_after
+
+_MAX_NAME = 80
+
+
+class RunFolder:
+    """Paths inside a run folder and, for its one writer, the right to write.
+
+    `RunFolder.create` and `RunFolder.open(path, write=True)` lock the folder until `close`, the end
+    of a `with` block, or the end of the process, however it ends. Reading needs no lock."""
+
+    def __init__(self, path: Path, lock: FileLock | None = None) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def create(cls, runs_dir: Path | str, name: str) -> RunFolder:
+        """Makes `runs_dir/<name>-<id>` and locks it. Raises RunFolderError."""
+        parent = Path(runs_dir).absolute()
+        while True:
+            path = parent / f"{sanitise_name(name)}-{new_run_id()}"
+            try:
+                path.mkdir(parents=True)
+                (path / "checkpoints").mkdir()
+                (path / "figures").mkdir()
+            except FileExistsError as error:
+                if path.is_dir():
+                    continue  # the same second and the same four digits
+                raise _cannot_create(parent, error) from error
+            except OSError as error:
+                raise _cannot_create(parent, error) from error
+            return cls(path, _lock(path))
+
+    @classmethod
+    def open(cls, path: Path | str, *, write: bool = False) -> RunFolder:
+        """An existing run folder. Raises RunFolderError where there is none and, with `write`,
+        where another process writes it."""
+        path = Path(path).absolute()
+        if not path.is_dir():
+            raise RunFolderError(f"{path}: no such run folder")
+        if not any((path / name).exists() for name in ("recipe.resolved.yaml", ".lock")):
+            raise RunFolderError(f"{path}: not a run folder (it has no recipe.resolved.yaml)")
+        return cls(path, _lock(path) if write else None)
+
+    @property
+    def id(self) -> str:
+        """The last part of the folder's name: `<UTC date>-<time>-<4 hex digits>`."""
+        return "-".join(self.path.name.split("-")[-3:])
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.resolved.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tracker(self) -> Path:
+        """What the tracker has received."""
+        return self.path / "tracker.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def encoder(self) -> Path:
+        return self.path / "encoder.safetensors"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.md"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def writable(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._lock is not None
+
+    def require_writable(self) -> None:
+        """Raises RuntimeError where the folder was opened for reading."""
+        if self._lock is None:
+            raise RuntimeError(f"{self.path} was opened for reading, or is closed")
+
+    def write_text(self, path: Path | str, text: str) -> Path:
+        """Replaces a file of the folder atomically; a relative path counts from the folder."""
+        self.require_writable()
+        target = self.path / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, text)
+        return target
+
+    def write_json(self, path: Path | str, value: Any) -> Path:
+        """Replaces a file of the folder by `value` as JSON, atomically."""
+        return self.write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drops what `metrics.jsonl` holds beyond `step`, before a run resumes there. A torn last
+        line, as `kill -9` leaves it, goes too."""
+        self.require_writable()
+        truncate_after(self.metrics, step)
+
+    def close(self) -> None:
+        """Releases the lock. A second call does nothing."""
+        if self._lock is not None:
+            _owner_file(self.path).unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+
+def sanitise_name(name: str) -> str:
+    """A recipe's name as a part of a path: letters, digits, `.`, `_` and `-`."""
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:_MAX_NAME].rstrip("-.")
+    return cleaned or "run"
+
+
+def new_run_id() -> str:
+    """Sorts by time (UTC, one second); four random hex digits tell runs of one second apart."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def _lock(path: Path) -> FileLock:
+    """The operating system's lock on the folder: it ends with the process that holds it."""
+    lock = FileLock(path / ".lock", thread_local=False)
+    owner = {"pid": os.getpid(), "host": socket.gethostname()}
+    try:
+        lock.acquire(timeout=0)
+        write_atomic(_owner_file(path), json.dumps(owner))
+    except Timeout:
+        raise RunFolderError(f"{path}: in use by {_owner(path)}; wait or stop it first") from None
+    except OSError as error:
+        lock.release()
+        raise RunFolderError(f"{path}: cannot be written ({error.strerror})") from error
+    return lock
+
+
+def _owner_file(path: Path) -> Path:
+    return path / ".owner"
+
+
+def _owner(path: Path) -> str:
+    try:
+        owner = json.loads(_owner_file(path).read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it is just starting or stopping
+        return "another process"
+
+
+def _cannot_create(parent: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(f"runs_dir: cannot make a run folder in {parent} ({error.strerror})")
