@@ -1,0 +1,91 @@
+"""Contrastive losses on two or more views: NT-Xent and InfoNCE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+
+import torch
+from pydantic import PositiveFloat
+from torch import Tensor
+
+from sslkit.interfaces import ComponentConfig, Loss, LossInput
+from sslkit.nn.functional import (
+    ContrastiveMetrics,
+    contrastive_accuracy_and_entropy,
+    info_nce,
+    nt_xent,
+)
+
+
+class NTXent(Loss):
+    """NT-Xent (SimCLR): every view is an anchor, both views hold negatives.
+
+    With more than two views: the mean over all pairs of views. See `sslkit.nn.functional.nt_xent`.
+    """
+
+    class Config(ComponentConfig):
+        temperature: PositiveFloat = 0.5
+        """Softmax temperature. 0.5 suits CIFAR, 0.1 ImageNet (arXiv 2002.05709, B.9 and 5.1)."""
+
+    config: Config
+
+    def forward(self, inputs: LossInput) -> Tensor:
+        temperature = self.config.temperature
+        return _mean_over_pairs(inputs.views, lambda a, b: nt_xent(a, b, temperature))
+
+    def metrics(self, inputs: LossInput) -> Mapping[str, Tensor]:
+        first, second, *_ = inputs.views
+        return _named(
+            contrastive_accuracy_and_entropy(
+                first, second, temperature=self.config.temperature, both_views=True
+            )
+        )
+
+
+class InfoNCE(Loss):
+    """InfoNCE: negatives are the other view's embeddings of other images, or `inputs.negatives`
+    where the method has them (a queue): then the first view is the query, the second its key.
+
+    With more than two views: the mean over all pairs of views. See
+    `sslkit.nn.functional.info_nce`.
+    """
+
+    class Config(ComponentConfig):
+        temperature: PositiveFloat = 0.1
+        """Softmax temperature."""
+        symmetric: bool = True
+        """In-batch negatives: average first to second view and second to first. Does not apply
+        to negatives from a queue, where the second view is the key and never the query."""
+
+    config: Config
+
+    def forward(self, inputs: LossInput) -> Tensor:
+        config, negatives = self.config, inputs.negatives
+        symmetric = config.symmetric and negatives is None
+        return _mean_over_pairs(
+            inputs.views,
+            lambda a, b: info_nce(a, b, negatives, config.temperature, symmetric=symmetric),
+        )
+
+    def metrics(self, inputs: LossInput) -> Mapping[str, Tensor]:
+        first, second, *_ = inputs.views
+        return _named(
+            contrastive_accuracy_and_entropy(
+                first, second, inputs.negatives, self.config.temperature
+            )
+        )
+
+
+def _mean_over_pairs(views: Sequence[Tensor], loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    if len(views) < 2:
+        raise ValueError(f"a contrastive loss needs at least 2 views, not {len(views)}")
+    return torch.stack([loss(a, b) for a, b in combinations(views, 2)]).mean()
+
+
+def _named(metrics: ContrastiveMetrics) -> Mapping[str, Tensor]:
+    return {
+        "contrastive_top1": metrics.top1,
+        "contrastive_top5": metrics.top5,
+        "contrastive_entropy": metrics.entropy,
+    }

@@ -1,0 +1,106 @@
+"""Optimisers: torch's SGD, Adam and AdamW, and LARS.
+
+All run in their `foreach` form: few kernels on a GPU, and on a CPU the same bits as the plain
+loop. The `fused` forms are not used: they round differently and assume that a parameter, its
+gradient and its state share one memory layout, which a channels-last network restored from a
+checkpoint need not satisfy.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+import torch
+from pydantic import Field, PositiveFloat, model_validator
+
+from sslkit.interfaces import Optimizer, OptimizerConfig
+from sslkit.nn import lars
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class SGD(Optimizer):
+    """torch.optim.SGD: v <- m v + g, w <- w - lr v. Weight decay is added to the gradient."""
+
+    class Config(OptimizerConfig):
+        momentum: Fraction = 0.9
+        """Momentum."""
+        nesterov: bool = False
+        """Nesterov's form of momentum."""
+
+        @model_validator(mode="after")
+        def _nesterov_has_momentum(self) -> Self:
+            if self.nesterov and self.momentum == 0.0:
+                raise ValueError("nesterov needs momentum above 0")
+            return self
+
+    config: Config
+
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        config = self.config
+        return torch.optim.SGD(
+            groups, momentum=config.momentum, nesterov=config.nesterov, foreach=True
+        )
+
+
+class AdamConfig(OptimizerConfig):
+    """Fields of Adam and AdamW."""
+
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay of the mean of gradients and of the mean of squared gradients."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+
+
+class Adam(Optimizer):
+    """torch.optim.Adam. Weight decay is added to the gradient; see `adamw` for the decoupled."""
+
+    Config = AdamConfig
+    config: AdamConfig
+
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        config = self.config
+        return torch.optim.Adam(groups, betas=config.betas, eps=config.eps, foreach=True)
+
+
+class AdamW(Optimizer):
+    """torch.optim.AdamW: w <- w - lr * weight_decay * w beside Adam's step."""
+
+    Config = AdamConfig
+    config: AdamConfig
+
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        config = self.config
+        return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, foreach=True)
+
+
+class LARS(Optimizer):
+    """LARS as SimCLR uses it; see `sslkit.nn.lars.LARS` for the formulas.
+
+    Groups with `adapt: False` (biases and normalisation, with `exclude_bias_and_norm`) take plain
+    momentum steps at the full learning rate.
+    """
+
+    class Config(OptimizerConfig):
+        momentum: Fraction = 0.9
+        """Momentum."""
+        nesterov: bool = False
+        """Nesterov's form of momentum."""
+        trust_coefficient: PositiveFloat = 0.001
+        """Ratio of the step's norm to the weight's norm, at learning rate 1."""
+        lr_in_buffer: bool = True
+        """True: the learning rate enters the momentum buffer (SimCLR); False: it scales the
+        buffer (BYOL, MoCo v3, VICReg). They differ while the learning rate changes."""
+
+    config: Config
+
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        config = self.config
+        return lars.LARS(
+            groups,
+            lr=config.lr,
+            momentum=config.momentum,
+            trust_coefficient=config.trust_coefficient,
+            nesterov=config.nesterov,
+            lr_in_buffer=config.lr_in_buffer,
+        )

@@ -1,0 +1,57 @@
+"""Learning-rate schedules: cosine and constant, both with linear warm-up.
+
+Step k is the step that follows k finished ones. During warm-up over K_w steps the factor is
+k / K_w, so the first step of a warmed-up run has learning rate 0 and step K_w has the peak.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from sslkit.interfaces import ComponentConfig, Progress, Schedule
+
+
+class Cosine(Schedule):
+    """After warm-up f + (1 - f) (1 + cos(pi (k - K_w) / (K - K_w))) / 2: 1 at k = K_w, and f, the
+    `final_factor`, at the end, k = K.
+
+    Source: Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts."""
+
+    class Config(ComponentConfig):
+        warmup_epochs: float = Field(default=0.0, ge=0.0)
+        """Epochs of linear warm-up from 0; fractions are allowed. Counted per step."""
+        final_factor: float = Field(default=0.0, ge=0.0, le=1.0)
+        """The factor that the cosine approaches."""
+        evaluate: Literal["step", "epoch"] = "step"
+        """`epoch` keeps the cosine constant within an epoch (MoCo v2, SimSiam)."""
+
+    config: Config
+
+    def factor(self, progress: Progress) -> float:
+        config, step = self.config, progress.step
+        warmup_steps = config.warmup_epochs * progress.steps_per_epoch
+        if step < warmup_steps:
+            return step / warmup_steps
+        if config.evaluate == "epoch":
+            step -= step % progress.steps_per_epoch
+        length = progress.total_steps - warmup_steps
+        done = min(max((step - warmup_steps) / length, 0.0), 1.0) if length > 0 else 1.0
+        half_wave = 0.5 * (1.0 + math.cos(math.pi * done))
+        return config.final_factor + (1.0 - config.final_factor) * half_wave
+
+
+class Constant(Schedule):
+    """1 after warm-up."""
+
+    class Config(ComponentConfig):
+        warmup_epochs: float = Field(default=0.0, ge=0.0)
+        """Epochs of linear warm-up from 0; fractions are allowed. Counted per step."""
+
+    config: Config
+
+    def factor(self, progress: Progress) -> float:
+        warmup_steps = self.config.warmup_epochs * progress.steps_per_epoch
+        return min(progress.step / warmup_steps, 1.0) if warmup_steps > 0 else 1.0

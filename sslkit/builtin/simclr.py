@@ -1,0 +1,76 @@
+"""SimCLR: a contrastive loss between augmented views of the same image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from sslkit.interfaces import (
+    Backbone,
+    Batch,
+    ComponentConfig,
+    Facts,
+    Head,
+    Loss,
+    LossInput,
+    Method,
+    Slot,
+    StepOutput,
+    slot,
+)
+from sslkit.nn.deferred import Deferred
+
+
+class SimCLR(Method):
+    """Encoder and projection head on every view, one contrastive loss on the projections.
+
+    All views go through the network in one forward pass, so BatchNorm sees them jointly, as in the
+    reference code. With more than two views the built-in losses average over all pairs.
+    Source: Chen et al. 2020, arXiv 2002.05709; v2: arXiv 2006.10029 (`head.num_layers: 3`).
+    """
+
+    class Config(ComponentConfig):
+        head: Slot[Head] = slot("mlp")
+        """Projection head."""
+        loss: Slot[Loss] = slot("nt_xent")
+        """Loss on the projections of all views."""
+
+    @classmethod
+    def problems(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+        sizes = [view.size for view in facts.views]
+        if len(sizes) < 2:
+            yield "", f"simclr contrasts views, but the augmentation makes {len(sizes)}: use 2"
+        if len(set(sizes)) > 1:
+            yield "", f"simclr needs views of one size, but the augmentation makes {sizes} px"
+        if facts.batch_size < 2:
+            yield "", "simclr needs train.batch_size >= 2: the other images are its negatives"
+        requires = config.loss.cls.requires
+        if "labels" in requires and facts.num_classes is None:
+            yield "loss", f"{config.loss.name} needs labels, and the data has none"
+        if "negatives" in requires:
+            yield "loss", f"{config.loss.name} needs a queue of negatives, which simclr has not"
+
+    config: Config
+
+    def __init__(self, config: Config, backbone: Backbone, facts: Facts) -> None:
+        super().__init__(config, backbone, facts)
+        self.head = config.head.build(in_dim=backbone.num_features)
+        self.loss = config.loss.build()
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """features: (B, V, F) and z: (B, V, D), one row per image."""
+        features = self.backbone(torch.cat(batch.views))
+        z = self.head(features)
+        num_views = len(batch.views)
+        return {
+            "features": features.unflatten(0, (num_views, -1)).transpose(0, 1),
+            "z": z.unflatten(0, (num_views, -1)).transpose(0, 1),
+        }
+
+    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+        z = embeddings["z"]
+        loss = self.loss(LossInput(views=z.unbind(dim=1), labels=batch.labels))
+        watched = LossInput(views=z.detach().unbind(dim=1), labels=batch.labels)
+        return StepOutput(loss, metrics=Deferred(lambda: self.loss.metrics(watched)))

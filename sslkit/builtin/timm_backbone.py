@@ -1,0 +1,286 @@
+"""Any timm model as a backbone, with a stem for small images and its own normalisation.
+
+timm takes seconds to import, so it is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from torch import Tensor, nn
+
+from sslkit.errors import CheckpointError
+from sslkit.interfaces import Backbone, ComponentConfig, Facts, Preprocess
+from sslkit.nn.stem import has_resnet_stem, use_small_stem
+from sslkit.nn.weights import misfits, read_weights
+
+_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+}
+_OWN_ARGUMENTS = {
+    "num_classes": "it is always 0",
+    "in_chans": "it follows from the data",
+    "img_size": "it follows from the augmentation",
+    "patch_size": "use patch_size",
+    "global_pool": "use pool",
+    "drop_path_rate": "use drop_path_rate",
+    "pretrained": "use pretrained",
+    "checkpoint_path": "use weights",
+    "features_only": "a backbone returns one vector per image",
+}
+_SMALL_IMAGE = 96
+"""Up to this many pixels images are evaluated whole, without a centre crop."""
+
+
+class Normalization(ComponentConfig):
+    """Statistics of the pixel values, per channel, for images in [0, 1]."""
+
+    mean: tuple[float, ...] = Field(min_length=1)
+    """Subtracted, one value per channel."""
+    std: tuple[PositiveFloat, ...] = Field(min_length=1)
+    """Divided by, one value per channel."""
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}")
+        return self
+
+
+class TimmBackbone(Backbone):
+    """A model of `timm.create_model` without classifier; features after its pooling."""
+
+    class Config(ComponentConfig):
+        model: str
+        """Name of the model, such as `resnet18`; `timm.list_models()` lists them."""
+        stem: Literal["default", "small", "small_pool"] = "default"
+        """ResNets only. `small`: first convolution 3x3, stride 1, and no max-pool, for 32 px;
+        `small_pool` keeps the max-pool, for 96 px."""
+        stem_padding: Literal[1, 2] = 1
+        """Padding of the small stem's convolution; 2 reproduces solo-learn."""
+        pretrained: bool = False
+        """Start from timm's published weights, which are downloaded."""
+        weights: Path | None = None
+        """Start from a timm weight file (.safetensors, .pth) or from the folder of a run."""
+        normalize: Literal["none", "imagenet", "cifar10"] | Normalization = "imagenet"
+        """Statistics that the backbone applies to images in [0, 1]: a name, or `mean` and `std`
+        with one value per channel."""
+        pool: Literal["avg", "max", "token", "map"] | None = None
+        """timm's `global_pool`; null leaves the model's own. `token` and `map` are for ViTs."""
+        patch_size: PositiveInt | None = None
+        """Patch side of a ViT in pixels; null leaves the model's own."""
+        drop_path_rate: float = Field(default=0.0, ge=0.0, lt=1.0)
+        """Stochastic depth."""
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+        """How images are resized at evaluation and in use."""
+        model_args: dict[str, bool | int | float | str] = Field(default={})
+        """Further arguments of `timm.create_model`, such as `{zero_init_last: false}`."""
+
+        @field_validator("model_args")
+        @classmethod
+        def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+            for name in value:
+                if name in _OWN_ARGUMENTS:
+                    raise ValueError(f"{name} cannot be set here: {_OWN_ARGUMENTS[name]}")
+            return value
+
+        @model_validator(mode="after")
+        def _one_start(self) -> Self:
+            if self.pretrained and self.weights is not None:
+                raise ValueError("pretrained and weights exclude each other: keep one")
+            return self
+
+    config: Config
+
+    @classmethod
+    def problems(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+        import timm
+
+        if not timm.is_model(config.model) and ":" not in config.model:  # hf-hub:, local-dir:
+            close = difflib.get_close_matches(config.model, timm.list_models(), n=3)
+            hint = f", did you mean {' or '.join(close)}?" if close else "; see timm.list_models()"
+            yield "model", f"timm has no model {config.model!r}{hint}"
+            return
+        yield from _normalization_problems(config, facts.channels)
+        if config.pretrained and not timm.is_model_pretrained(config.model):
+            yield "pretrained", f"timm has no weights for {config.model}"
+        sizes = sorted({view.size for view in facts.views}, reverse=True)
+        if sizes:
+            yield from _network_problems(config, facts.channels, sizes)
+
+    def __init__(self, config: Config, *, channels: int, image_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.model = _create(config, channels, image_size, pretrained=config.pretrained)
+        _adapt_stem(self.model, config)
+        if config.weights is not None:
+            weights = _fitting_weights(self.model, config.weights)
+            self.model.load_state_dict(weights, strict=False)
+        self.num_features = _width(self.model)
+        mean, std = _statistics(config, channels)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        small = image_size <= _SMALL_IMAGE
+        self.preprocess = Preprocess(
+            size=image_size,
+            resize=image_size if small else round(image_size * 256 / 224),
+            interpolation=config.interpolation,
+            mean=mean,
+            std=std,
+        )
+
+    mean: Tensor
+    std: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.config.normalize != "none":
+            images = (images - self.mean) / self.std
+        features: Tensor = self.model(images)
+        return features
+
+    def export_state(self) -> dict[str, Tensor]:
+        """The weights under timm's own names: `timm.create_model(name, num_classes=0)` loads them
+        with `checkpoint_path`. Normalise first, as `preprocess` says. With a small stem the model
+        needs `sslkit.nn.stem.use_small_stem` before it can take them."""
+        state = self.model.state_dict()
+        return {name: value.detach().contiguous() for name, value in state.items()}
+
+
+def _statistics(config: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if isinstance(config.normalize, Normalization):
+        return config.normalize.mean, config.normalize.std
+    if config.normalize == "none":
+        return (0.0,) * channels, (1.0,) * channels
+    return _STATISTICS[config.normalize]
+
+
+def _normalization_problems(config: Any, channels: int) -> Iterator[tuple[str, str]]:
+    given = len(_statistics(config, channels)[0])
+    if given != channels:
+        yield (
+            "normalize",
+            f"statistics of {given} channel(s), but the images have {channels}: "
+            "use none, or give mean and std with one value per channel",
+        )
+
+
+def _network_problems(config: Any, channels: int, sizes: list[int]) -> Iterator[tuple[str, str]]:
+    """Builds the model without memory (on the meta device) and sends each view size through."""
+    try:
+        with torch.device("meta"):
+            model = _create(config, channels, sizes[0], pretrained=False)
+    except Exception as error:  # timm raises whatever its models raise; the user gets one line
+        yield _blamed_field(config, error), f"timm cannot build {config.model}: {_line(error)}"
+        return
+    yield from _stem_problems(model, config)
+    try:
+        _adapt_stem(model, config)
+        with torch.no_grad():
+            for size in sizes:
+                model.eval()(torch.empty(2, channels, size, size, device="meta"))
+    except NotImplementedError:
+        pass  # an operation that cannot run without data: nothing can be said before training
+    except Exception as error:
+        yield "model", f"{config.model} cannot take {size} px views: {_line(error)}"
+    if config.weights is not None:
+        try:
+            _fitting_weights(model, config.weights)
+        except CheckpointError as error:
+            yield "weights", str(error)
+
+
+def _stem_problems(model: nn.Module, config: Any) -> Iterator[tuple[str, str]]:
+    if config.stem == "default":
+        return
+    if not has_resnet_stem(model):
+        yield "stem", f"{config.stem} is for ResNets, and {config.model} is none: use default"
+    elif config.pretrained and isinstance(model.conv1, nn.Conv2d):
+        yield (
+            "stem",
+            f"{config.stem} replaces the first convolution, which would drop its pretrained "
+            "weights: use default, or start from weights trained with this stem",
+        )
+
+
+def _create(config: Any, channels: int, image_size: int, *, pretrained: bool) -> nn.Module:
+    """The timm model as configured, before the stem is adapted."""
+    import timm
+
+    arguments: dict[str, Any] = dict(config.model_args)
+    arguments.update(num_classes=0, in_chans=channels, pretrained=pretrained)
+    arguments.update(global_pool=config.pool, patch_size=config.patch_size)  # None: not passed on
+    if config.drop_path_rate > 0.0:
+        arguments["drop_path_rate"] = config.drop_path_rate
+    model: nn.Module
+    try:
+        model = timm.create_model(config.model, img_size=image_size, **arguments)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        model = timm.create_model(config.model, **arguments)  # takes any size, as ResNets do
+    return model
+
+
+def _adapt_stem(model: nn.Module, config: Any) -> None:
+    if config.stem != "default" and has_resnet_stem(model):
+        keep_pool = config.stem == "small_pool"
+        use_small_stem(model, keep_pool=keep_pool, padding=config.stem_padding)
+
+
+def _width(model: nn.Module) -> int:
+    """Width of the features: some families widen them after pooling (MobileNetV3, VGG)."""
+    width: int = getattr(model, "head_hidden_size", None) or model.num_features  # type: ignore[assignment]
+    return width
+
+
+def _fitting_weights(model: nn.Module, path: Path) -> Mapping[str, Tensor]:
+    """Weights of a file that fit the model; timm's own converter is tried where they do not (it
+    resamples position embeddings and renames the layers of original releases).
+
+    Raises CheckpointError."""
+    weights: Mapping[str, Tensor] = read_weights(path)
+    classifier = getattr(model, "default_cfg", {}).get("classifier") or ()
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    ignore = tuple(f"{name}." for name in names)
+    reasons = misfits(model, weights, ignore)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if reasons and convert is not None:
+        try:
+            converted = convert(dict(weights), model)
+        except Exception as error:
+            raise CheckpointError(f"{path}: timm cannot convert it: {_line(error)}") from error
+        reasons = misfits(model, converted, ignore)
+        weights = converted
+    if reasons:
+        more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        raise CheckpointError(
+            f"{path}: does not fit the model: {'; '.join(reasons[:3])}{more}; "
+            "check model, stem, patch_size and the channels of the data"
+        )
+    return weights
+
+
+def _blamed_field(config: Any, error: Exception) -> str:
+    """The field whose name the message of an error holds, for the position in the recipe."""
+    text = str(error)
+    for name in config.model_args:
+        if name in text:
+            return f"model_args.{name}"
+    for argument, name in (
+        ("drop_path_rate", "drop_path_rate"), ("patch_size", "patch_size"), ("pool", "pool"),
+    ):  # fmt: skip
+        if argument in text:
+            return name
+    return "model"
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0][:200]
