@@ -1,0 +1,199 @@
+"""Features of a frozen encoder, and the two baselines that every protocol is compared with.
+
+Shapes: B images of a batch, N images of a split, C channels, S side in pixels, F feature width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sslkit.interfaces import FeatureBank
+
+Precision = Literal["fp32", "bf16"]
+
+
+@contextmanager
+def eval_mode(encoder: nn.Module) -> Iterator[None]:
+    """Evaluation mode. Afterwards every submodule has the training flag that it had before, also
+    where an exception leaves the block."""
+    flags = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def frozen(encoder: nn.Module) -> Iterator[None]:
+    """`eval_mode` without gradients: nothing inside changes the encoder."""
+    with eval_mode(encoder), torch.no_grad():
+        yield
+
+
+def encoder_state(encoder: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer, those left out of `state_dict` included; not copied."""
+    return {
+        **{f"parameter {name}": tensor.detach() for name, tensor in encoder.named_parameters()},
+        **{f"buffer {name}": tensor.detach() for name, tensor in encoder.named_buffers()},
+    }
+
+
+def state_digest(encoder: nn.Module) -> str:
+    """A hash of the names and bits of every parameter and buffer."""
+    digest = blake2b(digest_size=16)
+    for name, tensor in encoder_state(encoder).items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def extract(
+    encoder: nn.Module, batches: Iterable[Tensor], *, precision: Precision, channels_last: bool
+) -> Tensor:
+    """The features of all batches, (N, F) float32, on the encoder's device.
+
+    batches: (B, C, S, S) float images in [0, 1]; batches may differ in length. The encoder is in
+    evaluation mode meanwhile and is not changed. Raises ValueError if there is no batch."""
+    device = next((p.device for p in encoder.parameters()), None)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    parts: list[Tensor] = []
+    with frozen(encoder):
+        for images in batches:
+            images = images.to(device=device, memory_format=layout)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                parts.append(encoder(images).float())
+    if not parts:
+        raise ValueError("no images to take features from")
+    return torch.cat(parts)
+
+
+def pixel_features(batches: Iterable[Tensor], *, max_side: int = 32) -> Tensor:
+    """Images as feature vectors, (N, C * s * s) float32, where s is the side of the images or
+    `max_side`, whichever is smaller. Larger images are shrunk by averaging areas: a 224 pixel
+    image would be 150,528 numbers, most of which only add noise to distances.
+
+    Not centred: see `mean_centred`. Raises ValueError if there is no batch."""
+    parts = [_shrink(images.float(), max_side).flatten(1) for images in batches]
+    if not parts:
+        raise ValueError("no images to take pixels from")
+    return torch.cat(parts)
+
+
+def _shrink(images: Tensor, max_side: int) -> Tensor:
+    height, width = (min(side, max_side) for side in images.shape[-2:])
+    return F.interpolate(images, size=(height, width), mode="area")
+
+
+def mean_centred(bank: FeatureBank) -> FeatureBank:
+    """Both splits minus the mean of the training split. Raw pixels need this before cosine
+    similarity: they are all positive, so without it every pair of images looks alike."""
+    mean = bank.train.mean(dim=0, keepdim=True)
+    return replace(bank, train=bank.train - mean, test=bank.test - mean)
+
+
+# --- Calibrated batch statistics ------------------------------------------------------------------
+
+
+class _PooledMoments:
+    """Mean and variance per channel over all inputs of a BatchNorm layer, merged batch by batch
+    (Chan et al. 1979) in float64 where the device has it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | None = None
+        self.squares: Tensor | None = None  # sum of squared deviations from the mean
+
+    def hook(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """A forward pre-hook."""
+        values = inputs[0].detach()
+        if values.device.type != "mps":
+            values = values.double()
+        values = values.transpose(0, 1).flatten(1)  # (channels, B * positions)
+        count, mean = values.shape[1], values.mean(dim=1)
+        squares = (values - mean[:, None]).square().sum(dim=1)
+        if self.mean is None or self.squares is None:
+            self.count, self.mean, self.squares = count, mean, squares
+            return
+        total, shift = self.count + count, mean - self.mean
+        self.mean = self.mean + shift * (count / total)
+        self.squares = self.squares + squares + shift.square() * (self.count * count / total)
+        self.count = total
+
+    def write(self, layer: _BatchNorm) -> None:
+        """Puts the moments into the running statistics; the variance is the unbiased one, as
+        torch keeps it."""
+        if self.mean is None or self.squares is None:
+            return  # the layer took no part in the forward pass
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        layer.running_mean.copy_(self.mean)
+        layer.running_var.copy_(self.squares / max(self.count - 1, 1))
+
+
+def calibrate_batch_norm(
+    encoder: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    precision: Precision = "fp32",
+    channels_last: bool = False,
+) -> nn.Module:
+    """A copy of the encoder, in evaluation mode, whose BatchNorm layers hold the statistics of
+    these images. A fresh encoder has mean 0 and variance 1 there, which is wrong for every layer,
+    so an untrained baseline without this step is weaker than it should be.
+
+    The statistics are the cumulative average over the batches, pooled: a layer's mean and
+    variance are those of all its inputs. As in training, activations reach the next layer
+    normalised by their own batch, so batches should be drawn at random and not sorted by class.
+    Other layers (dropout) stay in evaluation mode. The copy of an encoder without BatchNorm is
+    equal to the encoder. Compare "PreciseBN" (Wu and Johnson 2021, arXiv:2105.07576)."""
+    encoder = copy.deepcopy(encoder).eval()
+    layers = [
+        module
+        for module in encoder.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    if not layers:
+        return encoder
+    moments = [_PooledMoments() for _ in layers]
+    assert layers[0].running_mean is not None
+    device = layers[0].running_mean.device
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    with ExitStack() as stack, torch.no_grad():
+        for layer, collect in zip(layers, moments, strict=True):
+            layer.train()
+            stack.callback(layer.register_forward_pre_hook(collect.hook).remove)
+        for images in _without_single_images(batches):
+            images = images.to(device=device, memory_format=layout)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                encoder(images)
+    with torch.no_grad():
+        for layer, collect in zip(layers, moments, strict=True):
+            collect.write(layer)
+    return encoder.eval()
+
+
+def _without_single_images(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches, with a batch of one image joined to the one before: one image has no batch
+    statistics."""
+    held: Tensor | None = None
+    for images in batches:
+        if held is not None and len(images) == 1:
+            held = torch.cat([held, images])
+            continue
+        if held is not None:
+            yield held
+        held = images
+    if held is not None:
+        yield held

@@ -1,0 +1,64 @@
+"""Keeps a protocol from changing anything outside itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sslkit.randomness import seeded
+
+from .features import encoder_state
+
+
+@contextmanager
+def isolated(seed: int, key: str) -> Iterator[None]:
+    """A protocol draws from its own seed, the same for every subject, leaves the generators of
+    the training run alone, and multiplies float32 matrices in float32."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with seeded(seed, "evaluation", key), torch.enable_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
+def unchanged(encoder: nn.Module | None) -> Iterator[None]:
+    """Raises RuntimeError if the block changed a bit of the encoder, and puts it back. Gradients
+    and `requires_grad` flags that it leaves behind are put back silently."""
+    if encoder is None:
+        yield
+        return
+    before = {name: tensor.clone() for name, tensor in encoder_state(encoder).items()}
+    trainable = [(p, p.requires_grad, p.grad) for p in encoder.parameters()]
+    try:
+        yield
+    finally:
+        now = encoder_state(encoder)
+        changed = [name for name, kept in before.items() if not _same_bits(kept, now.get(name))]
+        with torch.no_grad():
+            for name in changed:
+                if name in now and now[name].shape == before[name].shape:
+                    now[name].copy_(before[name])
+        for parameter, requires_grad, gradient in trainable:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+    if changed:
+        raise RuntimeError(
+            f"the protocol changed the encoder ({changed[0]}); it was put back. "
+            "A protocol that trains the encoder works on a copy"
+        )
+
+
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _same_bits(a: Tensor, b: Tensor | None) -> bool:
+    if b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    words = _WORDS.get(a.element_size())
+    return torch.equal(a, b) if words is None else torch.equal(a.view(words), b.view(words))

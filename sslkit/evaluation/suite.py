@@ -1,0 +1,231 @@
+"""Runs the protocols of a recipe on one encoder, and on the baselines at the end.
+
+Names. A protocol is called by its name in the recipe; listed again it is `knn_2`, `knn_3`, and so
+on, in the order of the recipe. Its metrics are `eval/<protocol>/<metric>`; a metric whose name
+holds a slash stands as it is (`collapse/std`), except that a repeated protocol adds its number to
+the first part (`collapse_2/std`). Baselines add the subject: `eval/knn/top1_untrained`.
+
+Failures. An evaluation never ends a run. A protocol that raises is reported as skipped, with the
+exception as the reason and its traceback in `SuiteResult.errors`, and a warning is given; so is
+one that changes the encoder, which is put back to the bit. Only unreadable data, or an encoder
+that cannot run at all, raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sslkit.interfaces import Evaluator, FeatureBank, Subject
+
+from .collector import Collector, Protocol, named_protocols
+from .features import (
+    Precision,
+    calibrate_batch_norm,
+    eval_mode,
+    extract,
+    mean_centred,
+    pixel_features,
+)
+from .isolation import isolated, unchanged
+from .results import SuiteResult
+
+Batches = Callable[[], Iterable[Tensor]]
+"""Each call starts again: (B, C, S, S) float images in [0, 1], in the order of the labels."""
+
+NO_LABELS = "no labels"
+NO_TEST_SPLIT = "no test split"
+
+
+class EvaluationSuite:
+    """The protocols of a run. See the module's text for names and failures."""
+
+    def __init__(
+        self,
+        evaluators: Sequence[tuple[str, Evaluator]],
+        *,
+        train_batches: Batches,
+        test_batches: Batches | None,
+        train_labels: Tensor | None = None,
+        test_labels: Tensor | None = None,
+        class_names: Sequence[str] | None = None,
+        positive_pairs: Callable[[int], tuple[Tensor, Tensor]] | None = None,
+        calibration_batches: Batches | None = None,
+        seed: int = 0,
+        precision: Precision = "fp32",
+        channels_last: bool = False,
+    ) -> None:
+        """train_labels, test_labels: (N,) int64 class indices, negative where an image has none.
+        positive_pairs(n): two views of n images, each (n, C, S, S) in [0, 1].
+        calibration_batches: training images in random order for the statistics of the untrained
+        baseline; `train_batches` where None."""
+        self._protocols = named_protocols(evaluators)
+        self._train_batches = train_batches
+        self._test_batches = test_batches
+        self._train_labels = train_labels
+        self._test_labels = test_labels
+        self._class_names = tuple(class_names or _numbered(train_labels, test_labels))
+        self._positive_pairs = positive_pairs
+        self._calibration_batches = calibration_batches or train_batches
+        self._seed = seed
+        self._extract: dict[str, Any] = {"precision": precision, "channels_last": channels_last}
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """The names of the protocols, in the order of the recipe."""
+        return tuple(protocol.key for protocol in self._protocols)
+
+    def due(self, epoch: int, final: bool) -> list[str]:
+        """The protocols to run when `epoch` epochs are done. All of them run after the last."""
+        return [protocol.key for protocol in self._due(epoch, final)]
+
+    def run(self, encoder: nn.Module, epoch: int, final: bool) -> SuiteResult:
+        """Measures the encoder with the protocols that are due. Features are taken once for all
+        of them; the encoder is left as it was, to the bit."""
+        report = Collector(f"after epoch {epoch}")
+        protocols = self._measurable(self._due(epoch, final), "trained", report)
+        if protocols:
+            self._measure_encoder(protocols, encoder, "trained", report)
+        return report.result()
+
+    def baselines(self, untrained: nn.Module) -> SuiteResult:
+        """Measures mean-centred pixels and the untrained encoder, its batch statistics
+        calibrated on the training images, with every protocol that asks for baselines."""
+        report = Collector("of the baselines")
+        wanted = [protocol for protocol in self._protocols if protocol.evaluator.baselines]
+        pixels = self._measurable(wanted, "pixels", report)
+        encoder = self._measurable(wanted, "untrained", report)
+        if pixels:
+            with report.timed("features/pixels"):
+                bank = mean_centred(self._bank(pixel_features))
+            self._measure(pixels, Subject("pixels", bank, self._seed), report)
+            del bank
+        if encoder:
+            with report.timed("features/untrained"):
+                calibrated = calibrate_batch_norm(
+                    untrained, self._calibration_batches(), **self._extract
+                )
+            self._measure_encoder(encoder, calibrated, "untrained", report)
+        return report.result()
+
+    # --- One subject ---------------------------------------------------------------------------
+
+    def _due(self, epoch: int, final: bool) -> list[Protocol]:
+        def is_due(protocol: Protocol) -> bool:
+            every: int | None = getattr(protocol.evaluator.config, "every_epochs", None)
+            return final or (every is not None and epoch > 0 and epoch % every == 0)
+
+        return [protocol for protocol in self._protocols if is_due(protocol)]
+
+    def _measurable(
+        self, protocols: Sequence[Protocol], subject: str, report: Collector
+    ) -> list[Protocol]:
+        """The protocols that have what they need; the others are reported."""
+        reason = self._label_problem()
+        for protocol in protocols:
+            if reason and protocol.evaluator.requires_labels:
+                report.skip(protocol, subject, reason)
+        return [p for p in protocols if not (reason and p.evaluator.requires_labels)]
+
+    def _label_problem(self) -> str | None:
+        if not _any_labelled(self._train_labels):
+            return NO_LABELS
+        if self._test_batches is None:
+            return NO_TEST_SPLIT
+        return None if _any_labelled(self._test_labels) else NO_LABELS
+
+    def _measure_encoder(
+        self,
+        protocols: Sequence[Protocol],
+        encoder: nn.Module,
+        name: Literal["trained", "untrained"],
+        report: Collector,
+    ) -> None:
+        def features(batches: Iterable[Tensor]) -> Tensor:
+            return extract(encoder, batches, **self._extract)
+
+        def pairs(num: int) -> tuple[Tensor, Tensor]:
+            assert self._positive_pairs is not None
+            first, second = self._positive_pairs(num)
+            return features(torch.split(first, 256)), features(torch.split(second, 256))
+
+        with report.timed(f"features/{name}"):
+            bank = self._bank(features)
+        broken = sum(int((~part.isfinite().all(dim=1)).sum()) for part in (bank.train, bank.test))
+        if broken:
+            total = len(bank.train) + len(bank.test)
+            for protocol in protocols:
+                report.skip(protocol, name, f"features of {broken} of {total} images not finite")
+            return
+        with eval_mode(encoder):
+            pairs_or_none = pairs if self._positive_pairs else None
+            subject = Subject(name, bank, self._seed, encoder, pairs_or_none)
+            self._measure(protocols, subject, report)
+
+    def _bank(self, features: Callable[[Iterable[Tensor]], Tensor]) -> FeatureBank:
+        train = features(self._train_batches())
+        if self._test_batches is None:
+            test = train.new_empty(0, train.shape[1])
+        else:
+            test = features(self._test_batches())
+
+        def placed(labels: Tensor | None, rows: Tensor) -> Tensor | None:
+            if labels is not None and len(labels) != len(rows):
+                raise ValueError(f"{len(labels)} labels for {len(rows)} images")
+            return None if labels is None else labels.to(rows.device, torch.int64)
+
+        test_labels = None if self._test_batches is None else self._test_labels
+        return FeatureBank(
+            train,
+            test,
+            placed(self._train_labels, train),
+            placed(test_labels, test),
+            self._class_names,
+        )
+
+    def _measure(self, protocols: Sequence[Protocol], subject: Subject, report: Collector) -> None:
+        labelled = replace(subject, bank=_labelled(subject.bank))
+        for protocol in protocols:
+            each = labelled if protocol.evaluator.requires_labels else subject
+            with report.timed(f"{protocol.key}/{subject.name}"):
+                try:
+                    with isolated(self._seed, protocol.key), unchanged(subject.encoder):
+                        found = protocol.evaluator.evaluate(each)
+                    report.add(protocol, subject.name, found)
+                except Exception as error:
+                    report.fail(protocol, subject.name, error)
+
+
+# --- Parts ----------------------------------------------------------------------------------------
+
+
+def _numbered(*labels: Tensor | None) -> list[str]:
+    """Class names for labels that came without."""
+    highest = max(
+        (int(part.max()) for part in labels if part is not None and len(part)), default=-1
+    )
+    return [str(index) for index in range(highest + 1)]
+
+
+def _any_labelled(labels: Tensor | None) -> bool:
+    return labels is not None and bool((labels >= 0).any())
+
+
+def _labelled(bank: FeatureBank) -> FeatureBank:
+    """The bank without the images that have no label (negative)."""
+    if bank.train_labels is None or bank.test_labels is None:
+        return bank
+    train, test = bank.train_labels >= 0, bank.test_labels >= 0
+    if train.all() and test.all():
+        return bank
+    return FeatureBank(
+        bank.train[train],
+        bank.test[test],
+        bank.train_labels[train],
+        bank.test_labels[test],
+        bank.class_names,
+    )
