@@ -1,0 +1,48 @@
+"""Paths in recipes: what they stand for, and what to say when they do not exist."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslkit.errors import RecipeError
+
+
+def missing(field: str, path: Path, wanted: str) -> RecipeError:
+    """The error for a path that does not exist, with the nearest name in the nearest folder.
+
+    field: where the path stands, such as `data.train`; wanted: what it should be.
+    """
+    parent, name = path.parent, path.name
+    while not parent.exists() and parent != parent.parent:
+        parent, name = parent.parent, parent.name
+    names = sorted(entry.name for entry in parent.iterdir()) if parent.is_dir() else []
+    close = difflib.get_close_matches(name, names, n=1)
+    where = f"{parent}{'' if str(parent).endswith('/') else '/'}"
+    if close:
+        advice = f"did you mean {where}{close[0]}?"
+    else:
+        advice = f"{where} exists and does not hold {name}"
+    return RecipeError(f"{field}: {path} does not exist; expected {wanted}; {advice}")
+
+
+def sample_positions(count: int, salt: str, most: int) -> list[int]:
+    """At most `most` positions below `count`, ascending, the same for the same count and salt;
+    the first and the last are always among them."""
+    if count <= most:
+        return list(range(count))
+    digest = hashlib.blake2b(salt.encode(), digest_size=8).digest()
+    draws: NDArray[np.int64] = np.random.default_rng(int.from_bytes(digest, "little")).choice(
+        count, most - 2, replace=False
+    )
+    return sorted({0, count - 1, *draws.tolist()})
+
+
+def common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """The size that all have, else None."""
+    return sizes[0] if sizes and all(size == sizes[0] for size in sizes) else None

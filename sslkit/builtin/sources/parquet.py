@@ -1,0 +1,171 @@
+"""Images in Parquet files, in the layout of the Hugging Face hub or as plain binary columns."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslkit.builtin.sources.decoding import decode_image, image_size
+from sslkit.builtin.sources.locations import common_size, missing, sample_positions
+from sslkit.builtin.sources.parquet_columns import (
+    ImageColumn,
+    find_image_column,
+    find_label_column,
+    labels_of,
+    open_shards,
+)
+from sslkit.errors import RecipeError
+from sslkit.interfaces import Dataset, DatasetConfig, ImageReader, UnreadableImageError
+
+_PROBED_IMAGES = 64
+_SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 4096
+
+
+class Parquet(Dataset):
+    """Images in Parquet files: a column of encoded images (`struct<bytes, path>`, as the library
+    `datasets` writes it, or plain binary) and, where there is one, a column of labels."""
+
+    class Config(DatasetConfig):
+        """Fields of the `parquet` source."""
+
+        train: Path | list[Path]
+        """Training images: a file, a list of files, a folder of `*.parquet` files, or a pattern
+        such as `data/train-*.parquet`. Shards of a folder or pattern are read in name order."""
+        test: Path | list[Path] | None = None
+        """Test images, in the same forms."""
+        image_column: str | None = None
+        """Column that holds the images; null takes the only one that can."""
+        label_column: str | None = "auto"
+        """Column that holds the labels, integers or strings. `auto` takes the only ClassLabel
+        column of the Hugging Face metadata, else the only column called `label`, `labels`,
+        `fine_label`, `class` or `target`; null uses no labels."""
+        channels: Literal[1, 3] = 3
+        """Images are converted to grey (1) or RGB (3)."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def open(self, split: Literal["train", "test"]) -> ParquetReader | None:
+        """The reader of a split. Reads footers, labels and the first row groups.
+
+        Raises RecipeError for paths and columns that do not exist, DataError for damaged files."""
+        config = self.config
+        given = config.train if split == "train" else config.test
+        if given is None:
+            return None
+        shards = open_shards(resolve_paths(f"data.{split}", given))
+        image_column = find_image_column(shards[0], config.image_column)
+        label_column = find_label_column(shards[0], config.label_column, image_column)
+        labels, class_names = labels_of(shards, label_column)
+        if split == "test" and label_column is not None:
+            train = open_shards(resolve_paths("data.train", config.train))
+            train_column = find_label_column(train[0], config.label_column, image_column)
+            train_names = labels_of(train, train_column)[1]
+            labels, class_names = _on_train_classes(labels, class_names, train_names)
+        column = ImageColumn(shards, image_column)
+        return ParquetReader(column, config.channels, labels, class_names, label_column)
+
+
+class ParquetReader(ImageReader):
+    """The rows of one split."""
+
+    def __init__(
+        self,
+        column: ImageColumn,
+        channels: int,
+        labels: NDArray[np.int64] | None,
+        class_names: Sequence[str] | None,
+        label_column: str | None,
+    ) -> None:
+        self._column = column
+        self.channels = channels
+        self.labels = labels
+        self.class_names = class_names
+        self.details = {"image_column": column.name, "label_column": label_column}
+        """Which columns were taken."""
+        self.image_size = self._probe()
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return decode_image(self._column.encoded(index), self.channels)
+
+    def describe(self, index: int) -> str:
+        path, row = self._column.locate(index)
+        return f"{path} row {row}"
+
+    def fingerprint(self) -> str:
+        """Covers, of each shard, its size, its footer (rows, offsets, sizes and statistics of every
+        column chunk) and 16 blocks of 4 KiB; and the labels. Not names or times, so copies have the
+        same. Pixels that change within an equal size can be missed; everything else is seen."""
+        digest = hashlib.blake2b(f"{self.channels}\0{self.details}".encode(), digest_size=8)
+        for shard in self._column.shards:
+            size = shard.path.stat().st_size
+            with shard.path.open("rb") as file:
+                file.seek(size - 8)
+                footer = int.from_bytes(file.read(4), "little")
+                file.seek(size - 8 - footer)
+                digest.update(f"\0{size}\0".encode() + file.read(footer))
+                blocks = -(-size // _BLOCK_BYTES)
+                for block in sample_positions(blocks, "parquet", _SAMPLED_BLOCKS):
+                    file.seek(block * _BLOCK_BYTES)
+                    digest.update(file.read(_BLOCK_BYTES))
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels))
+        return digest.hexdigest()
+
+    def _probe(self) -> tuple[int, int] | None:
+        """The size that a sample of the first and the last row group have in common."""
+        sizes = []
+        for encoded in self._column.sample(_PROBED_IMAGES):
+            try:
+                sizes.append(image_size(encoded))
+            except UnreadableImageError:
+                continue
+        return common_size(sizes)
+
+
+def resolve_paths(field: str, given: Path | Sequence[Path]) -> list[Path]:
+    """The shards that a recipe names. Raises RecipeError where there are none."""
+    if not isinstance(given, Path):
+        return [path for entry in given for path in resolve_paths(field, entry)]
+    if "*" in str(given):
+        anchor = Path(given.anchor)
+        pattern = str(given.relative_to(anchor)) if given.anchor else str(given)
+        found = sorted(path for path in anchor.glob(pattern) if path.is_file())
+    elif given.is_dir():
+        found = sorted(path for path in given.glob("*.parquet") if path.is_file())
+    elif given.exists():
+        found = [given]
+    else:
+        raise missing(field, given, "a Parquet file, a folder of them, or a pattern with *")
+    if not found:
+        raise RecipeError(
+            f"{field}: {given} holds no Parquet files; expected *.parquet files; correct the path"
+        )
+    return found
+
+
+def _on_train_classes(
+    labels: NDArray[np.int64] | None,
+    names: Sequence[str] | None,
+    train_names: Sequence[str] | None,
+) -> tuple[NDArray[np.int64] | None, Sequence[str] | None]:
+    """Test labels as positions in the classes of the training split."""
+    if labels is None or names is None or train_names is None:
+        return None, None
+    unknown = sorted(set(names) - set(train_names))
+    if unknown:
+        raise RecipeError(
+            f"data.test: holds classes that data.train lacks: {', '.join(unknown[:5])}; "
+            "valid are the classes of data.train; correct the paths or data.label_column"
+        )
+    position = {name: index for index, name in enumerate(train_names)}
+    mapping = np.array([position[name] for name in names], dtype=np.int64)
+    return mapping[labels], train_names

@@ -1,0 +1,91 @@
+"""Batches of augmented training images, prepared ahead by threads, the same for any number of them.
+
+Order, crops and every other choice are functions of (seed, epoch, image index), so an epoch can be
+entered at any step, and nothing needs to be saved for a resume.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from sslkit.data.prefetch import ordered_groups
+from sslkit.data.store import ImageStore
+from sslkit.data.views import Chunk, Views, view_maker
+from sslkit.errors import RecipeError
+from sslkit.interfaces import Augmentation, Batch
+from sslkit.randomness import SampleRandom, epoch_order
+
+
+class TrainLoader:
+    """The training batches of a run.
+
+    The last, partial batch of an epoch is left out; the order changes with each epoch, so over a
+    run every image is used. Raises RecipeError where there are fewer images than `batch_size`.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        augmentation: Augmentation,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        num_threads: int,
+    ) -> None:
+        if batch_size > len(store):
+            raise RecipeError(
+                f"train.batch_size: {batch_size} is more than the {len(store)} training images; "
+                f"choose at most {len(store)}"
+            )
+        self.store = store
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_threads = num_threads
+        self.wait_s = 0.0
+        """Seconds that the consumer has waited for prepared data, over all epochs."""
+        self._device = torch.device(device)
+        self._maker = view_maker(store, augmentation, self._device)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return len(self.store) // self.batch_size
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `start_step` on, on the training device.
+
+        Close the iterator (or let it go out of scope) to end its threads early. Raises DataError.
+        """
+        order = epoch_order(self.seed, epoch, len(self.store))
+
+        def groups() -> Iterator[tuple[Tensor, list[Chunk]]]:
+            for step in range(start_step, self.steps_per_epoch):
+                indices = order[step * self.batch_size : (step + 1) * self.batch_size]
+                random = SampleRandom(self.seed, "augment", epoch, indices)
+                yield indices, self._maker.chunks(random)
+
+        prepared = ordered_groups(self._maker.prepare, groups(), num_threads=self.num_threads)
+        with closing(prepared):
+            for _ in range(start_step, self.steps_per_epoch):
+                start = time.perf_counter()
+                indices, parts = next(prepared)
+                self.wait_s += time.perf_counter() - start
+                yield self._batch(epoch, indices, self._maker.finish(parts))
+
+    def _batch(self, epoch: int, indices: Tensor, views: Views) -> Batch:
+        # Labels are looked up after the images were read: only then is every replacement known.
+        labels = None if self.store.labels is None else self.store.labels[indices]
+        on_device = self._maker.to_device(indices)
+        return Batch(
+            views=views.images,
+            indices=on_device,
+            random=SampleRandom(self.seed, "method", epoch, on_device),
+            labels=None if labels is None else self._maker.to_device(labels),
+            targets=views.targets,
+        )

@@ -1,0 +1,51 @@
+"""Work in threads, results in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Tag = TypeVar("Tag")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ordered_groups(
+    function: Callable[[Item], Result],
+    groups: Iterable[tuple[Tag, Sequence[Item]]],
+    *,
+    num_threads: int,
+    groups_ahead: int = 2,
+) -> Iterator[tuple[Tag, list[Result]]]:
+    """Yields (tag, [function(item) for item in items]) for each (tag, items), in order.
+
+    With `num_threads` 0 everything happens in the caller's thread. Otherwise the items of up to
+    `groups_ahead` groups, and at least `num_threads` items, are under way while the caller works.
+    `groups` is always advanced by the caller's thread. An exception of `function` is raised where
+    its result would have come; it ends the threads, as does closing the iterator early.
+    """
+    if num_threads == 0:
+        for tag, items in groups:
+            yield tag, [function(item) for item in items]
+        return
+    pending: deque[tuple[Tag, list[Future[Result]]]] = deque()
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="sslkit-data")
+    try:
+        for tag, items in groups:
+            pending.append((tag, [pool.submit(function, item) for item in items]))
+            enough = sum(len(futures) for _, futures in pending) >= num_threads
+            if len(pending) > groups_ahead and enough:
+                yield _finished(pending)
+        while pending:
+            yield _finished(pending)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(
+    pending: deque[tuple[Tag, list[Future[Result]]]],
+) -> tuple[Tag, list[Result]]:
+    tag, futures = pending.popleft()
+    return tag, [future.result() for future in futures]
