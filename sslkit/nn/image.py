@@ -167,3 +167,69 @@ def random_resized_crop_boxes(
     top = torch.where(any_fits, top, room_y // 2)
     left = torch.where(any_fits, left, room_x // 2)
     return torch.cat([top, left, crop_h.long(), crop_w.long()], dim=1).float()
+
+
+def select_rows(
+    mask: Tensor, images: Tensor, operation: Callable[..., Tensor], *params: Tensor
+) -> Tensor:
+    """Applies `operation(images, *params)` to the samples where mask (B,) holds; the others keep
+    their bits. On a CPU only those samples are worked on; elsewhere, and under a compiler, all
+    are, because reading the mask back would stall the device."""
+    if images.device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.where(mask.view(-1, 1, 1, 1), operation(images, *params), images)
+    rows = mask.nonzero().squeeze(1)
+    if not len(rows):
+        return images
+    changed = operation(images[rows], *(param[rows] for param in params))
+    return images.index_copy(0, rows, changed)
+
+
+def solarize(images: Tensor, threshold: float) -> Tensor:
+    """Inverts the values from `threshold` on: x -> 1 - x where x >= threshold."""
+    return torch.where(images >= threshold, 1.0 - images, images)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
+    """Blurs each image with its own sigma (B,), in pixels; the borders are reflected.
+
+    kernel_size is odd and less than twice the side: torchvision's `gaussian_blur`, as two passes.
+    """
+    height, width = images.shape[-2:]
+    radius = kernel_size // 2
+    offset = torch.arange(-radius, radius + 1, dtype=torch.float32, device=images.device)
+    weights = torch.exp(-0.5 * (offset / sigma.float()[:, None]).square())
+    weights = weights / weights.sum(dim=1, keepdim=True)
+
+    def taps(side: int) -> tuple[Tensor, Tensor]:
+        pixel = torch.arange(side, device=images.device)[:, None] + offset.long()
+        pixel = (side - 1) - ((side - 1) - pixel.abs()).abs()  # mirrored at both ends
+        shape = (len(images), side, kernel_size)
+        return pixel.expand(shape), weights[:, None].expand(shape)
+
+    turned = _mix_rows(images.float(), *taps(height)).transpose(2, 3)
+    return _mix_rows(turned, *taps(width)).transpose(2, 3).contiguous()
+
+
+def rotate(
+    images: Tensor,
+    degrees: Tensor,
+    interpolation: Literal["bilinear", "nearest"] = "bilinear",
+    fill: float = 0.0,
+) -> Tensor:
+    """Turns each image about its centre by its own angle (B,), counter-clockwise; what comes from
+    outside is `fill`. Torchvision's `rotate`."""
+    height, width = images.shape[-2:]
+    angle = torch.deg2rad(degrees.float())
+    cos, sin = (part[:, None, None] for part in (angle.cos(), angle.sin()))
+    x = (torch.arange(width, device=images.device) - (width - 1) / 2)[None, None, :]
+    y = (torch.arange(height, device=images.device) - (height - 1) / 2)[None, :, None]
+    source_x = (cos * x - sin * y) / (0.5 * width)
+    source_y = (sin * x + cos * y) / (0.5 * height)
+    grid = torch.stack([source_x, source_y], dim=-1)
+    # Torchvision samples a mask of ones along and weights with it once more at the border.
+    padded = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
+    sampled = F.grid_sample(padded, grid, interpolation, "zeros", align_corners=False)
+    turned, inside = sampled[:, :-1], sampled[:, -1:]
+    if interpolation == "nearest":
+        return torch.where(inside < 0.5, fill, turned)
+    return turned * inside + (1.0 - inside) * fill

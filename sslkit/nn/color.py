@@ -1,0 +1,170 @@
+"""Colour operations on whole batches, each sample with its own factor.
+
+Results equal torchvision's functionals on float images. Images are (B, C, H, W) float in [0, 1],
+factors (B,). Saturation, hue and grey need RGB, C = 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+LUMA: Final = (0.2989, 0.5870, 0.1140)
+"""Weights of red, green and blue in the grey value (ITU-R BT.601, as torchvision rounds them)."""
+
+JITTER_OPS: Final = ("brightness", "contrast", "saturation", "hue")
+"""The operations of colour jitter; the order of a sample is a permutation of their positions."""
+
+_CHUNK_VALUES = 2**20
+"""Values that `color_jitter` works on at a time on a CPU: small enough for the cache."""
+
+
+def _column(factor: Tensor) -> Tensor:
+    return factor.view(-1, 1, 1, 1)
+
+
+def luma(images: Tensor) -> Tensor:
+    """The grey value of RGB images: (B, 1, H, W)."""
+    red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
+    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+
+
+def grayscale(images: Tensor) -> Tensor:
+    """RGB images with all three channels equal to the grey value."""
+    return luma(images).expand_as(images)
+
+
+def mean_luma(images: Tensor) -> Tensor:
+    """The mean grey value of each image, (B, 1, 1, 1); of all channels where they are not RGB."""
+    means = images.mean(dim=(2, 3), keepdim=True)
+    return luma(means) if images.shape[1] == 3 else means.mean(dim=1, keepdim=True)
+
+
+def _blend(images: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
+    """factor * images + (1 - factor) * other, clamped to [0, 1]."""
+    factor = _column(factor)
+    return torch.addcmul((1.0 - factor) * other, images, factor).clamp_(0.0, 1.0)
+
+
+def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Scales the values; factors are not negative."""
+    return (images * _column(factor)).clamp_(0.0, 1.0)
+
+
+def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Scales the distance to the mean grey value of the image."""
+    return _blend(images, mean_luma(images), factor)
+
+
+def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Scales the distance of each pixel to its grey value."""
+    return _blend(images, luma(images), factor)
+
+
+def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turns the hue by `shift` of a full circle, -0.5 to 0.5, in exact HSV.
+
+    With value V, chroma c and the turned hue u in [0, 6), a channel is V - c plus c times a
+    trapezium of u: that is the usual conversion from HSV without its six cases.
+    """
+    red, green, blue = images.unbind(1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    floor = torch.minimum(torch.minimum(red, green), blue)
+    chroma = value - floor
+    is_red, is_green = value == red, value == green
+    distance = torch.where(
+        is_red, green - blue, torch.where(is_green, blue - red, red - green)
+    )  # fmt: skip
+    sector = torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0))
+    # Grey pixels have distance 0 and chroma 0: any divisor keeps them grey.
+    hue = distance.div_(chroma.clamp_min(1e-12)).add_(sector).div_(6.0)
+    # + 1 keeps the sum positive, where the fractional part is the remainder of a division by 1.
+    hue = hue.add_(shift.view(-1, 1, 1) + 1.0).frac_().mul_(6.0)
+    parts = (
+        (hue - 3.0).abs_().sub_(1.0),
+        (hue - 2.0).abs_().neg_().add_(2.0),
+        hue.sub_(4.0).abs_().neg_().add_(2.0),
+    )
+    return torch.stack(
+        [torch.addcmul(floor, chroma, part.clamp_(0.0, 1.0)) for part in parts], dim=1
+    )
+
+
+_ADJUST: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "brightness": adjust_brightness,
+    "contrast": adjust_contrast,
+    "saturation": adjust_saturation,
+    "hue": adjust_hue,
+}
+
+
+def color_jitter(
+    images: Tensor,
+    apply: Tensor,  # (B,) bool
+    order: Tensor,  # (B, 4) int64, a permutation of the positions in JITTER_OPS per sample
+    factors: Mapping[str, Tensor],  # operation -> (B,); operations without an entry are left out
+) -> Tensor:
+    """Torchvision's `ColorJitter` with own factors and an own order for each sample. Samples whose
+    `apply` is False keep their bits."""
+    if not factors:
+        return images
+    if images.device.type != "cpu" or torch.compiler.is_compiling():
+        return _jitter_by_selection(images, apply, order, factors)
+    result = images.clone()
+    chosen = apply.nonzero().squeeze(1)
+    for rows in torch.split(chosen, max(1, _CHUNK_VALUES // max(1, images[0].numel()))):
+        chunk_factors = {name: factor[rows] for name, factor in factors.items()}
+        result[rows] = _jitter_by_grouping(images[rows], order[rows], chunk_factors)
+    return result
+
+
+def _jitter_by_selection(
+    images: Tensor, apply: Tensor, order: Tensor, factors: Mapping[str, Tensor]
+) -> Tensor:
+    """Four slots, in each of which every sample takes the result of its own operation: more
+    arithmetic, but shapes are fixed and nothing is read back, as compilers and GPUs want it.
+
+    Brightness, contrast and saturation are one blend with 0, the mean grey value or grey.
+    """
+    for slot in range(order.shape[1]):
+        operation = order[:, slot]
+        other = torch.zeros_like(images[:, :1])
+        factor = torch.zeros_like(images[:, 0, 0, 0])
+        blends = torch.zeros_like(apply)
+        for position, name in enumerate(JITTER_OPS[:3]):
+            if name in factors:
+                mine = operation == position
+                blends = blends | mine
+                factor = torch.where(mine, factors[name].to(factor.dtype), factor)
+                if name == "contrast":
+                    other = torch.where(_column(mine), mean_luma(images), other)
+                elif name == "saturation":
+                    other = torch.where(_column(mine), luma(images), other)
+        blended = _blend(images, other, factor)
+        changed = torch.where(_column(blends & apply), blended, images)
+        if "hue" in factors:
+            mine = apply & (operation == JITTER_OPS.index("hue"))
+            changed = torch.where(_column(mine), adjust_hue(images, factors["hue"]), changed)
+        images = changed
+    return images
+
+
+def _jitter_by_grouping(images: Tensor, order: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
+    """In each slot the samples are sorted by operation, and each operation runs once on its group:
+    the least arithmetic, for eager mode on a CPU. Overwrites `images`."""
+    rows = torch.arange(len(images))
+    for slot in range(order.shape[1]):
+        by_operation = order[rows, slot].argsort(stable=True)
+        if len(rows) > 1:
+            rows, images = rows[by_operation], images[by_operation]
+        counts = order[:, slot].bincount(minlength=len(JITTER_OPS)).tolist()
+        groups = zip(
+            JITTER_OPS, torch.split(images, counts), torch.split(rows, counts), strict=True
+        )
+        for name, group, members in groups:
+            if name in factors and len(group):
+                group.copy_(_ADJUST[name](group, factors[name][members]))
+    return images[rows.argsort()]
