@@ -1,6 +1,7 @@
-"""Contrastive losses and what to watch beside them, as pure functions.
+"""Contrastive losses and what to watch beside them, as pure functions; the metrics of
+representations (`sslkit.nn.representation`) can be imported from here too.
 
-All of them take unnormalised embeddings, leave autocast, and compute in float32 (float64 stays
+The losses take unnormalised embeddings, leave autocast, and compute in float32 (float64 stays
 float64). Shapes: B images, D embedding width, K further negatives, M = 2 B anchors.
 """
 
@@ -14,23 +15,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .numerics import full_precision, normalize
+from .representation import alignment, feature_std, rankme, uniformity
 
-def full_precision(x: Tensor) -> Tensor:
-    """x in float32, or as it is where it is float64."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def normalize(x: Tensor, eps: float = 1e-12) -> Tensor:
-    """Rows of unit length, in full precision: (..., D) to (..., D).
-
-    A row no longer than `eps` becomes zero, with zero gradient: it has no direction, and
-    `torch.nn.functional.normalize` would multiply its gradient by 1 / eps.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        x = full_precision(x)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        unit: Tensor = x / norm.masked_fill(norm <= eps, math.inf)
-        return unit
+__all__ = [
+    "ContrastiveMetrics",
+    "alignment",
+    "contrastive_accuracy_and_entropy",
+    "feature_std",
+    "info_nce",
+    "normalize",
+    "nt_xent",
+    "rankme",
+    "softmax_entropy",
+    "topk_accuracy",
+    "uniformity",
+]
 
 
 class _SelfContrast(torch.autograd.Function):
