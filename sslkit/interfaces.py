@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
-from pydantic_core import PydanticCustomError, core_schema, to_json
+from pydantic_core import PydanticCustomError, core_schema
 from torch import Tensor, nn
 
 from .errors import PluginError
@@ -127,11 +127,8 @@ class Slot(Generic[C]):
             if isinstance(value, Slot):
                 return value
             if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-                raise PydanticCustomError(
-                    "component_block",
-                    "expected a block with the name of a {kind}, such as {{name: ...}}",
-                    {"kind": kind},
-                )
+                reason = f"expected a block that names its {kind}, such as {{name: ...}}"
+                raise PydanticCustomError("component_block", "{reason}", {"reason": reason})
             return _resolve(kind, value, info.context)
 
         return core_schema.with_info_plain_validator_function(
@@ -151,6 +148,11 @@ class Slot(Generic[C]):
         return {"sslkit_kind": schema["metadata"]["sslkit_kind"]}
 
 
+def resolve_component(registry: Any, kind: str, block: Mapping[str, Any]) -> Slot[Any]:
+    """The slot of a component block, outside a recipe."""
+    return _resolve(kind, block, {"registry": registry})
+
+
 def _resolve(kind: str, block: Mapping[str, Any], context: Any) -> Slot[Any]:
     """Finds the class through the registry in the validation context and validates its config.
 
@@ -164,10 +166,7 @@ def _resolve(kind: str, block: Mapping[str, Any], context: Any) -> Slot[Any]:
         raise PydanticCustomError("component", "{reason}", {"reason": str(error)}) from error
     fields = {key: value for key, value in block.items() if key != "name"}
     try:
-        # Strict JSON rules: 'on' and 1 are no booleans, but a list is a tuple and text a path.
-        config = found.cls.Config.model_validate_json(
-            to_json(fields, inf_nan_mode="constants"), strict=True, context=context
-        )
+        config = found.cls.Config.model_validate(fields, context=context)
     except ValidationError:
         raise
     except Exception as error:  # a validator of a plugin that fails in its own way
@@ -357,6 +356,16 @@ class Backbone(Component, nn.Module, ABC):
         """The weights for `encoder.safetensors`, under the names that other tools expect."""
         return dict(self.state_dict())
 
+    def import_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what `export_state` gave."""
+        self.load_state_dict(dict(state))
+
+    @classmethod
+    def architecture(cls, config: Any) -> Any:
+        """`config` without its starting weights: what builds the network that trained weights are
+        loaded into."""
+        return config
+
 
 class Head(Component, nn.Module, ABC):
     """Maps (B, in_dim) to (B, out_dim). Constructed as `cls(config, in_dim=...)`."""
@@ -427,7 +436,8 @@ class StepOutput:
     loss: Tensor
     """Scalar."""
     metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
-    """Detached scalars, logged as `train/<name>`; tensors stay on the device until logged."""
+    """Detached scalars, logged as `train/<name>`. Read at log steps only: `nn.deferred.Deferred`
+    saves the cost of the others."""
     carry: Any = None
     """Handed to `after_step`, for example the keys that enter a queue."""
 
@@ -659,6 +669,10 @@ class Tracker(Component, ABC):
 
     @abstractmethod
     def finish(self, status: Literal["finished", "failed", "killed"]) -> None: ...
+
+    def ui_command(self, host: str, port: int) -> list[str] | None:
+        """The command that opens the service's own pages; None where it has none."""
+        return None
 
 
 class Callback(Component):

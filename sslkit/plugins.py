@@ -122,6 +122,15 @@ def _discover() -> Iterator[tuple[PluginRecord, EntryPoint | None]]:
         )
 
 
+def installed_modules() -> list[tuple[str, str]]:
+    """(distribution, hook module) of every installed plugin, without importing any."""
+    return sorted(
+        (record.distribution, entry_point.module)
+        for record, entry_point in _discover()
+        if entry_point is not None
+    )
+
+
 def _scan() -> Iterator[tuple[Distribution | None, EntryPoint | str]]:
     """(distribution, entry point, or the reason why its metadata cannot be read)."""
     try:

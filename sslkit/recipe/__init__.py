@@ -1,0 +1,34 @@
+"""Recipes: strict, typed, frozen, self-contained.
+
+A recipe is read from YAML with the position of every value, changed by overrides, validated (each
+component block by the component's own `Config`), and then hashed, flattened and written out.
+"""
+
+from __future__ import annotations
+
+from sslkit.recipe_files import find_recipe, shipped_recipes
+
+from .identity import dump_resolved, flatten, hashed_view, recipe_hash
+from .loading import load_recipe, parse_recipe
+from .model import Expectation, OnlineProbeConfig, Origin, Recipe, TrainConfig, components
+from .problems import check_recipe
+from .schema import json_schema
+
+__all__ = [
+    "Expectation",
+    "OnlineProbeConfig",
+    "Origin",
+    "Recipe",
+    "TrainConfig",
+    "check_recipe",
+    "components",
+    "dump_resolved",
+    "find_recipe",
+    "flatten",
+    "hashed_view",
+    "json_schema",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_hash",
+    "shipped_recipes",
+]

@@ -1,0 +1,196 @@
+"""The fields of a recipe. The docstring of each field is its entry in the recipe reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    model_validator,
+)
+
+from sslkit.interfaces import (
+    Augmentation,
+    Backbone,
+    Callback,
+    ComponentConfig,
+    Dataset,
+    Evaluator,
+    Method,
+    Optimizer,
+    Schedule,
+    Slot,
+    Tracker,
+    slot,
+)
+
+from .document import Marks
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+class Block(BaseModel):
+    """A block of fields that is no component."""
+
+    model_config = ComponentConfig.model_config
+
+
+class OnlineProbeConfig(Block):
+    """A linear classifier on detached features, trained along with the method."""
+
+    lr: PositiveFloat = 0.1
+    """Learning rate of the probe, constant."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of the probe."""
+
+
+class TrainConfig(Block):
+    """How long and how to train."""
+
+    epochs: PositiveInt
+    """Passes over the training images."""
+    batch_size: PositiveInt
+    """Images per optimiser step, over all ranks and micro-batches."""
+    max_steps: PositiveInt | None = None
+    """Stops after so many optimiser steps; the schedule then ends there too."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the networks' activations; weights and losses stay in float32."""
+    channels_last: bool = True
+    """Keeps images in memory channel by channel per pixel, which convolutions run faster on."""
+    compile: bool | Literal["if_available"] = False
+    """Compiles the networks with torch.compile. `true` fails where no compiler is installed;
+    `if_available` goes on without it and records that."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; `auto` takes the first of cuda, mps and cpu that works and is recorded."""
+    deterministic: bool = False
+    """Uses only operations that give the same bits every time on a GPU, at a cost in speed."""
+    loader_threads: NonNegativeInt = 4
+    """Threads that decode images; no effect on results."""
+    max_grad_norm: PositiveFloat | None = None
+    """Clips the norm of the whole gradient."""
+    log_every_steps: PositiveInt = 50
+    """Logs the training metrics every so many steps."""
+    checkpoint_every_epochs: PositiveInt = 1
+    """Saves a checkpoint after every so many epochs."""
+    checkpoint_every_steps: PositiveInt | None = None
+    """Also saves a checkpoint every so many steps."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the last checkpoints to keep."""
+    online_probe: OnlineProbeConfig | None = OnlineProbeConfig()
+    """A probe that is trained along, where the data has labels; null switches it off."""
+
+
+class Expectation(Block):
+    """The range that a metric of the finished run must lie in."""
+
+    at_least: float | None = None
+    """Lower bound, included."""
+    at_most: float | None = None
+    """Upper bound, included."""
+
+    @model_validator(mode="after")
+    def _bounds_make_sense(self) -> Expectation:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("give at_least, at_most or both")
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"at_least {self.at_least} is above at_most {self.at_most}")
+        return self
+
+
+class Origin(Block):
+    """The distribution that a component came from."""
+
+    distribution: str
+    """Name of the installed package."""
+    version: str
+    """Its version."""
+
+
+class Recipe(Block):
+    """Everything that defines a run."""
+
+    name: Name
+    """Name of the experiment: letters, digits and any of . _ -"""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of everything random."""
+    data: Slot[Dataset]
+    """The data source."""
+    augmentation: Slot[Augmentation]
+    """How views are made of images."""
+    backbone: Slot[Backbone]
+    """The encoder that is trained, evaluated and exported."""
+    method: Slot[Method]
+    """The self-supervised method, with its heads and its loss."""
+    optimizer: Slot[Optimizer]
+    """The optimiser and its learning rate."""
+    schedule: Slot[Schedule] = slot("cosine")
+    """The learning rate over the run."""
+    train: TrainConfig
+    """How long and how to train."""
+    evaluate: tuple[Slot[Evaluator], ...] = ()
+    """Evaluation protocols, run after the last epoch and every `every_epochs`."""
+    callbacks: tuple[Slot[Callback], ...] = ()
+    """What watches the run; no effect on results."""
+    tracking: Slot[Tracker] = slot("mlflow")
+    """Where the run folder is mirrored to."""
+    expect: dict[str, Expectation] = Field(default_factory=dict)
+    """Metric -> range that `sslkit verify` holds the result against."""
+    runs_dir: Path = Path("runs")
+    """The folder that run folders are made in."""
+    origins: dict[str, Origin] = Field(default_factory=dict)
+    """Where each component came from. Written into resolved recipes; a record, not a setting."""
+
+    _marks: Marks | None = PrivateAttr(default=None)
+
+    @property
+    def marks(self) -> Marks | None:
+        """Where in the file (or in which override) each value stands; None if not known. Not part
+        of the recipe: neither compared nor hashed."""
+        return self._marks
+
+    def with_marks(self, marks: Marks) -> Recipe:
+        """The same recipe that knows where its values stand."""
+        copy = self.model_copy()
+        copy._marks = marks
+        return copy
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both run the same thing: all fields but `origins`, which only record."""
+        if not isinstance(other, Recipe):
+            return NotImplemented
+        names = [name for name in type(self).model_fields if name != "origins"]
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.seed))
+
+
+def components(recipe: BaseModel) -> Iterator[tuple[str, Slot[Any]]]:
+    """(dotted path, slot) of every component, outer ones first, in the order of the fields."""
+    for path, found in _components(recipe, ()):
+        yield ".".join(map(str, path)), found
+
+
+def _components(
+    value: Any, path: tuple[str | int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], Slot[Any]]]:
+    if isinstance(value, Slot):
+        yield path, value
+        yield from _components(value.config, path)
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _components(getattr(value, name), (*path, name))
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _components(item, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _components(item, (*path, index))

@@ -1,0 +1,110 @@
+"""Overrides: `method.loss.temperature=0.2` changes a value of a recipe before it is validated.
+
+- A list is reached by index (`evaluate.0.k=20`) or replaced (`evaluate=[]`).
+- A new component name (`method.loss.name=info_nce`) replaces the whole block, because the fields
+  of one component mean nothing to another; later overrides fill the new block.
+- A block that the file leaves to its default is filled with the default first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from sslkit.errors import PluginError
+from sslkit.registry import Registry, did_you_mean
+
+from .document import Document, Mark, Path, describe, parse_value
+from .fields import Place
+from .model import Recipe
+
+
+def apply_overrides(document: Document, overrides: Sequence[str], registry: Registry) -> list[str]:
+    """Changes the document. Returns the problems; an override with a problem changes nothing."""
+    problems = []
+    for override in overrides:
+        try:
+            _apply(document, override, registry)
+        except _OverrideError as error:
+            problems.append(f"-o {override}: {error}")
+    return problems
+
+
+class _OverrideError(Exception):
+    """Why an override cannot be applied."""
+
+
+def _apply(document: Document, override: str, registry: Registry) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted.strip():
+        raise _OverrideError("expected PATH=VALUE, such as train.epochs=5")
+    try:
+        value = parse_value(text)
+    except ValueError as error:
+        raise _OverrideError(str(error)) from error
+    changed = Document(copy.deepcopy(document.tree), document.marks)
+    mark = Mark(override=override)
+    *blocks, last = dotted.strip().split(".")
+    place = Place(Recipe, changed.tree, registry)
+    node: Any = changed.tree
+    path: Path = ()
+    filled: list[Path] = []
+    for part in blocks:
+        key = _key(node, part, place, path)
+        path = (*path, key)
+        child = place.child(key)
+        if isinstance(node, dict) and node.get(part) is None:
+            default = child.value if child is not None else None
+            node[part] = copy.deepcopy(default) if isinstance(default, (dict, list)) else {}
+            filled.append(path)
+        node = node[key]
+        place = child or Place(Any, node, registry)
+        if isinstance(node, dict):
+            place = Place(place.annotation, node, registry, place.doc)
+    key = _key(node, last, place, path)
+    if key == "name" and place.is_component and _is_other(place, node, value):
+        node.clear()
+        document.marks.forget(path)
+        document.marks.values[path] = mark
+    node[key] = value
+    path = (*path, key)
+    document.marks.forget(path)
+    document.marks.keys[path] = document.marks.values[path] = mark
+    for block in filled:
+        document.marks.keys[block] = document.marks.values[block] = mark
+    document.tree = changed.tree
+
+
+def _key(node: Any, part: str, place: Place, path: Path) -> str | int:
+    """The key or index that `part` stands for in a node. Raises _OverrideError."""
+    where = ".".join(map(str, path)) or "the recipe"
+    if isinstance(node, list):
+        if part.isdecimal() and int(part) < len(node):
+            return int(part)
+        valid = f"0 to {len(node) - 1}" if node else "none"
+        raise _OverrideError(
+            f"{where} is a list of {len(node)}, '{part}' is not an index of it. Valid: {valid}; "
+            f"or replace the list: {where}=[...]"
+        )
+    if not isinstance(node, dict):
+        raise _OverrideError(f"{where} is {describe(node)} and has no fields")
+    keys = place.keys()
+    if keys is not None and part not in keys:
+        guess = did_you_mean(part, keys)
+        raise _OverrideError(
+            f"unknown field '{part}' of {where}{guess or '.'} Valid: {', '.join(keys)}"
+        )
+    return part
+
+
+def _is_other(place: Place, block: dict[str, Any], name: Any) -> bool:
+    """Whether a name stands for another component than the one that the block names."""
+    given = block.get("name")
+    if name == given or not isinstance(name, str) or not isinstance(given, str):
+        return bool(name != given)
+    try:
+        kind = place.kind()
+        return kind is None or place.registry.find(kind, name) != place.registry.find(kind, given)
+    except PluginError:
+        return True

@@ -1,0 +1,248 @@
+"""What is wrong with a recipe, in lines that say where, what was given and what is valid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from sslkit.interfaces import Facts, Loss, Method
+from sslkit.plugin_errors import describe_failure
+from sslkit.registry import Registry, did_you_mean
+
+from .document import Document, Mark, Marks, Path, describe
+from .fields import Place
+from .model import Recipe, components
+
+_EXPECTED = {
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "path_type": "a path",
+    "model_type": "a block of fields",
+    "dict_type": "a block of fields",
+    "tuple_type": "a list",
+    "list_type": "a list",
+}
+"""pydantic's type of error -> what it expected."""
+_BOUNDS = {
+    "greater_than": "a number above",
+    "greater_than_equal": "at least",
+    "less_than": "a number below",
+    "less_than_equal": "at most",
+}
+
+
+@dataclass(frozen=True)
+class _Problem:
+    mark: Mark
+    line: str
+
+
+# --- Problems that validation finds ---------------------------------------------------------------
+
+
+def validation_problems(
+    error: ValidationError | None, document: Document, registry: Registry
+) -> list[str]:
+    """One line per problem, in the order of the file. error: what pydantic found; values that it
+    would convert (`"0.5"` or `true` to a number, `on` to a boolean) are problems too."""
+    root = Place(Recipe, document.tree, registry)
+    messages = dict(_conversions(root, ()))
+    grouped: dict[Path, list[ErrorDetails]] = {}
+    for details in error.errors(include_url=False) if error else ():
+        grouped.setdefault(_path(details["loc"], root), []).append(details)
+    misspelt = _misspelt(grouped, root)
+    for path, group in grouped.items():
+        # A misspelt field is reported once, not also as missing under its right name.
+        if path not in messages and not (group[0]["type"] == "missing" and path in misspelt):
+            messages[path] = _message(path, group, root)
+    problems = []
+    for path, message in messages.items():
+        kinds = {details["type"] for details in grouped.get(path, ())}
+        on_key = "extra_forbidden" in kinds
+        at = (*path, "name") if "component" in kinds else path  # an unknown name is marked itself
+        line = document.marks.line(path, message, key=on_key, at=at)
+        problems.append(_Problem(document.marks.find(at, on_key), line))
+    return [problem.line for problem in sorted(problems, key=lambda problem: problem.mark)]
+
+
+def _conversions(place: Place, path: Path) -> Iterator[tuple[Path, str]]:
+    """(path, message) of every scalar that only a conversion would make fit."""
+    value = place.value
+    keys: Iterable[str | int] = value if isinstance(value, Mapping) else range(len(value))
+    for key in keys:
+        child = place.child(key)
+        if child is None or child.value is None:
+            continue
+        if isinstance(child.value, (Mapping, list)):
+            yield from _conversions(child, (*path, key))
+        elif (expected := child.refused()) is not None:
+            message = f"expected {expected}, got {describe(child.value)}"
+            yield (*path, key), message + _hint(expected, child.value)
+
+
+def _path(location: tuple[str | int, ...], root: Place) -> Path:
+    """A location without the parts that pydantic adds for the members of unions."""
+    path: Path = ()
+    place: Place | None = root
+    for part in location:
+        child = place.child(part) if place is not None else None
+        given = place.given(part) if place is not None else None
+        if child is None and given is not None:
+            child = Place(Any, given[0], root.registry)
+        if child is not None:
+            place = child
+            path = (*path, part)
+    return path
+
+
+def _misspelt(grouped: Mapping[Path, list[ErrorDetails]], root: Place) -> set[Path]:
+    """The missing fields that an unknown field of the same block is a misspelling of."""
+    guesses = set()
+    for path, group in grouped.items():
+        if group[0]["type"] == "extra_forbidden":
+            keys = _block(root, path[:-1]).keys() or ()
+            guess = did_you_mean(str(path[-1]), keys)
+            guesses |= {(*path[:-1], key) for key in keys if f"'{key}'" in guess}
+    return guesses
+
+
+def _block(root: Place, path: Path) -> Place:
+    place = root
+    for part in path:
+        place = place.child(part) or Place(Any, None, root.registry)
+    return place
+
+
+def _message(path: Path, group: list[ErrorDetails], root: Place) -> str:
+    """What the errors of one place say together."""
+    if group[0]["type"] == "extra_forbidden":
+        return _unknown_field(path, root)
+    if group[0]["type"] == "missing":
+        return _missing_field(path, root)
+    expected = list(dict.fromkeys(filter(None, map(_expectation, group))))
+    messages = [_plain_message(details) for details in group if _expectation(details) is None]
+    if expected:
+        given = describe(group[0]["input"])
+        messages.insert(0, f"expected {' or '.join(expected)}, got {given}")
+    return "; ".join(dict.fromkeys(messages))
+
+
+def _expectation(details: ErrorDetails) -> str | None:
+    """What was expected; None where pydantic's own message is better."""
+    kind, context = details["type"], details.get("ctx", {})
+    if kind in ("literal_error", "enum"):
+        return str(context["expected"])
+    if kind in _BOUNDS:
+        return f"{_BOUNDS[kind]} {next(iter(context.values()))}"
+    if kind == "string_pattern_mismatch":
+        return f"text that matches {context['pattern']}"
+    return _EXPECTED.get(kind)
+
+
+def _plain_message(details: ErrorDetails) -> str:
+    if details["type"] in ("component", "component_block"):
+        return details["msg"]
+    message = " ".join(details["msg"].removeprefix("Value error, ").split())
+    message = message.removeprefix("Assertion failed, ").replace("Input should", "should")
+    if isinstance(details["input"], (Mapping, list)):
+        return message
+    return f"{message}, got {describe(details['input'])}"
+
+
+def _hint(expected: str, given: Any) -> str:
+    """How to write what was probably meant."""
+    if not isinstance(given, str):
+        return ": put it in quotes" if expected == "text" else ""
+    if "true or false" in expected and given.lower() in ("on", "yes", "y"):
+        return ": write true"
+    if "true or false" in expected and given.lower() in ("off", "no", "n"):
+        return ": write false"
+    if "number" in expected and _is_number(given):
+        return ": write it without quotes and underscores"
+    return did_you_mean(given, re.findall(r"'([^']*)'", expected))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _unknown_field(path: Path, root: Place) -> str:
+    field = str(path[-1])
+    keys = _block(root, path[:-1]).keys() or ()
+    guess = did_you_mean(field, keys)
+    valid = f"Valid: {', '.join(keys)}"
+    if guess:
+        return f"unknown field{guess} {valid}"
+    elsewhere = [
+        ".".join(map(str, (*where, field)))
+        for where, place in root.walk()
+        if field in (place.keys() or ()) and where != path[:-1]
+    ]
+    if elsewhere and field != "name":
+        return f"unknown field here, it belongs at {' or '.join(elsewhere)}. {valid}"
+    return f"unknown field. {valid}"
+
+
+def _missing_field(path: Path, root: Place) -> str:
+    place = _block(root, path)
+    doc = " ".join(place.doc.split()).partition(". ")[0].rstrip(".")
+    message = f"is required ({doc})" if doc else "is required"
+    kind = place.kind()
+    if kind is not None:
+        return f"{message}: {{name: ...}} with one of {', '.join(root.registry.names(kind))}"
+    return message
+
+
+# --- Problems that only the data shows ------------------------------------------------------------
+
+
+def check_recipe(recipe: Recipe, facts: Facts) -> list[str]:
+    """Every reason why this recipe cannot run on this data, in one line each; empty if it can."""
+    marks = recipe.marks or Marks(recipe.name)
+    lines = []
+    for dotted, slot in components(recipe):
+        path: Path = tuple(int(p) if p.isdecimal() else p for p in dotted.split("."))
+        missing = _missing_labels(slot.cls, slot.name, facts)
+        lines += [_line(recipe, marks, path, message) for message in missing]
+        try:
+            found = list(slot.cls.problems(slot.config, facts))
+        except Exception as error:
+            reason = describe_failure(error, slot.cls.__module__)
+            message = f"the check of {slot.cls.kind} '{slot.name}' failed: {reason}"
+            lines.append(_line(recipe, marks, path, message))
+            continue
+        for inside, message in found:
+            parts = tuple(int(p) if p.isdecimal() else p for p in inside.split(".") if p)
+            lines.append(_line(recipe, marks, (*path, *parts), message))
+    return lines
+
+
+def _line(recipe: Recipe, marks: Marks, path: Path, message: str) -> str:
+    if recipe.marks is not None:
+        return marks.line(path, message)
+    return f"{'.'.join(map(str, path))}: {message}"
+
+
+def _missing_labels(cls: type[Any], name: str, facts: Facts) -> Iterator[str]:
+    if facts.num_classes is not None:
+        return
+    if issubclass(cls, Method) and cls.requires_labels:
+        yield f"method '{name}' needs labels, and the data has none"
+    if issubclass(cls, Loss) and "labels" in cls.requires:
+        yield f"loss '{name}' needs labels, and the data has none"

@@ -1,0 +1,109 @@
+"""Recipe files: those in the installed packages, and what a user's argument stands for.
+
+Imports no torch, so that listing recipes is fast.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import RecipeError
+from .plugins import installed_modules
+from .registry import did_you_mean
+
+MAX_BYTES = 1 << 20
+_SUFFIXES = (".yaml", ".yml")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> file of every recipe inside the core and the installed plugins, sorted by name.
+
+    The name is the path below the package's `recipes` folder without its suffix, such as
+    `cpu/simclr_cifar10`. Where several packages ship the same name, the core keeps it and the
+    others have `distribution:name`."""
+    found: dict[str, Path] = {}
+    for distribution, folder in _recipe_folders():
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in _SUFFIXES and path.is_file():
+                name = path.relative_to(folder).with_suffix("").as_posix()
+                found.setdefault(f"{distribution}:{name}" if name in found else name, path)
+    return dict(sorted(found.items()))
+
+
+def _recipe_folders() -> Iterator[tuple[str, Path]]:
+    """(distribution, `recipes` folder) of the core first, then of each plugin."""
+    package = Path(__file__).parent
+    inside, beside = package / "recipes", package.parent / "recipes"
+    if inside.is_dir():
+        yield "sslkit", inside
+    elif (package.parent / "pyproject.toml").is_file() and beside.is_dir():  # a checkout
+        yield "sslkit", beside
+    for distribution, module in installed_modules():
+        top = module.partition(".")[0]
+        if top == "sslkit":
+            continue
+        try:
+            spec = importlib.util.find_spec(top)
+        except (ImportError, ValueError):
+            continue
+        for location in (spec and spec.submodule_search_locations) or ():
+            if (folder := Path(location) / "recipes").is_dir():
+                yield distribution, folder
+
+
+def find_recipe(source: Path | str) -> Path:
+    """The file that an argument stands for: a path, or the name of a shipped recipe.
+
+    Raises RecipeError."""
+    text = os.fspath(source)
+    path = Path(text)
+    try:
+        if path.exists() and not path.is_dir():
+            return path
+    except (OSError, ValueError) as error:  # a name that is too long or holds a null byte
+        raise RecipeError(f"{text[:80]!r}: not a path: {error}") from error
+    shipped = shipped_recipes()
+    name = text.removesuffix(".yaml").removesuffix(".yml")
+    if name in shipped:
+        return shipped[name]
+    if path.is_dir():
+        inside = ", ".join(sorted(p.name for p in path.iterdir() if p.suffix in _SUFFIXES))
+        raise RecipeError(
+            f"{text}: is a folder, expected a recipe file. Recipes in it: {inside or 'none'}"
+        )
+    raise RecipeError(_not_found(text, path, shipped))
+
+
+def _not_found(text: str, path: Path, shipped: dict[str, Path]) -> str:
+    neighbours: dict[str, str] = {}
+    if path.parent.is_dir():
+        for neighbour in path.parent.iterdir():
+            if neighbour.suffix in _SUFFIXES:
+                neighbours[str(neighbour)] = str(neighbour)
+    guess = did_you_mean(str(path), neighbours) or did_you_mean(
+        path.with_suffix("").as_posix(), shipped
+    )
+    names = ", ".join(shipped) or "none"
+    return f"{text}: no such file or shipped recipe{guess or '.'} Shipped recipes: {names}"
+
+
+def read_recipe_text(path: Path) -> str:
+    """The text of a recipe file. Raises RecipeError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(data) > MAX_BYTES:
+        raise RecipeError(f"{path}: is larger than {MAX_BYTES >> 20} MiB, which no recipe is")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
+        raise RecipeError(
+            f"{path}:{line}:{column}: is not UTF-8 text (byte 0x{data[error.start]:02x})"
+        ) from error
