@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from sslkit.builtin import mlflow_store
 from sslkit.interfaces import ComponentConfig, MetricPoint, RunView, Tracker
 from sslkit.tracking.folder import RunFolder
 
@@ -69,3 +71,19 @@ def view(folder: RunFolder) -> RunView:
         params={"seed": 0, "method.loss.temperature": 0.5, "train.max_steps": None},
         tags={"sslkit.method": "simclr", "mlflow.source.git.commit": "0" * 40},
     )
+
+
+@pytest.fixture(scope="session")
+def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store as MLflow makes it; made once, since its migrations take seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    uri = f"sqlite:///{path}"
+    with mlflow_store.creation_lock(uri):
+        mlflow_store.client(uri).search_experiments(max_results=1)
+    return path
+
+
+@pytest.fixture
+def store(migrated_store: Path, tmp_path: Path) -> Path:
+    """A store of the test's own, with no runs."""
+    return Path(shutil.copy(migrated_store, tmp_path / "mlflow.db"))

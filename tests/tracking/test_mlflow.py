@@ -1,0 +1,285 @@
+"""The MLflow tracker against a real SQLite store."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from sslkit.builtin import mlflow_store
+from sslkit.builtin.mlflow_tracker import MLflowTracker
+from sslkit.interfaces import Facts, MetricPoint, RunView
+from sslkit.tracking.folder import RunFolder
+from sslkit.tracking.log import FeedTiming, RunLog, sync
+from sslkit.tracking.metrics_file import read_lines
+
+FAST = FeedTiming(interval_s=0.1, finish_s=60.0)
+FACTS = Facts(100, 1, (8, 8), 10, 10, 10, 100)
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from sslkit.builtin.mlflow_tracker import MLflowTracker
+from sslkit.interfaces import RunView
+from sslkit.tracking.folder import RunFolder
+from sslkit.tracking.log import FeedTiming, RunLog
+
+run_dir, uri, first, last, pause = sys.argv[1:]
+folder = RunFolder.open(run_dir, write=True)
+folder.truncate_metrics(int(first))
+view = RunView(folder.path, "worker-s0", {"seed": 0, "pid": os.getpid()}, {})
+tracker = MLflowTracker(MLflowTracker.Config(tracking_uri=uri))
+log = RunLog(folder, tracker, view, timing=FeedTiming(interval_s=0.05, finish_s=60.0))
+assert log.wait_connected(60)
+print(log.run_id, flush=True)
+for step in range(int(first) + 1, int(last) + 1):
+    log.log({"train/loss": 1.0 / step, "train/lr": 0.5}, step)
+    if step % 10 == 0:
+        log.log({"eval/knn/top1": step / 1000}, step)
+    time.sleep(float(pause))
+assert log.finish("finished")
+"""
+
+
+def tracker_of(store: Path, **fields: Any) -> MLflowTracker:
+    return MLflowTracker(MLflowTracker.Config(tracking_uri=f"sqlite:///{store}", **fields))
+
+
+def client_of(store: Path) -> Any:
+    return mlflow_store.client(f"sqlite:///{store}")
+
+
+def history(client: Any, run_id: str, key: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in client.get_metric_history(run_id, key)]
+
+
+def start_worker(folder: Path, uri: str, first: int, last: int, pause: float) -> Any:
+    arguments = [str(folder), uri, str(first), str(last), str(pause)]
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, *arguments], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_run_in_mlflow_is_the_run_folder(folder: RunFolder, view: RunView, store: Path) -> None:
+    params = {**view.params, "data.name": "digits", "data.long": "x" * 7000}
+    params |= {f"evaluate.{i}.k": i for i in range(150)}
+    view = replace(view, params=params)
+    folder.write_json("environment.json", {"data": {"train": "abc", "test": "d" * 50}})
+    folder.write_text("figures/curve.svg", "<svg/>")
+    folder.encoder.write_bytes(b"weights")
+    with RunLog(folder, tracker_of(store, tags={"team": "vision"}), view, timing=FAST) as log:
+        for step in (1, 2, 3):
+            log.log({"train/loss": 1 / step, "acc@1": 0.5, "inf": float("inf")}, step)
+        log.artifact(folder.figures / "curve.svg", "figures")
+        log.artifact(folder.encoder)
+    assert log.run_id is not None
+    client = client_of(store)
+    run = client.get_run(log.run_id)
+    assert run.info.run_name == "simclr-digits-s0"
+    assert run.info.status == "FINISHED"
+    assert run.data.params["method.loss.temperature"] == "0.5"
+    assert run.data.params["train.max_steps"] == "None"
+    assert len(run.data.params["data.long"]) == 6000
+    assert len(run.data.params) == len(params)
+    assert run.data.tags["sslkit.method"] == "simclr"
+    assert run.data.tags["mlflow.source.git.commit"] == "0" * 40
+    assert run.data.tags["team"] == "vision"
+    assert run.data.tags["sslkit.run_folder"] == folder.path.name
+    assert set(run.data.metrics) == {"train/loss", "acc_1"}
+    assert history(client, log.run_id, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert [f.path for f in client.list_artifacts(log.run_id)] == ["figures"]
+    downloaded = client.download_artifacts(log.run_id, "figures/curve.svg")
+    assert Path(downloaded).read_text() == "<svg/>"
+    assert run.info.artifact_uri.startswith((store.parent / "mlruns" / "sslkit").as_uri())
+    splits = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
+    assert splits["train"].digest == "abc"
+    assert splits["test"].digest == "d" * 36
+    assert json.loads(splits["train"].source)["name"] == "digits"
+    assert client.get_experiment(run.info.experiment_id).name == "sslkit"
+
+
+def test_encoder_and_parent_where_asked(folder: RunFolder, view: RunView, store: Path) -> None:
+    parent = client_of(store).create_run("0").info.run_id
+    folder.encoder.write_bytes(b"weights")
+    tracker = tracker_of(store, experiment="Default", log_encoder=True, parent_run_id=parent)
+    with RunLog(folder, tracker, view, timing=FAST) as log:
+        log.artifact(folder.encoder)
+    client = client_of(store)
+    assert [f.path for f in client.list_artifacts(log.run_id)] == ["encoder.safetensors"]
+    children = client.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert [run.info.run_id for run in children] == [log.run_id]
+
+
+def test_resume_changes_no_param_and_reopens_the_run(
+    folder: RunFolder, view: RunView, store: Path
+) -> None:
+    tracker = tracker_of(store)
+    run_id = tracker.start(view, None)
+    tracker.finish("killed")
+    assert client_of(store).get_run(run_id).info.status == "KILLED"
+    changed = replace(
+        view, params={**view.params, "seed": 1, "new": 2}, tags={"sslkit.version": "9"}
+    )
+    assert tracker_of(store).start(changed, run_id) == run_id
+    run = client_of(store).get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert run.data.params["seed"] == "0"
+    assert run.data.params["new"] == "2"
+    assert run.data.tags["sslkit.version"] == "9"
+
+
+def test_run_whose_id_was_not_noted_is_found_again(view: RunView, store: Path) -> None:
+    run_id = tracker_of(store).start(view, None)
+    assert tracker_of(store).start(view, None) == run_id
+    client_of(store).delete_run(run_id)
+    assert tracker_of(store).start(view, run_id) != run_id
+
+
+def test_batch_whose_answer_was_lost_is_not_stored_twice(view: RunView, store: Path) -> None:
+    first = tracker_of(store)
+    run_id = first.start(view, None)
+    first.log_metrics([MetricPoint("train/loss", float(step), step, 1000) for step in range(5)])
+    again = tracker_of(store)
+    again.start(view, run_id)
+    again.log_metrics([MetricPoint("train/loss", float(step), step, 2000) for step in range(8)])
+    expected = [(step, float(step)) for step in range(8)]
+    assert history(client_of(store), run_id, "train/loss") == expected
+
+
+def log_steps(log: RunLog, first: int, last: int) -> None:
+    """What WORKER logs."""
+    for step in range(first + 1, last + 1):
+        log.log({"train/loss": 1.0 / step, "train/lr": 0.5}, step)
+        if step % 10 == 0:
+            log.log({"eval/knn/top1": step / 1000}, step)
+
+
+def test_killed_and_resumed_equals_uninterrupted(
+    folder: RunFolder, view: RunView, store: Path
+) -> None:
+    """`kill -9` of a process whose metrics are on their way; then a sync, a resume from an earlier
+    step, and the same steps without any of it."""
+    client = client_of(store)
+    folder.close()
+    worker = start_worker(folder.path, f"sqlite:///{store}", 0, 100_000, 0.005)
+    run_id = worker.stdout.readline().strip()
+    while not any(step >= 50 for step, _ in history(client, run_id, "train/loss")):
+        assert worker.poll() is None
+        time.sleep(0.05)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    worker.stdout.close()
+
+    folder = RunFolder.open(folder.path, write=True)
+    assert sync(folder, tracker_of(store)).run_id == run_id
+    assert client.get_run(run_id).info.status == "KILLED"
+    logged = [line.step for line in read_lines(folder.metrics) if "train/loss" in line.metrics]
+    assert [step for step, _ in history(client, run_id, "train/loss")] == logged
+
+    last = logged[-1] + 50
+    folder.truncate_metrics(20)
+    with RunLog(folder, tracker_of(store), view, timing=FAST) as log:
+        log_steps(log, 20, last)
+    assert log.run_id == run_id
+    straight = RunFolder.create(folder.path.parent, "straight")
+    with RunLog(straight, tracker_of(store), replace(view, run_dir=straight.path)) as log:
+        log_steps(log, 0, last)
+    assert log.run_id != run_id
+    for key in ("train/loss", "train/lr", "eval/knn/top1"):
+        assert history(client, run_id, key) == history(client, log.run_id, key)
+    assert len(history(client, run_id, "train/loss")) == last
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_three_processes_create_one_fresh_store(tmp_path: Path) -> None:
+    database = tmp_path / "fresh" / "mlflow.db"
+    uri = f"sqlite:///{database}"
+    folders = [RunFolder.create(tmp_path / "runs", f"r{i}") for i in range(3)]
+    for folder in folders:
+        folder.close()
+    workers = [start_worker(folder.path, uri, 0, 10, 0.0) for folder in folders]
+    assert [worker.wait(100) for worker in workers] == [0, 0, 0]
+    for worker in workers:
+        worker.stdout.close()
+    client = client_of(database)
+    experiments = Counter(e.name for e in client.search_experiments())
+    assert experiments == {"Default": 1, "sslkit": 1}
+    runs = client.search_runs([client.get_experiment_by_name("sslkit").experiment_id])
+    assert len(runs) == 3
+    assert all(run.data.metrics["eval/knn/top1"] == 0.01 for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("./mlruns", "'./mlruns' is no MLflow store; valid are sqlite:///path/to/mlflow.db"),
+        ("file:///tmp/mlruns", "is no MLflow store"),
+        ("sqlite://", "names no file"),
+        ("htp://host:5000", "is no MLflow store"),
+    ],
+)
+def test_wrong_store_is_refused(uri: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        MLflowTracker.Config(tracking_uri=uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    ((field, text),) = MLflowTracker.problems(MLflowTracker.Config(), FACTS)
+    assert field == "tracking_uri"
+    assert text.startswith("MLFLOW_TRACKING_URI: ")
+    assert message in text
+
+
+def test_store_is_resolved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = MLflowTracker(MLflowTracker.Config())
+    assert tracker.uri == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000/")
+    assert MLflowTracker(MLflowTracker.Config()).uri == "http://host:5000"
+    given = MLflowTracker(MLflowTracker.Config(tracking_uri="sqlite:///a.db"))
+    assert given.uri == f"sqlite:///{tmp_path}/a.db"
+    assert given.ui_command("127.0.0.1", 5001)[-3:] == [given.uri, "127.0.0.1", "5001"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_deleted_experiment_is_named(view: RunView, store: Path) -> None:
+    client = client_of(store)
+    client.delete_experiment(client.create_experiment("sslkit"))
+    with pytest.raises(Exception, match=r"tracking\.experiment: 'sslkit' was deleted in MLflow"):
+        tracker_of(store).start(view, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [("eval/knn/top1", "eval/knn/top1"), ("acc@1", "acc_1"), ("/a//b/../c=d[0]", "a/b/c_d_0_")],
+)
+def test_metric_keys(key: str, expected: str, view: RunView, store: Path) -> None:
+    assert mlflow_store.metric_key(key) == expected
+    tracker = tracker_of(store)
+    run_id = tracker.start(view, None)
+    tracker.log_metrics([MetricPoint(key, 1.0, 1, 1)])
+    assert history(client_of(store), run_id, expected) == [(1, 1.0)]
+
+
+def test_client_is_quiet() -> None:
+    code = "from sslkit.builtin import mlflow_store; mlflow_store.client('sqlite:///x.db')\n"
+    code += "import mlflow.environment_variables as e\n"
+    code += "print(e.MLFLOW_DISABLE_TELEMETRY.get(), e.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get())"
+    environment = {**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4"}
+    environment.pop("MLFLOW_DISABLE_TELEMETRY", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", "4"]
+    assert done.stderr == ""
