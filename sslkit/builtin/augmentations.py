@@ -7,7 +7,7 @@ SwAV, DINO (multi-crop) and MAE (crop and flip alone).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_serializer, model_validator
@@ -43,7 +43,7 @@ class ViewSettings(ComponentConfig):
     rotation_probability: float = Field(default=1.0, ge=0.0, le=1.0)
     """Probability of the rotation; without effect where `rotation_degrees` is 0."""
     jitter_strength: float = Field(default=1.0, ge=0.0)
-    """Multiplies `brightness`, `contrast`, `saturation` and `hue`: 1 for ImageNet, 0.5 for CIFAR."""
+    """Multiplies `brightness`, `contrast`, `saturation`, `hue`: 1 for ImageNet, 0.5 for CIFAR."""
     jitter_probability: float = Field(default=0.8, ge=0.0, le=1.0)
     """Probability of the colour jitter: its four operations in a random order per sample."""
     brightness: float = Field(default=0.8, ge=0.0)
@@ -129,16 +129,11 @@ class SimCLRConfig(ViewSettings):
     views: tuple[ViewBlock, ...] | None = Field(default=None, min_length=1)
     """One block per view for views that differ: only the fields that differ."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _count_views(cls, fields: Any) -> Any:
-        blocks = fields.get("views") if isinstance(fields, Mapping) else None
-        if not isinstance(blocks, (list, tuple)) or "num_views" in fields:
-            return fields
-        counts = [block.get("count", 1) for block in blocks if isinstance(block, Mapping)]
-        if len(counts) < len(blocks) or not all(isinstance(count, int) for count in counts):
-            return fields  # wrong types: the fields themselves report it
-        return {**fields, "num_views": max(1, sum(counts))}
+    @model_validator(mode="after")
+    def _count_views(self) -> Self:
+        if self.views is None or "num_views" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"num_views": sum(block.count for block in self.views)})
 
     @model_validator(mode="after")
     def _check_views(self) -> Self:
@@ -237,8 +232,19 @@ class SimCLRAugmentation(Augmentation):
         return images
 
 
+_WORDS = {
+    **{"crop_area": 10, "crop_ratio": 10, "crop_top": 1, "crop_left": 1, "flip": 1},
+    **{"rotate": 1, "degrees": 1, "jitter": 1, "jitter_order": 4},
+    **{"brightness": 1, "contrast": 1, "saturation": 1, "hue": 1, "grayscale": 1},
+    **{"blur": 1, "sigma": 1, "solarize": 1},
+}
+"""name -> random words that a sample needs; computed together, which is cheaper than one by one."""
+
+
 def _draw_view(settings: ViewSettings, random: SampleRandom, sizes: Tensor) -> dict[str, Tensor]:
     """The parameters of one view: each tensor has one row per sample."""
+
+    random = random.prepare(_WORDS)
 
     def happens(name: str, probability: float) -> Tensor:
         return random.uniform(name, 1)[:, 0] < probability

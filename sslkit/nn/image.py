@@ -180,7 +180,7 @@ def select_rows(
     rows = mask.nonzero().squeeze(1)
     if not len(rows):
         return images
-    changed = operation(images[rows], *(param[rows] for param in params))
+    changed = operation(images.index_select(0, rows), *(param[rows] for param in params))
     return images.index_copy(0, rows, changed)
 
 
