@@ -38,7 +38,7 @@ def evaluation_batches(
     if store.resident is None:
         yield from _decoded_batches(store, preprocess, batch_size, device, indices)
         return
-    for rows in indices.split(batch_size):
+    for rows in torch.split(indices, batch_size):
         images = store.resident.index_select(0, rows).to(device)
         yield prepare_for_encoder(images.to(torch.float32).div_(255.0), preprocess)
 
@@ -55,10 +55,12 @@ def _decoded_batches(
             target.copy_(prepare_for_encoder(store.read(index)[None], preprocess)[0])
 
     def groups() -> Iterator[tuple[Tensor, list[tuple[Tensor, Tensor]]]]:
-        for rows in indices.split(batch_size):
+        for rows in torch.split(indices, batch_size):
             shape = (len(rows), store.channels, preprocess.size, preprocess.size)
             batch = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
-            chunks = zip(rows.split(_DECODE_CHUNK), batch.split(_DECODE_CHUNK), strict=True)
+            chunks = zip(
+                torch.split(rows, _DECODE_CHUNK), torch.split(batch, _DECODE_CHUNK), strict=True
+            )
             yield batch, list(chunks)
 
     with closing(ordered_groups(decode, groups(), num_threads=store.num_threads)) as decoded:
@@ -86,7 +88,7 @@ def augmented_pairs(
     numbers = [i for i, view in enumerate(augmentation.views) if view.role == "global"]
     first, second = (numbers or [0])[0], numbers[1] if len(numbers) > 1 else None
     pairs: list[tuple[Tensor, Tensor]] = []
-    for indices in chosen.split(_PAIR_CHUNK):
+    for indices in torch.split(chosen, _PAIR_CHUNK):
         views = maker.make(SampleRandom(seed, "augmented_pairs", 0, indices)).images
         if second is None:
             other = maker.make(SampleRandom(seed, "augmented_pairs", 1, indices)).images[first]

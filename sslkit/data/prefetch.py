@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ def ordered_groups(
     *,
     num_threads: int,
     groups_ahead: int = 2,
-) -> Iterator[tuple[Tag, list[Result]]]:
+) -> Generator[tuple[Tag, list[Result]], None, None]:
     """Yields (tag, [function(item) for item in items]) for each (tag, items), in order.
 
     With `num_threads` 0 everything happens in the caller's thread. Otherwise the items of up to

@@ -189,8 +189,8 @@ class ImageStore:
             return None
         if image.ndim != 3 or image.shape[2] != self.channels or image.dtype != np.uint8:
             raise DataError(
-                f"data: {self.reader.describe(index)} came as {image.dtype} {image.shape}; valid is "
-                f"uint8 (height, width, {self.channels}); correct the data source"
+                f"data: {self.reader.describe(index)} came as {image.dtype} {image.shape}; valid "
+                f"is uint8 (height, width, {self.channels}); correct the data source"
             )
         if image.size == 0:
             self._mark(index, "has no pixels")

@@ -171,9 +171,10 @@ class DecodedViews(ViewMaker):
             )
             for view in self.augmentation.views
         )
-        rows = [slice(start, start + _DECODE_CHUNK) for start in range(0, count, _DECODE_CHUNK)]
+        starts = range(0, count, _DECODE_CHUNK)
         return [
-            Chunk(random.select(row), tuple(crop[row] for crop in batch), batch) for row in rows
+            Chunk(random.select(rows), tuple(crop[rows] for crop in batch), batch)
+            for rows in (slice(start, start + _DECODE_CHUNK) for start in starts)
         ]
 
     def prepare(self, chunk: Chunk) -> Prepared:

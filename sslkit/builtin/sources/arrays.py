@@ -23,23 +23,23 @@ class ArrayReader(ImageReader):
         labels: NDArray[np.int64] | None,
         class_names: Sequence[str] | None,
     ) -> None:
-        self._images = images
+        self.images = images
         self.channels = images.shape[3]
         self.image_size = (images.shape[1], images.shape[2])
         self.labels = labels
         self.class_names = class_names
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        image: NDArray[np.uint8] = self._images[index]
+        image: NDArray[np.uint8] = self.images[index]
         return image
 
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(repr(self._images.shape).encode(), digest_size=8)
-        digest.update(np.ascontiguousarray(self._images))
+        digest = hashlib.blake2b(repr(self.images.shape).encode(), digest_size=8)
+        digest.update(np.ascontiguousarray(self.images).data)
         if self.labels is not None:
-            digest.update(np.ascontiguousarray(self.labels))
+            digest.update(np.ascontiguousarray(self.labels).data)
         digest.update("\0".join(self.class_names or ()).encode())
         return digest.hexdigest()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sslkit.interfaces import UnreadableImageError
 
@@ -62,6 +62,7 @@ def jpeg_header(data: bytes | memoryview) -> JPEGHeader | None:
 
     ITU-T T.81, B.2: segments of 0xFF, marker, two-byte length, up to a start-of-frame marker.
     """
+    data = memoryview(data).cast("B")  # Arrow's buffers come as signed bytes
     if bytes(data[:2]) != b"\xff\xd8":
         return None
     position, has_exif = 2, False
@@ -140,7 +141,7 @@ def _to_channels(image: Image.Image, channels: int) -> Any:
 
 def _reason(error: Exception) -> str:
     """The first line of an error, without the memory addresses that Pillow prints."""
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "not an image file of a known format"
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -61,14 +61,14 @@ class Parquet(Dataset):
         shards = open_shards(resolve_paths(f"data.{split}", given))
         image_column = find_image_column(shards[0], config.image_column)
         label_column = find_label_column(shards[0], config.label_column, image_column)
-        labels, class_names = labels_of(shards, label_column)
+        labels, names = labels_of(shards, label_column)
         if split == "test" and label_column is not None:
             train = open_shards(resolve_paths("data.train", config.train))
             train_column = find_label_column(train[0], config.label_column, image_column)
             train_names = labels_of(train, train_column)[1]
-            labels, class_names = _on_train_classes(labels, class_names, train_names)
+            labels, names = _on_train_classes(labels, names, train_names)
         column = ImageColumn(shards, image_column)
-        return ParquetReader(column, config.channels, labels, class_names, label_column)
+        return ParquetReader(column, config.channels, labels, names, label_column)
 
 
 class ParquetReader(ImageReader):
@@ -117,7 +117,7 @@ class ParquetReader(ImageReader):
                     file.seek(block * _BLOCK_BYTES)
                     digest.update(file.read(_BLOCK_BYTES))
         if self.labels is not None:
-            digest.update(np.ascontiguousarray(self.labels))
+            digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
 
     def _probe(self) -> tuple[int, int] | None:
@@ -154,9 +154,9 @@ def resolve_paths(field: str, given: Path | Sequence[Path]) -> list[Path]:
 
 def _on_train_classes(
     labels: NDArray[np.int64] | None,
-    names: Sequence[str] | None,
-    train_names: Sequence[str] | None,
-) -> tuple[NDArray[np.int64] | None, Sequence[str] | None]:
+    names: tuple[str, ...] | None,
+    train_names: tuple[str, ...] | None,
+) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
     """Test labels as positions in the classes of the training split."""
     if labels is None or names is None or train_names is None:
         return None, None

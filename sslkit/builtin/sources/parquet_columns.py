@@ -157,8 +157,8 @@ def labels_of(
                 f"data: column {column} has {values.null_count} rows without a label; "
                 "set data.label_column to another column or to null"
             )
-        names, inverse = np.unique(np.array(values.to_pylist(), dtype=np.str_), return_inverse=True)
-        return inverse.astype(np.int64), tuple(map(str, names))
+        unique, inverse = np.unique(np.array(values.to_pylist()), return_inverse=True)
+        return inverse.astype(np.int64), tuple(map(str, unique))
     raise RecipeError(
         f"data.label_column: column {column} of {shards[0].path} holds {values.type}; "
         "valid are integers and strings"

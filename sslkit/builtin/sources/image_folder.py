@@ -1,0 +1,108 @@
+"""Image files in folders, with or without classes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from sslkit.builtin.sources.files import IMAGE_SUFFIXES, FileReader, Found, find_images
+from sslkit.builtin.sources.locations import missing
+from sslkit.errors import RecipeError
+from sslkit.interfaces import Dataset, DatasetConfig
+
+_LAYOUT = "class folders have every image exactly one level below (train/<class>/<image>)"
+
+
+class ImageFolder(Dataset):
+    """Image files below a folder. With class folders, each folder of the top level is a class."""
+
+    class Config(DatasetConfig):
+        """Fields of the `image_folder` source."""
+
+        train: Path
+        """Folder with the training images."""
+        test: Path | None = None
+        """Folder with the test images. Its classes must be among those of `train`."""
+        labels: Literal["folders", "none", "auto"] = "auto"
+        """`folders`: train/<class>/<image>; `none`: no labels, images at any depth; `auto`:
+        `folders` if every training image lies exactly one level below and there are at least two
+        folders, else `none`. What came of it is recorded with the run."""
+        channels: Literal[1, 3] = 3
+        """Images are converted to grey (1) or RGB (3)."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def open(self, split: Literal["train", "test"]) -> FileReader | None:
+        """The reader of a split. Lists the folder and reads the headers of a few images.
+
+        Raises RecipeError for paths and layouts that are not as the recipe says, DataError for
+        folders that cannot be read."""
+        root = self.config.train if split == "train" else self.config.test
+        if root is None:
+            return None
+        found = self._train if split == "train" else _listed(f"data.{split}", root)
+        paths = ["/".join(parts) for parts in found.images]
+        details: dict[str, str | int | None] = {
+            "labels": "none" if self._classes is None else "folders",
+            "ignored_files": found.ignored,
+        }
+        if self._classes is None:
+            return FileReader(root, paths, self.config.channels, None, None, details)
+        names = self._classes
+        position = {name: index for index, name in enumerate(names)}
+        self._check_classes(f"data.{split}", root, found, position)
+        labels = np.array([position[parts[0]] for parts in found.images], dtype=np.int64)
+        return FileReader(root, paths, self.config.channels, labels, names, details)
+
+    @cached_property
+    def _train(self) -> Found:
+        return _listed("data.train", self.config.train)
+
+    @cached_property
+    def _classes(self) -> tuple[str, ...] | None:
+        """The class names, by which `auto` is decided for both splits; None without labels."""
+        if self.config.labels == "none":
+            return None
+        names = sorted({parts[0] for parts in self._train.images if len(parts) == 2})
+        in_classes = all(len(parts) == 2 for parts in self._train.images)
+        if self.config.labels == "auto" and not (in_classes and len(names) >= 2):
+            return None
+        return tuple(names)
+
+    def _check_classes(
+        self, field: str, root: Path, found: Found, position: dict[str, int]
+    ) -> None:
+        for parts in found.images:
+            if len(parts) != 2:
+                raise RecipeError(
+                    f"{field}: {root}/{'/'.join(parts)} is not in a class folder; {_LAYOUT}; "
+                    "move it, or set data.labels=none"
+                )
+        unknown = sorted({parts[0] for parts in found.images} - position.keys())
+        if unknown:
+            raise RecipeError(
+                f"{field}: {root} has classes that data.train lacks: {', '.join(unknown[:5])}; "
+                f"valid are the {len(position)} folders of {self.config.train}; correct the paths, "
+                "or set data.labels=none"
+            )
+
+
+def _listed(field: str, root: Path) -> Found:
+    if not root.exists():
+        raise missing(field, root, "a folder of images")
+    if not root.is_dir():
+        raise RecipeError(
+            f"{field}: {root} is a file; expected a folder of images; "
+            "for Parquet files use data.name=parquet"
+        )
+    found = find_images(root)
+    if not found.images:
+        raise RecipeError(
+            f"{field}: {root} holds no images ({found.ignored} other files); expected files that "
+            f"end in {' '.join(sorted(IMAGE_SUFFIXES))}; correct the path"
+        )
+    return found
