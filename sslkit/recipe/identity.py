@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import to_jsonable_python
 
 from sslkit.interfaces import Slot
 
@@ -54,28 +53,30 @@ def recipe_hash(recipe: Recipe) -> str:
 
 def hashed_view(recipe: Recipe) -> dict[str, Any]:
     """What `recipe_hash` covers, as JSON types."""
-    view: dict[str, Any] = _view(recipe)
+    view: dict[str, Any] = _view(recipe, recipe.model_dump(mode="json"))
     view = {key: value for key, value in view.items() if key not in _NOT_HASHED}
     train = view["train"].items()
     view["train"] = {key: value for key, value in train if key not in _NOT_HASHED_IN_TRAIN}
     return view
 
 
-def _view(value: Any) -> Any:
+def _view(value: Any, written: Any) -> Any:
+    """What a recipe would hold for a value (`written`), names qualified and paths masked."""
     if isinstance(value, Slot):
         plain = value.name.rpartition(":")[2]
-        return {"name": f"{value.distribution}:{plain}", **_view(value.config)}
-    if isinstance(value, BaseModel):
-        return {name: _view(getattr(value, name)) for name in type(value).model_fields}
+        return {**_view(value.config, written), "name": f"{value.distribution}:{plain}"}
     if isinstance(value, Path):
         return _PATH
-    if isinstance(value, Mapping):
-        return {str(key): _view(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_view(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(_view, value), key=repr)
-    return to_jsonable_python(value)
+    if isinstance(value, BaseModel) and isinstance(written, Mapping):
+        return {name: _view(getattr(value, name, None), item) for name, item in written.items()}
+    if isinstance(value, Mapping) and isinstance(written, Mapping):
+        inside = {str(key): item for key, item in value.items()}
+        return {name: _view(inside.get(name), item) for name, item in written.items()}
+    if isinstance(value, (list, tuple)) and isinstance(written, list):
+        return [_view(*pair) for pair in zip(value, written, strict=True)]
+    if isinstance(value, (set, frozenset)) and isinstance(written, list):
+        return sorted(written, key=repr)  # the order of a set is no property of it
+    return written
 
 
 def dump_resolved(recipe: Recipe) -> str:

@@ -61,7 +61,7 @@ def validation_problems(
     messages = dict(_conversions(root, ()))
     grouped: dict[Path, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False) if error else ():
-        grouped.setdefault(_path(details["loc"], root), []).append(details)
+        grouped.setdefault(_path(details, root), []).append(details)
     misspelt = _misspelt(grouped, root)
     for path, group in grouped.items():
         # A misspelt field is reported once, not also as missing under its right name.
@@ -92,19 +92,34 @@ def _conversions(place: Place, path: Path) -> Iterator[tuple[Path, str]]:
             yield (*path, key), message + _hint(expected, child.value)
 
 
-def _path(location: tuple[str | int, ...], root: Place) -> Path:
-    """A location without the parts that pydantic adds for the members of unions."""
+def _path(details: ErrorDetails, root: Place) -> Path:
+    """The path of an error, without the parts that pydantic adds for the members of unions.
+
+    A validator of a whole block may begin its message with `field: `, which is then the path."""
+    path, block = _known_part(details["loc"], root)
+    field, colon, message = details["msg"].removeprefix("Value error, ").partition(": ")
+    if details["type"] == "value_error" and colon and " " not in field:
+        parts = [int(part) if part.isdecimal() else part for part in field.split(".")]
+        inside, _ = _known_part(tuple(parts), block)
+        if len(inside) == len(parts):
+            details["msg"] = message
+            return path + inside
+    return path
+
+
+def _known_part(location: tuple[str | int, ...], root: Place) -> tuple[Path, Place]:
+    """The parts of a location that are fields, and the place that they lead to."""
     path: Path = ()
-    place: Place | None = root
+    place = root
     for part in location:
-        child = place.child(part) if place is not None else None
-        given = place.given(part) if place is not None else None
+        child = place.child(part)
+        given = place.given(part)
         if child is None and given is not None:
             child = Place(Any, given[0], root.registry)
         if child is not None:
             place = child
             path = (*path, part)
-    return path
+    return path, place
 
 
 def _misspelt(grouped: Mapping[Path, list[ErrorDetails]], root: Place) -> set[Path]:
