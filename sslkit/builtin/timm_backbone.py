@@ -140,10 +140,14 @@ class TimmBackbone(Backbone):
     std: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.config.normalize != "none":
-            images = (images - self.mean) / self.std
-        features: Tensor = self.model(images)
+        features: Tensor = self.model(self.normalized(images))
         return features
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Images as `self.model` expects them, for methods that work on its layers."""
+        if self.config.normalize == "none":
+            return images
+        return (images - self.mean) / self.std
 
     def export_state(self) -> dict[str, Tensor]:
         """The weights under timm's own names: `timm.create_model(name, num_classes=0)` loads them
@@ -151,6 +155,13 @@ class TimmBackbone(Backbone):
         needs `sslkit.nn.stem.use_small_stem` before it can take them."""
         state = self.model.state_dict()
         return {name: value.detach().contiguous() for name, value in state.items()}
+
+    def import_state(self, state: Mapping[str, Tensor]) -> None:
+        self.model.load_state_dict(dict(state))
+
+    @classmethod
+    def architecture(cls, config: Config) -> Config:
+        return config.model_copy(update={"pretrained": False, "weights": None})
 
 
 def _statistics(config: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -180,20 +191,31 @@ def _network_problems(config: Any, channels: int, sizes: list[int]) -> Iterator[
         yield _blamed_field(config, error), f"timm cannot build {config.model}: {_line(error)}"
         return
     yield from _stem_problems(model, config)
-    try:
-        _adapt_stem(model, config)
-        with torch.no_grad():
-            for size in sizes:
-                model.eval()(torch.empty(2, channels, size, size, device="meta"))
-    except NotImplementedError:
-        pass  # an operation that cannot run without data: nothing can be said before training
-    except Exception as error:
-        yield "model", f"{config.model} cannot take {size} px views: {_line(error)}"
+    _adapt_stem(model, config)
+    for size in sizes:
+        reason = _refusal(model, channels, size)
+        if reason:
+            yield "model", f"{config.model} cannot take {size} px views: {reason}"
     if config.weights is not None:
         try:
             _fitting_weights(model, config.weights)
         except CheckpointError as error:
             yield "weights", str(error)
+
+
+def _refusal(model: nn.Module, channels: int, size: int) -> str | None:
+    """Why a model on the meta device cannot take views of this size, or None."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and size % patch[0] != 0:
+        return f"not a multiple of its patch size, {patch[0]}"
+    try:
+        with torch.no_grad():
+            model.eval()(torch.empty(2, channels, size, size, device="meta"))
+    except NotImplementedError:
+        return None  # an operation that cannot run without data: training will tell
+    except Exception as error:
+        return _line(error)
+    return None
 
 
 def _stem_problems(model: nn.Module, config: Any) -> Iterator[tuple[str, str]]:

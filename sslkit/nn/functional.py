@@ -124,6 +124,10 @@ def info_nce(
         return -F.logsigmoid(positive - others).mean()
 
 
+_INDISTINGUISHABLE = 1e-6
+"""Cosines this close are equal: float32 rounding must not decide a ranking."""
+
+
 class ContrastiveMetrics(NamedTuple):
     """How well anchors find their positives; scalars without gradient."""
 
@@ -163,15 +167,19 @@ def contrastive_accuracy_and_entropy(
             positive = (query * key).sum(dim=1, keepdim=True) / temperature
             logits = torch.cat([positive, (query / temperature) @ normalize(negatives).T], dim=1)
             target = torch.zeros_like(rows)
-        top1, top5 = topk_accuracy(logits, target, (1, 5))
+        tolerance = _INDISTINGUISHABLE / temperature
+        top1, top5 = topk_accuracy(logits, target, (1, 5), tolerance)
         return ContrastiveMetrics(top1, top5, softmax_entropy(logits))
 
 
-def topk_accuracy(logits: Tensor, target: Tensor, ks: Sequence[int]) -> tuple[Tensor, ...]:
-    """Expected top-k accuracy, ties broken at random. logits: (B, C), target: (B,) int64."""
-    own = logits.gather(1, target[:, None])
-    better = (logits > own).sum(dim=1)
-    tied = (logits == own).sum(dim=1)  # counts the target itself
+def topk_accuracy(
+    logits: Tensor, target: Tensor, ks: Sequence[int], tolerance: float = 0.0
+) -> tuple[Tensor, ...]:
+    """Expected top-k accuracy, ties broken at random. logits: (B, C), target: (B,) int64.
+    Logits no more than `tolerance` apart are tied."""
+    margin = logits - logits.gather(1, target[:, None])
+    better = (margin > tolerance).sum(dim=1)
+    tied = (margin.abs() <= tolerance).sum(dim=1)  # counts the target itself
     return tuple(((k - better) / tied).clamp(0.0, 1.0).mean() for k in ks)
 
 

@@ -1,0 +1,97 @@
+"""The optimiser components: what they create, and that foreach changes no bit on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from sslkit.builtin.optimizers import LARS, SGD, Adam, AdamW
+from sslkit.interfaces import Optimizer
+from sslkit.nn import lars
+
+
+def weights() -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((7, 5), (3, 2, 3, 3), (11, 13))
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """As the engine makes them, further entries included."""
+    shared = {"lr": 0.05, "lr_scale": 1.0, "lr_constant": False}
+    return [
+        {"params": parameters[:2], "weight_decay": 0.1, "adapt": True, **shared},
+        {"params": parameters[2:], "weight_decay": 0.0, "adapt": False, **shared},
+    ]
+
+
+def train(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    for step in range(4):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 / (step + 1)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+@pytest.mark.parametrize(
+    ("component", "fields", "plain"),
+    [
+        (SGD, {"momentum": 0.8, "nesterov": True}, torch.optim.SGD),
+        (SGD, {"momentum": 0.0}, torch.optim.SGD),
+        (Adam, {"betas": (0.8, 0.95), "eps": 1e-6}, torch.optim.Adam),
+        (AdamW, {"betas": (0.9, 0.95)}, torch.optim.AdamW),
+    ],
+)
+def test_equals_torchs_plain_loop_to_the_bit(
+    component: type[Optimizer], fields: dict[str, Any], plain: type[torch.optim.Optimizer]
+) -> None:
+    ours, theirs = weights(), weights()
+    config = component.Config(lr=0.05, **fields)  # type: ignore[call-arg]
+    created = component(config).create(groups(ours))
+    reference = plain(groups(theirs), foreach=False, **fields)  # type: ignore[call-arg]
+    for a, b in zip(train(created, ours), train(reference, theirs), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_groups_keep_their_own_weight_decay() -> None:
+    created = SGD(SGD.Config(lr=0.05)).create(groups(weights()))
+    assert [group["weight_decay"] for group in created.param_groups] == [0.1, 0.0]
+    assert created.param_groups[1]["adapt"] is False
+
+
+def test_lars_component_passes_every_field_on() -> None:
+    ours, theirs = weights(), weights()
+    fields: dict[str, Any] = {
+        "momentum": 0.8, "nesterov": True, "trust_coefficient": 0.02, "lr_in_buffer": False,
+    }  # fmt: skip
+    created = LARS(LARS.Config(lr=0.05, **fields)).create(groups(ours))
+    reference = lars.LARS(groups(theirs), lr=0.05, **fields)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(train(created, ours), train(reference, theirs), strict=True)
+    )
+    assert created.param_groups[0]["trust_coefficient"] == 0.02
+
+
+@pytest.mark.parametrize(
+    ("component", "fields", "message"),
+    [
+        (SGD, {"momentum": 0.0, "nesterov": True}, "nesterov needs momentum"),
+        (SGD, {"momentum": 1.0}, "less than 1"),
+        (Adam, {"betas": (0.9, 1.0)}, "less than 1"),
+        (LARS, {"trust_coefficient": 0.0}, "greater than 0"),
+        (AdamW, {"lr": 0.0}, "greater than 0"),
+    ],
+)
+def test_mistakes_are_refused(
+    component: type[Optimizer], fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        component.Config(**{"lr": 0.1, **fields})
