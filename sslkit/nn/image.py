@@ -184,6 +184,13 @@ def select_rows(
     return images.index_copy(0, rows, changed)
 
 
+def _precise(values: Tensor) -> Tensor:
+    """In float64 where the device has it. Vector and scalar code may differ in the last bit of a
+    float32 exponential or sine, and which of them a sample meets depends on its place in the batch.
+    """
+    return values if values.device.type == "mps" else values.double()
+
+
 def solarize(images: Tensor, threshold: float) -> Tensor:
     """Inverts the values from `threshold` on: x -> 1 - x where x >= threshold."""
     return torch.where(images >= threshold, 1.0 - images, images)
@@ -196,12 +203,12 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     """
     height, width = images.shape[-2:]
     radius = kernel_size // 2
-    offset = torch.arange(-radius, radius + 1, dtype=torch.float32, device=images.device)
-    weights = torch.exp(-0.5 * (offset / sigma.float()[:, None]).square())
-    weights = weights / weights.sum(dim=1, keepdim=True)
+    offset = torch.arange(-radius, radius + 1, device=images.device)
+    weights = torch.exp(-0.5 * (offset / _precise(sigma)[:, None]).square())
+    weights = (weights / weights.sum(dim=1, keepdim=True)).float()
 
     def taps(side: int) -> tuple[Tensor, Tensor]:
-        pixel = torch.arange(side, device=images.device)[:, None] + offset.long()
+        pixel = torch.arange(side, device=images.device)[:, None] + offset
         pixel = (side - 1) - ((side - 1) - pixel.abs()).abs()  # mirrored at both ends
         shape = (len(images), side, kernel_size)
         return pixel.expand(shape), weights[:, None].expand(shape)
@@ -219,8 +226,8 @@ def rotate(
     """Turns each image about its centre by its own angle (B,), counter-clockwise; what comes from
     outside is `fill`. Torchvision's `rotate`."""
     height, width = images.shape[-2:]
-    angle = torch.deg2rad(degrees.float())
-    cos, sin = (part[:, None, None] for part in (angle.cos(), angle.sin()))
+    angle = torch.deg2rad(_precise(degrees))
+    cos, sin = (part.float()[:, None, None] for part in (angle.cos(), angle.sin()))
     x = (torch.arange(width, device=images.device) - (width - 1) / 2)[None, None, :]
     y = (torch.arange(height, device=images.device) - (height - 1) / 2)[None, :, None]
     source_x = (cos * x - sin * y) / (0.5 * width)
