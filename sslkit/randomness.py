@@ -128,7 +128,7 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
     """Runs library randomness (initialisation, dropout, drop path) under its own named seed and
     leaves the global generators as they were."""
     low, high = stream_key(seed, *names)
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed((high << 31) ^ low)
         yield

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +89,26 @@ def _not_found(text: str, path: Path, shipped: dict[str, Path]) -> str:
     )
     names = ", ".join(shipped) or "none"
     return f"{text}: no such file or shipped recipe{guess or '.'} Shipped recipes: {names}"
+
+
+def copy_recipe(name: str, target: Path) -> Path:
+    """Copies a shipped recipe to a file or into a folder; returns the new file.
+
+    Raises RecipeError where the name is unknown or the file exists already."""
+    shipped = shipped_recipes()
+    if name not in shipped:
+        raise RecipeError(
+            f"'{name}': no such recipe; shipped: {', '.join(sorted(shipped))}. "
+            "See: sslkit recipes list"
+        )
+    path = target / shipped[name].name if target.is_dir() else target
+    if path.exists():
+        raise RecipeError(f"{path}: exists already; give another name or remove it first")
+    try:
+        shutil.copyfile(shipped[name], path)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be written ({error.strerror})") from error
+    return path
 
 
 def read_recipe_text(path: Path) -> str:

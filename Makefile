@@ -1,0 +1,40 @@
+# Every target sets up what it needs in .venv. Needs Python >= 3.11, pip and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGINS := $(wildcard plugins/*/pyproject.toml)
+EDITABLE := -e . $(foreach p,$(PLUGINS),-e $(dir $(p)))
+
+.PHONY: quickstart test test-all lint docs clean
+.DEFAULT_GOAL := quickstart
+
+$(VENV)/.installed: pyproject.toml $(PLUGINS)
+	$(PYTHON) -c 'import sys; sys.exit("sslkit needs Python >= 3.11, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet $(EDITABLE)
+	touch $@
+
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group $*
+	touch $@
+
+quickstart: $(VENV)/.installed  ## Trains SimCLR on scikit-learn's digits, about a minute and a half
+	$(BIN)/sslkit run recipes/quickstart.yaml
+
+test: $(VENV)/.installed-test  ## The tests of the core and of every plugin
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed-test $(VENV)/.installed-parity $(VENV)/.installed-docs  ## With the slow ones
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-lint  ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs  ## HTML in docs/_build
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build
+
+clean:
+	rm -rf $(VENV) docs/_build

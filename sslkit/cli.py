@@ -1,0 +1,249 @@
+"""The `sslkit` command. Thin: each command imports what it needs and calls the library.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 the run
+failed or was stopped, 2 the input was wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import SSLKitError
+
+app = typer.Typer(
+    name="sslkit",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="--debug, anywhere on the line, shows the traceback of an error.",
+)
+plugins_app = typer.Typer(no_args_is_help=True, help="What is installed, and what is broken.")
+recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with the packages.")
+app.add_typer(plugins_app, name="plugins")
+app.add_typer(recipes_app, name="recipes")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("-o", "--override", metavar="PATH=VALUE", help="Change a field: train.epochs=5."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+@app.callback()
+def _root() -> None:
+    """Self-supervised learning on images, as an experiment that a recipe describes."""
+
+
+@app.command()
+def run(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe file, or the name of a shipped recipe.")
+    ] = None,
+    override: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|auto", help="Go on with a run folder; auto: the newest unfinished."
+        ),
+    ] = None,
+    fork: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN|CHECKPOINT", help="Start a new run from another run's weights."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build everything, run one step, print the plan.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train, evaluate and track a recipe."""
+    from .engine.display import make_display
+    from .report.tables import print_plan, print_run
+    from .runs import start
+
+    display, overrides = make_display(sys.stderr), override or []
+    if dry_run:
+        from .plan import make_plan
+
+        plan = make_plan(_required(recipe), overrides, display)
+        print_json(plan) if as_json else print_plan(plan)
+        return
+    result = start(recipe, overrides, resume=resume, fork=fork, display=display)
+    if as_json:
+        print_json(
+            {
+                "run_dir": str(result.run_dir),
+                "status": result.status,
+                "mlflow_run_id": result.mlflow_run_id,
+                "metrics": result.metrics,
+            }
+        )
+    else:
+        tracked = result.mlflow_run_id is not None
+        print_run(result.run_dir, result.status, result.results, tracked, "sslkit ui")
+    if result.status != "finished":
+        raise typer.Exit(1)
+
+
+@app.command()
+def validate(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipe files.")],
+    override: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check recipes and their data without building anything."""
+    from .runs import find_problems
+
+    found = {recipe: find_problems(recipe, override or []) for recipe in recipes}
+    if as_json:
+        print_json({recipe: list(problems) for recipe, problems in found.items()})
+    else:
+        for recipe, problems in found.items():
+            print("\n".join(problems) if problems else f"{recipe}: ok")
+    if any(found.values()):
+        raise typer.Exit(2)
+
+
+@app.command(name="eval")
+def evaluate(
+    run_or_checkpoint: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder or a checkpoint.")
+    ],
+    protocol: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Protocols; default: those of the run's recipe."),
+    ] = None,
+    override: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a finished or stopped run again, with any protocol."""
+    from .engine.display import make_display
+    from .report.tables import print_evaluation
+    from .runs import evaluate_run
+
+    names = [name.strip() for name in protocol.split(",")] if protocol else None
+    results = evaluate_run(
+        run_or_checkpoint, names, override or [], display=make_display(sys.stderr)
+    )
+    print_json(results.to_json()) if as_json else print_evaluation(results)
+
+
+@app.command()
+def schema(
+    out: Annotated[Path | None, typer.Option("-O", "--out", help="Write to this file.")] = None,
+) -> None:
+    """Print the JSON Schema of recipes, installed plugins included, for editors."""
+    from .plugins import load_plugins
+    from .recipe import json_schema
+
+    text = json.dumps(json_schema(load_plugins().registry), indent=2)
+    if out is None:
+        print(text)
+    else:
+        out.write_text(text + "\n", encoding="utf-8")
+
+
+@app.command()
+def ui(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe or run folder whose store to open.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option()] = "127.0.0.1",
+) -> None:
+    """Open the MLflow UI on the store that runs are tracked in."""
+    from .runs import open_ui
+
+    raise typer.Exit(open_ui(recipe, host, port))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, devices, plugins and the tracking store on one screen."""
+    from .report.doctor import diagnose, print_diagnosis
+
+    found = diagnose()
+    print_json(found) if as_json else print_diagnosis(found)
+
+
+@plugins_app.command(name="list")
+def plugins_list(
+    kind: Annotated[str | None, typer.Option(help="Only components of this kind.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Installed plugins and their components; broken ones with the reason."""
+    from .plugins import load_plugins
+    from .report.listing import plugin_rows, print_plugins
+
+    rows = plugin_rows(load_plugins(), kind)
+    print_json(rows) if as_json else print_plugins(rows)
+
+
+@plugins_app.command(name="show")
+def plugins_show(
+    name: Annotated[str, typer.Argument(help="A component, such as nt_xent or loss:nt_xent.")],
+    as_json: AsJson = False,
+) -> None:
+    """The fields of a component: type, default, meaning."""
+    from .plugins import load_plugins
+    from .report.listing import component_fields, print_components
+
+    shown = component_fields(load_plugins().registry, name)
+    print_json(shown) if as_json else print_components(shown)
+
+
+@recipes_app.command(name="list")
+def recipes_list(as_json: AsJson = False) -> None:
+    """The recipes inside the installed packages."""
+    from .recipe_files import shipped_recipes
+    from .report.listing import print_recipes, recipe_rows
+
+    rows = recipe_rows(shipped_recipes())
+    print_json(rows) if as_json else print_recipes(rows)
+
+
+@recipes_app.command(name="copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="As in `sslkit recipes list`.")],
+    target: Annotated[Path | None, typer.Argument(help="File or folder; default: here.")] = None,
+) -> None:
+    """Copy a shipped recipe, to change it."""
+    from .recipe_files import copy_recipe
+
+    print(copy_recipe(name, target or Path()))
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(document, indent=2))
+
+
+def _required(recipe: str | None) -> str:
+    if recipe is None:
+        raise typer.BadParameter("a recipe is needed here")
+    return recipe
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        app(words)
+    except SSLKitError as error:
+        if debug:
+            raise
+        lines = str(error).splitlines()
+        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

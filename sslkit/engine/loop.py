@@ -1,0 +1,202 @@
+"""The training loop. It reads straight down and knows no method by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from sslkit.interfaces import Batch, Callback, Method, Progress, RunView, StepOutput
+from sslkit.randomness import seeded
+
+from .checkpoint import Checkpoints
+from .display import Display
+from .meter import Meter
+from .online_probe import OnlineProbe
+from .optimization import Optimization
+from .runtime import Runtime
+from .signals import StopSignals
+
+
+class Loader(Protocol):
+    """What the loop needs of the data."""
+
+    wait_s: float
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
+
+
+class Log(Protocol):
+    """What the loop needs of the tracking."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+
+class NoLog:
+    """Before a run begins."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        pass
+
+
+@dataclass
+class Training:
+    """Everything that training consists of, made by `sslkit.experiment.build`."""
+
+    run: RunView
+    seed: int
+    batch_size: int
+    runtime: Runtime
+    loader: Loader
+    method: Method
+    optimization: Optimization
+    probe: OnlineProbe | None
+    callbacks: Sequence[Callback]
+    checkpoints: Checkpoints
+    log: Log
+    display: Display
+    progress: Progress
+    log_every_steps: int
+    checkpoint_every_steps: int | None
+    checkpoint_every_epochs: int
+    evaluation_due: Callable[[int], bool]
+    """Whether a protocol is due when so many epochs are done."""
+    evaluate: Callable[[int], Mapping[str, float]]
+    """Runs the protocols that are due then."""
+    meter: Meter = field(default_factory=Meter)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All state that the next step depends on; the rest is a function of the step's number."""
+        return {
+            "method": self.method.state_dict(),
+            "optimization": self.optimization.state_dict(),
+            "probe": self.probe.state_dict() if self.probe else None,
+            "meter": self.meter.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores a checkpoint."""
+        self.method.load_state_dict(state["method"])
+        self.optimization.load_state_dict(state["optimization"])
+        if self.probe and state["probe"] is not None:
+            self.probe.load_state_dict(state["probe"])
+        self.meter.load_state_dict(state["meter"], self.runtime.device)
+        self.progress = replace(self.progress, step=state["step"])
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the current step."""
+        return self.checkpoints.save(self.progress.step, self.state_dict())
+
+
+def train(training: Training, stop: StopSignals) -> None:
+    """Trains to the end, or until a stop is requested; then a checkpoint of the last step exists.
+
+    Raises TrainingError when the loss is not finite."""
+    t = training
+    t.method.train()
+    for callback in t.callbacks:
+        callback.on_start(t.run, t.method)
+    t.meter.restart_clock()
+
+    while t.progress.step < t.progress.total_steps and not stop.requested:
+        epoch, start = divmod(t.progress.step, t.progress.steps_per_epoch)
+        for batch in t.loader.epoch(epoch, start):
+            for callback in t.callbacks:
+                callback.on_batch(t.run, batch, t.progress)
+
+            lr = t.optimization.set_lr(t.progress)
+            output, probe_metrics = train_step(t, batch)
+            t.progress = replace(t.progress, step=t.progress.step + 1)
+            t.method.after_step(t.progress, output.carry)
+            t.meter.add(output.loss, len(batch))
+            t.display.advance(t.progress.step)
+
+            step, done = t.progress.step, t.progress.step == t.progress.total_steps
+            log_due = step % t.log_every_steps == 0 or done
+            save_due = stop.requested or done or _divides(t.checkpoint_every_steps, step)
+            if log_due or save_due or t.runtime.device.type == "cpu":
+                t.meter.check(step, lr, _advice(t))
+            if log_due:
+                log_training(t, lr, {**output.metrics, **probe_metrics})
+            if save_due:
+                t.save()
+            if stop.requested or done:
+                break
+
+        if t.progress.step % t.progress.steps_per_epoch == 0 and not stop.requested:
+            finish_epoch(t)
+
+
+def train_step(t: Training, batch: Batch) -> tuple[StepOutput, Mapping[str, Tensor]]:
+    """One optimiser step on one batch, `after_step` excepted; also the online probe's metrics."""
+    batch = replace(batch, views=tuple(t.runtime.layout(view) for view in batch.views))
+    t.method.before_step(t.progress)
+    with seeded(t.seed, "train", t.progress.step, "micro_batch", 0, "rank", 0):
+        with t.runtime.autocast():
+            embeddings = t.method.embed(batch)
+            output = t.method.objective(embeddings, batch)
+        output.loss.backward()  # type: ignore[no-untyped-call]
+    t.method.after_backward(t.progress)
+    t.optimization.clip()
+    t.optimization.step()
+
+    if t.probe is None or batch.labels is None or "features" not in embeddings:
+        return output, {}
+    factor = t.optimization.schedule.factor(t.progress)
+    return output, t.probe.step(embeddings["features"], batch.labels, factor)
+
+
+def finish_epoch(t: Training) -> None:
+    """Saves, then runs the protocols that are due. The last epoch's are left to the end of the
+    run, which adds the baselines."""
+    if t.progress.step == t.progress.total_steps:
+        return
+    epoch = t.progress.step // t.progress.steps_per_epoch
+    if epoch % t.checkpoint_every_epochs == 0:
+        t.save()
+    evaluate_epoch(t, epoch)
+
+
+def evaluate_epoch(t: Training, epoch: int) -> None:
+    """Runs the protocols that are due after `epoch` epochs and logs what they found."""
+    if not t.evaluation_due(epoch):
+        return
+    metrics = t.evaluate(epoch)
+    t.log.log(metrics, t.progress.step)
+    t.display.metrics(metrics, t.progress.step)
+    for callback in t.callbacks:
+        callback.on_evaluation(t.run, metrics, t.progress)
+    t.meter.restart_clock()
+    t.loader.wait_s = 0.0
+
+
+def log_training(t: Training, lr: float, step_metrics: Mapping[str, Tensor | float]) -> None:
+    """Logs the mean loss since the last log step and the metrics of this step."""
+    loss, speed, seconds = t.meter.flush()
+    metrics = {
+        "train/loss": loss,
+        "train/lr": lr,
+        "train/epoch": t.progress.epoch,
+        **{f"train/{name}": float(value) for name, value in step_metrics.items()},
+        "perf/images_per_second": speed,
+        "perf/data_wait_fraction": min(t.loader.wait_s / seconds, 1.0),
+        "perf/peak_memory_mb": t.runtime.peak_memory_mb(),
+    }
+    t.loader.wait_s = 0.0
+    t.log.log(metrics, t.progress.step)
+    t.display.metrics(metrics, t.progress.step)
+    for callback in t.callbacks:
+        callback.on_step(t.run, metrics, t.progress)
+
+
+def _divides(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
+
+
+def _advice(t: Training) -> str:
+    paths = t.checkpoints.paths()
+    last = f"Last good checkpoint: {paths[-1]}." if paths else "There is no checkpoint yet."
+    return f"{last} Lower optimizer.lr, or set train.max_grad_norm, and start again from there."

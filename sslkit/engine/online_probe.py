@@ -1,0 +1,102 @@
+"""A linear classifier on detached features, trained beside the method to watch it learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Subject
+from sslkit.randomness import seeded
+
+
+class OnlineProbe:
+    """Multinomial logistic regression on `h.detach()`, one SGD step per training step.
+
+    Features are standardised by a BatchNorm without parameters, so that one learning rate suits
+    every backbone. No gradient reaches the encoder, and library randomness is left as it was.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        *,
+        lr: float,
+        weight_decay: float,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        with seeded(seed, "online_probe"):
+            self.norm = nn.BatchNorm1d(num_features, affine=False)
+            self.linear = nn.Linear(num_features, num_classes)
+        self.classifier = nn.Sequential(self.norm, self.linear).to(device)
+        self.lr = lr
+        self.optimizer = torch.optim.SGD(
+            self.linear.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay
+        )
+
+    def step(self, features: Tensor, labels: Tensor, lr_factor: float) -> dict[str, Tensor]:
+        """One step. features: (B, F) or (B, V, F); labels: (B,). Returns loss and top-1 on the
+        batch, before the step, as scalars on the device."""
+        flat = features.detach().reshape(-1, features.shape[-1]).float()
+        repeats = flat.shape[0] // len(labels)
+        targets = labels.repeat_interleave(repeats)
+        device_type = flat.device.type
+        with torch.enable_grad(), torch.autocast(device_type, enabled=False):
+            logits = self.classifier(flat)
+            loss = F.cross_entropy(logits, targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.param_groups[0]["lr"] = self.lr * lr_factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        accuracy = (logits.detach().argmax(1) == targets).float().mean()
+        return {"online_probe/loss": loss.detach(), "online_probe/top1": accuracy}
+
+    @torch.no_grad()
+    def accuracy(self, features: Tensor, labels: Tensor) -> float:
+        """Top-1 on (N, F) features, 0 to 1."""
+        device = self.linear.weight.device
+        self.classifier.eval()
+        try:
+            predicted = self.classifier(features.to(device)).argmax(1)
+        finally:
+            self.classifier.train()
+        return float((predicted == labels.to(device)).float().mean())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Classifier and optimiser."""
+        return {
+            "classifier": self.classifier.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores classifier and optimiser."""
+        self.classifier.load_state_dict(state["classifier"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class ProbeAccuracy(Evaluator):
+    """The online probe as a protocol, measured whenever another one takes features anyway."""
+
+    baselines = False
+
+    def __init__(self, config: EvaluatorConfig, probe: OnlineProbe) -> None:
+        super().__init__(config)
+        self.probe = probe
+
+    @classmethod
+    def beside(cls, others: Sequence[tuple[str, Evaluator]], probe: OnlineProbe) -> ProbeAccuracy:
+        """Due as often as the most frequent of the other protocols."""
+        periods = [evaluator.config.every_epochs for _, evaluator in others]
+        period = min((p for p in periods if p is not None), default=None)
+        return cls(EvaluatorConfig(every_epochs=period), probe)
+
+    def evaluate(self, subject: Subject) -> Evaluation:
+        assert subject.bank.test_labels is not None
+        top1 = self.probe.accuracy(subject.bank.test, subject.bank.test_labels)
+        return Evaluation(metrics={"top1": top1})

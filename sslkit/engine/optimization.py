@@ -1,0 +1,93 @@
+"""From a method's parameter groups to an optimiser step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sslkit.errors import RecipeError
+from sslkit.interfaces import Method, Optimizer, OptimizerConfig, ParamGroup, Progress, Schedule
+
+
+def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
+    """The peak learning rate at this batch size (methods.md 0.3 calls these rules linear and
+    square root; Chen et al. 2020, appendix B.1)."""
+    ratio = batch_size / config.lr_reference_batch
+    factor: float = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[config.lr_scaling]
+    return config.lr * factor
+
+
+class Optimization:
+    """The optimiser, its learning rate and its clipping."""
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        *,
+        batch_size: int,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        config: OptimizerConfig = optimizer.config
+        self.schedule = schedule
+        self.peak_lr = scaled_lr(config, batch_size)
+        self.max_grad_norm = max_grad_norm
+        self.groups = method.param_groups()
+        _check_groups(method, self.groups)
+        self.optimizer = optimizer.create(
+            [part for group in self.groups for part in _split(group, config, self.peak_lr)]
+        )
+
+    def set_lr(self, progress: Progress) -> float:
+        """Sets the learning rate of the coming step and returns that of an unscaled group."""
+        lr = self.peak_lr * self.schedule.factor(progress)
+        for group in self.optimizer.param_groups:
+            base = self.peak_lr if group["lr_constant"] else lr
+            group["lr"] = base * group["lr_scale"]
+        return lr
+
+    def clip(self) -> None:
+        """Clips gradients as the recipe (whole) and the method's groups (each tensor) say."""
+        for group in self.groups:
+            if group.max_grad_norm is not None:
+                for _, parameter in group.params:
+                    nn.utils.clip_grad_norm_(parameter, group.max_grad_norm)
+        if self.max_grad_norm is not None:
+            parameters = [p for group in self.groups for _, p in group.params]
+            nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+
+    def step(self) -> None:
+        """Updates the parameters and drops the gradients."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the optimiser's state."""
+        self.optimizer.load_state_dict(state)
+
+
+def _split(group: ParamGroup, config: OptimizerConfig, lr: float) -> list[dict[str, Any]]:
+    """A method's group as optimiser groups: biases and norms apart from weights."""
+    excluded = [p for _, p in group.params if config.exclude_bias_and_norm and p.ndim < 2]
+    kept = [p for _, p in group.params if not (config.exclude_bias_and_norm and p.ndim < 2)]
+    shared = {"lr": lr, "lr_scale": group.lr_scale, "lr_constant": group.lr_constant}
+    decay = config.weight_decay * group.weight_decay_scale
+    parts = [
+        {"params": kept, "weight_decay": decay, "adapt": True, **shared},
+        {"params": excluded, "weight_decay": 0.0, "adapt": False, **shared},
+    ]
+    return [part for part in parts if part["params"]]
+
+
+def _check_groups(method: Method, groups: list[ParamGroup]) -> None:
+    named = [p for group in groups for _, p in group.params]
+    if not named:
+        raise RecipeError(f"method: {type(method).__name__} has no parameter to train")
+    if len({id(p) for p in named}) != len(named):
+        raise RecipeError(f"method: {type(method).__name__} lists a parameter in two groups")

@@ -1,0 +1,106 @@
+"""Where and how the mathematics runs: device, precision, determinism."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sslkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from sslkit.recipe import TrainConfig
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The resolved execution settings of a run."""
+
+    device: torch.device
+    precision: str
+    channels_last: bool
+    compiled: bool
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision of the forward pass; losses leave it by themselves."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def prepare(self, module: nn.Module) -> None:
+        """Moves a module to the device, in place."""
+        module.to(self.device)
+        if self.channels_last:
+            module.to(memory_format=torch.channels_last)
+
+    def layout(self, images: Tensor) -> Tensor:
+        """Images in the memory format of the network."""
+        if self.channels_last and images.ndim == 4:
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def peak_memory_mb(self) -> float:
+        """Peak memory of the accelerator, or of this process on a CPU, in MiB."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+
+
+def resolve_device(name: str) -> str:
+    """The device that `auto` stands for here. Raises RecipeError for one that is not there."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return next(device for device, there in available.items() if there)
+    if not available[name]:
+        there = ", ".join(device for device, ok in available.items() if ok)
+        raise RecipeError(f"train.device: '{name}' is not available here; available: {there}")
+    return name
+
+
+def resolve_compile(setting: bool | str) -> bool:
+    """Whether to compile. Raises RecipeError for `true` without a compiler; `if_available` becomes
+    its outcome, which the resolved recipe records."""
+    if setting is False:
+        return False
+    missing = _missing_compiler()
+    if missing and setting is True:
+        raise RecipeError(
+            f"train.compile: true, but {missing}; install one or set train.compile=if_available"
+        )
+    return missing is None
+
+
+def _missing_compiler() -> str | None:
+    if torch.cuda.is_available():
+        from importlib.util import find_spec
+
+        return None if find_spec("triton") else "triton is not installed"
+    if any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        return None
+    return "no C++ compiler (c++, g++, clang++) is on the PATH"
+
+
+def make_runtime(train: TrainConfig) -> Runtime:
+    """The runtime of resolved settings (no `auto`, no `if_available`)."""
+    device = torch.device(train.device)
+    if device.type == "mps" and train.precision != "fp32":
+        raise RecipeError(
+            f"train.precision: '{train.precision}' does not work on mps; set train.precision=fp32"
+        )
+    if train.deterministic:
+        torch.use_deterministic_algorithms(True)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not train.deterministic
+        torch.backends.cuda.matmul.allow_tf32 = not train.deterministic
+    return Runtime(device, train.precision, train.channels_last, bool(train.compile))

@@ -1,0 +1,280 @@
+"""From a recipe to a run that is ready for its first step: all construction, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from .data.evaluation import augmented_pairs, evaluation_batches
+from .data.loader import TrainLoader
+from .data.store import ImageStore
+from .engine.checkpoint import Checkpoints
+from .engine.display import Display
+from .engine.loop import NoLog, Training
+from .engine.online_probe import OnlineProbe, ProbeAccuracy
+from .engine.optimization import Optimization
+from .engine.runtime import Runtime, make_runtime, resolve_compile, resolve_device
+from .errors import RecipeError
+from .evaluation.suite import EvaluationSuite
+from .interfaces import (
+    Augmentation,
+    Backbone,
+    DatasetConfig,
+    Facts,
+    ImageReader,
+    Method,
+    Progress,
+    RunView,
+)
+from .randomness import seeded
+from .recipe import Recipe, check_recipe, components, flatten, recipe_hash
+from .tracking.environment import git_state
+from .tracking.folder import RunFolder
+from .tracking.log import RunLog
+
+_EVAL_BATCH = 512
+_COLLAPSE_PAIRS = 1024
+
+
+@dataclass
+class Experiment:
+    """A run that is built."""
+
+    recipe: Recipe
+    facts: Facts
+    folder: RunFolder
+    runtime: Runtime
+    train_store: ImageStore
+    test_store: ImageStore | None
+    loader: TrainLoader
+    suite: EvaluationSuite
+    training: Training
+
+    @property
+    def method(self) -> Method:
+        """The method that is trained."""
+        return self.training.method
+
+    def open_log(self) -> RunLog:
+        """Opens the log behind `training`, from its current step on, and connects the tracker."""
+        self.folder.truncate_metrics(self.training.progress.step)
+        log = RunLog(self.folder, self.recipe.tracking.build(), self.training.run)
+        self.training.log = log
+        return log
+
+    def untrained_encoder(self) -> Backbone:
+        """The encoder as it was before the first step, made again from the seed."""
+        method = make_method(self.recipe, self.facts)
+        self.runtime.prepare(method)
+        return method.encoder
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with everything that depends on the machine written out (law 4)."""
+    settled = {
+        "device": resolve_device(recipe.train.device),
+        "compile": resolve_compile(recipe.train.compile),
+    }
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=settled)})
+
+
+def open_splits(recipe: Recipe) -> tuple[ImageReader, ImageReader | None]:
+    """Readers of the training and the test split."""
+    dataset = recipe.data.build()
+    train = dataset.open("train")
+    if train is None or len(train) == 0:
+        raise RecipeError(f"data: '{recipe.data.name}' has no training images")
+    return train, dataset.open("test")
+
+
+def find_facts(recipe: Recipe, reader: ImageReader, augmentation: Augmentation) -> Facts:
+    """What is known before the first step. Raises RecipeError when no whole batch exists."""
+    train = recipe.train
+    if train.batch_size > len(reader):
+        raise RecipeError(
+            f"train.batch_size: {train.batch_size} is more than the {len(reader)} training images; "
+            f"set train.batch_size={len(reader)} or less"
+        )
+    steps_per_epoch = len(reader) // train.batch_size
+    total = train.epochs * steps_per_epoch
+    return Facts(
+        num_images=len(reader),
+        channels=reader.channels,
+        image_size=reader.image_size,
+        num_classes=None if reader.labels is None else len(reader.class_names or ()),
+        batch_size=train.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=min(total, train.max_steps) if train.max_steps else total,
+        views=augmentation.views,
+    )
+
+
+def check(recipe: Recipe) -> Facts:
+    """Opens the data and finds every combination that cannot work, without building networks.
+
+    Raises RecipeError with all of them."""
+    reader, _ = open_splits(recipe)
+    facts = find_facts(recipe, reader, recipe.augmentation.build())
+    problems = check_recipe(recipe, facts)
+    if problems:
+        raise RecipeError(*problems)
+    return facts
+
+
+def make_method(recipe: Recipe, facts: Facts) -> Method:
+    """The method and its networks, initialised from the recipe's seed alone."""
+    with seeded(recipe.seed, "initialisation"):
+        size = max(view.size for view in facts.views)
+        backbone = recipe.backbone.build(channels=facts.channels, image_size=size)
+        return recipe.method.build(backbone, facts)
+
+
+def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> Experiment:
+    """Builds a resolved recipe whose facts `check` found, in a run folder."""
+    runtime = make_runtime(recipe.train)
+    train_store, test_store = open_stores(recipe, display)
+    augmentation = recipe.augmentation.build()
+    loader = TrainLoader(
+        train_store,
+        augmentation,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.seed,
+        device=runtime.device,
+        num_threads=recipe.train.loader_threads,
+    )
+
+    method = make_method(recipe, facts)
+    runtime.prepare(method)
+    if runtime.compiled:
+        method.backbone.compile()
+    optimization = Optimization(
+        method,
+        recipe.optimizer.build(),
+        recipe.schedule.build(),
+        batch_size=recipe.train.batch_size,
+        max_grad_norm=recipe.train.max_grad_norm,
+    )
+    probe = make_probe(recipe, facts, runtime, method)
+
+    suite = make_suite(recipe, runtime, train_store, test_store, augmentation, method, probe)
+    view = RunView(folder.path, f"{recipe.name}-s{recipe.seed}", flatten(recipe), run_tags(recipe))
+    training = Training(
+        run=view,
+        seed=recipe.seed,
+        batch_size=recipe.train.batch_size,
+        runtime=runtime,
+        loader=loader,
+        method=method,
+        optimization=optimization,
+        probe=probe,
+        callbacks=[callback.build() for callback in recipe.callbacks],
+        checkpoints=Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints),
+        log=NoLog(),
+        display=display,
+        progress=Progress(0, facts.total_steps, facts.steps_per_epoch),
+        log_every_steps=recipe.train.log_every_steps,
+        checkpoint_every_steps=recipe.train.checkpoint_every_steps,
+        checkpoint_every_epochs=recipe.train.checkpoint_every_epochs,
+        evaluate=lambda epoch: suite.run(method.encoder, epoch, final=False).metrics,
+        evaluation_due=lambda epoch: bool(suite.due(epoch, final=False)),
+    )
+    return Experiment(
+        recipe, facts, folder, runtime, train_store, test_store, loader, suite, training
+    )
+
+
+def open_stores(recipe: Recipe, display: Display) -> tuple[ImageStore, ImageStore | None]:
+    """Both splits, small images decoded into memory."""
+    config = recipe.data.config
+    assert isinstance(config, DatasetConfig)
+    train, test = open_splits(recipe)
+
+    def store(reader: ImageReader) -> ImageStore:
+        return ImageStore(
+            reader,
+            max_corrupt_fraction=config.max_corrupt_fraction,
+            seed=recipe.seed,
+            num_threads=max(1, recipe.train.loader_threads),
+        )
+
+    train_store = store(train)
+    test_store = store(test) if test is not None else None
+    sizes = f"{len(train_store):,} training"
+    sizes += f" and {len(test_store):,} test images" if test_store else " images, no test split"
+    place = "in memory" if train_store.resident is not None else "decoded as they are needed"
+    display.message(f"data: {recipe.data.name}, {sizes}, {place}")
+    return train_store, test_store
+
+
+def make_probe(
+    recipe: Recipe, facts: Facts, runtime: Runtime, method: Method
+) -> OnlineProbe | None:
+    """The online probe, where the recipe wants it and the data has labels."""
+    config = recipe.train.online_probe
+    if config is None or not facts.num_classes:
+        return None
+    return OnlineProbe(
+        method.encoder.num_features,
+        facts.num_classes,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        seed=recipe.seed,
+        device=runtime.device,
+    )
+
+
+def make_suite(
+    recipe: Recipe,
+    runtime: Runtime,
+    train_store: ImageStore,
+    test_store: ImageStore | None,
+    augmentation: Augmentation,
+    method: Method,
+    probe: OnlineProbe | None = None,
+) -> EvaluationSuite:
+    """The protocols of the recipe, on this data, and the accuracy of the online probe."""
+    preprocess = method.encoder.preprocess
+    protocols = [(slot.name, slot.build()) for slot in recipe.evaluate]
+    if probe is not None and protocols:
+        protocols.append(("online_probe", ProbeAccuracy.beside(protocols, probe)))
+
+    def batches(store: ImageStore) -> Callable[[], Iterable[Tensor]]:
+        return lambda: evaluation_batches(store, preprocess, _EVAL_BATCH, runtime.device)
+
+    return EvaluationSuite(
+        protocols,
+        train_batches=batches(train_store),
+        test_batches=batches(test_store) if test_store is not None else None,
+        train_labels=train_store.labels,
+        test_labels=test_store.labels if test_store is not None else None,
+        class_names=train_store.class_names or (),
+        positive_pairs=lambda num: augmented_pairs(
+            train_store, augmentation, num, recipe.seed, runtime.device
+        ),
+        seed=recipe.seed,
+        precision=recipe.train.precision,
+        channels_last=recipe.train.channels_last,
+    )
+
+
+def run_tags(recipe: Recipe) -> dict[str, str]:
+    """The tags of a run, under the names that stay."""
+    git = git_state(Path.cwd())
+    origins = {slot.distribution: slot.version for _, slot in components(recipe)}
+    tags = {
+        "sslkit.method": recipe.method.name,
+        "sslkit.backbone": str(getattr(recipe.backbone.config, "model", recipe.backbone.name)),
+        "sslkit.dataset": recipe.data.name,
+        "sslkit.seed": str(recipe.seed),
+        "sslkit.recipe_hash": recipe_hash(recipe),
+        "sslkit.version": origins.get("sslkit", "unknown"),
+        "sslkit.plugins": ", ".join(
+            f"{name} {version}" for name, version in sorted(origins.items())
+        ),
+    }
+    if git is not None:
+        tags |= {"mlflow.source.git.commit": git.commit, "sslkit.git_dirty": str(git.dirty).lower()}
+    return tags

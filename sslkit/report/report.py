@@ -1,0 +1,86 @@
+"""The files that a finished run leaves for people: report.md and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sslkit.recipe import recipe_hash
+from sslkit.tracking.metrics_file import MetricLine, read_lines
+
+from .curves import draw_curves
+from .tables import TITLE
+
+if TYPE_CHECKING:
+    from sslkit.experiment import Experiment
+
+    from .results import FinalResults
+
+
+def write_report(experiment: Experiment, results: FinalResults) -> list[Path]:
+    """Writes report.md and the figures of a run; returns their paths."""
+    folder = experiment.folder
+    figures = []
+    lines = list(read_lines(folder.metrics))
+    for name, figure in {"curves": draw_curves(lines), **results.trained.figures}.items():
+        path = folder.figures / f"{name.replace('/', '_')}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120, bbox_inches="tight")
+        figures.append(path)
+    pictures = sorted(folder.figures.glob("*.png"))
+    text = "\n".join(_markdown(experiment, results, lines, pictures))
+    return [folder.write_text(folder.report, text + "\n"), *figures]
+
+
+def _markdown(
+    experiment: Experiment, results: FinalResults, lines: Sequence[MetricLine], figures: list[Path]
+) -> Iterable[str]:
+    recipe, facts = experiment.recipe, experiment.facts
+    yield f"# {recipe.name}, seed {recipe.seed}"
+    yield ""
+    yield (
+        f"{recipe.method.name} with {recipe.backbone.name} on {recipe.data.name} "
+        f"({facts.num_images:,} images), {recipe.train.epochs} epochs of "
+        f"{facts.steps_per_epoch:,} steps, batch {facts.batch_size:,}. "
+        f"Recipe hash `{recipe_hash(recipe)}`; the whole recipe is in `recipe.resolved.yaml`, the "
+        "machine and the versions in `environment.json`."
+    )
+    yield ""
+    heads, rows = results.table()
+    if rows:
+        yield f"{TITLE}:"
+        yield ""
+        yield from markdown_table(heads, rows)
+        yield ""
+    others = results.others()
+    if others:
+        yield from markdown_table(
+            ["metric", "value"], [[key, f"{value:.4g}"] for key, value in others.items()]
+        )
+        yield ""
+    for protocol, reason in results.trained.skipped.items():
+        yield f"- {protocol}: skipped: {reason}"
+    yield from _cost(lines, results)
+    for figure in figures:
+        yield f"\n![{figure.stem}](figures/{figure.name})"
+
+
+def _cost(lines: Sequence[MetricLine], results: FinalResults) -> Iterable[str]:
+    speeds = [line.metrics["perf/images_per_second"] for line in lines
+              if "perf/images_per_second" in line.metrics]  # fmt: skip
+    if speeds:
+        middle = sorted(speeds)[len(speeds) // 2]
+        yield f"Training: {middle:,.0f} images/s (median over log steps)."
+    yield (
+        f"Last evaluation: {results.trained.seconds:.1f} s, "
+        f"baselines: {results.baselines.seconds:.1f} s."
+    )
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
+    """A table in Markdown, one line at a time."""
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"

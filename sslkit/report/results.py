@@ -1,0 +1,65 @@
+"""The final measurements of a run: trained encoder beside pixels and the untrained encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sslkit.evaluation.results import SUBJECTS, ComparisonRow, Estimate, SuiteResult, comparison
+
+ACCURACY = "top1"
+"""Metrics whose name begins so are accuracies, 0 to 1: the tables show them in percent."""
+
+
+@dataclass(frozen=True)
+class FinalResults:
+    """What a run came to, protocol by protocol."""
+
+    rows: Sequence[ComparisonRow]
+    trained: SuiteResult
+    baselines: SuiteResult
+
+    @classmethod
+    def collect(cls, trained: SuiteResult, baselines: SuiteResult) -> FinalResults:
+        """Puts the results of the trained encoder and of the baselines side by side."""
+        return cls(comparison(trained, baselines), trained, baselines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, for results.json."""
+        return {
+            "comparison": [row.to_json() for row in self.rows],
+            "trained": self.trained.to_json(),
+            "baselines": self.baselines.to_json(),
+        }
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Column heads and rows of the accuracies, in percent, with 95 % intervals."""
+        heads = ["protocol", *SUBJECTS, "trained - pixels", "trained - untrained"]
+        rows = [
+            [
+                f"{row.protocol} {row.metric}",
+                *(_cell(row.values.get(subject)) for subject in SUBJECTS),
+                _cell(row.differences.get("pixels"), signed=True),
+                _cell(row.differences.get("untrained"), signed=True),
+            ]
+            for row in self.rows
+            if row.metric.startswith(ACCURACY)
+        ]
+        return heads, rows
+
+    def others(self) -> dict[str, float]:
+        """The trained encoder's metrics that the table leaves out, such as `collapse/std`."""
+        shown = {f"eval/{row.protocol}/{row.metric}" for row in self.rows
+                 if row.metric.startswith(ACCURACY)}  # fmt: skip
+        return {key: value for key, value in self.trained.metrics.items() if key not in shown}
+
+
+def _cell(estimate: Estimate | None, *, signed: bool = False) -> str:
+    if estimate is None:
+        return "-"
+    sign = "+" if signed else ""
+    text = f"{100 * estimate.value:{sign}.1f}"
+    if estimate.low is not None and estimate.high is not None:
+        text += f" [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
+    return text

@@ -1,0 +1,258 @@
+"""What a person does with a run: start it, go on with it, fork it, measure it again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from .engine.display import Display, make_display
+from .engine.loop import evaluate_epoch, train
+from .engine.runtime import make_runtime
+from .engine.signals import StopSignals
+from .errors import RecipeError, SSLKitError
+from .experiment import Experiment, build, check, make_method, make_suite, open_stores, resolve
+from .interfaces import Progress, resolve_component
+from .plugins import load_plugins
+from .recipe import components, dump_resolved, find_recipe, load_recipe
+from .report.report import write_report
+from .report.results import FinalResults
+from .saved_runs import (
+    RESULTS,
+    find_unfinished,
+    is_finished,
+    last_metrics,
+    load_method,
+    protocol_overrides,
+    read_state,
+    refuse_changes,
+    refuse_other_data,
+    restore,
+    save_encoder,
+    was_evaluated,
+)
+from .tracking.environment import describe
+from .tracking.folder import RunFolder
+from .tracking.log import RunLog
+from .tracking.system import SystemSampler
+
+Status = Literal["finished", "stopped"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to."""
+
+    run_dir: Path
+    metrics: dict[str, float]
+    """The last value of each metric: `eval/knn/top1` and the like."""
+    mlflow_run_id: str | None
+    status: Status = "finished"
+    results: FinalResults | None = None
+
+
+def run_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RunResult:
+    """Runs a recipe from start to end; see `sslkit.run`."""
+    return start(recipe, overrides, display=make_display())
+
+
+def start(
+    recipe: str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    resume: str | None = None,
+    fork: Path | None = None,
+    display: Display,
+) -> RunResult:
+    """Starts a run, or goes on with one.
+
+    resume: a run folder, or "auto" for the newest unfinished run of this recipe (a new one where
+    there is none). fork: a run folder or checkpoint whose whole state a new run starts from."""
+    if resume is not None and fork is not None:
+        raise RecipeError("--resume and --fork exclude each other: give one of them")
+    if resume is not None and resume != "auto":
+        return go_on(Path(resume), recipe, overrides, display)
+    if recipe is None:
+        raise RecipeError("a recipe is needed; `sslkit recipes list` shows the shipped ones")
+
+    loaded = resolve(load_recipe(find_recipe(recipe), overrides))
+    if resume == "auto" and (unfinished := find_unfinished(loaded)) is not None:
+        display.message(f"going on with {unfinished}")
+        return go_on(unfinished, None, (), display)
+    state = read_state(fork) if fork is not None else None
+    facts = check(loaded)
+    with RunFolder.create(loaded.runs_dir, loaded.name) as folder:
+        folder.write_text(folder.recipe, dump_resolved(loaded))
+        experiment = build(loaded, facts, folder, display)
+        if state is not None:
+            restore(experiment, state, f"{fork}")
+        write_environment(experiment, forked_from=str(fork) if fork else None)
+        return execute(experiment)
+
+
+def go_on(
+    path: Path, recipe: str | Path | None, overrides: Sequence[str], display: Display
+) -> RunResult:
+    """Resumes a run from its newest checkpoint, with the recipe that it was started with."""
+    with RunFolder.open(path, write=True) as folder:
+        if is_finished(folder.path):
+            raise RecipeError(
+                f"{path}: this run is finished; --fork {path} starts a new one from it"
+            )
+        saved = load_recipe(folder.recipe)
+        wanted = load_recipe(find_recipe(recipe) if recipe else folder.recipe, overrides)
+        refuse_changes(saved, resolve(wanted), path)
+        facts = check(saved)
+        experiment = build(resolve(wanted), facts, folder, display)
+        refuse_other_data(experiment)
+        state, damaged = experiment.training.checkpoints.load_newest()
+        for message in damaged:
+            display.message(f"warning: {message}; going on from the checkpoint before it")
+        if state is None:
+            display.message("no checkpoint yet: starting from the first step")
+        else:
+            restore(experiment, state, str(path))
+        return execute(experiment)
+
+
+def execute(experiment: Experiment) -> RunResult:
+    """Trains and evaluates an experiment that is built, and closes its log whatever happens."""
+    training, display = experiment.training, experiment.training.display
+    progress = training.progress
+    device = training.runtime.device
+    with (
+        StopSignals() as stop,
+        experiment.open_log() as log,
+        SystemSampler(log.log_system, device),
+    ):
+        log.artifact(experiment.folder.recipe)
+        log.artifact(experiment.folder.environment)
+        try:
+            display.start(progress.total_steps, progress.step)
+            if at_epoch_end(progress) and not was_evaluated(experiment.folder, progress.step):
+                evaluate_epoch(training, at_epoch(progress))
+            train(training, stop)
+            display.close()
+            if stop.requested:
+                return stopped(experiment, log, stop.requested)
+            return finish(experiment, log)
+        except KeyboardInterrupt:
+            return stopped(experiment, log, "a second Ctrl-C")
+        finally:
+            display.close()
+
+
+def stopped(experiment: Experiment, log: RunLog, reason: str) -> RunResult:
+    """The result of a run that was stopped, after saying how to go on."""
+    folder, training = experiment.folder, experiment.training
+    saved = training.checkpoints.paths()
+    training.display.message(
+        f"stopped by {reason} at step {training.progress.step} of {training.progress.total_steps}"
+        f" ({f'saved in {saved[-1].name}' if saved else 'nothing saved yet'}); "
+        f"go on with: sslkit run --resume {folder.path}"
+    )
+    log.finish("killed")
+    return RunResult(folder.path, last_metrics(folder), log.run_id, "stopped")
+
+
+def finish(experiment: Experiment, log: RunLog) -> RunResult:
+    """Measures the last epoch beside the baselines; writes encoder, results and report."""
+    folder, training = experiment.folder, experiment.training
+    save_encoder(experiment)
+    training.display.message("evaluating the last epoch and the baselines")
+    trained = experiment.suite.run(training.method.encoder, at_epoch(training.progress), final=True)
+    baselines = experiment.suite.baselines(experiment.untrained_encoder())
+    metrics = {**trained.metrics, **baselines.metrics}
+    if metrics and not was_evaluated(folder, training.progress.step):
+        log.log(metrics, training.progress.step)
+        for callback in training.callbacks:
+            callback.on_evaluation(training.run, metrics, training.progress)
+    experiment.train_store.write_report(folder.path / "corrupt_images.json")
+
+    results = FinalResults.collect(trained, baselines)
+    for artifact in write_report(experiment, results):
+        log.artifact(artifact, artifact.parent.relative_to(folder.path).as_posix().strip("."))
+    folder.write_json(RESULTS, results.to_json())
+    log.artifact(folder.path / RESULTS)
+    log.finish("finished")
+    return RunResult(folder.path, last_metrics(folder), log.run_id, "finished", results)
+
+
+def evaluate_run(
+    run_or_checkpoint: str | Path,
+    protocols: Sequence[str] | None,
+    overrides: Sequence[str],
+    display: Display,
+) -> FinalResults:
+    """Measures a run or checkpoint with protocols (default: those of its recipe), beside the
+    baselines. Writes nothing."""
+    path = Path(run_or_checkpoint)
+    recipe, facts, method = load_method(path, [*protocol_overrides(path, protocols), *overrides])
+    recipe = resolve(recipe)
+    runtime = make_runtime(recipe.train)
+    runtime.prepare(method)
+    train_store, test_store = open_stores(recipe, display)
+    augmentation = recipe.augmentation.build()
+    suite = make_suite(recipe, runtime, train_store, test_store, augmentation, method)
+    trained = suite.run(method.encoder, 0, final=True)
+    untrained = make_method(recipe, facts)
+    runtime.prepare(untrained)
+    return FinalResults.collect(trained, suite.baselines(untrained.encoder))
+
+
+def find_problems(recipe: str | Path, overrides: Sequence[str]) -> tuple[str, ...]:
+    """What is wrong with a recipe or its data, one line each."""
+    try:
+        check(resolve(load_recipe(find_recipe(recipe), overrides)))
+    except SSLKitError as error:
+        return tuple(str(error).splitlines())
+    return ()
+
+
+def open_ui(recipe: str | None, host: str, port: int) -> int:
+    """Runs the pages of the tracker of a recipe or run folder (default: a default MLflow store),
+    until they are closed. Returns the exit code."""
+    registry = load_plugins().registry
+    if recipe is None:
+        slot = resolve_component(registry, "tracker", {"name": "mlflow"})
+    else:
+        path = Path(recipe)
+        slot = load_recipe(
+            RunFolder.open(path).recipe if path.is_dir() else find_recipe(recipe)
+        ).tracking
+    command = slot.build().ui_command(host, port)
+    if command is None:
+        raise RecipeError(f"tracking: '{slot.name}' has no pages to open")
+    print(f"opening http://{host}:{port} (Ctrl-C ends it)", file=sys.stderr)
+    try:
+        return subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        return 0
+
+
+def write_environment(experiment: Experiment, forked_from: str | None) -> None:
+    """Writes `environment.json`: what the recipe does not say about this run."""
+    stores = {"train": experiment.train_store, "test": experiment.test_store}
+    used = [slot for _, slot in components(experiment.recipe)]
+    found = describe(
+        device=str(experiment.runtime.device),
+        plugins={slot.distribution: slot.version for slot in used},
+        data={split: store.fingerprint for split, store in stores.items() if store is not None},
+    )
+    found |= {"facts": asdict(experiment.facts), "forked_from": forked_from}
+    experiment.folder.write_json(experiment.folder.environment, found)
+
+
+def at_epoch(progress: Progress) -> int:
+    """Whole epochs done."""
+    return progress.step // progress.steps_per_epoch
+
+
+def at_epoch_end(progress: Progress) -> bool:
+    """Whether the last step done ended an epoch that is not the last."""
+    return 0 < progress.step < progress.total_steps and (
+        progress.step % progress.steps_per_epoch == 0
+    )

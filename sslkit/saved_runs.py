@@ -1,0 +1,230 @@
+"""Runs on disk: finding them, reading their state, taking the encoder out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .engine.checkpoint import Checkpoints
+from .engine.checkpoint import load as load_checkpoint
+from .errors import CheckpointError, RecipeError
+from .experiment import Experiment, make_method
+from .interfaces import Backbone, Facts, Method, ViewSpec, resolve_component
+from .recipe import Recipe, hashed_view, load_recipe, recipe_hash
+from .tracking.folder import RunFolder
+from .tracking.metrics_file import read_lines
+
+RESULTS = "results.json"
+"""Written last: a run folder that has it is finished."""
+_META = "sslkit"
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a run came to its end."""
+    return (path / RESULTS).exists()
+
+
+def find_unfinished(recipe: Recipe) -> Path | None:
+    """The newest run of this recipe and seed that has not come to its end."""
+    found = []
+    for path in Path(recipe.runs_dir).glob("*/recipe.resolved.yaml"):
+        folder = RunFolder.open(path.parent)
+        if not is_finished(path.parent) and path.parent.name.startswith(f"{recipe.name}-"):
+            saved = load_recipe(path)
+            if saved.seed == recipe.seed and recipe_hash(saved) == recipe_hash(recipe):
+                found.append(folder)
+    return max(found, key=lambda folder: folder.id).path if found else None
+
+
+def refuse_changes(saved: Recipe, wanted: Recipe, path: Path) -> None:
+    """Raises RecipeError where a resume would change what the run computes."""
+    before, after = _flat(hashed_view(saved)), _flat(hashed_view(wanted))
+    before["seed"], after["seed"] = saved.seed, wanted.seed
+    changed = sorted(
+        key for key in before.keys() | after.keys() if before.get(key) != after.get(key)
+    )
+    if changed:
+        raise RecipeError(
+            *(
+                f"{key}: the run has {before.get(key)!r}, this recipe {after.get(key)!r}; a resume "
+                f"keeps the recipe: use --fork {path} for a new run from there"
+                for key in changed
+            )
+        )
+
+
+def refuse_other_data(experiment: Experiment) -> None:
+    """Raises CheckpointError where the data is not what the run was started with."""
+    folder = experiment.folder
+    saved = read_environment(folder.path).get("data", {})
+    for split, store in (("train", experiment.train_store), ("test", experiment.test_store)):
+        fingerprint = store.fingerprint if store is not None else None
+        if split in saved and saved[split] != fingerprint:
+            raise CheckpointError(
+                f"{folder.path}: the {split} data has changed since this run began (fingerprint "
+                f"{saved[split]}, now {fingerprint}); start a new run with --fork {folder.path}"
+            )
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """environment.json of a run folder. Raises CheckpointError."""
+    try:
+        environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: environment.json cannot be read ({error})") from error
+    assert isinstance(environment, dict)
+    return environment
+
+
+def read_state(run_or_checkpoint: Path) -> dict[str, Any]:
+    """The state in a checkpoint, or in the newest good checkpoint of a run folder."""
+    if not run_or_checkpoint.exists():
+        raise CheckpointError(f"{run_or_checkpoint}: no such run folder or checkpoint")
+    if run_or_checkpoint.is_dir():
+        state, _ = Checkpoints(RunFolder.open(run_or_checkpoint).checkpoints, keep=1).load_newest()
+        if state is None:
+            raise CheckpointError(f"{run_or_checkpoint}: the run has no checkpoint")
+        return state
+    return load_checkpoint(run_or_checkpoint)
+
+
+def restore(experiment: Experiment, state: Mapping[str, Any], source: str) -> None:
+    """Puts a checkpoint's state into an experiment. Raises CheckpointError if it does not fit."""
+    try:
+        experiment.training.load_state_dict(state)
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{source}: its state does not fit this recipe ({reason[:160]}); to take over the "
+            "backbone alone, start a run with backbone.weights"
+        ) from error
+
+
+def load_method(
+    run_or_checkpoint: Path, overrides: Sequence[str] = ()
+) -> tuple[Recipe, Facts, Method]:
+    """Recipe, facts and trained method (on the CPU) of a run or checkpoint."""
+    state = read_state(run_or_checkpoint)
+    folder = run_folder_of(run_or_checkpoint)
+    recipe = load_recipe(folder.recipe, overrides)
+    facts = read_facts(folder.path)
+    method = make_method(recipe, facts)
+    method.load_state_dict(state["method"])
+    return recipe, facts, method
+
+
+def run_folder_of(run_or_checkpoint: Path) -> RunFolder:
+    """The run folder that a path is, or that a checkpoint lies in. Raises CheckpointError."""
+    path = run_or_checkpoint
+    return RunFolder.open(path if path.is_dir() else path.parent.parent)
+
+
+def protocol_overrides(run_or_checkpoint: Path, protocols: Sequence[str] | None) -> list[str]:
+    """Overrides that leave these protocols in a run's recipe: with its settings where it has
+    them, with defaults where it has not."""
+    if protocols is None:
+        return []
+    recipe = load_recipe(run_folder_of(run_or_checkpoint).recipe)
+    known = {slot.name: slot.dump() for slot in reversed(recipe.evaluate)}
+    blocks = [known.get(name, {"name": name}) for name in protocols]
+    return [f"evaluate={json.dumps(blocks)}"]
+
+
+def was_evaluated(folder: RunFolder, step: int) -> bool:
+    """Whether the log already holds an evaluation after `step`; a resume must not repeat it."""
+    return any(
+        line.step == step and any(key.startswith(("eval/", "collapse/")) for key in line.metrics)
+        for line in read_lines(folder.metrics)
+    )
+
+
+def last_metrics(folder: RunFolder) -> dict[str, float]:
+    """The last value of each metric of a run."""
+    metrics: dict[str, float] = {}
+    for line in read_lines(folder.metrics):
+        metrics.update(line.metrics)
+    return metrics
+
+
+def read_facts(path: Path) -> Facts:
+    """The facts of a run, as its environment.json records them."""
+    saved = read_environment(path)["facts"]
+    views = tuple(ViewSpec(**view) for view in saved.pop("views"))
+    size = saved.pop("image_size")
+    return Facts(**saved, views=views, image_size=tuple(size) if size else None)
+
+
+def save_encoder(experiment: Experiment) -> Path:
+    """Writes `encoder.safetensors`: the encoder's weights under the names that other tools expect,
+    and in its metadata what it takes to build the encoder again."""
+    from safetensors.torch import save_file
+
+    encoder, slot = experiment.method.encoder, experiment.recipe.backbone
+    config = slot.cls.architecture(slot.config)
+    metadata = {
+        "backbone": {"name": slot.name, **config.model_dump(mode="json")},
+        "channels": experiment.facts.channels,
+        "image_size": max(view.size for view in experiment.facts.views),
+        "preprocess": dataclasses.asdict(encoder.preprocess),
+        "recipe_hash": recipe_hash(experiment.recipe),
+    }
+    weights = {
+        name: value.detach().cpu().contiguous() for name, value in encoder.export_state().items()
+    }
+    temporary = experiment.folder.encoder.with_suffix(".tmp")
+    save_file(weights, temporary, {_META: json.dumps(metadata), "format": "pt"})
+    temporary.replace(experiment.folder.encoder)
+    return experiment.folder.encoder
+
+
+def load_encoder(run_or_checkpoint: str | Path) -> Backbone:
+    """See `sslkit.load_encoder`. Accepts a run folder, a checkpoint, or an encoder.safetensors."""
+    path = Path(run_or_checkpoint)
+    if path.is_dir() and (path / "encoder.safetensors").exists():
+        path = path / "encoder.safetensors"
+    from_file = path.suffix == ".safetensors"
+    encoder = _encoder_from_file(path) if from_file else load_method(path)[2].encoder
+    return encoder.eval()
+
+
+def _encoder_from_file(path: Path) -> Backbone:
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    from .plugins import load_plugins
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get(_META)
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read as an encoder ({error})") from error
+    if metadata is None:
+        raise CheckpointError(
+            f"{path}: not written by sslkit (no '{_META}' in its metadata); "
+            "load plain timm weights with backbone.weights"
+        )
+    described = json.loads(metadata)
+    slot = resolve_component(load_plugins().registry, "backbone", described["backbone"])
+    encoder: Backbone = slot.build(
+        channels=described["channels"], image_size=described["image_size"]
+    )
+    encoder.import_state(weights)
+    return encoder
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping):
+        items = ((str(key), value) for key, value in tree.items())
+    elif isinstance(tree, (list, tuple)) and tree:
+        items = ((str(index), value) for index, value in enumerate(tree))
+    else:
+        return {prefix: tree}
+    return {
+        key: value
+        for name, branch in items
+        for key, value in _flat(branch, f"{prefix}.{name}" if prefix else name).items()
+    }
