@@ -117,8 +117,10 @@ def color_jitter(
         return images
     if images.device.type != "cpu" or torch.compiler.is_compiling():
         return _jitter_by_selection(images, apply, order, factors)
-    result = images.clone()
     chosen = apply.nonzero().squeeze(1)
+    if not len(chosen):
+        return images
+    result = images.clone()
     for rows in torch.split(chosen, _samples_per_group(images)):
         chunk_factors = {name: factor[rows] for name, factor in factors.items()}
         changed = _jitter_by_grouping(images.index_select(0, rows), order[rows], chunk_factors)
@@ -128,7 +130,7 @@ def color_jitter(
 
 def _samples_per_group(images: Tensor) -> int:
     """Sorting pays where a group keeps several samples in one block; large images go singly."""
-    values = images[0].numel() if len(images) else 1
+    values = images[0].numel()
     return max(1, _GROUPED_VALUES // values) if 8 * values <= _BLOCK_VALUES else 1
 
 

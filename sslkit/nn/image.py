@@ -123,7 +123,7 @@ def crop_resize(
         return turned.transpose(2, 3).contiguous()
     num, channels = images.shape[:2]
     result = torch.empty(num, channels, size, size)
-    step = max(1, _CHUNK_VALUES // max(1, images[0].numel())) if num else 1
+    step = max(1, _CHUNK_VALUES // math.prod(images.shape[1:]))
     for begin in range(0, num, step):
         part = slice(begin, begin + step)
         turned = _crop_resize(images[part], box[part], flip[part], size, interpolation)
