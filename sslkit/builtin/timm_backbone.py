@@ -268,7 +268,7 @@ def _fitting_weights(model: nn.Module, path: Path) -> Mapping[str, Tensor]:
 
     Raises CheckpointError."""
     weights: Mapping[str, Tensor] = read_weights(path)
-    classifier = getattr(model, "default_cfg", {}).get("classifier") or ()
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     ignore = tuple(f"{name}." for name in names)
     reasons = misfits(model, weights, ignore)
