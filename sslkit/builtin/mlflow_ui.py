@@ -19,8 +19,10 @@ SERVER_ENVIRONMENT = {
 
 def main(uri: str, host: str, port: str) -> int:
     """Runs the server until it is stopped; returns its exit code."""
+    path = store.sqlite_path(uri)
     with store.creation_lock(uri):
-        store.client(uri).search_experiments(max_results=1)
+        if path is not None and not path.exists():
+            store.client(uri).search_experiments(max_results=1)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--host", host, "--port", port, "--workers", "1"]
     os.environ.update(SERVER_ENVIRONMENT)

@@ -26,6 +26,10 @@ logger = logging.getLogger("sslkit.tracking")
 class FeedTiming:
     """When the background thread works. Seconds."""
 
+    connect_s: float = 10.0
+    """How long a run waits at its start for the service's first answer. One that refuses costs
+    nothing, one that does not answer three seconds. Waiting also keeps the tracker's imports from
+    racing with the run's."""
     interval_s: float = 5.0
     """The service is at most this much behind ..."""
     batch_points: int = 500
@@ -66,19 +70,20 @@ class RunLog:
         self._stopping: Status | None = None
         self._deadline = float("inf")
         self._down = False
-        self._connected = threading.Event()
+        self._answered = threading.Event()
         self._thread = threading.Thread(target=self._work, name="sslkit-tracking", daemon=True)
         self._thread.start()
+        self._answered.wait(self._timing.connect_s)
 
     @property
     def run_id(self) -> str | None:
         """The tracker's id of the run; None until the service has answered."""
         return self._feed.cursor.run_id
 
-    def wait_connected(self, timeout_s: float) -> bool:
-        """Waits for the service's first answer, good or bad; True where it was good."""
-        self._connected.wait(timeout_s)
-        return self._connected.is_set() and not self._down
+    @property
+    def connected(self) -> bool:
+        """Whether the service answered the last time."""
+        return self._answered.is_set() and not self._down
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Appends to `metrics.jsonl` what holds after `step` optimiser steps. Values that are not
@@ -166,7 +171,7 @@ class RunLog:
             else:
                 self._came_back()
                 pause = 0.0
-            self._connected.set()
+            self._answered.set()
             if status is not None:
                 return
 
@@ -176,7 +181,7 @@ class RunLog:
         with self._wake:
             if pause > 0:
                 self._wake.wait_for(lambda: self._stopping is not None, pause)
-            elif self._connected.is_set():  # the first time round it connects at once
+            elif self._answered.is_set():  # the first time round it connects at once
                 self._wake.wait_for(
                     lambda: (
                         self._stopping is not None

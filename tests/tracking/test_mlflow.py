@@ -24,7 +24,7 @@ from sslkit.tracking.folder import RunFolder
 from sslkit.tracking.log import FeedTiming, RunLog, sync
 from sslkit.tracking.metrics_file import read_lines
 
-FAST = FeedTiming(interval_s=0.1, finish_s=60.0)
+FAST = FeedTiming(connect_s=60.0, interval_s=0.1, finish_s=60.0)
 FACTS = Facts(100, 1, (8, 8), 10, 10, 10, 100)
 
 WORKER = """
@@ -40,8 +40,8 @@ folder = RunFolder.open(run_dir, write=True)
 folder.truncate_metrics(int(first))
 view = RunView(folder.path, "worker-s0", {"seed": 0, "pid": os.getpid()}, {})
 tracker = MLflowTracker(MLflowTracker.Config(tracking_uri=uri))
-log = RunLog(folder, tracker, view, timing=FeedTiming(interval_s=0.05, finish_s=60.0))
-assert log.wait_connected(60)
+log = RunLog(folder, tracker, view, timing=FeedTiming(60.0, 0.05, finish_s=60.0))
+assert log.connected
 print(log.run_id, flush=True)
 for step in range(int(first) + 1, int(last) + 1):
     log.log({"train/loss": 1.0 / step, "train/lr": 0.5}, step)
