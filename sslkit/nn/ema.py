@@ -9,11 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .numerics import full_precision
+
 
 class EMATeacher(nn.Module):
     """A frozen copy of `module` that follows it: xi <- m xi + (1 - m) theta.
 
-    The average runs over parameters and is kept in float32: in half precision the increment
+    The average runs over parameters and is kept in float32 (float64 stays): in half precision the increment
     (1 - m)(theta - xi) would round away. `buffers` says what happens to BatchNorm statistics:
 
     - "own": the teacher, in training mode as the rest of the method, gathers statistics from its
@@ -31,7 +33,7 @@ class EMATeacher(nn.Module):
         self.buffer_policy = buffers
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
-            parameter.data = parameter.data.float()
+            parameter.data = full_precision(parameter.data)
             parameter.grad = None
 
     @torch.no_grad()
@@ -49,7 +51,8 @@ class EMATeacher(nn.Module):
             raise ValueError(f"momentum must be in [0, 1], not {momentum}")
         own, other = _matching(self.module.named_parameters(), online.named_parameters())
         if own:
-            torch._foreach_lerp_(own, [value.float() for value in other], 1.0 - momentum)
+            aligned = [b.to(a) for a, b in zip(own, other, strict=True)]
+            torch._foreach_lerp_(own, aligned, 1.0 - momentum)
         if self.buffer_policy == "copy":
             own, other = _matching(self.module.named_buffers(), online.named_buffers())
             for mine, theirs in zip(own, other, strict=True):
