@@ -65,7 +65,8 @@ def find_recipe(source: Path | str) -> Path:
         if path.exists() and not path.is_dir():
             return path
     except (OSError, ValueError) as error:  # a name that is too long or holds a null byte
-        raise RecipeError(f"{text[:80]!r}: not a path: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{text[:80]!r}: is no path: {reason}") from error
     shipped = shipped_recipes()
     name = text.removesuffix(".yaml").removesuffix(".yml")
     if name in shipped:

@@ -12,8 +12,9 @@ import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from .errors import PluginError
 from .plugin_errors import describe_failure
@@ -186,4 +187,15 @@ def _fault(kind: str, found: Any) -> str | None:
         return f"has the Config {what}, expected a subclass of sslkit.interfaces.{base.__name__}"
     if "name" in config.model_fields:
         return "has a Config field 'name', which is the component's name in a recipe: rename it"
+    for name, field in config.model_fields.items():
+        if _holds_a_set(field.annotation):
+            return f"has a set as Config field '{name}', whose order changes from run to run: use tuple"
     return None
+
+
+def _holds_a_set(annotation: Any) -> bool:
+    """Whether a set is part of a type."""
+    origin = get_origin(annotation) or annotation
+    if isinstance(origin, type) and issubclass(origin, AbstractSet):
+        return True
+    return any(_holds_a_set(part) for part in get_args(annotation))

@@ -244,6 +244,8 @@ class _Reader:
             message = f"not valid YAML: {', '.join(parts)}"
             lines = self.text.splitlines()
             around = lines[line] if line < len(lines) else ""
+            if error.problem and error.problem.startswith("mapping values"):
+                message += "; check the indentation, and quote text that holds a colon"
             if "\t" in around[: len(around) - len(around.lstrip())]:
                 message = "not valid YAML: a tab; indent with spaces"
             return f"{source}:{line + 1}:{column + 1}: {message}" if source else message

@@ -74,8 +74,6 @@ def _view(value: Any, written: Any) -> Any:
         return {name: _view(inside.get(name), item) for name, item in written.items()}
     if isinstance(value, (list, tuple)) and isinstance(written, list):
         return [_view(*pair) for pair in zip(value, written, strict=True)]
-    if isinstance(value, (set, frozenset)) and isinstance(written, list):
-        return sorted(written, key=repr)  # the order of a set is no property of it
     return written
 
 
