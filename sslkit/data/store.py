@@ -86,7 +86,9 @@ class ImageStore:
     @property
     def num_classes(self) -> int | None:
         """Number of classes; None without labels."""
-        return None if self.class_names is None else len(self.class_names)
+        if self.labels is None:
+            return None
+        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
 
     @property
     def fingerprint(self) -> str:

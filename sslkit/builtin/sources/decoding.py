@@ -1,12 +1,15 @@
 """Encoded image to (H, W, C) uint8, with damage and oddities told apart.
 
-Plain JPEGs go through torchvision's decoder, which gives the same pixels as Pillow's (a test holds
-them together) in half the time; everything else goes through Pillow.
+Plain JPEGs go through torchvision's decoder where it exists, which gives the same pixels as
+Pillow's (a test holds them together) in half the time; everything else goes through Pillow.
 """
 
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +42,9 @@ def decode_image(data: bytes | memoryview, channels: int) -> NDArray[np.uint8]:
     """
     header = jpeg_header(data)
     if header is not None and not header.has_exif and _plain(header, channels):
-        return _decode_jpeg(data, channels)
+        operator = _jpeg_operator()
+        if operator is not None:
+            return _decode_jpeg(operator, data, channels)
     return _decode_with_pillow(data, channels)
 
 
@@ -88,14 +93,25 @@ def _plain(header: JPEGHeader, channels: int) -> bool:
     return 0 < pixels <= MAX_PIXELS and (header.components, channels) in ((1, 1), (1, 3), (3, 3))
 
 
-def _decode_jpeg(data: bytes | memoryview, channels: int) -> NDArray[np.uint8]:
+@cache
+def _jpeg_operator() -> Callable[..., Any] | None:
+    """torchvision's JPEG decoder; None in versions without one (its Python wrapper, which warns of
+    the removal at every call, is passed by)."""
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
+    import torchvision  # noqa: F401 (registers the operator)
+
+    return getattr(torch.ops.image, "decode_jpeg", None)
+
+
+def _decode_jpeg(
+    operator: Callable[..., Any], data: bytes | memoryview, channels: int
+) -> NDArray[np.uint8]:
+    import torch
 
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+    mode, apply_exif = channels, False  # modes 1 and 3: grey and RGB
     try:
-        decoded = decode_jpeg(encoded, mode=mode)
+        decoded = operator(encoded, mode, apply_exif)
     except RuntimeError as error:
         raise UnreadableImageError(_reason(error)) from error
     pixels: NDArray[np.uint8] = decoded.permute(1, 2, 0).numpy()
@@ -140,8 +156,9 @@ def _to_channels(image: Image.Image, channels: int) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, without the memory addresses that Pillow prints."""
+    """The first line of an error, without the memory addresses that Pillow prints and the place in
+    its source that torchvision prints."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image file of a known format"
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return re.sub(r"^decode_jpeg, .*?:\d+, ", "", lines[0]) if lines else type(error).__name__

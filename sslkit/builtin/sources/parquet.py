@@ -11,19 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslkit.builtin.sources.decoding import decode_image, image_size
-from sslkit.builtin.sources.locations import common_size, missing, sample_positions
+from sslkit.builtin.sources.locations import common_size, missing
 from sslkit.builtin.sources.parquet_columns import (
-    ImageColumn,
     find_image_column,
     find_label_column,
     labels_of,
     open_shards,
 )
+from sslkit.builtin.sources.parquet_images import ImageColumn
 from sslkit.errors import RecipeError
 from sslkit.interfaces import Dataset, DatasetConfig, ImageReader, UnreadableImageError
 
 _PROBED_IMAGES = 64
-_SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 4096
+IN_MEMORY_BYTES = 8 * 2**30
+"""Encoded images up to this size are read into memory; more need `cache`. A constant, never taken
+from the machine's state."""
 
 
 class Parquet(Dataset):
@@ -46,6 +48,9 @@ class Parquet(Dataset):
         `fine_label`, `class` or `target`; null uses no labels."""
         channels: Literal[1, 3] = 3
         """Images are converted to grey (1) or RGB (3)."""
+        cache: Path | None = None
+        """Folder for an uncompressed, memory-mapped copy of the images, made at the first use.
+        Needed where they take more than 8 GiB; without it they are read into memory."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -67,7 +72,13 @@ class Parquet(Dataset):
             train_column = find_label_column(train[0], config.label_column, image_column)
             train_names = labels_of(train, train_column)[1]
             labels, names = _on_train_classes(labels, names, train_names)
-        column = ImageColumn(shards, image_column)
+        column = ImageColumn(shards, image_column, config.cache)
+        if config.cache is None and column.num_bytes > IN_MEMORY_BYTES:
+            raise RecipeError(
+                f"data.cache: the images of data.{split} take {column.num_bytes / 2**30:.1f} GiB, "
+                f"more than the {IN_MEMORY_BYTES / 2**30:g} GiB that are kept in memory; set "
+                "data.cache to a folder with that much space, where they are converted once"
+            )
         return ParquetReader(column, config.channels, labels, names, label_column)
 
 
@@ -105,17 +116,7 @@ class ParquetReader(ImageReader):
         column chunk) and 16 blocks of 4 KiB; and the labels. Not names or times, so copies have the
         same. Pixels that change within an equal size can be missed; everything else is seen."""
         digest = hashlib.blake2b(f"{self.channels}\0{self.details}".encode(), digest_size=8)
-        for shard in self._column.shards:
-            size = shard.path.stat().st_size
-            with shard.path.open("rb") as file:
-                file.seek(size - 8)
-                footer = int.from_bytes(file.read(4), "little")
-                file.seek(size - 8 - footer)
-                digest.update(f"\0{size}\0".encode() + file.read(footer))
-                blocks = -(-size // _BLOCK_BYTES)
-                for block in sample_positions(blocks, "parquet", _SAMPLED_BLOCKS):
-                    file.seek(block * _BLOCK_BYTES)
-                    digest.update(file.read(_BLOCK_BYTES))
+        digest.update(self._column.digest())
         if self.labels is not None:
             digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()

@@ -1,22 +1,17 @@
-"""Columns of Parquet shards: which one holds what, and access to single rows."""
+"""Columns of Parquet shards: which one holds the images, which one the labels."""
 
 from __future__ import annotations
 
 import json
-import threading
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.builtin.sources.locations import sample_positions
 from sslkit.errors import DataError, RecipeError
-from sslkit.interfaces import UnreadableImageError
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 """Column names that `label_column: auto` takes for labels."""
@@ -30,6 +25,8 @@ class Shard:
     rows: int
     schema: Any
     """pyarrow.Schema."""
+    column_bytes: Mapping[str, int]
+    """Uncompressed size of each top-level column."""
 
     def features(self) -> dict[str, Any]:
         """The `features` that the library `datasets` stores in the schema, else {}."""
@@ -63,7 +60,8 @@ def open_shards(paths: Sequence[Path]) -> list[Shard]:
     for path in paths:
         try:
             with parquet.ParquetFile(path) as file:
-                shards.append(Shard(path, file.metadata.num_rows, file.schema_arrow))
+                sizes = _column_bytes(file.metadata)
+                shards.append(Shard(path, file.metadata.num_rows, file.schema_arrow, sizes))
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(
@@ -165,98 +163,23 @@ def labels_of(
     )
 
 
-class ImageColumn:
-    """The encoded images of all shards, as Arrow buffers: no Python object per row.
-
-    The column is read into memory at the first access to a row; `sample` does not need that.
-    """
-
-    def __init__(self, shards: Sequence[Shard], name: str) -> None:
-        self.shards = shards
-        self.name = name
-        self._shard_ends = list(accumulate(shard.rows for shard in shards))
-        self._chunks: list[tuple[Any, Any]] | None = None
-        self._chunk_ends: list[int] = []
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return self._shard_ends[-1]
-
-    def locate(self, index: int) -> tuple[Path, int]:
-        """The file and the row of an image."""
-        number = bisect_right(self._shard_ends, index)
-        before = self._shard_ends[number - 1] if number else 0
-        return self.shards[number].path, index - before
-
-    def encoded(self, index: int) -> memoryview:
-        """The encoded image `index`. Raises UnreadableImageError for an empty row."""
-        with self._lock:
-            if self._chunks is None:
-                self._chunks = self._read()
-        number = bisect_right(self._chunk_ends, index)
-        before = self._chunk_ends[number - 1] if number else 0
-        return self._bytes(*self._chunks[number], index - before, self.locate(index)[0])
-
-    def sample(self, most: int) -> list[memoryview]:
-        """Some images of the first row group of the first shard and of the last of the last."""
-        from pyarrow import parquet
-
-        found = []
-        for shard, last in ((self.shards[0], False), (self.shards[-1], True)):
-            with parquet.ParquetFile(shard.path) as file:
-                groups = file.metadata.num_row_groups
-                if not groups:
-                    continue
-                table = file.read_row_group(groups - 1 if last else 0, columns=[self.name])
-            chunks = _split(table[self.name])
-            for binary, paths in chunks:
-                for row in sample_positions(len(binary), "probe", most // 2):
-                    try:
-                        found.append(self._bytes(binary, paths, row, shard.path))
-                    except (UnreadableImageError, OSError):
-                        continue
-        return found
-
-    def _read(self) -> list[tuple[Any, Any]]:
-        from pyarrow import parquet
-
-        chunks = []
-        for shard in self.shards:
-            table = parquet.read_table(shard.path, columns=[self.name], memory_map=True)
-            chunks += _split(table[self.name])
-        self._chunk_ends = list(accumulate(len(binary) for binary, _ in chunks))
-        return chunks
-
-    @staticmethod
-    def _bytes(binary: Any, paths: Any, row: int, shard: Path) -> memoryview:
-        value = binary[row]
-        if value.is_valid:
-            return memoryview(value.as_buffer())
-        if paths is not None and paths[row].is_valid:
-            return memoryview((shard.parent / paths[row].as_py()).read_bytes())
-        raise UnreadableImageError("the row holds no image")
-
-
-def _split(column: Any) -> list[tuple[Any, Any]]:
-    """The (bytes, paths) arrays of each chunk; paths None where the column has none."""
-    import pyarrow as pa
-
-    if not pa.types.is_struct(column.type):
-        return [(chunk, None) for chunk in column.chunks]
-    names = [field.name for field in column.type]
-    split = []
-    for chunk in column.chunks:
-        children = dict(zip(names, chunk.flatten(), strict=True))
-        split.append((children["bytes"], children.get("path")))
-    return split
-
-
 def _holds_images(kind: Any) -> bool:
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _column_bytes(metadata: Any) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for position in range(group.num_columns):
+            leaf = group.column(position)
+            name = leaf.path_in_schema.split(".")[0]
+            sizes[name] = sizes.get(name, 0) + leaf.total_uncompressed_size
+    return sizes
 
 
 def _class_names(shard: Shard, column: str) -> tuple[str, ...] | None:

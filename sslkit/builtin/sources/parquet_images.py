@@ -1,0 +1,167 @@
+"""Access to single encoded images in Parquet shards."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from sslkit.builtin.sources.locations import sample_positions
+from sslkit.builtin.sources.parquet_columns import Shard
+from sslkit.errors import DataError
+from sslkit.interfaces import UnreadableImageError
+
+Chunk = tuple[Any, Any]
+"""Arrow arrays of the bytes and of the paths (None where there are none) of some rows."""
+
+_SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 4096
+_ROWS_PER_BATCH = 1024
+
+
+class ImageColumn:
+    """The encoded images of all shards, as Arrow buffers: no Python object per row.
+
+    Nothing is read before the first access to a row. Then the column is read into memory or, with
+    a `cache` folder, converted once to an uncompressed Arrow file there, which is memory-mapped:
+    Parquet itself can be read in whole row groups only, too slow for random access. Thread-safe.
+    """
+
+    def __init__(self, shards: Sequence[Shard], name: str, cache: Path | None) -> None:
+        self.shards = shards
+        self.name = name
+        self._cache = cache
+        self._shard_ends = list(accumulate(shard.rows for shard in shards))
+        self._chunks: list[Chunk] | None = None
+        self._chunk_ends: list[int] = []
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._shard_ends[-1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Uncompressed size of the column."""
+        return sum(shard.column_bytes.get(self.name, 0) for shard in self.shards)
+
+    def locate(self, index: int) -> tuple[Path, int]:
+        """The file and the row of an image."""
+        number, row = _position(self._shard_ends, index)
+        return self.shards[number].path, row
+
+    def encoded(self, index: int) -> memoryview:
+        """The encoded image `index`. Raises UnreadableImageError for an empty row."""
+        chunks = self._chunks
+        if chunks is None:
+            with self._lock:
+                chunks = self._chunks = self._chunks or self._opened()
+        number, row = _position(self._chunk_ends, index)
+        return _bytes(chunks[number], row, self.locate(index)[0])
+
+    def sample(self, most: int) -> list[memoryview]:
+        """Some images of the first row group of the first shard and of the last of the last."""
+        from pyarrow import parquet
+
+        found = []
+        for shard, last in ((self.shards[0], False), (self.shards[-1], True)):
+            with parquet.ParquetFile(shard.path) as file:
+                groups = file.metadata.num_row_groups
+                if not groups:
+                    continue
+                table = file.read_row_group(groups - 1 if last else 0, columns=[self.name])
+            for chunk in _split(table[self.name]):
+                for row in sample_positions(len(chunk[0]), "probe", most // 2):
+                    try:
+                        found.append(_bytes(chunk, row, shard.path))
+                    except (UnreadableImageError, OSError):
+                        continue
+        return found
+
+    def digest(self) -> bytes:
+        """Of each shard its size, its footer (rows, offsets, sizes and statistics of every column
+        chunk) and 16 blocks of 4 KiB."""
+        digest = hashlib.blake2b(self.name.encode(), digest_size=16)
+        for shard in self.shards:
+            size = shard.path.stat().st_size
+            with shard.path.open("rb") as file:
+                file.seek(size - 8)
+                footer = int.from_bytes(file.read(4), "little")
+                file.seek(size - 8 - footer)
+                digest.update(f"\0{size}\0".encode() + file.read(footer))
+                for block in sample_positions(-(-size // _BLOCK_BYTES), "parquet", _SAMPLED_BLOCKS):
+                    file.seek(block * _BLOCK_BYTES)
+                    digest.update(file.read(_BLOCK_BYTES))
+        return digest.digest()
+
+    def _opened(self) -> list[Chunk]:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        if self._cache is None:
+            tables = [
+                parquet.read_table(shard.path, columns=[self.name], memory_map=True)
+                for shard in self.shards
+            ]
+        else:
+            path = self._cache / f"{self.digest().hex()}.arrow"
+            if not path.exists():
+                self._convert(path)
+            tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all()]
+        chunks = [chunk for table in tables for chunk in _split(table[self.name])]
+        self._chunk_ends = list(accumulate(len(chunk[0]) for chunk in chunks))
+        return chunks
+
+    def _convert(self, path: Path) -> None:
+        """Writes the column as an Arrow file; it appears under its name when it is complete."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if free < self.num_bytes:
+            raise DataError(
+                f"data.cache: {path.parent} has {free / 2**30:.1f} GiB free, but the images take "
+                f"{self.num_bytes / 2**30:.1f} GiB; choose a folder on a larger disk"
+            )
+        temporary = path.with_suffix(".tmp")
+        schema = pa.schema([self.shards[0].schema.field(self.name)])
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for shard in self.shards:
+                with parquet.ParquetFile(shard.path) as file:
+                    for batch in file.iter_batches(_ROWS_PER_BATCH, columns=[self.name]):
+                        writer.write_batch(batch)
+        temporary.replace(path)
+
+
+def _position(ends: list[int], index: int) -> tuple[int, int]:
+    """(part, row in it) of a row, from the running totals of the parts' lengths."""
+    number = bisect_right(ends, index)
+    return number, index - (ends[number - 1] if number else 0)
+
+
+def _bytes(chunk: Chunk, row: int, shard: Path) -> memoryview:
+    binary, paths = chunk
+    value = binary[row]
+    if value.is_valid:
+        return memoryview(value.as_buffer())
+    if paths is not None and paths[row].is_valid:
+        return memoryview((shard.parent / paths[row].as_py()).read_bytes())
+    raise UnreadableImageError("the row holds no image")
+
+
+def _split(column: Any) -> list[Chunk]:
+    """The bytes and paths of each chunk of a column."""
+    import pyarrow as pa
+
+    if not pa.types.is_struct(column.type):
+        return [(chunk, None) for chunk in column.chunks]
+    names = [field.name for field in column.type]
+    split = []
+    for chunk in column.chunks:
+        children = dict(zip(names, chunk.flatten(), strict=True))
+        split.append((children["bytes"], children.get("path")))
+    return split

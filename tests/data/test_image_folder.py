@@ -1,0 +1,198 @@
+"""image_folder on real files."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from sslkit.builtin.sources.image_folder import ImageFolder
+from sslkit.data.store import ImageStore
+from sslkit.errors import DataError, RecipeError
+from sslkit.interfaces import UnreadableImageError
+
+
+def source(train, **fields):
+    return ImageFolder(ImageFolder.Config(train=train, **fields))
+
+
+@pytest.fixture
+def write(tmp_path, encoded):
+    """write("train/cat/1.png", ...) makes image files below tmp_path and returns it."""
+
+    def make(*names, **options):
+        for number, name in enumerate(names):
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kind = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG"
+            path.write_bytes(encoded(number, kind, **options))
+        return tmp_path
+
+    return make
+
+
+def names_of(reader, root):
+    return [reader.describe(i).removeprefix(f"{root}/") for i in range(len(reader))]
+
+
+def test_class_folders(write):
+    root = write("train/dog/b.PNG", "train/dog/a.jpg", "train/cat/x.jpeg", "test/dog/1.png")
+    data = source(root / "train", test=root / "test")
+    train, test = data.open("train"), data.open("test")
+    assert names_of(train, root / "train") == ["cat/x.jpeg", "dog/a.jpg", "dog/b.PNG"]
+    assert train.class_names == test.class_names == ("cat", "dog")
+    assert train.labels.tolist() == [0, 1, 1]
+    assert test.labels.tolist() == [1]
+    assert train.details == {"labels": "folders", "ignored_files": 0}
+    assert train.image_size == (40, 48)
+    assert train.read(0).shape == (40, 48, 3)
+    assert source(root / "train", channels=1).open("train").read(0).shape == (40, 48, 1)
+    assert source(root / "train").open("test") is None
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a.png", "b.png"],
+        ["one/a.png", "one/b.png"],
+        ["one/a.png", "two/b.png", "c.png"],
+        ["one/a.png", "two/deep/b.png"],
+        ["one/x/a.png", "two/y/b.png"],
+    ],
+)
+def test_auto_finds_no_labels_in_other_layouts(write, names):
+    root = write(*names)
+    reader = source(root).open("train")
+    assert reader.labels is None
+    assert reader.class_names is None
+    assert sorted(names_of(reader, root)) == sorted(names)
+    assert reader.details["labels"] == "none"
+
+
+def test_labels_field_decides(write):
+    root = write("one/a.png", "two/b.png")
+    assert source(root, labels="none").open("train").labels is None
+    (root / "two" / "b.png").rename(root / "one" / "b.png")
+    single = source(root, labels="folders").open("train")
+    assert single.class_names == ("one",)
+    write("one/deep/c.png")
+    with pytest.raises(RecipeError, match=r"data.train: .*one/deep/c.png is not in a class folder"):
+        source(root, labels="folders").open("train")
+
+
+def test_test_folder_without_the_classes_of_train_is_refused(write):
+    root = write("train/a/1.png", "train/b/1.png", "test/b/1.png", "test/c/1.png")
+    with pytest.raises(RecipeError, match=r"data.test: .* lacks: c; valid are the 2 folders"):
+        source(root / "train", test=root / "test").open("test")
+    shutil.rmtree(root / "test")
+    write("test/1.png")
+    with pytest.raises(RecipeError, match=r"data.test: .*test/1.png is not in a class folder"):
+        source(root / "train", test=root / "test").open("test")
+
+
+def test_hidden_and_other_files_are_left_out(write):
+    root = write("a/1.png", "b/1.png", ".git/1.png", "a/.thumb.png")
+    (root / "a" / "notes.txt").write_text("x")
+    (root / "b" / "Thumbs.db").write_bytes(b"x")
+    (root / "b" / "gone.png").symlink_to(root / "nowhere.png")
+    reader = source(root).open("train")
+    assert names_of(reader, root) == ["a/1.png", "b/1.png"]
+    assert reader.details["ignored_files"] == 3
+
+
+def test_links_are_followed_and_loops_end(write, tmp_path):
+    root = write("data/a/1.png", "data/b/1.png", "elsewhere/1.png", "elsewhere/2.png")
+    (root / "data" / "a" / "up").symlink_to(root / "data")
+    (root / "data" / "c").symlink_to(root / "elsewhere")
+    reader = source(root / "data").open("train")
+    assert names_of(reader, root / "data") == ["a/1.png", "b/1.png", "c/1.png", "c/2.png"]
+
+
+def test_damaged_files_are_replaced_and_reported(write, encoded):
+    root = write(*[f"{'ab'[i % 2]}/{i:02}.jpg" for i in range(20)])
+    (root / "a" / "00.jpg").write_bytes(b"")
+    (root / "b" / "01.jpg").write_text("renamed text")
+    whole = (root / "a" / "02.jpg").read_bytes()
+    (root / "a" / "02.jpg").write_bytes(whole[: len(whole) // 2])
+    reader = source(root).open("train")
+    with pytest.raises(UnreadableImageError):
+        reader.read(0)
+    store = ImageStore(reader, max_corrupt_fraction=0.2, seed=0, num_threads=2)
+    assert store.resident is not None
+    report = store.report()
+    assert report["num_unreadable"] == 3
+    assert [entry["image"].rsplit("/", 1)[1] for entry in report["unreadable"]] == [
+        "00.jpg",
+        "02.jpg",
+        "01.jpg",
+    ]
+    with pytest.raises(DataError, match=r"above data.max_corrupt_fraction 0.001; first: .*00.jpg"):
+        ImageStore(reader, max_corrupt_fraction=0.001, seed=0, num_threads=0)
+
+
+def test_file_that_vanishes_stops_the_run(write):
+    root = write("1.png", "2.png", "3.png")
+    reader = source(root).open("train")
+    (root / "2.png").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*2.png: .*No such file"):
+        ImageStore(reader, max_corrupt_fraction=1.0, seed=0, num_threads=0, retry_waits=(0.0,))
+
+
+def test_fingerprint_follows_content_and_not_copies(write, tmp_path):
+    root = write("data/a/1.png", "data/b/1.png")
+    first = source(root / "data").open("train").fingerprint()
+    shutil.copytree(root / "data", root / "copy")
+    os.utime(root / "copy" / "a" / "1.png", (0, 0))
+    assert source(root / "copy").open("train").fingerprint() == first
+    path = root / "copy" / "b" / "1.png"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert source(root / "copy").open("train").fingerprint() != first
+    (root / "data" / "b" / "1.png").rename(root / "data" / "b" / "2.png")
+    assert source(root / "data").open("train").fingerprint() != first
+    assert source(root / "data", channels=1).open("train").fingerprint() != first
+
+
+def test_wrong_paths_are_one_line_with_advice(write):
+    root = write("train/a/1.png")
+    with pytest.raises(RecipeError, match=r"^data.train: .*trian does not exist; .*/train\?$") as e:
+        source(root / "trian").open("train")
+    assert e.value.exit_code == 2
+    with pytest.raises(RecipeError, match=r"did you mean .*/train"):
+        source(root / "trainn" / "deeper" / "still").open("train")
+    with pytest.raises(RecipeError, match="is a file; expected a folder"):
+        source(root / "train" / "a" / "1.png").open("train")
+    (root / "empty").mkdir()
+    (root / "empty" / "readme.txt").write_text("x")
+    with pytest.raises(RecipeError, match=r"holds no images \(1 other files\)"):
+        source(root / "empty").open("train")
+    with pytest.raises(RecipeError, match=r"data.test: .* does not exist"):
+        source(root / "train", test=root / "nothing").open("test")
+
+
+def test_folder_that_cannot_be_listed(write):
+    root = write("a/1.png", "b/1.png")
+    if os.geteuid() == 0:
+        pytest.skip("root may list every folder")
+    (root / "b").chmod(0)
+    try:
+        with pytest.raises(DataError, match=r"cannot list .*b: Permission denied"):
+            source(root).open("train")
+    finally:
+        (root / "b").chmod(0o755)
+
+
+def test_images_of_several_sizes_have_no_common_one(write):
+    root = write("1.png", "2.png")
+    write("3.png", height=20)
+    reader = source(root).open("train")
+    assert reader.image_size is None
+
+
+def test_real_photographs(photographs):
+    reader = source(photographs).open("train")
+    assert len(reader) == 200
+    assert len(reader.class_names) == 200
+    assert reader.image_size is None
+    assert np.array_equal(reader.labels, np.arange(200))

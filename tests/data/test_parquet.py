@@ -1,0 +1,239 @@
+"""parquet on real files, written with pyarrow."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+from sslkit.builtin.sources import parquet as source_module
+from sslkit.builtin.sources.parquet import Parquet
+from sslkit.data.store import ImageStore
+from sslkit.errors import DataError, RecipeError
+from sslkit.interfaces import UnreadableImageError
+
+HUB_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def source(train, **fields):
+    return Parquet(Parquet.Config(train=train, **fields))
+
+
+@pytest.fixture
+def write(tmp_path, encoded):
+    """write("a.parquet", rows...): a file in the hub's layout; columns override or add."""
+
+    def make(name, count=6, names=None, first=0, row_group_size=4, **columns):
+        images = [{"bytes": encoded(first + i), "path": f"{first + i}.png"} for i in range(count)]
+        arrays = {
+            "image": pa.array(images, HUB_IMAGE),
+            "label": pa.array([(first + i) % 3 for i in range(count)], pa.int64()),
+            **columns,
+        }
+        table = pa.table({key: value for key, value in arrays.items() if value is not None})
+        if names is not None:
+            features = {"image": {"_type": "Image"}, **names}
+            metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+            table = table.replace_schema_metadata(metadata)
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(table, path, row_group_size=row_group_size)
+        return path
+
+    return make
+
+
+def class_label(*names):
+    return {"_type": "ClassLabel", "names": list(names)}
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_hub_layout(write, encoded):
+    path = write("train.parquet", names={"label": class_label("cat", "dog", "owl")})
+    reader = source(path).open("train")
+    assert len(reader) == 6
+    assert reader.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert reader.class_names == ("cat", "dog", "owl")
+    assert reader.image_size == (40, 48)
+    assert reader.details == {"image_column": "image", "label_column": "label"}
+    for index in (5, 0, 3):
+        assert np.array_equal(reader.read(index), pixels(encoded(index)))
+    assert reader.describe(5) == f"{path} row 5"
+    assert source(path).open("test") is None
+    assert source(path, channels=1).open("train").read(0).shape == (40, 48, 1)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("form", ["list", "folder", "pattern"])
+def test_shards_in_every_form(write, encoded, tmp_path, form, cached):
+    shards = [write(f"set/part-{i}.parquet", count=5, first=5 * i) for i in range(3)]
+    given = {
+        "list": shards,
+        "folder": tmp_path / "set",
+        "pattern": tmp_path / "set" / "part-*.parquet",
+    }[form]
+    cache = tmp_path / "cache" if cached else None
+    reader = source(given, cache=cache).open("train")
+    assert len(reader) == 15
+    assert reader.labels.tolist() == [i % 3 for i in range(15)]
+    assert reader.class_names == ("0", "1", "2")
+    assert all(np.array_equal(reader.read(i), pixels(encoded(i))) for i in range(15))
+    assert reader.describe(7) == f"{shards[1]} row 2"
+    if cached:
+        (copy,) = (tmp_path / "cache").iterdir()
+        written = copy.stat().st_mtime_ns
+        again = source(given, cache=cache).open("train")
+        assert np.array_equal(again.read(14), pixels(encoded(14)))
+        assert copy.stat().st_mtime_ns == written
+
+
+def test_size_limit_asks_for_a_cache(write, monkeypatch, tmp_path):
+    path = write("train.parquet")
+    monkeypatch.setattr(source_module, "IN_MEMORY_BYTES", 1000)
+    with pytest.raises(RecipeError, match=r"data.cache: the images of data.train take"):
+        source(path).open("train")
+    assert len(source(path, cache=tmp_path / "cache").open("train")) == 6
+
+
+def test_plain_binary_and_string_labels(write, encoded):
+    path = write(
+        "plain.parquet",
+        image=None,
+        label=None,
+        jpg=pa.array([encoded(i) for i in range(6)], pa.large_binary()),
+        kind=pa.array(["b", "a", "b", "c", "a", "b"]),
+    )
+    assert source(path).open("train").labels is None
+    reader = source(path, label_column="kind").open("train")
+    assert reader.labels.tolist() == [1, 0, 1, 2, 0, 1]
+    assert reader.class_names == ("a", "b", "c")
+    assert np.array_equal(reader.read(2), pixels(encoded(2)))
+
+
+def test_test_labels_take_the_positions_of_train(write):
+    train = write("train.parquet", label=pa.array(["b", "a", "c", "a", "b", "c"]))
+    test = write("test.parquet", label=pa.array(["c", "b", "c", "c", "b", "b"]))
+    reader = source(train, test=test).open("test")
+    assert reader.labels.tolist() == [2, 1, 2, 2, 1, 1]
+    assert reader.class_names == ("a", "b", "c")
+    with pytest.raises(RecipeError, match=r"data.test: holds classes that data.train lacks: a"):
+        source(test, test=train).open("test")
+
+
+def test_unlabelled_splits(write):
+    hidden = write("test.parquet", label=pa.array([-1] * 6), names={"label": class_label("a", "b")})
+    assert source(hidden).open("train").labels is None
+    assert source(write("none.parquet", label=None)).open("train").labels is None
+    assert source(write("some.parquet"), label_column=None).open("train").labels is None
+
+
+def test_columns_that_cannot_be_told_apart(write, encoded):
+    images = pa.array([encoded(i) for i in range(6)])
+    double = write("double.parquet", other=images)
+    with pytest.raises(RecipeError, match=r"several columns of images: image, other; name"):
+        source(double).open("train")
+    assert source(double, image_column="other").open("train").details["image_column"] == "other"
+    with pytest.raises(RecipeError, match=r"'x' holds no images .* valid are image, other"):
+        source(double, image_column="x").open("train")
+    fine = write("fine.parquet", label=None, fine_label=pa.array([0] * 6), labels=pa.array([1] * 6))
+    with pytest.raises(RecipeError, match=r"data.label_column: .* fine_label, labels; name one"):
+        source(fine).open("train")
+    with pytest.raises(RecipeError, match=r"valid are fine_label, labels, `auto`, or null"):
+        source(fine, label_column="lable").open("train")
+    bare = write("bare.parquet", image=None)
+    with pytest.raises(RecipeError, match=r"no column of images .* columns are label \(int64\)"):
+        source(bare).open("train")
+    floats = write("floats.parquet", label=pa.array([0.5] * 6))
+    with pytest.raises(RecipeError, match="holds double; valid are integers and strings"):
+        source(floats).open("train")
+
+
+def test_wrong_labels_are_named(write):
+    outside = write("outside.parquet", names={"label": class_label("a", "b")})
+    with pytest.raises(DataError, match=r"row 2 has label 2 in column label; valid is 0 to 1"):
+        source(outside).open("train")
+    holes = write("holes.parquet", label=pa.array([0, None, 1, 0, 1, 2]))
+    with pytest.raises(DataError, match="row 1 has label None"):
+        source(holes).open("train")
+
+
+def test_wrong_files_are_one_line(write, tmp_path):
+    path = write("set/train.parquet")
+    with pytest.raises(RecipeError, match=r"data.train: .*; did you mean .*/set/train.parquet\?"):
+        source(path.with_name("trian.parquet")).open("train")
+    with pytest.raises(RecipeError, match="holds no Parquet files"):
+        source(tmp_path).open("train")
+    with pytest.raises(RecipeError, match="holds no Parquet files"):
+        source(tmp_path / "set" / "x-*.parquet").open("train")
+    text = tmp_path / "text.parquet"
+    text.write_text("PAR1 this is not Parquet PAR1")
+    with pytest.raises(DataError, match=r"text.parquet is not a readable Parquet file") as caught:
+        source(text).open("train")
+    assert "\n" not in str(caught.value)
+    half = tmp_path / "half.parquet"
+    half.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        source(half).open("train")
+    other = write("other.parquet", label=pa.array(["a"] * 6))
+    with pytest.raises(DataError, match="shards of one split must agree"):
+        source([path, other]).open("train")
+
+
+def test_empty_rows_and_paths(write, encoded, tmp_path):
+    (tmp_path / "there.png").write_bytes(encoded(9))
+    rows = [
+        {"bytes": encoded(0), "path": None},
+        None,
+        {"bytes": None, "path": "there.png"},
+        {"bytes": None, "path": None},
+        {"bytes": b"", "path": None},
+    ]
+    path = write("holes.parquet", count=5, image=pa.array(rows, HUB_IMAGE))
+    reader = source(path).open("train")
+    assert np.array_equal(reader.read(2), pixels(encoded(9)))
+    for bad in (1, 3, 4):
+        with pytest.raises(UnreadableImageError):
+            reader.read(bad)
+    store = ImageStore(reader, max_corrupt_fraction=0.6, seed=0, num_threads=0)
+    assert set(store.corrupt) == {1, 3, 4}
+    assert store.labels.tolist() == [0, *store.labels[1:2].tolist(), 2, *store.labels[3:].tolist()]
+
+
+def test_fingerprint_follows_content_and_not_names(write, tmp_path):
+    path = write("a.parquet")
+    first = source(path).open("train").fingerprint()
+    shutil.copy(path, tmp_path / "copy.parquet")
+    assert source(tmp_path / "copy.parquet").open("train").fingerprint() == first
+    assert source(write("b.parquet", first=1)).open("train").fingerprint() != first
+    assert source(path, label_column=None).open("train").fingerprint() != first
+    assert source([path, tmp_path / "copy.parquet"]).open("train").fingerprint() != first
+
+
+def test_real_cifar(cifar):
+    data = source(cifar / "train.parquet", test=cifar / "test.parquet")
+    train, test = data.open("train"), data.open("test")
+    assert (len(train), len(test)) == (50000, 10000)
+    assert train.image_size == (32, 32)
+    assert train.class_names[3] == test.class_names[3] == "cat"
+    assert np.bincount(test.labels).tolist() == [1000] * 10
+    table = parquet.read_table(cifar / "train.parquet").slice(31415, 1)
+    assert np.array_equal(train.read(31415), pixels(table["img"][0].as_py()["bytes"]))
+    assert train.labels[31415] == table["label"][0].as_py()
+
+
+def test_real_cifar_becomes_resident_whole(cifar):
+    reader = source(cifar / "test.parquet").open("train")
+    store = ImageStore(reader, max_corrupt_fraction=0.0, seed=0, num_threads=2)
+    assert store.resident.shape == (10000, 3, 32, 32)
+    for index in (0, 127, 128, 9999):
+        assert torch.equal(
+            store.resident[index], torch.from_numpy(reader.read(index)).permute(2, 0, 1)
+        )

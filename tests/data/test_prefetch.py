@@ -1,0 +1,77 @@
+"""Order, errors and the end of threads."""
+
+import threading
+import time
+
+import pytest
+
+from sslkit.data.prefetch import ordered_groups
+
+
+def loader_threads():
+    return [t for t in threading.enumerate() if t.name.startswith("sslkit-data")]
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 4])
+def test_results_come_in_order_whatever_each_takes(num_threads):
+    def slow(item):
+        time.sleep(0.01 if item % 3 == 0 else 0.0)
+        return item * item
+
+    groups = [(f"group {g}", [3 * g, 3 * g + 1, 3 * g + 2][: 1 + g % 3]) for g in range(12)]
+    results = list(ordered_groups(slow, groups, num_threads=num_threads))
+    assert results == [(tag, [item * item for item in items]) for tag, items in groups]
+    assert loader_threads() == []
+
+
+def test_only_a_bounded_number_of_groups_is_started():
+    started = []
+
+    def groups():
+        for number in range(100):
+            started.append(number)
+            yield number, [number]
+
+    results = ordered_groups(lambda item: item, groups(), num_threads=2, groups_ahead=3)
+    next(results)
+    assert len(started) == 4
+    next(results)
+    assert len(started) == 5
+    results.close()
+
+
+@pytest.mark.parametrize("num_threads", [0, 3])
+def test_error_is_raised_in_its_place_and_ends_the_threads(num_threads):
+    def fail_at_five(item):
+        if item == 5:
+            raise ValueError("five")
+        return item
+
+    results = ordered_groups(fail_at_five, ((i, [i]) for i in range(20)), num_threads=num_threads)
+    assert [next(results)[0] for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="five"):
+        next(results)
+    assert loader_threads() == []
+
+
+def test_closing_early_and_interrupts_leave_no_threads():
+    def work(item):
+        time.sleep(0.005)
+        return item
+
+    results = ordered_groups(work, ((i, [i]) for i in range(1000)), num_threads=4)
+    next(results)
+    assert loader_threads()
+    results.close()
+    assert loader_threads() == []
+
+    results = ordered_groups(work, ((i, [i]) for i in range(1000)), num_threads=4)
+    next(results)
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt)
+    assert loader_threads() == []
+
+    results = ordered_groups(work, ((i, [i]) for i in range(1000)), num_threads=4)
+    next(results)
+    del results
+    assert loader_threads() == []
