@@ -118,7 +118,7 @@ class TimmBackbone(Backbone):
     def __init__(self, config: Config, *, channels: int, image_size: int) -> None:
         super().__init__()
         self.config = config
-        self.model = _create(config, channels, image_size, pretrained=config.pretrained)
+        self.model = _start(config, channels, image_size)
         _adapt_stem(self.model, config)
         if config.weights is not None:
             weights = _fitting_weights(self.model, config.weights)
@@ -248,6 +248,21 @@ def _create(config: Any, channels: int, image_size: int, *, pretrained: bool) ->
             raise
         model = timm.create_model(config.model, **arguments)  # takes any size, as ResNets do
     return model
+
+
+def _start(config: Any, channels: int, image_size: int) -> nn.Module:
+    """The model with timm's published weights, or with random ones.
+
+    Raises CheckpointError where the published weights cannot be had."""
+    if not config.pretrained:
+        return _create(config, channels, image_size, pretrained=False)
+    try:
+        return _create(config, channels, image_size, pretrained=True)
+    except Exception as error:  # whatever the download raises
+        raise CheckpointError(
+            f"backbone.pretrained: no weights for {config.model}: {_line(error)}; "
+            "without internet, give a weight file as backbone.weights"
+        ) from error
 
 
 def _adapt_stem(model: nn.Module, config: Any) -> None:

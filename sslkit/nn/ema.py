@@ -15,8 +15,9 @@ from .numerics import full_precision
 class EMATeacher(nn.Module):
     """A frozen copy of `module` that follows it: xi <- m xi + (1 - m) theta.
 
-    The average runs over parameters and is kept in float32 (float64 stays): in half precision the increment
-    (1 - m)(theta - xi) would round away. `buffers` says what happens to BatchNorm statistics:
+    The average runs over parameters and is kept in float32 (float64 stays): in half precision the
+    increment (1 - m)(theta - xi) would round away. `buffers` says what happens to BatchNorm
+    statistics:
 
     - "own": the teacher, in training mode as the rest of the method, gathers statistics from its
       own forward passes; nothing is copied (BYOL, MoCo, DINO);

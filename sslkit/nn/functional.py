@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .numerics import full_precision, normalize
+from .numerics import full_precision, normalize, without_autocast
 from .representation import alignment, feature_std, rankme, uniformity
 
 __all__ = [
@@ -83,7 +83,7 @@ def nt_xent(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:
     Source: Chen et al. 2020, arXiv 2002.05709, equation 1 and algorithm 1.
     """
     _check_pair(z_a, z_b, temperature)
-    with torch.autocast(z_a.device.type, enabled=False):
+    with without_autocast(z_a):
         z = normalize(torch.cat([full_precision(z_a), full_precision(z_b)]))
         losses: Tensor = _SelfContrast.apply(z, temperature)
         return losses.mean()
@@ -109,7 +109,7 @@ def info_nce(
     et al. 2020, arXiv 1911.05722, equation 1.
     """
     _check_pair(query, key, temperature, negatives)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         query, key = normalize(query), normalize(key)
         if negatives is None:
             logits = (query / temperature) @ key.T
@@ -154,7 +154,7 @@ def contrastive_accuracy_and_entropy(
     `info_nce`, or those of `nt_xent` with `both_views`. Raises ValueError as they do.
     """
     _check_pair(query, key, temperature, negatives)
-    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(query):
         query, key = normalize(query), normalize(key)
         rows = torch.arange(len(query), device=query.device)
         if both_views:

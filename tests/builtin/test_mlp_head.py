@@ -102,6 +102,14 @@ def test_output_normalisation() -> None:
         )
 
 
+def test_output_norm_survives_synchronisation_over_ranks() -> None:
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(head(8))
+    last = converted.layers[-1][-1]
+    assert isinstance(last, nn.SyncBatchNorm)
+    assert last.bias is None
+    assert shapes(converted) == shapes(head(8))
+
+
 def test_initialisation() -> None:
     torch.manual_seed(0)
     projector = head(256, hidden_bias=True, init="normal_0.01")

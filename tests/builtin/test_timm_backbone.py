@@ -239,6 +239,18 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     assert "more" in message
 
 
+def test_a_download_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    def offline(*args: Any, **kwargs: Any) -> nn.Module:
+        raise OSError("Name or service not known\nmore lines")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(CheckpointError, match=r"backbone\.weights$") as caught:
+        backbone(model="resnet18", pretrained=True)
+    assert "Name or service not known; without internet" in str(caught.value)
+
+
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
     class Pickled:
         def __reduce__(self) -> tuple[Any, ...]:
