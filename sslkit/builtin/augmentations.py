@@ -7,7 +7,7 @@ SwAV, DINO (multi-crop) and MAE (crop and flip alone).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_serializer, model_validator
@@ -143,24 +143,28 @@ class SimCLRConfig(ViewSettings):
                 raise ValueError(
                     f"num_views: {self.num_views}, but `views` makes {total}: leave num_views out"
                 )
-        for path, settings in self.blocks():
+        for block, settings in enumerate(self.blocks()):
             hue = settings.jitter_strength * settings.hue
             if hue > 0.5:
                 raise ValueError(
-                    f"{path}hue: {hue:g} after jitter_strength is more than half a circle: "
-                    "set hue * jitter_strength <= 0.5"
+                    f"{self.path_of(block, 'hue')}: {hue:g} after jitter_strength is over half "
+                    "a circle: set hue * jitter_strength <= 0.5"
                 )
         return self
 
-    def blocks(self) -> list[tuple[str, ViewBlock]]:
-        """(path prefix, complete settings) of each block of `views`, or of the top level."""
+    def blocks(self) -> list[ViewBlock]:
+        """The complete settings of each block of `views`, or of the top level."""
         top = {name: getattr(self, name) for name in ViewSettings.model_fields}
         if self.views is None:
-            return [("", ViewBlock(**top, count=self.num_views))]
-        own = [
-            {name: getattr(block, name) for name in block.model_fields_set} for block in self.views
-        ]
-        return [(f"views.{i}.", ViewBlock(**{**top, **fields})) for i, fields in enumerate(own)]
+            return [ViewBlock(**top, count=self.num_views)]
+        own = [{name: getattr(view, name) for name in view.model_fields_set} for view in self.views]
+        return [ViewBlock(**{**top, **fields}) for fields in own]
+
+    def path_of(self, block: int, field: str) -> str:
+        """Where a setting of a block stands in the recipe."""
+        if self.views is not None and field in self.views[block].model_fields_set:
+            return f"views.{block}.{field}"
+        return field
 
 
 class SimCLRAugmentation(Augmentation):
@@ -176,7 +180,7 @@ class SimCLRAugmentation(Augmentation):
 
     def __init__(self, config: SimCLRConfig) -> None:
         super().__init__(config)
-        self._settings = [block for _, block in config.blocks() for _ in range(block.count)]
+        self._settings = [block for block in config.blocks() for _ in range(block.count)]
 
     @property
     def views(self) -> tuple[ViewSpec, ...]:
@@ -184,20 +188,11 @@ class SimCLRAugmentation(Augmentation):
 
     @classmethod
     def problems(cls, config: SimCLRConfig, facts: Facts) -> Iterable[tuple[str, str]]:
-        for prefix, settings in config.blocks():
-            if facts.channels != 3:
-                needs = {name: settings.strengths.get(name, 0.0) for name in ("saturation", "hue")}
-                needs["grayscale_probability"] = settings.grayscale_probability
-                for name in (name for name, value in needs.items() if value > 0.0):
-                    reason = f"needs RGB images and these have {facts.channels} channel(s)"
-                    yield prefix + name, f"{reason}: set {name}: 0"
-            kernel = settings.blur_kernel_size
-            if settings.blur_rate > 0.0 and kernel // 2 >= settings.size:
-                yield (
-                    f"{prefix}blur_kernel",
-                    f"{kernel} does not fit a view of {settings.size} pixels: "
-                    f"set at most {2 * settings.size - 1}, or blur: false",
-                )
+        found: dict[str, str] = {}  # a setting that several views share is reported once
+        for block, settings in enumerate(config.blocks()):
+            for field, message in _problems_of_view(settings, facts.channels):
+                found.setdefault(config.path_of(block, field), message)
+        return found.items()
 
     def draw(self, random: SampleRandom, sizes: Tensor) -> list[Params]:
         return [
@@ -230,6 +225,19 @@ class SimCLRAugmentation(Augmentation):
             threshold = settings.solarize_threshold
             images = select_rows(params["solarize"], images, lambda part: solarize(part, threshold))
         return images
+
+
+def _problems_of_view(settings: ViewSettings, channels: int) -> Iterator[tuple[str, str]]:
+    """(field, reason) for what cannot be done to images of so many channels."""
+    if channels != 3:
+        needs = {name: settings.strengths.get(name, 0.0) for name in ("saturation", "hue")}
+        needs["grayscale_probability"] = settings.grayscale_probability
+        reason = f"needs RGB images and these have {channels} channel(s)"
+        yield from ((name, f"{reason}: set {name}: 0") for name, on in needs.items() if on > 0.0)
+    kernel, most = settings.blur_kernel_size, 2 * settings.size - 1
+    if settings.blur_rate > 0.0 and kernel > most:
+        fits = f"set at most {most}, or blur: false"
+        yield "blur_kernel", f"{kernel} does not fit a view of {settings.size} pixels: {fits}"
 
 
 _WORDS = {

@@ -214,7 +214,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
         return pixel.expand(shape), weights[:, None].expand(shape)
 
     turned = _mix_rows(images.float(), *taps(height)).transpose(2, 3)
-    return _mix_rows(turned, *taps(width)).transpose(2, 3).contiguous()
+    return _mix_rows(turned, *taps(width)).clamp_(0.0, 1.0).transpose(2, 3).contiguous()
 
 
 def rotate(
@@ -239,4 +239,4 @@ def rotate(
     turned, inside = sampled[:, :-1], sampled[:, -1:]
     if interpolation == "nearest":
         return torch.where(inside < 0.5, fill, turned)
-    return turned * inside + (1.0 - inside) * fill
+    return (turned * inside + (1.0 - inside) * fill).clamp_(0.0, 1.0)
