@@ -7,7 +7,7 @@ SwAV, DINO (multi-crop) and MAE (crop and flip alone).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_serializer, model_validator
@@ -131,9 +131,10 @@ class SimCLRConfig(ViewSettings):
 
     @model_validator(mode="after")
     def _count_views(self) -> Self:
-        if self.views is None or "num_views" in self.model_fields_set:
-            return self
-        return self.model_copy(update={"num_views": sum(block.count for block in self.views)})
+        if self.views is not None and "num_views" not in self.model_fields_set:
+            # Frozen for everybody else. A copy would be dropped where the class is called directly.
+            object.__setattr__(self, "num_views", sum(block.count for block in self.views))
+        return self
 
     @model_validator(mode="after")
     def _check_views(self) -> Self:

@@ -79,6 +79,7 @@ def test_views_of_recipes():
     assert SimCLRAugmentation(recipe("swav")).views == (*two, *[ViewSpec(96, "local")] * 6)
     assert SimCLRAugmentation(recipe("dino")).views == (*two, *[ViewSpec(96, "local")] * 8)
     assert recipe("dino").num_views == 10
+    assert SimCLRConfig(size=32, views=({"count": 3},)).num_views == 3
 
 
 def test_published_settings():
