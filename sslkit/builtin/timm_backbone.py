@@ -9,10 +9,18 @@ import difflib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from sslkit.errors import CheckpointError
@@ -42,9 +50,9 @@ _SMALL_IMAGE = 96
 class Normalization(ComponentConfig):
     """Statistics of the pixel values, per channel, for images in [0, 1]."""
 
-    mean: tuple[float, ...] = Field(min_length=1)
+    mean: tuple[float, ...]
     """Subtracted, one value per channel."""
-    std: tuple[PositiveFloat, ...] = Field(min_length=1)
+    std: tuple[PositiveFloat, ...]
     """Divided by, one value per channel."""
 
     @model_validator(mode="after")
@@ -52,6 +60,17 @@ class Normalization(ComponentConfig):
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}")
         return self
+
+
+def _is_block(value: object) -> str:
+    return "statistics" if isinstance(value, Mapping | Normalization) else "name"
+
+
+Normalize = Annotated[
+    Annotated[Literal["none", "imagenet", "cifar10"], Tag("name")]
+    | Annotated[Normalization, Tag("statistics")],
+    Discriminator(_is_block),  # errors name the fields of the form that was meant, not of both
+]
 
 
 class TimmBackbone(Backbone):
@@ -69,7 +88,7 @@ class TimmBackbone(Backbone):
         """Start from timm's published weights, which are downloaded."""
         weights: Path | None = None
         """Start from a timm weight file (.safetensors, .pth) or from the folder of a run."""
-        normalize: Literal["none", "imagenet", "cifar10"] | Normalization = "imagenet"
+        normalize: Normalize = "imagenet"
         """Statistics that the backbone applies to images in [0, 1]: a name, or `mean` and `std`
         with one value per channel."""
         pool: Literal["avg", "max", "token", "map"] | None = None

@@ -192,6 +192,22 @@ def test_export_loads_into_plain_timm(
         torch.testing.assert_close(network.eval()(images), expected)
 
 
+def test_import_takes_back_what_export_gave() -> None:
+    fields: dict[str, Any] = {"model": "resnet10t", "stem": "small"}
+    trained, fresh = backbone(**fields), backbone(**fields)
+    for parameter in trained.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    fresh.import_state(trained.export_state())
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(fresh(images), trained(images))
+
+
+def test_the_architecture_needs_no_starting_weights() -> None:
+    config = TimmBackbone.Config(model="resnet18", stem="small", weights=Path("gone.pth"))
+    rebuilt = TimmBackbone.architecture(config)
+    assert rebuilt == TimmBackbone.Config(model="resnet18", stem="small")
+
+
 # --- Weights in ----------------------------------------------------------------------------------
 
 
@@ -323,7 +339,8 @@ def test_channels_must_match_the_statistics() -> None:
         ({"pretrained": True, "weights": "a.pth"}, "exclude each other"),
         ({"normalize": {"mean": [0.1, 0.2], "std": [0.1]}}, "2 values"),
         ({"normalize": {"mean": [0.1], "std": [0.0]}}, "greater than 0"),
-        ({"normalize": "imagnet"}, "imagenet"),
+        ({"normalize": "imagnet"}, "'none', 'imagenet' or 'cifar10'"),
+        ({"normalize": 3}, "'none', 'imagenet' or 'cifar10'"),
         ({"stem": "tiny"}, "small_pool"),
         ({"stem_padding": 3}, "1 or 2"),
     ],
