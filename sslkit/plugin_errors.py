@@ -13,7 +13,10 @@ def describe_failure(error: BaseException, module: str) -> str:
     module: the module that was imported; every module of its top-level package is the plugin's
     (for the built-ins, every module below `sslkit.builtin`).
     """
-    message = " ".join(str(error).split())
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # an exception of a plugin that cannot even be printed
+        message = ""
     if len(message) > _MAX_LENGTH:
         message = message[: _MAX_LENGTH - 3] + "..."
     summary = f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -11,7 +11,6 @@ another one registers: installing a plugin adds names and changes nothing else.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import re
 import sys
@@ -282,20 +281,16 @@ def _checked(returned: Any) -> Iterator[tuple[str, str, str | None]]:
 
 
 def _unmarked_hooks(plugin: Any) -> Iterator[str]:
-    """Functions that look like hooks but lack the mark, which pluggy would pass over silently."""
-    for name, value in vars(plugin).items() if hasattr(plugin, "__dict__") else ():
+    """Functions that are named like hooks but lack the mark, which pluggy passes over silently."""
+    for name, value in getattr(plugin, "__dict__", {}).items():
         ours = inspect.isfunction(value) and value.__module__ == getattr(plugin, "__name__", None)
-        if not ours or hasattr(value, f"{GROUP}_impl"):
-            continue
-        close = difflib.get_close_matches(name, HOOK_KINDS, n=1, cutoff=0.8)
-        if close:
-            where = _location(value)
-            yield f"{name} is not marked with @sslkit.hookimpl ({where})"
+        if ours and name in HOOK_KINDS and not hasattr(value, f"{GROUP}_impl"):
+            yield f"{name} is not marked with @sslkit.hookimpl ({_location(value)})"
 
 
 def _location(function: Any) -> str:
-    code = inspect.unwrap(function).__code__
-    return f"{code.co_filename}:{code.co_firstlineno}"
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
 
 
 def _first_line(error: Exception) -> str:

@@ -6,10 +6,12 @@ needed where two distributions register the same name.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
@@ -97,7 +99,7 @@ class Registry:
             providers = " and ".join(entry.distribution for entry in entries)
             choices = " or ".join(f"'{entry.qualified}'" for entry in entries)
             raise PluginError(
-                f"{kind} '{name}' is ambiguous: {providers} provide it, write {choices}"
+                f"{kind} {name!r} is ambiguous: {providers} provide it, write {choices}"
             )
         raise PluginError(self._unknown(kind, name))
 
@@ -117,13 +119,21 @@ class Registry:
                 plain == name or record.distribution == normalise(name.rpartition(":")[0])
             ):
                 return (
-                    f"{kind} '{name}' comes from the broken plugin '{record.name}' of "
+                    f"{kind} {name!r} comes from the broken plugin '{record.name}' of "
                     f"{record.distribution} {record.version}: {record.reason}. {see}"
                 )
+        distribution = name.rpartition(":")[0]
+        installed = sorted({entry.distribution for entry in self.entries()})
+        if distribution and normalise(distribution) not in installed:
+            guess = did_you_mean(distribution, installed)
+            return (
+                f"unknown {kind} {name!r}: '{distribution}' provides no working plugin"
+                f"{guess or '.'} Valid: {', '.join(installed)}. See: sslkit plugins list"
+            )
         names = self.names(kind)
         guess = did_you_mean(name, names)
         valid = ", ".join(names) or f"none (no plugin provides a {kind})"
-        message = f"unknown {kind} '{name}'{guess or '.'} Valid: {valid}"
+        message = f"unknown {kind} {name!r}{guess or '.'} Valid: {valid}"
         # What a plugin would have provided is not known where its module could not be imported.
         silent = [record for record in self._broken if not record.components]
         if silent:
@@ -149,7 +159,8 @@ def _import_component(entry: Entry) -> type[Component]:
     where = f"{entry.kind} '{entry.name}' of {entry.distribution} {entry.version}"
     module_name, _, attribute = entry.target.partition(":")
     try:
-        found: Any = importlib.import_module(module_name)
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for our own output (`--json`)
+            found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
     except (Exception, SystemExit) as error:
@@ -189,7 +200,7 @@ def _fault(kind: str, found: Any) -> str | None:
         return "has a Config field 'name', which is the component's name in a recipe: rename it"
     for name, field in config.model_fields.items():
         if _holds_a_set(field.annotation):
-            return f"has a set as Config field '{name}', whose order changes from run to run: use tuple"
+            return f"has a set as Config field '{name}', whose order differs by run: use a tuple"
     return None
 
 

@@ -20,6 +20,7 @@ Path = tuple[str | int, ...]
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MAX_DEPTH = 50
+_MAX_DIGITS = 100  # what is longer is text: no setting is, and huge integers are costly
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"([-+]?)\.(?:inf|Inf|INF)")
@@ -76,9 +77,20 @@ class Marks:
         dotted = ".".join(map(str, path))
         about = f"{dotted}: " if dotted else ""
         if not mark.override:
-            return f"{self.source}:{mark.line}:{mark.column}: {about}{message}"
+            return one_line(f"{self.source}:{mark.line}:{mark.column}: {about}{message}")
         repeated = mark.override.partition("=")[0] == dotted
-        return f"-o {mark.override}: {'' if repeated else about}{message}"
+        return override_line(mark.override, f"{'' if repeated else about}{message}")
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks and control characters written as escapes."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def override_line(override: str, message: str) -> str:
+    """A problem of an override in one line."""
+    shown = override if len(override) <= 100 else f"{override[:97]}..."
+    return one_line(f"-o {shown}: {message}")
 
 
 @dataclass
@@ -123,13 +135,12 @@ def resolve_scalar(text: str) -> Any:
     """The value of a plain scalar: null, a boolean, a number, or else its text."""
     if text in _WORDS:
         return _WORDS[text]
-    try:
-        if _INT.fullmatch(text):
-            return int(text, 0) if text[:2] in ("0o", "0x") else int(text, 10)
-        if _FLOAT.fullmatch(text):
-            return float(text)
-    except ValueError:  # Python refuses to read integers of thousands of digits
+    if len(text) > _MAX_DIGITS:
         return text
+    if _INT.fullmatch(text):
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text, 10)
+    if _FLOAT.fullmatch(text):
+        return float(text)
     match = _INFINITE.fullmatch(text)
     return float(f"{match[1]}inf") if match else text
 
@@ -234,7 +245,7 @@ class _Reader:
         dotted = ".".join(map(str, path))
         about = f"{dotted}: " if dotted else ""
         where = f"{self.marks.source}:{mark.line}:{mark.column}: " if self.marks.source else ""
-        self.problems.append(f"{where}{about}{message}")
+        self.problems.append(one_line(f"{where}{about}{message}"))
 
     def _syntax_problem(self, error: yaml.YAMLError) -> str:
         source = self.marks.source

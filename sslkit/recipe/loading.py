@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,6 +14,7 @@ from sslkit.recipe_files import find_recipe, read_recipe_text
 from sslkit.registry import Registry
 
 from .document import Document, parse_document
+from .fields import Place
 from .model import Recipe
 from .overrides import apply_overrides
 from .problems import validation_problems
@@ -38,7 +38,7 @@ def parse_recipe(
     """The same for the text of a recipe; source is what messages call it."""
     document = parse_document(text, source)
     registry = registry or load_plugins().registry
-    _qualify_ambiguous_names(document, registry)
+    _qualify_names(document, registry)
     problems = apply_overrides(document, overrides, registry)
     recipe, error = None, None
     try:
@@ -53,26 +53,24 @@ def parse_recipe(
     return recipe.with_marks(document.marks)
 
 
-def _qualify_ambiguous_names(document: Document, registry: Registry) -> None:
-    """Lets a resolved recipe keep its meaning after a second plugin claimed one of its names."""
+def _qualify_names(document: Document, registry: Registry) -> None:
+    """Lets a resolved recipe keep its meaning: where its `origins` name another distribution than
+    the plain name now stands for (a second plugin claims it, or the first is gone), the name is
+    qualified, so that it means the same component or is refused."""
     origins = document.tree.get("origins")
     for dotted, origin in origins.items() if isinstance(origins, dict) else ():
-        node: Any = document.tree
+        place: Place | None = Place(Recipe, document.tree, registry)
         for part in dotted.split("."):
-            if isinstance(node, dict):
-                node = node.get(part)
-            elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-                node = node[int(part)]
-            else:
-                node = None
-        if not (isinstance(node, dict) and isinstance(origin, dict)):
+            if place is not None:
+                place = place.child(int(part) if part.isdecimal() else part)
+        kind = place.kind() if place is not None else None
+        block = place.value if place is not None else None
+        if kind is None or not isinstance(block, dict) or not isinstance(origin, dict):
             continue
-        name, distribution = node.get("name"), origin.get("distribution")
-        claims = {entry.kind for entry in registry.entries() if entry.name == name}
-        if isinstance(distribution, str) and any(
-            registry.is_ambiguous(kind, str(name)) for kind in claims
-        ):
-            node["name"] = f"{distribution}:{name}"
+        name, distribution = block.get("name"), origin.get("distribution")
+        claimants = {e.distribution for e in registry.entries(kind) if e.name == name}
+        if isinstance(distribution, str) and claimants - {distribution}:
+            block["name"] = f"{distribution}:{name}"
 
 
 def _unmeasured_expectations(recipe: Recipe, document: Document, registry: Registry) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from sslkit.errors import PluginError
 from sslkit.registry import Registry, did_you_mean
 
-from .document import Document, Mark, Path, describe, parse_value
+from .document import Document, Mark, Path, describe, override_line, parse_value
 from .fields import Place
 from .model import Recipe
 
@@ -27,7 +27,7 @@ def apply_overrides(document: Document, overrides: Sequence[str], registry: Regi
         try:
             _apply(document, override, registry)
         except _OverrideError as error:
-            problems.append(f"-o {override}: {error}")
+            problems.append(override_line(override, str(error)))
     return problems
 
 

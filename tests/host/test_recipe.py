@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -189,9 +191,8 @@ def test_overrides_change_values() -> None:
 
 def test_overrides_replace_lists_and_blocks() -> None:
     assert good("evaluate=[]").evaluate == ()
-    assert [e.name for e in good("evaluate=[{name: linear}, {name: knn}]").evaluate] == [
-        "linear", "knn"
-    ]  # fmt: skip
+    evaluate = good("evaluate=[{name: knn, k: 1}, {name: knn, k: 2}]").evaluate
+    assert [slot.config.k for slot in evaluate] == [1, 2]
     assert good("train.online_probe=null").train.online_probe is None
     assert good("method.loss={name: info_nce}").method.config.loss.name == "info_nce"
 
@@ -213,6 +214,10 @@ def test_overrides_reach_into_defaults(acme: Registry) -> None:
     assert recipe.train.online_probe == OnlineProbeConfig(weight_decay=0.1)
     assert (recipe.schedule.name, recipe.schedule.config.warmup_epochs) == ("cosine", 1)
     assert recipe.method.config.loss.name == "acme_loss"
+    recipe = parse_recipe(ACME_RECIPE, "x", ["augmentation.crop_scale.0=0.25"], acme)
+    assert recipe.augmentation.config.crop_scale == (0.25, 1.0)
+    recipe = parse_recipe(ACME_RECIPE, "x", ["expect.train/loss.at_most=5"], acme)
+    assert recipe.expect == {"train/loss": Expectation(at_most=5.0)}
     recipe = parse_recipe(ACME_RECIPE, "x", ["method.predictor.name=mlp"], acme)
     assert recipe.method.config.predictor.name == "mlp"
     recipe = parse_recipe(ACME_RECIPE, "x", ["train.online_probe=null"], acme)
@@ -322,6 +327,28 @@ def test_a_resolved_recipe_outlives_a_later_clash(acme: Registry, install: Insta
     assert recipe_hash(again) == recipe_hash(recipe)
 
 
+def test_a_resolved_recipe_does_not_take_anothers_component(
+    acme: Registry, install: Install, site: Path
+) -> None:
+    resolved = dump_resolved(parse_recipe(ACME_RECIPE, "x", (), acme))
+    source = """
+        from sslkit import hookimpl
+        @hookimpl
+        def register_losses(): return {"acme_loss": "acme_parts:AcmeLoss"}
+        @hookimpl
+        def register_methods(): return {"acme": "acme_parts:Acme"}
+        @hookimpl
+        def register_datasets(): return {"acme_files": "acme_parts:Files"}
+    """
+    install("usurper", {"usurper_plugin.py": source}, "u = usurper_plugin")
+    (site / "acme_ssl-1.2.dist-info" / "entry_points.txt").write_text("")
+    registry = load_plugins().registry
+    assert parse_recipe(ACME_RECIPE, "x", (), registry).method.distribution == "usurper"
+    assert any(
+        "method: unknown method 'acme-ssl:acme'" in line for line in problems_of(resolved, registry)
+    )
+
+
 def test_flatten_gives_dotted_scalars() -> None:
     flat = flatten(good("expect={eval/knn/top1: {at_least: 0.5}}"))
     assert flat["method.loss.temperature"] == 0.5
@@ -373,3 +400,31 @@ def test_a_file_is_loaded_by_path_and_named_in_messages(
     Path("r.yaml").write_text(GOOD.replace("epochs: 2", "epochs: -2"))
     with pytest.raises(RecipeError, match=r"^r\.yaml:13:11: train\.epochs: "):
         load_recipe("r.yaml")
+
+
+def problems_or_none(text: str, overrides: list[str], registry: Registry) -> tuple[str, ...]:
+    try:
+        parse_recipe(text, "x", overrides, registry)
+    except RecipeError as error:
+        return error.problems
+    return ()
+
+
+def test_any_damage_to_a_recipe_is_explained() -> None:
+    source = random.Random(0)
+    registry = load_plugins().registry
+    pieces = ["null", "[]", "{}", "x", "1", "-1", "1e999", "true", "{name: mlp}", "[{}]", ": ", "'"]
+    paths = ["method", "method.loss", "evaluate.0", "train", "augmentation.crop_scale", "expect.a",
+             "origins", "origins.method", "data.size", "train.online_probe", "name"]  # fmt: skip
+    refused = 0
+    for _ in range(300):
+        words = re.split(r"(\W)", GOOD)
+        overrides = []
+        if source.random() < 0.5:
+            words[source.randrange(len(words))] = source.choice(pieces)
+        else:
+            overrides.append(f"{source.choice(paths)}={source.choice(pieces)}")
+        problems = problems_or_none("".join(words), overrides, registry)
+        refused += bool(problems)
+        assert all(p.startswith(("x:", "-o ")) and "\n" not in p for p in problems)
+    assert 100 < refused < 300

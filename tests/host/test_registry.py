@@ -13,7 +13,8 @@ PLUGIN = """
 
     @hookimpl
     def register_losses():
-        names = ["Fine", "Function", "NotALoss", "Abstract", "BadConfig", "NoConfig", "Named", "WithSet"]
+        names = ["Fine", "Function", "WithSet", "NotALoss", "Abstract"]
+        names += ["BadConfig", "NoConfig", "Named"]
         return {name.lower(): f"parts_of_it:{name}" for name in names} | {
             "absent": "parts_of_it:Absent", "failing": "failing_part:Loss"}
 
@@ -75,7 +76,7 @@ def test_a_class_is_found_with_its_origin() -> None:
         ("loss", "badconfig", ["BadConfig.Config", "sslkit.interfaces.ComponentConfig"]),
         ("loss", "noconfig", ["the Config None", "sslkit.interfaces.ComponentConfig"]),
         ("loss", "named", ["Config field 'name'"]),
-        ("loss", "withset", ["a set as Config field 'kinds'", "use tuple"]),
+        ("loss", "withset", ["a set as Config field 'kinds'", "use a tuple"]),
         ("loss", "absent", ["cannot import parts_of_it:Absent", "AttributeError"]),
         ("loss", "failing", ["cannot import", "'no_such_thing'", "failing_part.py:1"]),
         ("dataset", "plain", ["expected a subclass of sslkit.interfaces.DatasetConfig"]),
@@ -97,6 +98,14 @@ def test_an_unknown_name_gets_a_suggestion() -> None:
     assert str(error.value) == (
         "unknown loss 'NTXent', did you mean 'nt_xent'? Valid: info_nce, nt_xent. "
         "See: sslkit plugins list --kind loss"
+    )
+
+
+def test_an_unknown_distribution_is_named() -> None:
+    with pytest.raises(PluginError) as error:
+        load_plugins().registry.resolve("loss", "slkit:nt_xent")
+    assert str(error.value).startswith(
+        "unknown loss 'slkit:nt_xent': 'slkit' provides no working plugin, did you mean 'sslkit'?"
     )
 
 
