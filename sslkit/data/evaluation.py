@@ -40,7 +40,7 @@ def evaluation_batches(
         return
     for rows in torch.split(indices, batch_size):
         images = store.resident.index_select(0, rows).to(device)
-        yield prepare_for_encoder(images.to(torch.float32).div_(255.0), preprocess)
+        yield prepare_for_encoder(images / 255.0, preprocess)
 
 
 def _decoded_batches(
@@ -66,7 +66,7 @@ def _decoded_batches(
     with closing(ordered_groups(decode, groups(), num_threads=store.num_threads)) as decoded:
         for batch, _ in decoded:
             on_device = batch.to(device, non_blocking=device.type == "cuda")
-            yield on_device.to(torch.float32).div_(255.0)
+            yield on_device / 255.0
 
 
 def augmented_pairs(

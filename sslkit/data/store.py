@@ -67,7 +67,7 @@ class ImageStore:
         self.channels = reader.channels
         self.image_size = reader.image_size
         self.class_names = None if reader.class_names is None else tuple(reader.class_names)
-        self.labels = None if reader.labels is None else torch.tensor(reader.labels)
+        self.labels = self._checked_labels()
         self.num_threads = num_threads
         self.corrupt: dict[int, str] = {}
         """index -> reason of every unreadable image found so far."""
@@ -89,6 +89,12 @@ class ImageStore:
         if self.labels is None:
             return None
         return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
+
+    @property
+    def details(self) -> dict[str, object]:
+        """What the reader decided on opening, such as columns or where labels come from; for the
+        record of the run."""
+        return dict(getattr(self.reader, "details", {}))
 
     @property
     def fingerprint(self) -> str:
@@ -132,6 +138,17 @@ class ImageStore:
         temporary.write_text(text + "\n", encoding="utf-8")
         temporary.replace(path)
         return True
+
+    def _checked_labels(self) -> Tensor | None:
+        given = self.reader.labels
+        if given is None:
+            return None
+        if len(given) != len(self.reader):
+            raise DataError(
+                f"data: the source gave {len(given)} labels for {len(self.reader)} images; "
+                "valid is one each; correct the data source"
+            )
+        return torch.tensor(given, dtype=torch.int64)
 
     # --- Loading ---------------------------------------------------------------------------------
 

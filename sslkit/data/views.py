@@ -83,9 +83,11 @@ class ViewMaker(ABC):
         """A copy that does not wait for work queued on a GPU."""
         if tensor.device == self.device:
             return tensor
-        if self._pin and not tensor.is_pinned():
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=self._pin)
+        return self.pinned(tensor).to(self.device, non_blocking=self._pin)
+
+    def pinned(self, tensor: Tensor) -> Tensor:
+        """The tensor in memory from which a GPU can fetch it by itself."""
+        return tensor.pin_memory() if self._pin and not tensor.is_pinned() else tensor
 
     def _draw(self, random: SampleRandom, sizes: Tensor) -> tuple[list[Params], list[Geometry]]:
         params = self.augmentation.draw(random, sizes)
@@ -140,7 +142,7 @@ class ResidentViews(ViewMaker):
         targets = self.augmentation.targets(params)
         images = None
         if self._images.device.type == "cpu":
-            images = self._images.index_select(0, indices)
+            images = self.pinned(self._images.index_select(0, indices))
         return Prepared(chunk.random, params, geometry, targets, images)
 
     def finish(self, parts: Sequence[Prepared]) -> Views:
@@ -191,7 +193,7 @@ class DecodedViews(ViewMaker):
     def finish(self, parts: Sequence[Prepared]) -> Views:
         views = []
         for view, crops in enumerate(parts[0].crops):
-            images = self.to_device(crops).to(torch.float32).div_(255.0)
+            images = self.to_device(crops) / 255.0
             params = self._params_to_device(_joined([part.params[view] for part in parts]))
             views.append(self.augmentation.photometric(view, images, params))
         targets = _joined([part.targets for part in parts])

@@ -80,6 +80,9 @@ def test_modes_become_grey_or_rgb(photo):
         assert single.shape == (40, 48, 1)
         assert single.flags.c_contiguous
     assert np.array_equal(decode_image(saved(rgb, "PNG"), 1)[:, :, 0], grey)
+    compressed = saved(rgb.convert("L"), "JPEG")
+    expected = np.asarray(Image.open(io.BytesIO(compressed)))
+    assert np.array_equal(decode_image(compressed, 1)[:, :, 0], expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,6 +120,14 @@ def test_labels_of_replaced_images_are_those_of_their_stand_ins(mixed, crop_augm
     place = int((batch.indices == 11).nonzero())
     assert entry["index"] == 11
     assert int(batch.labels[place]) == entry["replaced_by"] % 3
+
+
+def test_images_of_a_single_pixel_train(list_reader, photo, crop_augmentation):
+    images = [None, photo(1, 1, 30), photo(2, 30, 1), photo(3, 2, 3)]
+    images[0] = np.full((1, 1, 3), 51, np.uint8)
+    (batch,) = loader_of(list_reader(images), crop_augmentation(), 2, batch_size=4).epoch(0)
+    place = int((batch.indices == 0).nonzero())
+    assert torch.allclose(batch.views[0][place], torch.tensor(0.2))
 
 
 def test_unlabelled_data_trains(list_reader, photo, crop_augmentation):

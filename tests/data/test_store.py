@@ -155,6 +155,11 @@ def test_reader_that_breaks_its_promise_is_named(list_reader, photo):
         store_of(list_reader([photo(0, channels=1)])).read(0)
 
 
+def test_labels_of_another_length_are_refused(list_reader, photo):
+    with pytest.raises(DataError, match="3 labels for 2 images"):
+        store_of(list_reader([photo(0), photo(1)], [0, 1, 2]))
+
+
 def test_num_classes_without_names(list_reader, photo):
     reader = list_reader([photo(0)], [0])
     assert store_of(reader).num_classes == 1

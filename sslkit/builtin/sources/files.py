@@ -61,7 +61,8 @@ def _search(folder: Path, parts: tuple[str, ...], above: set[tuple[int, int]], t
     for entry in files:
         if entry.name.startswith("."):
             continue
-        if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
+        suffix = entry.name[entry.name.rfind(".") :].lower()
+        if suffix in IMAGE_SUFFIXES and entry.is_file():
             to.images.append((*parts, entry.name))
         else:
             to.ignored += 1

@@ -7,9 +7,6 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sslkit.errors import RecipeError
 
 
@@ -23,11 +20,7 @@ def missing(field: str, path: Path, wanted: str) -> RecipeError:
         parent, name = parent.parent, parent.name
     names = sorted(entry.name for entry in parent.iterdir()) if parent.is_dir() else []
     close = difflib.get_close_matches(name, names, n=1)
-    where = f"{parent}{'' if str(parent).endswith('/') else '/'}"
-    if close:
-        advice = f"did you mean {where}{close[0]}?"
-    else:
-        advice = f"{where} exists and does not hold {name}"
+    advice = f"did you mean {parent / close[0]}?" if close else f"{parent.resolve()} has no {name}"
     return RecipeError(f"{field}: {path} does not exist; expected {wanted}; {advice}")
 
 
@@ -36,11 +29,8 @@ def sample_positions(count: int, salt: str, most: int) -> list[int]:
     the first and the last are always among them."""
     if count <= most:
         return list(range(count))
-    digest = hashlib.blake2b(salt.encode(), digest_size=8).digest()
-    draws: NDArray[np.int64] = np.random.default_rng(int.from_bytes(digest, "little")).choice(
-        count, most - 2, replace=False
-    )
-    return sorted({0, count - 1, *draws.tolist()})
+    digests = (hashlib.blake2b(f"{salt}\0{i}".encode(), digest_size=8) for i in range(most - 2))
+    return sorted({0, count - 1, *(int(digest.hexdigest(), 16) % count for digest in digests)})
 
 
 def common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:

@@ -122,7 +122,7 @@ class ParquetReader(ImageReader):
         return digest.hexdigest()
 
     def _probe(self) -> tuple[int, int] | None:
-        """The size that a sample of the first and the last row group have in common."""
+        """The size that a sample of the images has in common."""
         sizes = []
         for encoded in self._column.sample(_PROBED_IMAGES):
             try:

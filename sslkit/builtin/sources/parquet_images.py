@@ -63,23 +63,27 @@ class ImageColumn:
         return _bytes(chunks[number], row, self.locate(index)[0])
 
     def sample(self, most: int) -> list[memoryview]:
-        """Some images of the first row group of the first shard and of the last of the last."""
-        from pyarrow import parquet
-
+        """Up to `most` images: the first ones of the first and of the last row group."""
         found = []
         for shard, last in ((self.shards[0], False), (self.shards[-1], True)):
-            with parquet.ParquetFile(shard.path) as file:
-                groups = file.metadata.num_row_groups
-                if not groups:
-                    continue
-                table = file.read_row_group(groups - 1 if last else 0, columns=[self.name])
-            for chunk in _split(table[self.name]):
-                for row in sample_positions(len(chunk[0]), "probe", most // 2):
+            for chunk in self._first_rows(shard, last, most // 2):
+                for row in range(len(chunk[0])):
                     try:
                         found.append(_bytes(chunk, row, shard.path))
                     except (UnreadableImageError, OSError):
                         continue
         return found
+
+    def _first_rows(self, shard: Shard, last: bool, count: int) -> list[Chunk]:
+        """The first rows of the first or last row group; reads only the pages that hold them."""
+        import pyarrow as pa
+
+        with _streamed(shard) as file:
+            groups = file.metadata.num_row_groups
+            if not groups:
+                return []
+            batches = file.iter_batches(count, [groups - 1 if last else 0], [self.name])
+            return _split(pa.Table.from_batches([next(batches)])[self.name])
 
     def digest(self) -> bytes:
         """Of each shard its size, its footer (rows, offsets, sizes and statistics of every column
@@ -118,7 +122,6 @@ class ImageColumn:
     def _convert(self, path: Path) -> None:
         """Writes the column as an Arrow file; it appears under its name when it is complete."""
         import pyarrow as pa
-        from pyarrow import parquet
 
         path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free
@@ -131,10 +134,17 @@ class ImageColumn:
         schema = pa.schema([self.shards[0].schema.field(self.name)])
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for shard in self.shards:
-                with parquet.ParquetFile(shard.path) as file:
+                with _streamed(shard) as file:
                     for batch in file.iter_batches(_ROWS_PER_BATCH, columns=[self.name]):
                         writer.write_batch(batch)
         temporary.replace(path)
+
+
+def _streamed(shard: Shard) -> Any:
+    """A file that is read page by page: a row group may hold the whole shard."""
+    from pyarrow import parquet
+
+    return parquet.ParquetFile(shard.path, memory_map=True, pre_buffer=False)
 
 
 def _position(ends: list[int], index: int) -> tuple[int, int]:
