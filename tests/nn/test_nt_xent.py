@@ -122,7 +122,7 @@ def test_confident_pairs_do_not_cancel() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_input_is_computed_in_float32(dtype: torch.dtype) -> None:
     halves = [(300 * z).to(dtype) for z in pair(8, 64, dtype=torch.float32)]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         loss = nt_xent(*halves, 0.07)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, nt_xent(*(z.float() for z in halves), 0.07), rtol=0, atol=0)
