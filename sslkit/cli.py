@@ -17,7 +17,6 @@ from .errors import SSLKitError
 
 app = typer.Typer(
     name="sslkit",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -234,9 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The console script."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    words = [word for word in words if word != "--debug"] or ["--help"]
     try:
-        app(words)
+        app(words, prog_name="sslkit")
     except SSLKitError as error:
         if debug:
             raise

@@ -1,0 +1,193 @@
+"""The command as a user meets it: output, exit codes, JSON, speed of the light commands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sslkit.cli import main
+from tests.host.broken_recipes import BROKEN_RECIPES, BrokenRecipe
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def sslkit(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs the command in this process."""
+
+    def call(*words: str) -> Outcome:
+        with pytest.raises(SystemExit) as exit_:
+            main(words)
+        captured = capsys.readouterr()
+        return Outcome(int(exit_.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+def process(words: Sequence[str], code: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own, then `code` in the same process."""
+    program = (
+        "import sys, atexit\n"
+        f"def after():\n    {code or 'pass'}\n"
+        "atexit.register(after)\n"
+        f"from sslkit.cli import main\nmain({list(words)!r})"
+    )
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["plugins", "list"], ["recipes", "list"], []]
+)
+def test_light_commands_import_nothing_heavy(words: list[str]) -> None:
+    heavy = "['torch', 'timm', 'mlflow', 'torchvision', 'matplotlib', 'sklearn', 'pyarrow']"
+    done = process(words, f"print([m for m in {heavy} if m in sys.modules], file=sys.stderr)")
+    assert done.stderr.strip().endswith("[]"), done.stderr
+    assert done.stdout
+
+
+def test_without_a_command_it_helps(sslkit: Callable[..., Outcome]) -> None:
+    outcome = sslkit()
+    for command in ("run", "validate", "eval", "plugins", "recipes", "schema", "ui", "doctor"):
+        assert f"\n  {command} " in outcome.out
+
+
+@pytest.mark.parametrize("broken", BROKEN_RECIPES, ids=lambda broken: broken.name)
+def test_broken_recipes(
+    broken: BrokenRecipe, tmp_path: Path, sslkit: Callable[..., Outcome]
+) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(broken.text if isinstance(broken.text, bytes) else broken.text.encode())
+    overrides = [word for override in broken.overrides for word in ("-o", override)]
+    outcome = sslkit("run", str(path), *overrides)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    assert not list(tmp_path.glob("runs*"))
+    lines = outcome.err.splitlines()
+    assert all(line.startswith("error: ") for line in lines)
+    for part in broken.expected:
+        assert any(part.replace("FILE", str(path)) in line for line in lines), outcome.err
+
+    validated = sslkit("validate", str(path), *overrides)
+    assert validated.code == 2
+    assert validated.out.splitlines() == [line.removeprefix("error: ") for line in lines]
+
+
+def test_impossible_combinations(tiny: Path, sslkit: Callable[..., Outcome]) -> None:
+    """What only the data can tell is found before the first step, and before a run folder."""
+    cases = {
+        "data={name: digits}": "augmentation.saturation",
+        "train.batch_size=97": "train.batch_size: 97 is more than the 96 training images",
+        "train.batch_size=1": "simclr needs train.batch_size >= 2",
+        "augmentation.num_views=1": "simclr contrasts views",
+        "backbone.model=resnet18x": "did you mean",
+        "backbone={name: timm, model: vit_tiny_patch16_224, stem: small}": "backbone.stem",
+        "evaluate.0.k=500": "evaluate.0.k",
+        "data={name: image_folder, train: /nowhere}": "/nowhere",
+        "data={name: parquet, train: /nowhere.parquet}": "/nowhere.parquet",
+        "augmentation.blur_kernel=4": "blur_kernel",
+        "tracking={name: mlfow}": "did you mean 'mlflow'?",
+    }
+    for override, expected in cases.items():
+        outcome = sslkit("run", str(tiny), "-o", override)
+        assert outcome.code == 2, override
+        assert expected in outcome.err, (override, outcome.err)
+        assert "Traceback" not in outcome.err
+    assert not (tiny.parent / "runs").exists()
+
+
+def test_run_and_look(tiny: Path, sslkit: Callable[..., Outcome]) -> None:
+    outcome = sslkit("run", str(tiny))
+    assert outcome.code == 0
+    assert "pixels" in outcome.out
+    assert "knn top1" in outcome.out
+    assert "run folder:" in outcome.out
+    assert "step=2 train/loss=" in outcome.err  # no terminal: plain lines
+    (run_dir,) = (tiny.parent / "runs").iterdir()
+
+    measured = json.loads(sslkit("eval", str(run_dir), "--protocol", "knn", "--json").out)
+    saved = json.loads((run_dir / "results.json").read_text())
+    knn = [row for row in saved["comparison"] if row["protocol"] == "knn"]
+    assert measured["comparison"] == knn
+
+
+def test_run_as_json(tiny: Path, sslkit: Callable[..., Outcome]) -> None:
+    outcome = sslkit("run", str(tiny), "--json", "-o", "train.max_steps=1")
+    document = json.loads(outcome.out)
+    assert document["status"] == "finished"
+    assert Path(document["run_dir"]).is_dir()
+    assert "eval/knn/top1" in document["metrics"]
+
+
+def test_dry_run(tiny: Path, sslkit: Callable[..., Outcome]) -> None:
+    assert "18, 6 an epoch" in sslkit("run", str(tiny), "--dry-run").out
+    assert json.loads(sslkit("run", str(tiny), "--dry-run", "--json").out)["total_steps"] == 18
+
+
+def test_plugins_and_recipes(tmp_path: Path, sslkit: Callable[..., Outcome]) -> None:
+    rows = json.loads(sslkit("plugins", "list", "--json").out)
+    (builtin,) = [row for row in rows if row["distribution"] == "sslkit"]
+    assert "nt_xent" in builtin["components"]["loss"]
+    assert "temperature" in sslkit("plugins", "show", "nt_xent").out
+    (shown,) = json.loads(sslkit("plugins", "show", "loss:nt_xent", "--json").out)
+    assert [field["field"] for field in shown["fields"]] == ["temperature"]
+    missing = sslkit("plugins", "show", "nt_xentt")
+    assert missing.code == 2
+    assert "no such component" in missing.err
+
+    names = {row["name"] for row in json.loads(sslkit("recipes", "list", "--json").out)}
+    assert {"quickstart", "simclr_r50", "simclr_cifar10_r18", "cpu/simclr_cifar10"} <= names
+    copied = Path(sslkit("recipes", "copy", "quickstart", str(tmp_path)).out.strip())
+    assert copied.read_text().startswith("# SimCLR")
+    again = sslkit("recipes", "copy", "quickstart", str(tmp_path))
+    assert again.code == 2
+    assert "exists already" in again.err
+
+
+def test_schema_and_doctor(sslkit: Callable[..., Outcome]) -> None:
+    schema = json.loads(sslkit("schema").out)
+    assert "temperature" in json.dumps(schema)
+    found = json.loads(sslkit("doctor", "--json").out)
+    assert found["packages"]["torch"]
+    assert "torch" in sslkit("doctor").out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run"], "a recipe is needed"),
+        (["run", "nowhere.yaml"], "nowhere.yaml"),
+        (["run", "quickstar"], "quickstart"),
+        (["run", "--resume", "nowhere"], "nowhere"),
+        (["run", "quickstart", "--fork", "nowhere"], "nowhere"),
+        (["run", "quickstart", "--fork", "a", "--resume", "b"], "exclude each other"),
+        (["eval", "nowhere"], "nowhere"),
+        (["rum"], "No such command"),
+        (["run", "quickstart", "--sed", "1"], "No such option"),
+        (["run", "quickstart", "-o", "seed"], "-o seed"),
+        (["plugins", "list", "--kind", "lose"], "lose"),
+    ],
+)
+def test_wrong_words(words: list[str], expected: str, sslkit: Callable[..., Outcome]) -> None:
+    outcome = sslkit(*words)
+    assert outcome.code == 2
+    assert expected in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_debug_shows_the_traceback(sslkit: Callable[..., Outcome]) -> None:
+    from sslkit.errors import RecipeError
+
+    with pytest.raises(RecipeError):
+        main(["--debug", "run", "nowhere.yaml"])

@@ -1,0 +1,57 @@
+"""What several areas of the tests share: a tiny real experiment, and where the repository is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+TINY = """\
+name: tiny
+data: {name: synthetic, num_train: 96, num_test: 48, size: 16}
+augmentation: {name: simclr, size: 16, jitter_strength: 0.5, blur: false}
+backbone: {name: timm, model: test_resnet, drop_path_rate: 0.2}
+method:
+  name: simclr
+  head: {name: mlp, hidden_dim: 16, out_dim: 8}
+optimizer: {name: adamw, lr: 1e-3, weight_decay: 0.01}
+schedule: {name: cosine, warmup_epochs: 0.5}
+train: {epochs: 3, batch_size: 16, device: cpu, loader_threads: 2, log_every_steps: 2}
+evaluate:
+  - {name: knn, k: 5, every_epochs: 1}
+tracking: {name: none}
+"""
+"""Trains in seconds; 6 steps an epoch; drop path, so that library randomness matters."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors are faster on one thread, and the machine may be shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """The tiny recipe as a file; its runs go to `tmp_path / "runs"`."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY + f"runs_dir: {tmp_path / 'runs'}\n")
+    return path
+
+
+@pytest.fixture
+def only_run(tmp_path: Path) -> Callable[[], Path]:
+    """The one run folder under `tmp_path / "runs"`."""
+
+    def find() -> Path:
+        (path,) = (tmp_path / "runs").iterdir()
+        return path
+
+    return find

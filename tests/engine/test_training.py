@@ -1,0 +1,296 @@
+"""What a run does besides being exact: it stops on NaN, saves, reports, and measures honestly."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sslkit.engine.checkpoint import Checkpoints, load
+from sslkit.engine.display import Display, Silent
+from sslkit.engine.meter import Meter
+from sslkit.engine.online_probe import OnlineProbe
+from sslkit.engine.optimization import scaled_lr
+from sslkit.engine.runtime import resolve_compile, resolve_device
+from sslkit.engine.signals import StopSignals
+from sslkit.errors import CheckpointError, RecipeError, TrainingError
+from sslkit.interfaces import OptimizerConfig
+from sslkit.plan import make_plan
+from sslkit.runs import evaluate_run, find_problems, start
+from sslkit.saved_runs import load_encoder
+
+
+def test_not_finite_loss_stops_the_run(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError) as caught:
+        start(
+            str(tiny),
+            ["optimizer={name: sgd, lr: 1e30}", "train.checkpoint_every_steps=1"],
+            display=Silent(),
+        )
+    message = str(caught.value)
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    last = sorted((run_dir / "checkpoints").iterdir())[-1]
+    assert "\n" not in message
+    assert "the loss is" in message
+    assert "at learning rate" in message
+    assert str(last) in message
+    step = int(message.split(":")[0].removeprefix("step "))
+    assert load(last)["step"] < step  # nothing was saved after the loss went wrong
+
+
+def test_run_folder_is_complete(tiny: Path) -> None:
+    result = start(str(tiny), ["callbacks=[{name: augmented_views}]"], display=Silent())
+    names = {path.relative_to(result.run_dir).as_posix() for path in result.run_dir.rglob("*.*")}
+    assert {
+        "recipe.resolved.yaml", "environment.json", "metrics.jsonl", "encoder.safetensors",
+        "report.md", "results.json", "figures/curves.png", "figures/augmented_views.png",
+        "checkpoints/step-00000018.pt",
+    } <= names  # fmt: skip
+    environment = json.loads((result.run_dir / "environment.json").read_text())
+    assert environment["facts"]["total_steps"] == 18
+    assert environment["data"]["train"]
+    assert torch.__version__.startswith(environment["packages"]["torch"])
+    report = (result.run_dir / "report.md").read_text()
+    assert "| knn top1 |" in report
+    assert "(figures/curves.png)" in report
+    results = json.loads((result.run_dir / "results.json").read_text())
+    (knn,) = [row for row in results["comparison"] if row["protocol"] == "knn"][:1]
+    assert set(knn["values"]) == {"pixels", "untrained", "trained"}
+    assert result.metrics["eval/knn/top1"] == knn["values"]["trained"]["value"]
+    assert result.metrics["eval/knn/top1_untrained"] == knn["values"]["untrained"]["value"]
+
+
+def test_metric_names(tiny: Path) -> None:
+    metrics = start(
+        str(tiny), ["evaluate=[{name: knn, k: 5}, {name: collapse}]"], display=Silent()
+    ).metrics
+    assert {
+        "train/loss", "train/lr", "eval/knn/top1", "eval/online_probe/top1",
+        "collapse/std", "collapse/rankme", "collapse/alignment", "collapse/uniformity",
+        "perf/images_per_second", "perf/data_wait_fraction", "perf/peak_memory_mb",
+    } <= metrics.keys()  # fmt: skip
+    assert 0.0 <= metrics["perf/data_wait_fraction"] <= 1.0
+
+
+def test_schedule_reaches_the_log(tiny: Path) -> None:
+    run_dir = start(str(tiny), ["train.log_every_steps=1"], display=Silent()).run_dir
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rates = {
+        line["step"]: line["metrics"]["train/lr"] for line in lines if "train/lr" in line["metrics"]
+    }
+    assert rates[1] == 0.0  # warm-up of 3 steps, from 0
+    assert rates[4] == pytest.approx(1e-3)
+    expected = 1e-3 * 0.5 * (1 + math.cos(math.pi * (17 - 3) / (18 - 3)))
+    assert rates[18] == pytest.approx(expected)
+
+
+def test_unlabelled_images_train(tiny: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for index in range(20):
+        pixels = torch.randint(0, 255, (16, 16, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    result = start(
+        str(tiny),
+        [
+            f"data={{name: image_folder, train: {tmp_path}}}",
+            "evaluate=[{name: knn, k: 5}, {name: collapse}]",
+        ],
+        display=Silent(),
+    )
+    assert result.results is not None
+    assert result.results.trained.skipped["knn"] == "no labels"
+    assert "collapse/std" in result.metrics
+    assert "knn: skipped: no labels" in (result.run_dir / "report.md").read_text()
+
+
+def test_greyscale_images_train(tiny: Path) -> None:
+    changes = [
+        "data.channels=1", "augmentation.saturation=0", "augmentation.hue=0",
+        "augmentation.grayscale_probability=0", "backbone.normalize=none", "train.max_steps=2",
+    ]  # fmt: skip
+    assert start(str(tiny), changes, display=Silent()).status == "finished"
+    (problem,) = find_problems(str(tiny), changes[:1] + changes[3:])[:1]
+    assert "augmentation.saturation" in problem
+
+
+def test_bf16_trains(tiny: Path) -> None:
+    metrics = start(str(tiny), ["train.precision=bf16"], display=Silent()).metrics
+    assert math.isfinite(metrics["train/loss"])
+
+
+def test_compile_true_without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sslkit.engine.runtime.shutil.which", lambda name: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RecipeError, match=r"train\.compile: true, but no C\+\+ compiler"):
+        resolve_compile(True)
+    assert resolve_compile("if_available") is False
+
+
+def test_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RecipeError, match=r"train\.device: 'cuda' is not available .*cpu"):
+        resolve_device("cuda")
+
+
+def test_dry_run_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+    plan = make_plan(str(tiny), [], Silent())
+    assert not (tmp_path / "runs").exists()
+    assert plan["total_steps"] == 18
+    assert plan["parameters"]["encoder"] < plan["parameters"]["trainable"]
+    assert math.isfinite(plan["first_loss"])
+    assert plan["lr_curve"][0] == {"step": 0, "lr": 0.0}
+    assert json.loads(json.dumps(plan)) == plan
+
+
+# --- The encoder ---------------------------------------------------------------------------------
+
+
+def test_encoder_of_a_run_three_ways(tiny: Path) -> None:
+    import timm
+
+    run_dir = start(str(tiny), [], display=Silent()).run_dir
+    images = torch.rand(4, 3, 16, 16)
+    from_folder = load_encoder(run_dir)
+    assert not from_folder.training
+    features = from_folder(images)
+    assert features.shape == (4, from_folder.num_features)
+    assert from_folder.preprocess.size == 16
+    checkpoint = sorted((run_dir / "checkpoints").iterdir())[-1]
+    assert torch.equal(load_encoder(checkpoint)(images), features)
+
+    from safetensors.torch import load_file
+
+    plain = timm.create_model("test_resnet", num_classes=0).eval()
+    plain.load_state_dict(load_file(run_dir / "encoder.safetensors"))
+    mean = torch.tensor(from_folder.preprocess.mean).view(3, 1, 1)
+    std = torch.tensor(from_folder.preprocess.std).view(3, 1, 1)
+    torch.testing.assert_close(plain((images - mean) / std), features)
+
+
+@pytest.mark.parametrize("name", ["missing", "empty.pt", "text.safetensors"])
+def test_encoder_that_is_none(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name != "missing":
+        path.write_text("nothing" if name.startswith("text") else "")
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        load_encoder(path)
+
+
+def test_start_from_an_earlier_run(tiny: Path) -> None:
+    first = start(str(tiny), ["train.max_steps=2"], display=Silent()).run_dir
+    second = start(
+        str(tiny), [f"backbone.weights={first}", "train.max_steps=1"], display=Silent()
+    ).run_dir
+    # One step of warm-up has learning rate 0: the weights are those of the first run.
+    before, after = load_encoder(first), load_encoder(second)
+    name, weight = next(iter(after.named_parameters()))
+    assert torch.equal(weight, before.get_parameter(name))
+
+
+def test_evaluate_run_repeats_the_result(tiny: Path) -> None:
+    result = start(str(tiny), [], display=Silent())
+    again = evaluate_run(result.run_dir, ["knn"], [], Silent())
+    assert again.trained.metrics["eval/knn/top1"] == result.metrics["eval/knn/top1"]
+    assert again.baselines.metrics["eval/knn/top1_pixels"] == result.metrics["eval/knn/top1_pixels"]
+    other = evaluate_run(result.run_dir, ["knn"], ["evaluate.0.k=1"], Silent())
+    assert other.trained.metrics.keys() == again.trained.metrics.keys()
+
+
+# --- Parts ---------------------------------------------------------------------------------------
+
+
+def test_checkpoints_keep_the_newest(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    for step in (5, 10, 1234567890):
+        checkpoints.save(step, {"value": torch.tensor(step)})
+    assert [path.name for path in checkpoints.paths()] == [
+        "step-00000010.pt", "step-1234567890.pt",
+    ]  # fmt: skip
+    state, damaged = checkpoints.load_newest()
+    assert state is not None
+    assert state["step"] == 1234567890
+    assert damaged == []
+
+
+def test_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (print, ("code ran",))
+
+    path = tmp_path / "step-00000001.pt"
+    torch.save({"format": 1, "step": 1, "evil": Evil()}, path)
+    with pytest.raises(CheckpointError, match="not readable as a checkpoint"):
+        load(path)
+
+
+def test_all_checkpoints_damaged(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001.pt").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="step-00000001"):
+        Checkpoints(tmp_path, keep=1).load_newest()
+
+
+def test_meter_names_the_first_bad_step() -> None:
+    meter = Meter()
+    for value in (1.0, 2.0, math.inf, math.nan):
+        meter.add(torch.tensor(value), 8)
+    with pytest.raises(TrainingError, match=r"step 9: the loss is inf"):
+        meter.check(step=10, lr=0.1, advice="")
+
+
+def test_meter_survives_a_round_trip() -> None:
+    meter, other = Meter(), Meter()
+    for value in (1.0, 2.0):
+        meter.add(torch.tensor(value), 8)
+    other.load_state_dict(meter.state_dict(), torch.device("cpu"))
+    other.add(torch.tensor(6.0), 8)
+    assert other.flush()[0] == 3.0
+
+
+def test_online_probe_learns_and_leaves_the_encoder_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (256,), generator=generator)
+    centres = 3 * torch.randn(3, 8, generator=generator)
+    features = centres[labels] + torch.randn(256, 8, generator=generator)
+    features = features[:, None].repeat(1, 2, 1).requires_grad_()
+    probe = OnlineProbe(8, 3, lr=0.1, weight_decay=0.0, seed=0, device=torch.device("cpu"))
+    for _ in range(100):
+        metrics = probe.step(features, labels, lr_factor=1.0)
+    assert features.grad is None
+    assert metrics["online_probe/top1"] > 0.9
+    assert probe.accuracy(features[:, 0], labels) > 0.9
+
+
+def test_second_interrupt_is_immediate() -> None:
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(("scaling", "expected"), [("none", 0.3), ("linear", 4.8), ("sqrt", 1.2)])
+def test_lr_scaling(scaling: str, expected: float) -> None:
+    config = OptimizerConfig.model_validate({"lr": 0.3, "lr_scaling": scaling})
+    assert scaled_lr(config, 4096) == pytest.approx(expected)
+
+
+def test_plain_display_prints_key_value_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    Display().metrics({"train/loss": 1.25, "train/lr": 0.06}, step=50)
+    assert capsys.readouterr().err == "step=50 train/loss=1.25 train/lr=0.06\n"
+
+
+def test_tied_parameters_are_refused() -> None:
+    from sslkit.engine.optimization import _check_groups
+    from sslkit.interfaces import ParamGroup
+
+    layer = nn.Linear(2, 2)
+    group = ParamGroup(list(layer.named_parameters()))
+    with pytest.raises(RecipeError, match="in two groups"):
+        _check_groups(object(), [group, group])  # type: ignore[arg-type]
