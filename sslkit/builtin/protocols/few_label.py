@@ -1,0 +1,137 @@
+"""Accuracy from a handful of labels per class, over many draws of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, FeatureBank, Subject
+from sslkit.nn.classification import top1_accuracy
+from sslkit.nn.logistic_regression import fit_logistic_regression
+from sslkit.randomness import SampleRandom
+
+_BLOCK_ELEMENTS = 1 << 26
+"""Feature values gathered at once (256 MiB); draws fitted together follow from the shapes."""
+
+
+class FewLabel(Evaluator):
+    """Logistic regression on frozen features from a few labels per class, with many draws of
+    them. It shows what pre-training is worth where full-label accuracy is near its ceiling.
+
+    Features are centred by the training split's mean and L2-normalised (the CL2N of Wang et al.
+    2019, arXiv:1911.04623), which needs no label and treats pixels and encoders alike; on them a
+    logistic regression of fixed strength, as in Tian et al. 2020 (arXiv:2003.11539), since a few
+    labels leave nothing to tune it on. The draws depend on the seed alone: every subject gets the
+    same labels, so differences are paired, and a draw's labels for 1 per class are among its
+    labels for 5. Every draw is scored on the whole test split.
+
+    Metrics: `top1_<n>` for each n of `labels_per_class`, the mean over draws; the draws are kept
+    for intervals."""
+
+    class Config(EvaluatorConfig):
+        labels_per_class: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10)
+        """Labelled training images per class. A number above the size of the smallest class is
+        left out with a warning."""
+        draws: Annotated[int, Field(ge=2)] = 20
+        """Independent draws of the labelled images."""
+        l2: PositiveFloat = 0.1
+        """Strength of the penalty, l2 / 2 * squared norm of the weights, beside the summed cross
+        entropy: scikit-learn's 1 / C. Stronger penalties lower the untrained baseline most."""
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+        sizes = config.labels_per_class
+        if len(set(sizes)) < len(sizes):
+            yield "labels_per_class", f"{list(sizes)} names a number twice; name each once"
+        if facts.num_classes and max(sizes) * facts.num_classes > facts.num_images:
+            most = facts.num_images // facts.num_classes
+            yield (
+                "labels_per_class",
+                f"{max(sizes)} labels of each of {facts.num_classes} classes are more than the "
+                f"{facts.num_images} training images; take at most {most}",
+            )
+
+    def evaluate(self, subject: Subject) -> Evaluation:
+        bank = subject.bank
+        assert bank.train_labels is not None
+        assert bank.test_labels is not None
+        smallest = int(_class_sizes(bank.train_labels).min())
+        sizes = [size for size in self.config.labels_per_class if size <= smallest]
+        if not sizes:
+            return Evaluation(skipped=f"the smallest class has {smallest} labelled images")
+        if len(sizes) < len(self.config.labels_per_class):
+            warnings.warn(
+                f"few_label: the smallest class has {smallest} labelled images; "
+                f"measured for {sizes} labels per class only",
+                stacklevel=2,
+            )
+        chosen = draw_labelled(
+            bank.train_labels.cpu(), max(sizes), self.config.draws, subject.seed
+        ).to(bank.train.device)
+        scaled = _centred_and_normalised(bank)
+        draws = {
+            f"top1_{size}": _accuracies(scaled, chosen[:, :, :size].flatten(1), self.config.l2)
+            for size in sizes
+        }
+        means = {name: sum(values) / len(values) for name, values in draws.items()}
+        return Evaluation(metrics=means, draws=draws)
+
+
+def draw_labelled(
+    labels: Tensor,  # (N,) int64, on the CPU
+    per_class: int,
+    draws: int,
+    seed: int,
+) -> Tensor:
+    """(draws, C, per_class) indices of training images: within a draw, the first `per_class` of
+    each class that occurs, in an order that depends on the seed, the draw and the images' indices
+    only. Every class must have that many images."""
+    counts = _class_sizes(labels)
+    starts = counts.cumsum(0) - counts
+    places = starts[:, None] + torch.arange(per_class)  # (C, per_class)
+    indices = torch.arange(len(labels))
+    result = []
+    for draw in range(draws):
+        words = SampleRandom(seed, "few_label", draw, indices).bits("order", 2)
+        order = ((words[:, 0] << 31) | (words[:, 1] >> 1)).argsort(stable=True)
+        grouped = order[labels[order].argsort(stable=True)]
+        result.append(grouped[places])
+    return torch.stack(result)
+
+
+def _class_sizes(labels: Tensor) -> Tensor:
+    """Images of each class that has any, by class index."""
+    counts = labels.bincount()
+    return counts[counts > 0]
+
+
+def _centred_and_normalised(bank: FeatureBank) -> FeatureBank:
+    mean = bank.train.mean(dim=0)
+    train, test = (F.normalize(part - mean, dim=1) for part in (bank.train, bank.test))
+    return FeatureBank(train, test, bank.train_labels, bank.test_labels, bank.class_names)
+
+
+def _accuracies(bank: FeatureBank, chosen: Tensor, l2: float) -> list[float]:
+    """Test accuracy of each draw; chosen: (draws, rows) indices of training images."""
+    assert bank.train_labels is not None
+    assert bank.test_labels is not None
+    block = max(1, _BLOCK_ELEMENTS // (chosen.shape[1] * bank.train.shape[1]))
+    accuracies = []
+    for rows in torch.split(chosen, block):
+        classifiers = fit_logistic_regression(
+            bank.train[rows],
+            bank.train_labels[rows],
+            bank.num_classes,
+            l2=l2 / chosen.shape[1],
+        )
+        accuracies += [
+            top1_accuracy(classifiers.predict(draw, bank.test), bank.test_labels)
+            for draw in range(len(rows))
+        ]
+    return accuracies
