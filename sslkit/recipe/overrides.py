@@ -36,44 +36,53 @@ class _OverrideError(Exception):
 
 
 def _apply(document: Document, override: str, registry: Registry) -> None:
+    parts, value = _parse(override)
+    tree = copy.deepcopy(document.tree)  # stays as it is where the override turns out wrong
+    node, place, path, filled = _descend(tree, parts[:-1], registry)
+    key = _key(node, parts[-1], place, path)
+    marks, mark = document.marks, Mark(override=override)
+    if key == "name" and place.is_component and _is_other(place, node, value):
+        node.clear()
+        marks.forget(path)
+        marks.values[path] = mark
+    node[key] = value
+    marks.forget((*path, key))
+    for changed in (*filled, (*path, key)):
+        marks.keys[changed] = marks.values[changed] = mark
+    document.tree = tree
+
+
+def _parse(override: str) -> tuple[list[str], Any]:
+    """The parts of the path, and the value. Raises _OverrideError."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted.strip():
         raise _OverrideError("expected PATH=VALUE, such as train.epochs=5")
     try:
-        value = parse_value(text)
+        return dotted.strip().split("."), parse_value(text)
     except ValueError as error:
         raise _OverrideError(str(error)) from error
-    changed = Document(copy.deepcopy(document.tree), document.marks)
-    mark = Mark(override=override)
-    *blocks, last = dotted.strip().split(".")
-    place = Place(Recipe, changed.tree, registry)
-    node: Any = changed.tree
+
+
+def _descend(
+    tree: dict[str, Any], parts: Sequence[str], registry: Registry
+) -> tuple[Any, Place, Path, list[Path]]:
+    """The node that a path leads to, its place and path, and the blocks on the way that the file
+    leaves out: these are filled with their defaults. Raises _OverrideError."""
+    node: Any = tree
+    place = Place(Recipe, tree, registry)
     path: Path = ()
     filled: list[Path] = []
-    for part in blocks:
+    for part in parts:
         key = _key(node, part, place, path)
         path = (*path, key)
-        child = place.child(key)
+        child = place.child(key) or Place(Any, None, registry)
         if isinstance(node, dict) and node.get(part) is None:
-            default = child.value if child is not None else None
+            default = child.value
             node[part] = copy.deepcopy(default) if isinstance(default, (dict, list)) else {}
             filled.append(path)
         node = node[key]
-        place = child or Place(Any, node, registry)
-        if isinstance(node, dict):
-            place = Place(place.annotation, node, registry, place.doc)
-    key = _key(node, last, place, path)
-    if key == "name" and place.is_component and _is_other(place, node, value):
-        node.clear()
-        document.marks.forget(path)
-        document.marks.values[path] = mark
-    node[key] = value
-    path = (*path, key)
-    document.marks.forget(path)
-    document.marks.keys[path] = document.marks.values[path] = mark
-    for block in filled:
-        document.marks.keys[block] = document.marks.values[block] = mark
-    document.tree = changed.tree
+        place = Place(child.annotation, node, registry, child.doc)
+    return node, place, path, filled
 
 
 def _key(node: Any, part: str, place: Place, path: Path) -> str | int:

@@ -14,7 +14,13 @@ from plugin_distributions import Install
 import sslkit
 from sslkit.errors import RecipeError
 from sslkit.recipe import load_recipe
-from sslkit.recipe_files import MAX_BYTES, find_recipe, read_recipe_text, shipped_recipes
+from sslkit.recipe_files import (
+    MAX_BYTES,
+    copy_recipe,
+    find_recipe,
+    read_recipe_text,
+    shipped_recipes,
+)
 
 CHECKOUT = Path(sslkit.__file__).parent.parent / "recipes"
 
@@ -116,6 +122,21 @@ def test_an_unreadable_file_is_explained(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(RecipeError, match="cannot be read: Permission denied"):
         load_recipe(path)
+
+
+def test_a_shipped_recipe_is_copied_once(install: Install, tmp_path: Path) -> None:
+    install("ship", {"ship/__init__.py": "", "ship/recipes/mine.yaml": GOOD}, "s = ship")
+    target = tmp_path / "here"
+    target.mkdir()
+    assert copy_recipe("mine", target) == target / "mine.yaml"
+    assert (target / "mine.yaml").read_text() == GOOD
+    for name, where, expected in (
+        ("mine", target, "exists already"),
+        ("mnie", target, "no such recipe"),
+        ("mine", tmp_path / "absent" / "x.yaml", "cannot be written"),
+    ):
+        with pytest.raises(RecipeError, match=expected):
+            copy_recipe(name, where)
 
 
 def test_listing_recipes_imports_no_torch() -> None:
