@@ -187,6 +187,43 @@ def test_wrong_files_are_one_line(write, tmp_path):
         source([path, other]).open("train")
 
 
+def test_damage_inside_a_file_is_one_line(write, tmp_path):
+    data = bytearray(write("train.parquet", count=40, row_group_size=40).read_bytes())
+    data[4:200] = b"\xff" * 196
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(data)
+    with pytest.raises(DataError, match=r"damaged.parquet is not a readable Parquet") as caught:
+        source(damaged).open("train")
+    assert "\n" not in str(caught.value)
+
+
+def test_damage_behind_the_first_rows_stops_before_training(write, tmp_path):
+    data = bytearray(write("train.parquet", count=400, row_group_size=200).read_bytes())
+    middle = parquet.ParquetFile(tmp_path / "train.parquet").metadata.row_group(0).column(0)
+    start = middle.data_page_offset + middle.total_compressed_size * 3 // 4
+    data[start : start + 300] = b"\xff" * 300
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(data)
+
+    def load():
+        reader = source(damaged).open("train")
+        ImageStore(
+            reader, max_corrupt_fraction=0.001, seed=0, num_threads=0, retry_waits=(0.0, 0.0)
+        )
+
+    with pytest.raises(DataError, match=r"damaged.parquet") as caught:
+        load()
+    assert "\n" not in str(caught.value)
+
+
+def test_file_without_rows(write):
+    reader = source(write("none.parquet", count=0)).open("train")
+    assert len(reader) == 0
+    assert reader.image_size is None
+    with pytest.raises(DataError, match="no images"):
+        ImageStore(reader, max_corrupt_fraction=0.0, seed=0, num_threads=0)
+
+
 def test_empty_rows_and_paths(write, encoded, tmp_path):
     (tmp_path / "there.png").write_bytes(encoded(9))
     rows = [

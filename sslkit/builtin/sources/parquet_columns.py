@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,26 +54,36 @@ class Shard:
 def open_shards(paths: Sequence[Path]) -> list[Shard]:
     """Reads the footers. Raises DataError for files that are not Parquet or that differ in their
     columns."""
-    import pyarrow as pa
     from pyarrow import parquet
 
     shards: list[Shard] = []
     for path in paths:
-        try:
-            with parquet.ParquetFile(path) as file:
-                sizes = _column_bytes(file.metadata)
-                shards.append(Shard(path, file.metadata.num_rows, file.schema_arrow, sizes))
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(
-                f"data: {path} is not a readable Parquet file ({reason}); copy it again"
-            ) from error
+        with whole_file(path), parquet.ParquetFile(path) as file:
+            sizes = _column_bytes(file.metadata)
+            shards.append(Shard(path, file.metadata.num_rows, file.schema_arrow, sizes))
         if not shards[-1].schema.equals(shards[0].schema, check_metadata=False):
             raise DataError(
                 f"data: {path} has columns {_columns(shards[-1])}, but {shards[0].path} has "
                 f"{_columns(shards[0])}; shards of one split must agree"
             )
     return shards
+
+
+@contextmanager
+def whole_file(path: Path, *, retried: bool = False) -> Iterator[None]:
+    """Turns what Arrow raises for a damaged file into a DataError. OSErrors, by which Arrow tells
+    of some damage too, pass where the caller tries again after them."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if retried and isinstance(error, OSError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"data: {path} is not a readable Parquet file ({reason}); copy it again"
+        ) from error
 
 
 def find_image_column(shard: Shard, given: str | None) -> str:
@@ -133,8 +144,14 @@ def labels_of(
     import pyarrow as pa
     from pyarrow import compute, parquet
 
-    parts = [parquet.read_table(shard.path, columns=[column])[column] for shard in shards]
-    values = pa.chunked_array([chunk for part in parts for chunk in part.chunks])
+    kind = shards[0].schema.field(column).type
+    chunks = []
+    for shard in shards:
+        with whole_file(shard.path):
+            chunks += parquet.read_table(shard.path, columns=[column])[column].chunks
+    values = pa.chunked_array(chunks, kind)
+    if not len(values):
+        return None, None
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if pa.types.is_integer(values.type):

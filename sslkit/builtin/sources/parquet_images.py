@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.builtin.sources.locations import sample_positions
-from sslkit.builtin.sources.parquet_columns import Shard
+from sslkit.builtin.sources.parquet_columns import Shard, whole_file
 from sslkit.errors import DataError
 from sslkit.interfaces import UnreadableImageError
 
@@ -78,12 +78,13 @@ class ImageColumn:
         """The first rows of the first or last row group; reads only the pages that hold them."""
         import pyarrow as pa
 
-        with _streamed(shard) as file:
+        with whole_file(shard.path), _streamed(shard) as file:
             groups = file.metadata.num_row_groups
             if not groups:
                 return []
             batches = file.iter_batches(count, [groups - 1 if last else 0], [self.name])
-            return _split(pa.Table.from_batches([next(batches)])[self.name])
+            first = next(batches, None)
+            return [] if first is None else _split(pa.Table.from_batches([first])[self.name])
 
     def digest(self) -> bytes:
         """Of each shard its size, its footer (rows, offsets, sizes and statistics of every column
@@ -106,10 +107,11 @@ class ImageColumn:
         from pyarrow import parquet
 
         if self._cache is None:
-            tables = [
-                parquet.read_table(shard.path, columns=[self.name], memory_map=True)
-                for shard in self.shards
-            ]
+            tables = []
+            for shard in self.shards:
+                with whole_file(shard.path, retried=True):
+                    table = parquet.read_table(shard.path, columns=[self.name], memory_map=True)
+                tables.append(table)
         else:
             path = self._cache / f"{self.digest().hex()}.arrow"
             if not path.exists():
@@ -134,7 +136,7 @@ class ImageColumn:
         schema = pa.schema([self.shards[0].schema.field(self.name)])
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for shard in self.shards:
-                with _streamed(shard) as file:
+                with whole_file(shard.path, retried=True), _streamed(shard) as file:
                     for batch in file.iter_batches(_ROWS_PER_BATCH, columns=[self.name]):
                         writer.write_batch(batch)
         temporary.replace(path)
