@@ -55,12 +55,12 @@ def uri_problem(uri: str) -> str | None:
     """Why no run can be tracked at this URI, None where it looks right."""
     scheme = uri.partition(":")[0].split("+")[0].lower()
     if scheme == "sqlite" and sqlite_path(uri) is None:
-        return f"'{uri}' names no file; write sqlite:///path/to/mlflow.db"
+        return f"'{without_login(uri)}' names no file; write sqlite:///path/to/mlflow.db"
     if scheme in (*DATABASES, *SERVERS):
         return None
     return (
-        f"'{uri}' is no MLflow store; valid are sqlite:///path/to/mlflow.db, http://host:port and "
-        f"other URIs that start with {', '.join((*DATABASES[1:], *SERVERS[1:]))}"
+        f"'{without_login(uri)}' is no MLflow store; valid are sqlite:///path/to/mlflow.db, "
+        f"http://host:port and other URIs that start with {', '.join((*DATABASES[1:], *SERVERS[1:]))}"
     )
 
 
@@ -100,13 +100,25 @@ def probe(uri: str) -> None:
     """Raises OSError where the URI is a server and nobody answers within three seconds."""
     if not uri.startswith(("http://", "https://")):
         return
+    public = without_login(uri)
     try:
-        with urllib.request.urlopen(f"{uri}/health", timeout=_PROBE_S):  # noqa: S310
+        with urllib.request.urlopen(f"{public}/health", timeout=_PROBE_S):  # noqa: S310
             pass
     except urllib.error.HTTPError:
-        return  # an answer: it may want a login that MLflow's client knows
+        return  # an answer: it may want the login, which MLflow's client sends
     except urllib.error.URLError as error:
-        raise ConnectionError(f"{uri}: {error.reason}") from None
+        raise ConnectionError(f"{public}: {error.reason}") from None
+
+
+def without_login(uri: str) -> str:
+    """The URI as it may stand in messages, without user and password."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def page(server: str) -> str:
+    """The address that opens the UI of a server on experiments and runs; by default MLflow 3 opens
+    on pages about language models."""
+    return f"{without_login(server)}/#/experiments?workflowType=machine_learning"
 
 
 def metric_key(key: str) -> str:

@@ -71,7 +71,7 @@ class MLflowTracker(Tracker):
     def ui_command(self, host: str, port: int) -> list[str]:
         """The command that shows the store in a browser."""
         if self.uri.startswith(("http://", "https://")):
-            return [sys.executable, "-m", "webbrowser", self.uri]
+            return [sys.executable, "-m", "webbrowser", store.page(self.uri)]
         return [sys.executable, "-m", "sslkit.builtin.mlflow_ui", self.uri, host, str(port)]
 
     def start(self, run: RunView, run_id: str | None) -> str:

@@ -26,6 +26,7 @@ def main(uri: str, host: str, port: str) -> int:
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--host", host, "--port", port, "--workers", "1"]
     os.environ.update(SERVER_ENVIRONMENT)
+    print(f"open {store.page(f'http://{host}:{port}')}", flush=True)
     if os.name == "posix":
         os.execv(sys.executable, command)  # noqa: S606  (signals reach the server itself)
     return subprocess.call(command)

@@ -28,6 +28,7 @@ class Feed:
         self.missing: list[Path] = []
         """Files that were to be uploaded and are gone."""
         self._started = False
+        self._abandoned = False
         cursor.offset = min(cursor.offset, self._size())  # the file was cut for a resume
         if cursor.tracker != tracker_class(tracker):
             cursor.forget()
@@ -36,7 +37,13 @@ class Feed:
     def save(self) -> None:
         """Makes the cursor last."""
         with self.lock:
-            self.cursor.save(self.folder.tracker)
+            self._save()
+
+    def abandon(self) -> None:
+        """From here on nothing is written, whatever a call that hangs may still come to: the folder
+        may belong to another process by then."""
+        with self.lock:
+            self._abandoned = True
 
     def connect(self) -> None:
         """Opens the run at the service unless that is done."""
@@ -48,7 +55,7 @@ class Feed:
             if run_id != known:
                 self.cursor.forget()  # the service lost the run, or never had it
                 self.cursor.run_id = run_id
-            self.cursor.save(self.folder.tracker)
+            self._save()
         self._started = True
 
     def send_piece(self) -> bool:
@@ -70,7 +77,7 @@ class Feed:
             raise
         with self.lock:
             self.cursor.closed = True
-            self.cursor.save(self.folder.tracker)
+            self._save()
 
     def has_work(self) -> bool:
         """Whether the service misses something."""
@@ -88,7 +95,7 @@ class Feed:
         with self.lock:
             moved = offset > self.cursor.offset
             self.cursor.acknowledge(points, offset)
-            self.cursor.save(self.folder.tracker)
+            self._save()
         self.points += len(points)
         return moved
 
@@ -109,6 +116,10 @@ class Feed:
     def _mark_sent(self, artifact: PendingArtifact) -> None:
         with self.lock:
             artifact.sent = True
+            self._save()
+
+    def _save(self) -> None:
+        if not self._abandoned:
             self.cursor.save(self.folder.tracker)
 
     def _size(self) -> int:

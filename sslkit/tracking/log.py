@@ -103,7 +103,7 @@ class RunLog:
         relative = target.relative_to(root) if target.is_relative_to(root) else target.absolute()
         with self._feed.lock:
             self._feed.cursor.add_artifact(relative.as_posix(), folder)
-            self._feed.cursor.save(self._feed.folder.tracker)
+        self._feed.save()
         self._notify(urgent=True)
 
     def finish(self, status: Status) -> bool:
@@ -113,14 +113,15 @@ class RunLog:
         if self._stopping is None:
             with self._write_lock:
                 self._file.close()
-            with self._feed.lock:
-                self._feed.cursor.status = status
-                self._feed.cursor.save(self._feed.folder.tracker)
+            self._feed.cursor.status = status
+            self._feed.save()
             self._deadline = time.monotonic() + self._timing.finish_s
             with self._wake:
                 self._stopping = status
                 self._wake.notify()
             self._thread.join(self._timing.finish_s)
+            if self._thread.is_alive():
+                self._feed.abandon()
             self._report_missing()
         return not self._feed.has_work()
 

@@ -39,8 +39,6 @@ class SystemSampler:
 
     def start(self) -> None:
         """Starts the thread; the first sample comes after one interval."""
-        psutil.cpu_percent()  # the first call starts the clock of the average
-        self._process.cpu_percent()
         self._stop.clear()
         self._thread = threading.Thread(target=self._work, name="sslkit-system", daemon=True)
         self._thread.start()
@@ -78,6 +76,8 @@ class SystemSampler:
         self.stop()
 
     def _work(self) -> None:
+        psutil.cpu_percent()  # the first call of a thread starts the clock of its average
+        self._process.cpu_percent()
         while not self._stop.wait(self._interval_s):
             try:
                 self._record(self.sample())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -165,6 +164,18 @@ def log_steps(log: RunLog, first: int, last: int) -> None:
             log.log({"eval/knn/top1": step / 1000}, step)
 
 
+def test_damaged_cursor_costs_nothing(folder: RunFolder, view: RunView, store: Path) -> None:
+    run_ids = []
+    for first in (0, 10, 20):
+        with RunLog(folder, tracker_of(store), view, timing=FAST) as log:
+            log_steps(log, first, first + 20)  # ten of them again
+        run_ids.append(log.run_id)
+        folder.tracker.write_text("{" if first else "[]")
+    assert len(set(run_ids)) == 1
+    expected = [(step, 1.0 / step) for step in range(1, 41)]
+    assert history(client_of(store), str(run_ids[0]), "train/loss") == expected
+
+
 def test_killed_and_resumed_equals_uninterrupted(
     folder: RunFolder, view: RunView, store: Path
 ) -> None:
@@ -253,6 +264,13 @@ def test_store_is_resolved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not list(tmp_path.iterdir())
 
 
+def test_login_stays_out_of_messages() -> None:
+    with pytest.raises(ConnectionError, match=r"^http://127\.0\.0\.1:9: ") as caught:
+        mlflow_store.probe("http://me:secret@127.0.0.1:9")
+    assert "secret" not in str(caught.value)
+    assert "secret" not in str(mlflow_store.uri_problem("ftp://me:secret@host/x"))
+
+
 def test_deleted_experiment_is_named(view: RunView, store: Path) -> None:
     client = client_of(store)
     client.delete_experiment(client.create_experiment("sslkit"))
@@ -272,14 +290,14 @@ def test_metric_keys(key: str, expected: str, view: RunView, store: Path) -> Non
     assert history(client_of(store), run_id, expected) == [(1, 1.0)]
 
 
-def test_client_is_quiet() -> None:
-    code = "from sslkit.builtin import mlflow_store; mlflow_store.client('sqlite:///x.db')\n"
-    code += "import mlflow.environment_variables as e\n"
-    code += "print(e.MLFLOW_DISABLE_TELEMETRY.get(), e.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get())"
-    environment = {**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4"}
-    environment.pop("MLFLOW_DISABLE_TELEMETRY", None)
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["True", "4"]
-    assert done.stderr == ""
+def test_client_is_quiet_and_impatient_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import environment_variables as mlflow
+
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+    mlflow_store.client("sqlite:///never-opened.db")
+    assert mlflow.MLFLOW_DISABLE_TELEMETRY.get() is True
+    assert mlflow.MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 10
+    assert mlflow.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 4
+    assert not Path("never-opened.db").exists()
