@@ -48,7 +48,7 @@ def mean_luma(images: Tensor) -> Tensor:
 def _blend(images: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
     """factor * images + (1 - factor) * other, clamped to [0, 1]."""
     factor = _column(factor)
-    return torch.addcmul((1.0 - factor) * other, images, factor).clamp_(0.0, 1.0)
+    return (images * factor).add_((1.0 - factor) * other).clamp_(0.0, 1.0)
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def _jitter_by_grouping(images: Tensor, order: Tensor, factors: Mapping[str, Ten
             JITTER_OPS, torch.split(images, counts), torch.split(rows, counts), strict=True
         )
         for name, group, members in groups:
-            if name in factors:
+            if name in factors and len(members):
                 mine = factors[name].index_select(0, members)
                 for block, factor in zip(
                     torch.split(group, step), torch.split(mine, step), strict=True

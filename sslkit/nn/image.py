@@ -22,8 +22,10 @@ from sslkit.randomness import SampleRandom
 
 Interpolation = Literal["bilinear", "bicubic"]
 
-_CHUNK_VALUES = 2**20
-"""Source values that `crop_resize` works on at a time on a CPU: small enough for the cache."""
+_CHUNK_VALUES = 2**19
+_BLOCK_VALUES = 2**18
+"""Values that `crop_resize` and `select_rows` work on at a time on a CPU: they, and what is made of
+them on the way, stay in the cache, which measured up to twice as fast as whole batches."""
 
 
 def _triangle(x: Tensor) -> Tensor:
@@ -97,14 +99,14 @@ def _mix_rows(images: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 def _crop_resize(
     images: Tensor, box: Tensor, flip: Tensor, size: int, interpolation: str
 ) -> Tensor:
-    """`crop_resize` with the last two axes of the result exchanged."""
     height, width = images.shape[-2:]
     rows, row_weights = _resize_taps(box[:, 0], box[:, 2], None, height, size, interpolation)
     columns, column_weights = _resize_taps(box[:, 1], box[:, 3], flip, width, size, interpolation)
     if images.dtype == torch.uint8:
         row_weights = row_weights / 255.0
     squeezed = _mix_rows(images.float(), rows, row_weights)
-    return _mix_rows(squeezed.transpose(2, 3), columns, column_weights).clamp_(0.0, 1.0)
+    turned = _mix_rows(squeezed.transpose(2, 3), columns, column_weights)
+    return turned.clamp_(0.0, 1.0).transpose(2, 3)
 
 
 def crop_resize(
@@ -119,15 +121,13 @@ def crop_resize(
     """
     box, flip = box.to(images.device, torch.float32), flip.to(images.device)
     if images.device.type != "cpu" or torch.compiler.is_compiling():
-        turned = _crop_resize(images, box, flip, size, interpolation)
-        return turned.transpose(2, 3).contiguous()
+        return _crop_resize(images, box, flip, size, interpolation).contiguous()
     num, channels = images.shape[:2]
     result = torch.empty(num, channels, size, size)
     step = max(1, _CHUNK_VALUES // math.prod(images.shape[1:]))
     for begin in range(0, num, step):
         part = slice(begin, begin + step)
-        turned = _crop_resize(images[part], box[part], flip[part], size, interpolation)
-        result[part] = turned.transpose(2, 3)
+        result[part] = _crop_resize(images[part], box[part], flip[part], size, interpolation)
     return result
 
 
@@ -180,8 +180,11 @@ def select_rows(
     rows = mask.nonzero().squeeze(1)
     if not len(rows):
         return images
-    changed = operation(images.index_select(0, rows), *(param[rows] for param in params))
-    return images.index_copy(0, rows, changed)
+    result = images.clone()
+    for block in torch.split(rows, max(1, _BLOCK_VALUES // images[0].numel())):
+        chosen = operation(images.index_select(0, block), *(param[block] for param in params))
+        result.index_copy_(0, block, chosen)
+    return result
 
 
 def _precise(values: Tensor) -> Tensor:
