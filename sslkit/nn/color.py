@@ -21,7 +21,7 @@ JITTER_OPS: Final = ("brightness", "contrast", "saturation", "hue")
 _GROUPED_VALUES = 2**21
 _BLOCK_VALUES = 2**18
 """On a CPU `color_jitter` sorts so many values at a time by operation, and works on blocks of so
-many, which stay in the cache with their intermediate results."""
+many, which stay in the cache with their intermediate results. Large images go one by one."""
 
 
 def _column(factor: Tensor) -> Tensor:
@@ -121,17 +121,18 @@ def color_jitter(
     if not len(chosen):
         return images
     result = images.clone()
-    for rows in torch.split(chosen, _samples_per_group(images)):
+    if 8 * images[0].numel() > _BLOCK_VALUES:  # sorting pays only where a block holds several
+        for row in chosen.tolist():
+            one = slice(row, row + 1)
+            for operation in order[row].tolist():
+                if (name := JITTER_OPS[operation]) in factors:
+                    result[one] = _ADJUST[name](result[one], factors[name][one])
+        return result
+    for rows in torch.split(chosen, _GROUPED_VALUES // images[0].numel()):
         chunk_factors = {name: factor[rows] for name, factor in factors.items()}
         changed = _jitter_by_grouping(images.index_select(0, rows), order[rows], chunk_factors)
         result.index_copy_(0, rows, changed)
     return result
-
-
-def _samples_per_group(images: Tensor) -> int:
-    """Sorting pays where a group keeps several samples in one block; large images go singly."""
-    values = images[0].numel()
-    return max(1, _GROUPED_VALUES // values) if 8 * values <= _BLOCK_VALUES else 1
 
 
 def _jitter_by_selection(
@@ -169,11 +170,10 @@ def _jitter_by_grouping(images: Tensor, order: Tensor, factors: Mapping[str, Ten
     """In each slot the samples are sorted by operation, and each operation runs once on its group:
     the least arithmetic, for eager mode on a CPU. Overwrites `images`."""
     rows = torch.arange(len(images))
-    step = max(1, _BLOCK_VALUES // images[0].numel())
+    step = _BLOCK_VALUES // images[0].numel()
     for slot in range(order.shape[1]):
         by_operation = order[rows, slot].argsort(stable=True)
-        if len(rows) > 1:
-            rows, images = rows[by_operation], images.index_select(0, by_operation)
+        rows, images = rows[by_operation], images.index_select(0, by_operation)
         counts = order[:, slot].bincount(minlength=len(JITTER_OPS)).tolist()
         groups = zip(
             JITTER_OPS, torch.split(images, counts), torch.split(rows, counts), strict=True
