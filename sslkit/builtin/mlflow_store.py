@@ -58,9 +58,10 @@ def uri_problem(uri: str) -> str | None:
         return f"'{without_login(uri)}' names no file; write sqlite:///path/to/mlflow.db"
     if scheme in (*DATABASES, *SERVERS):
         return None
+    others = ", ".join((*DATABASES[1:], *SERVERS[1:]))
     return (
         f"'{without_login(uri)}' is no MLflow store; valid are sqlite:///path/to/mlflow.db, "
-        f"http://host:port and other URIs that start with {', '.join((*DATABASES[1:], *SERVERS[1:]))}"
+        f"http://host:port and other URIs that start with {others}"
     )
 
 
@@ -88,7 +89,8 @@ def creation_lock(uri: str) -> Iterator[None]:
 
 
 def client(uri: str) -> Any:
-    """An `MlflowClient` that gives up soon and reports to nobody."""
+    """An `MlflowClient` that gives up soon and reports to nobody. Opens a database, and creates it
+    where it is missing: hold `creation_lock`."""
     for name, value in CLIENT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient

@@ -22,7 +22,7 @@ def main(uri: str, host: str, port: str) -> int:
     path = store.sqlite_path(uri)
     with store.creation_lock(uri):
         if path is not None and not path.exists():
-            store.client(uri).search_experiments(max_results=1)
+            store.client(uri)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--host", host, "--port", port, "--workers", "1"]
     os.environ.update(SERVER_ENVIRONMENT)

@@ -79,7 +79,7 @@ def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     uri = f"sqlite:///{path}"
     with mlflow_store.creation_lock(uri):
-        mlflow_store.client(uri).search_experiments(max_results=1)
+        mlflow_store.client(uri)
     return path
 
 

@@ -109,14 +109,16 @@ def test_run_in_mlflow_is_the_run_folder(folder: RunFolder, view: RunView, store
 
 
 def test_encoder_and_parent_where_asked(folder: RunFolder, view: RunView, store: Path) -> None:
-    parent = client_of(store).create_run("0").info.run_id
+    above = replace(view, run_dir=store.parent / "runs" / "sweep")
+    parent = tracker_of(store, experiment="sweep").start(above, None)
     folder.encoder.write_bytes(b"weights")
-    tracker = tracker_of(store, experiment="Default", log_encoder=True, parent_run_id=parent)
+    tracker = tracker_of(store, experiment="sweep", log_encoder=True, parent_run_id=parent)
     with RunLog(folder, tracker, view, timing=FAST) as log:
         log.artifact(folder.encoder)
     client = client_of(store)
     assert [f.path for f in client.list_artifacts(log.run_id)] == ["encoder.safetensors"]
-    children = client.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{parent}'")
+    experiment = client.get_run(parent).info.experiment_id
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert [run.info.run_id for run in children] == [log.run_id]
 
 
@@ -296,8 +298,7 @@ def test_client_is_quiet_and_impatient_unless_told(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
-    mlflow_store.client("sqlite:///never-opened.db")
+    mlflow_store.client("http://127.0.0.1:9")
     assert mlflow.MLFLOW_DISABLE_TELEMETRY.get() is True
     assert mlflow.MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 10
     assert mlflow.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 4
-    assert not Path("never-opened.db").exists()
