@@ -18,6 +18,7 @@ def test_any_batch_size_against_a_slow_reference(size: int) -> None:
         queue.push(rows)
         kept = [*kept, *rows.tolist()][-size:]
         assert sorted(queue.recent.tolist()) == sorted(kept)
+        assert 0 <= int(queue.pointer) < size
         if len(kept) == size:
             oldest_first = queue.features.roll(-int(queue.pointer), dims=0)
             assert oldest_first.tolist() == kept
