@@ -39,6 +39,6 @@ def load_encoder(run_or_checkpoint: str | Path) -> Backbone:
     [0, 1] to (B, num_features); `.preprocess` says how to make such images.
 
     Raises CheckpointError."""
-    from .runs import load_encoder as load
+    from .saved_runs import load_encoder as load
 
     return load(run_or_checkpoint)

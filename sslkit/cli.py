@@ -5,6 +5,7 @@ failed or was stopped, 2 the input was wrong."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -84,8 +85,7 @@ def run(
             }
         )
     else:
-        tracked = result.mlflow_run_id is not None
-        print_run(result.run_dir, result.status, result.results, tracked, "sslkit ui")
+        print_run(result.run_dir, result.results, tracked=result.mlflow_run_id is not None)
     if result.status != "finished":
         raise typer.Exit(1)
 
@@ -146,6 +146,21 @@ def schema(
         print(text)
     else:
         out.write_text(text + "\n", encoding="utf-8")
+
+
+@app.command()
+def sync(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Send a run's tracker what it missed while it could not be reached."""
+    from .runs import sync_run
+
+    sent = sync_run(run)
+    if as_json:
+        print_json(dataclasses.asdict(sent))
+    else:
+        print(f"sent {sent.points} metric points and {sent.artifacts} files to run {sent.run_id}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,12 +105,19 @@ def find_facts(recipe: Recipe, reader: ImageReader, augmentation: Augmentation) 
         num_images=len(reader),
         channels=reader.channels,
         image_size=reader.image_size,
-        num_classes=None if reader.labels is None else len(reader.class_names or ()),
+        num_classes=count_classes(reader),
         batch_size=train.batch_size,
         steps_per_epoch=steps_per_epoch,
         total_steps=min(total, train.max_steps) if train.max_steps else total,
         views=augmentation.views,
     )
+
+
+def count_classes(reader: ImageReader) -> int | None:
+    """Number of classes; None without labels."""
+    if reader.labels is None:
+        return None
+    return len(reader.class_names) if reader.class_names else int(reader.labels.max()) + 1
 
 
 def check(recipe: Recipe) -> Facts:
@@ -158,6 +166,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         max_grad_norm=recipe.train.max_grad_norm,
     )
     probe = make_probe(recipe, facts, runtime, method)
+    check_disk_space(recipe, folder, method)
 
     suite = make_suite(recipe, runtime, train_store, test_store, augmentation, method, probe)
     view = RunView(folder.path, f"{recipe.name}-s{recipe.seed}", flatten(recipe), run_tags(recipe))
@@ -207,6 +216,19 @@ def open_stores(recipe: Recipe, display: Display) -> tuple[ImageStore, ImageStor
     place = "in memory" if train_store.resident is not None else "decoded as they are needed"
     display.message(f"data: {recipe.data.name}, {sizes}, {place}")
     return train_store, test_store
+
+
+def check_disk_space(recipe: Recipe, folder: RunFolder, method: Method) -> None:
+    """Raises RecipeError where the checkpoints of the run would not fit on the disk: weights and
+    two moments of the optimiser each, and one more file while the next is written."""
+    state = sum(value.nbytes for value in method.state_dict().values())
+    needed = 3 * state * (recipe.train.keep_checkpoints + 1)
+    free = shutil.disk_usage(folder.path).free
+    if needed > free:
+        raise RecipeError(
+            f"runs_dir: the checkpoints need up to {needed / 1e9:.1f} GB and {folder.path.parent} "
+            f"has {free / 1e9:.1f} GB free; choose another runs_dir or lower train.keep_checkpoints"
+        )
 
 
 def make_probe(

@@ -658,7 +658,8 @@ class Tracker(Component, ABC):
 
     @abstractmethod
     def start(self, run: RunView, run_id: str | None) -> str | None:
-        """Opens the run, or continues `run_id`. Returns the service's id of the run."""
+        """Opens the run, or continues `run_id`. Returns the service's id of the run. Called again
+        after every failure, so it must find out what the service already has."""
 
     @abstractmethod
     def log_metrics(self, points: Sequence[MetricPoint]) -> None: ...

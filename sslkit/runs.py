@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from .saved_runs import (
 )
 from .tracking.environment import describe
 from .tracking.folder import RunFolder
-from .tracking.log import RunLog
+from .tracking.log import RunLog, SyncResult, sync
 from .tracking.system import SystemSampler
 
 Status = Literal["finished", "stopped"]
@@ -226,11 +225,16 @@ def open_ui(recipe: str | None, host: str, port: int) -> int:
     command = slot.build().ui_command(host, port)
     if command is None:
         raise RecipeError(f"tracking: '{slot.name}' has no pages to open")
-    print(f"opening http://{host}:{port} (Ctrl-C ends it)", file=sys.stderr)
     try:
         return subprocess.run(command, check=False).returncode
     except KeyboardInterrupt:
         return 0
+
+
+def sync_run(run_dir: Path) -> SyncResult:
+    """Sends a run's tracker what it missed. Raises RunFolderError and TrackingError."""
+    with RunFolder.open(run_dir, write=True) as folder:
+        return sync(folder, load_recipe(folder.recipe).tracking.build())
 
 
 def write_environment(experiment: Experiment, forked_from: str | None) -> None:
@@ -242,7 +246,11 @@ def write_environment(experiment: Experiment, forked_from: str | None) -> None:
         plugins={slot.distribution: slot.version for slot in used},
         data={split: store.fingerprint for split, store in stores.items() if store is not None},
     )
-    found |= {"facts": asdict(experiment.facts), "forked_from": forked_from}
+    found |= {
+        "facts": asdict(experiment.facts),
+        "sources": {split: store.details for split, store in stores.items() if store is not None},
+        "forked_from": forked_from,
+    }
     experiment.folder.write_json(experiment.folder.environment, found)
 
 

@@ -25,7 +25,7 @@ class Cosine(Schedule):
         """Epochs of linear warm-up from 0; fractions are allowed. Counted per step."""
         final_factor: float = Field(default=0.0, ge=0.0, le=1.0)
         """The factor that the cosine approaches."""
-        evaluate: Literal["step", "epoch"] = "step"
+        update: Literal["step", "epoch"] = "step"
         """`epoch` keeps the cosine constant within an epoch (MoCo v2, SimSiam)."""
 
     config: Config
@@ -35,7 +35,7 @@ class Cosine(Schedule):
         warmup_steps = config.warmup_epochs * progress.steps_per_epoch
         if step < warmup_steps:
             return step / warmup_steps
-        if config.evaluate == "epoch":
+        if config.update == "epoch":
             step -= step % progress.steps_per_epoch
         length = progress.total_steps - warmup_steps
         done = min(max((step - warmup_steps) / length, 0.0), 1.0) if length > 0 else 1.0

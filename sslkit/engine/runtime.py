@@ -46,11 +46,11 @@ class Runtime:
         return images
 
     def peak_memory_mb(self) -> float:
-        """Peak memory of the accelerator, or of this process on a CPU, in MiB."""
+        """Peak memory of the accelerator, or of this process on a CPU, in MB (10^6 bytes)."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
+            return torch.cuda.max_memory_allocated(self.device) / 1e6
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes there, KiB here
 
 
 def resolve_device(name: str) -> str:

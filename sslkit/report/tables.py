@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,18 +25,14 @@ def print_evaluation(results: FinalResults) -> None:
         print(f"{protocol}: skipped: {reason}")
 
 
-def print_run(
-    run_dir: Path, status: str, results: FinalResults | None, tracked: bool, ui: str
-) -> None:
+def print_run(run_dir: Path, results: FinalResults | None, *, tracked: bool) -> None:
     """The end of a run: the table, where everything is, and how to look at it."""
     if results is not None:
         print_evaluation(results)
         print()
     print(f"run folder: {display_path(run_dir)}")
     if tracked:
-        print(f"open MLflow with: {ui}")
-    if status != "finished":
-        print(f"go on with: sslkit run --resume {shlex.quote(display_path(run_dir))}")
+        print("open MLflow with: sslkit ui")
 
 
 def print_plan(plan: Mapping[str, Any]) -> None:
@@ -59,7 +54,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
                            f"{parameters['trainable']:,} trained, {parameters['all']:,} in all"),
             ("learning rate", curve),
             ("first step", f"loss {plan['first_loss']:.4f}, {plan['first_step_seconds']:.2f} s, "
-                           f"{plan['peak_memory_mb']:,.0f} MiB"),
+                           f"{plan['peak_memory_mb']:,.0f} MB"),
         ],
     )  # fmt: skip
     print("the dry run built everything and took one step; nothing was kept")

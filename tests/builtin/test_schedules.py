@@ -51,7 +51,7 @@ def test_cosine_per_epoch_is_constant_within_an_epoch() -> None:
 
 
 def test_warm_up_is_per_step_even_where_the_cosine_is_per_epoch() -> None:
-    factors = curve(Cosine(Cosine.Config(warmup_epochs=2, evaluate="epoch")))
+    factors = curve(Cosine(Cosine.Config(warmup_epochs=2, update="epoch")))
     assert factors[5] == pytest.approx(0.25)
     assert factors[20] == factors[29] == 1.0
     assert factors[30] < 1.0

@@ -132,6 +132,15 @@ def test_compile_true_without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_compile("if_available") is False
 
 
+def test_full_disk_is_found_before_the_first_step(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("sslkit.experiment.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(RecipeError, match=r"runs_dir: the checkpoints need up to .* 0\.0 GB free"):
+        start(str(tiny), [], display=Silent())
+
+
 def test_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(RecipeError, match=r"train\.device: 'cuda' is not available .*cpu"):
