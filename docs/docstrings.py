@@ -1,0 +1,45 @@
+"""From the docstrings of sslkit, plain text with a little Markdown, to reStructuredText."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+_BACKTICKS = re.compile(r"(`[^`]*`)")
+
+
+def to_restructured_text(lines: list[str]) -> list[str]:
+    """Tables and indented examples become literal blocks, lists get the blank line that they need,
+    and characters that only reStructuredText knows are escaped."""
+    result: list[str] = []
+    in_list = False
+    for paragraph in _paragraphs(lines):
+        first = paragraph[0]
+        if first.lstrip().startswith("|") or (first.startswith("    ") and not in_list):
+            result += [".. code-block:: text", "", *(f"   {line}" for line in paragraph), ""]
+            continue
+        in_list = first.startswith(("- ", "  "))
+        for line in paragraph:
+            if line.startswith("- ") and not in_list:
+                result.append("")
+                in_list = True
+            result.append(_escaped(line))
+        result.append("")
+    return result
+
+
+def _paragraphs(lines: list[str]) -> Iterator[list[str]]:
+    paragraph: list[str] = []
+    for line in [*lines, ""]:
+        if line.strip():
+            paragraph.append(line)
+        elif paragraph:
+            yield paragraph
+            paragraph = []
+
+
+def _escaped(line: str) -> str:
+    parts = _BACKTICKS.split(line)
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([|*])", r"\\\1", part) for part in parts
+    )
