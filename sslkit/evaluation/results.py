@@ -90,8 +90,8 @@ class ComparisonRow:
 
 
 def comparison(trained: SuiteResult, baselines: SuiteResult | None = None) -> list[ComparisonRow]:
-    """The table "pixels / untrained / trained", one row per metric that the trained encoder has
-    under a protocol that measures baselines too; protocols and metrics in their own order."""
+    """The table "pixels / untrained / trained": one row per metric of the trained encoder, in the
+    order of the protocols. Protocols that were skipped have no row."""
     found = {**(baselines.evaluations if baselines else {}), **trained.evaluations}
     return list(_rows(found))
 

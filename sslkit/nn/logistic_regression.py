@@ -17,18 +17,18 @@ _BLOCK_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True)
 class LinearClassifiers:
-    """P linear classifiers: logits are x @ weight + bias."""
+    """P linear classifiers: logits are x @ weight.T + bias."""
 
-    weight: Tensor  # (P, F, C)
+    weight: Tensor  # (P, C, F)
     bias: Tensor  # (P, C)
     iterations: int = 0
 
     def predict(self, problem: int, queries: Tensor) -> Tensor:
         """Classes (M,) of the queries (M, F) under one of the classifiers."""
-        rows = max(1, _BLOCK_ELEMENTS // self.weight.shape[2])
+        rows = max(1, _BLOCK_ELEMENTS // self.weight.shape[1])
         return torch.cat(
             [
-                torch.addmm(self.bias[problem], part, self.weight[problem]).argmax(dim=1)
+                torch.addmm(self.bias[problem], part, self.weight[problem].T).argmax(dim=1)
                 for part in torch.split(queries, rows)
             ]
         )
@@ -67,7 +67,7 @@ def fit_logistic_regression(
     )
 
     def objective() -> Tensor:
-        weight, bias = flat[:, :size].view(problems, width, num_classes), flat[:, size:]
+        weight, bias = flat[:, :size].view(problems, num_classes, width), flat[:, size:]
         loss, weight_gradient, bias_gradient = cross_entropy_gradient(
             features, labels, weight, bias
         )
@@ -75,14 +75,14 @@ def fit_logistic_regression(
         return loss + 0.5 * l2 * weight.square().sum()
 
     optimizer.step(objective)  # type: ignore[no-untyped-call]
-    weight, bias = flat[:, :size].view(problems, width, num_classes), flat[:, size:]
+    weight, bias = flat[:, :size].view(problems, num_classes, width), flat[:, size:]
     return LinearClassifiers(weight, bias, int(optimizer.state[flat]["n_iter"]))
 
 
 def cross_entropy_gradient(
     features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum over problems of their mean cross entropies, and its gradients by weight (P, F, C)
+    """The sum over problems of their mean cross entropies, and its gradients by weight (P, C, F)
     and bias (P, C)."""
     problems, num_rows, _ = features.shape
     num_classes = bias.shape[1]
@@ -90,10 +90,10 @@ def cross_entropy_gradient(
     weight_gradient, bias_gradient = torch.zeros_like(weight), torch.zeros_like(bias)
     rows = max(1, _BLOCK_ELEMENTS // (problems * num_classes))
     for x, y in zip(torch.split(features, rows, 1), torch.split(labels, rows, 1), strict=True):
-        log_p = F.log_softmax(torch.baddbmm(bias[:, None], x, weight), dim=2)
+        log_p = F.log_softmax(torch.baddbmm(bias[:, None], x, weight.mT), dim=2)
         loss = loss - log_p.gather(2, y[..., None]).sum()
         residual = log_p.exp_()
         residual.scatter_add_(2, y[..., None], -torch.ones_like(residual[..., :1]))
-        weight_gradient.baddbmm_(x.transpose(1, 2), residual)
+        weight_gradient.baddbmm_(residual.mT, x)  # (C, F): the other way round is 10 times slower
         bias_gradient += residual.sum(dim=1)
     return loss / num_rows, weight_gradient / num_rows, bias_gradient / num_rows

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sslkit.builtin.protocols import linear
+from sslkit.builtin.protocols.linear import Linear, stratified_split
+from sslkit.interfaces import FeatureBank, Subject
+from sslkit.nn import logistic_regression
+from sslkit.nn.logistic_regression import cross_entropy_gradient, fit_logistic_regression
+
+
+def clusters(num: int, spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """(num, 8) features of 4 classes on well separated centres, and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num) % 4
+    centres = 4.0 * torch.eye(4, 8)
+    return centres[labels] + spread * torch.randn(num, 8, generator=generator), labels
+
+
+def subject(train_labels: Tensor | None = None) -> Subject:
+    train, labels = clusters(400, spread=0.7)
+    test, test_labels = clusters(200, spread=0.7, seed=1)
+    labels = labels if train_labels is None else train_labels
+    return Subject("trained", FeatureBank(train, test, labels, test_labels, list("abcd")), seed=0)
+
+
+def test_separable_classes_are_separated_and_shuffled_labels_stay_at_chance() -> None:
+    found = Linear(Linear.Config()).evaluate(subject())
+    assert found.metrics["top1"] > 0.99
+    assert found.metrics["l2"] in Linear.Config().l2
+    _, labels = clusters(400, 0.0)
+    shuffled = labels[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
+    found = Linear(Linear.Config()).evaluate(subject(shuffled))
+    assert abs(found.metrics["top1"] - 0.25) < 0.13  # 4 standard errors of 200 images
+
+
+def test_the_result_is_the_same_to_the_bit_when_repeated() -> None:
+    protocol = Linear(Linear.Config())
+    assert protocol.evaluate(subject()).metrics == protocol.evaluate(subject()).metrics
+
+
+def test_the_test_split_has_no_part_in_the_fit_or_the_choice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fitted: list[int] = []
+
+    def spy(features: Tensor, labels: Tensor, *args: object, **kwargs: object) -> object:
+        fitted.append(features.shape[1])
+        return fit_logistic_regression(features, labels, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(linear, "fit_logistic_regression", spy)
+    first = Linear(Linear.Config()).evaluate(subject())
+    assert fitted == [360] * 6 + [400]  # the grid on 90 %, then all of the training split
+    given = subject()
+    wrong = (given.bank.test_labels + 1) % 4
+    other = FeatureBank(
+        given.bank.train, given.bank.test, given.bank.train_labels, wrong, list("abcd")
+    )
+    second = Linear(Linear.Config()).evaluate(Subject("trained", other, seed=0))
+    assert second.metrics["top1"] < 0.01
+    for chosen in ("l2", "selection_top1"):
+        assert second.metrics[chosen] == first.metrics[chosen]
+
+
+def test_the_split_is_stratified_disjoint_and_keyed_by_the_seed() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 21 + [2] * 2 + [4] * 1)
+    rest, held = stratified_split(labels, 0.1, seed=3)
+    assert sorted(rest.tolist() + held.tolist()) == list(range(len(labels)))
+    assert labels[held].bincount(minlength=5).tolist() == [5, 2, 1, 0, 0]
+    assert torch.equal(stratified_split(labels, 0.1, seed=3)[1], held)
+    assert not torch.equal(stratified_split(labels, 0.1, seed=4)[1], held)
+    rest, _ = stratified_split(labels, 0.99, seed=3)
+    assert labels[rest].bincount(minlength=5).tolist() == [1, 1, 1, 0, 1]
+
+
+def test_one_image_per_class_is_skipped_with_the_reason() -> None:
+    bank = FeatureBank(torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3), list("abc"))
+    found = Linear(Linear.Config()).evaluate(Subject("trained", bank, seed=0))
+    assert found.skipped == "no class has two labelled images to choose l2 with"
+
+
+def test_gradient_agrees_with_autograd_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logistic_regression, "_BLOCK_ELEMENTS", 2 * 3 * 4)  # 4 rows at once
+    x = torch.randn(2, 11, 5, dtype=torch.float64)
+    y = torch.randint(3, (2, 11))
+    weight = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    logits = x @ weight.mT + bias[:, None]
+    expected = 2 * torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+    expected.backward()
+    loss, by_weight, by_bias = cross_entropy_gradient(x, y, weight.detach(), bias.detach())
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(by_weight, weight.grad)
+    torch.testing.assert_close(by_bias, bias.grad)
+
+
+def test_batched_fits_agree_with_scikit_learn() -> None:
+    sklearn = pytest.importorskip("sklearn.linear_model")
+    x, y = clusters(60, spread=2.0)
+    features, labels = torch.stack([x[:30], x[30:]]), torch.stack([y[:30], y[30:]])
+    found = fit_logistic_regression(features, labels, 4, l2=0.05)
+    for problem in range(2):
+        reference = sklearn.LogisticRegression(C=1 / (30 * 0.05), tol=1e-7, max_iter=1000)
+        reference.fit(features[problem].numpy(), labels[problem].numpy())
+        coefficients = torch.tensor(reference.coef_, dtype=torch.float32)
+        torch.testing.assert_close(found.weight[problem], coefficients, atol=2e-3, rtol=1e-2)
+        query, _ = clusters(200, spread=2.0, seed=5)
+        agree = found.predict(problem, query).numpy() == reference.predict(query.numpy())
+        assert agree.mean() > 0.99

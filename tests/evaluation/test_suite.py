@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sslkit.builtin.protocols.collapse import Collapse
+from sslkit.builtin.protocols.few_label import FewLabel
+from sslkit.builtin.protocols.knn import KNN
+from sslkit.evaluation.features import state_digest
+from sslkit.evaluation.results import comparison
+from sslkit.evaluation.suite import EvaluationSuite
+from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Subject
+
+NUM_TRAIN, NUM_TEST = 90, 35
+
+
+class Pictures:
+    """Images of 3 classes that differ in colour, in batches that do not divide them."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.train_labels = torch.arange(NUM_TRAIN) % 3
+        self.test_labels = torch.arange(NUM_TEST) % 3
+        self.train, self.test = (
+            0.3
+            + 0.4 * torch.eye(3)[labels][:, :, None, None].expand(-1, -1, 6, 6)
+            + 0.1 * torch.randn(len(labels), 3, 1, 1, generator=generator)  # tints overlap
+            for labels in (self.train_labels, self.test_labels)
+        )
+        self.passes = {"train": 0, "test": 0}
+
+    def batches(self, split: str) -> Iterator[Tensor]:
+        self.passes[split] += 1
+        yield from torch.split(getattr(self, split), 16)
+
+    def suite(self, *evaluators: tuple[str, Evaluator], **changes: Any) -> EvaluationSuite:
+        arguments: dict[str, Any] = {
+            "train_batches": lambda: self.batches("train"),
+            "test_batches": lambda: self.batches("test"),
+            "train_labels": self.train_labels,
+            "test_labels": self.test_labels,
+            "class_names": ["red", "green", "blue"],
+            "positive_pairs": lambda num: (self.train[:num], self.train[:num].flip(3)),
+        }
+        return EvaluationSuite(list(evaluators), **{**arguments, **changes})
+
+
+@pytest.fixture
+def pictures() -> Pictures:
+    return Pictures()
+
+
+def encoder() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+
+
+def knn(k: int = 5, every_epochs: int | None = None) -> KNN:
+    return KNN(KNN.Config(k=k, every_epochs=every_epochs))
+
+
+def few_label() -> FewLabel:
+    return FewLabel(FewLabel.Config(labels_per_class=(1, 3), draws=6))
+
+
+class Recorder(Evaluator):
+    """Keeps the subjects it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(EvaluatorConfig())
+        self.subjects: list[Subject] = []
+
+    def evaluate(self, subject: Subject) -> Evaluation:
+        self.subjects.append(subject)
+        return Evaluation({"random": float(torch.rand(())), "rows": len(subject.bank.test)})
+
+
+def test_schedule_and_names(pictures: Pictures) -> None:
+    suite = pictures.suite(
+        ("knn", knn(every_epochs=3)), ("knn", knn()), ("knn_2", knn(every_epochs=2)), ("knn", knn())
+    )
+    assert suite.protocols == ("knn", "knn_3", "knn_2", "knn_4")
+    assert suite.due(0, final=False) == []
+    assert suite.due(1, final=False) == []
+    assert suite.due(2, final=False) == ["knn_2"]
+    assert suite.due(6, final=False) == ["knn", "knn_2"]
+    assert suite.due(7, final=True) == list(suite.protocols)
+    assert pictures.suite().run(encoder(), 1, final=True).metrics == {}
+    assert pictures.passes == {"train": 0, "test": 0}
+
+
+def test_one_extraction_serves_all_and_counts_the_last_partial_batch(pictures: Pictures) -> None:
+    recorder = Recorder()
+    collapse = Collapse(Collapse.Config(num_pairs=20))
+    suite = pictures.suite(
+        ("knn", knn(1)), ("knn", knn(9)), ("rec", recorder), ("collapse", collapse),
+        ("collapse", collapse),
+    )  # fmt: skip
+    result = suite.run(encoder(), 4, final=True)
+    assert pictures.passes == {"train": 1, "test": 1}
+    assert result.metrics["eval/rec/rows"] == NUM_TEST
+    assert recorder.subjects[0].bank.train.shape == (NUM_TRAIN, 8)
+    assert result.metrics["eval/knn/top1"] > 0.9
+    assert {"eval/knn_2/top1", "collapse/std", "collapse/alignment", "collapse_2/std"} <= set(
+        result.metrics
+    )
+    assert set(result.figures) == {"collapse/spectrum", "collapse_2/spectrum"}
+    assert result.seconds >= sum(result.timings.values()) * 0.99 > 0
+
+
+def test_the_encoder_and_the_generators_stay_as_they_were(pictures: Pictures) -> None:
+    class TrainsOnTheOriginal(Evaluator):
+        def evaluate(self, subject: Subject) -> Evaluation:
+            assert subject.encoder is not None
+            assert not subject.encoder.training
+            subject.encoder.train()
+            subject.encoder(pictures.train).sum().backward()  # moves the batch statistics
+            subject.encoder[0].weight.data.add_(1.0)
+            subject.encoder.requires_grad_(False)
+            return Evaluation({"top1": 1.0})
+
+    model = encoder().train()
+    model[1].eval()
+    flags, digest = [m.training for m in model.modules()], state_digest(model)
+    generator = torch.get_rng_state()
+    suite = pictures.suite(("bad", TrainsOnTheOriginal(EvaluatorConfig())), ("knn", knn()))
+    with pytest.warns(UserWarning, match="after epoch 2: bad on trained failed"):
+        result = suite.run(model, 2, final=True)
+    assert "changed the encoder" in result.skipped["bad"]
+    assert not any(key.startswith("eval/bad") for key in result.metrics)
+    assert result.metrics["eval/knn/top1"] > 0.9
+    assert state_digest(model) == digest
+    assert [m.training for m in model.modules()] == flags
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_protocols_draw_alike_for_every_subject(pictures: Pictures) -> None:
+    suite = pictures.suite(("rec", Recorder()))
+    torch.manual_seed(123)
+    trained = suite.run(encoder(), 1, final=True).metrics
+    torch.manual_seed(456)
+    baselines = suite.baselines(encoder()).metrics
+    values = {
+        trained["eval/rec/random"],
+        baselines["eval/rec/random_pixels"],
+        baselines["eval/rec/random_untrained"],
+    }
+    assert len(values) == 1
+
+
+def test_without_labels_collapse_still_runs(pictures: Pictures) -> None:
+    suite = pictures.suite(
+        ("knn", knn()), ("collapse", Collapse(Collapse.Config())),
+        train_labels=None, test_labels=None, class_names=None,
+    )  # fmt: skip
+    result = suite.run(encoder(), 1, final=True)
+    assert result.skipped == {"knn": "no labels"}
+    assert result.evaluations["trained"]["knn"].skipped == "no labels"
+    assert "collapse/rankme" in result.metrics
+    assert suite.baselines(encoder()).skipped == {"knn": "no labels"}
+
+
+def test_without_a_test_split_collapse_uses_the_training_split(pictures: Pictures) -> None:
+    suite = pictures.suite(
+        ("knn", knn()), ("collapse", Collapse(Collapse.Config())),
+        test_batches=None, test_labels=None,
+    )  # fmt: skip
+    result = suite.run(encoder(), 1, final=True)
+    assert result.skipped == {"knn": "no test split"}
+    assert result.metrics["collapse/rankme"] > 1.0
+    # Nothing to measure: no image is read.
+    passes = dict(pictures.passes)
+    assert pictures.suite(("knn", knn()), test_batches=None).run(encoder(), 1, True).skipped
+    assert pictures.passes == passes
+
+
+def test_images_without_a_label_are_left_out_of_label_protocols(pictures: Pictures) -> None:
+    recorder = Recorder()
+    train_labels, test_labels = pictures.train_labels.clone(), pictures.test_labels.clone()
+    train_labels[10:], test_labels[::2] = -1, -1
+    suite = pictures.suite(("rec", recorder), train_labels=train_labels, test_labels=test_labels)
+    suite.run(encoder(), 1, final=True)
+    bank = recorder.subjects[0].bank
+    assert bank.train_labels.tolist() == train_labels[:10].tolist()
+    assert len(bank.train) == 10
+    assert bank.test_labels.tolist() == test_labels[1::2].tolist()
+    none = pictures.suite(("rec", recorder), train_labels=torch.full((NUM_TRAIN,), -1))
+    assert none.run(encoder(), 1, final=True).skipped == {"rec": "no labels"}
+
+
+@pytest.mark.parametrize("fault", ["raises", "returns nothing", "returns text"])
+def test_a_failing_protocol_does_not_lose_the_others(pictures: Pictures, fault: str) -> None:
+    class Faulty(Evaluator):
+        def evaluate(self, subject: Subject) -> Any:
+            if fault == "raises":
+                raise ZeroDivisionError("no dividend\nsecond line")
+            return None if fault == "returns nothing" else Evaluation({"top1": "high"})
+
+    suite = pictures.suite(("faulty", Faulty(EvaluatorConfig())), ("knn", knn()))
+    for final in (False, True):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = suite.run(encoder(), 1, final) if final else suite.baselines(encoder())
+        assert len(caught) == (1 if final else 2)
+        assert set(result.skipped) == {"faulty"}
+        assert "in evaluate" in result.errors["faulty"] or fault != "raises"
+        assert any("knn" in key for key in result.metrics)
+        assert not any("faulty" in key for key in result.metrics)
+        json.dumps(result.to_json(), allow_nan=False)
+    if fault == "raises":
+        assert result.skipped["faulty"] == "ZeroDivisionError: no dividend"
+
+
+def test_features_that_are_not_finite_are_not_measured(pictures: Pictures) -> None:
+    model = encoder()
+    model[0].weight.data[0] = torch.nan
+    result = pictures.suite(("knn", knn())).run(model, 1, final=True)
+    total = NUM_TRAIN + NUM_TEST
+    assert result.skipped == {"knn": f"features of {total} of {total} images not finite"}
+    assert result.metrics == {}
+
+
+def test_unreadable_data_is_not_swallowed(pictures: Pictures) -> None:
+    def broken() -> Iterator[Tensor]:
+        raise OSError("disk gone")
+        yield
+
+    with pytest.raises(OSError, match="disk gone"):
+        pictures.suite(("knn", knn()), test_batches=broken).run(encoder(), 1, final=True)
+
+
+def test_comparison_table_and_json(pictures: Pictures) -> None:
+    collapse = Collapse(Collapse.Config())
+    suite = pictures.suite(("knn", knn()), ("few_label", few_label()), ("collapse", collapse))
+    untrained = encoder()
+    digest = state_digest(untrained)
+    trained, baselines = suite.run(encoder(), 1, final=True), suite.baselines(untrained)
+    assert state_digest(untrained) == digest, "calibration works on a copy"
+    rows = {(row.protocol, row.metric): row for row in comparison(trained, baselines)}
+    row = rows["few_label", "top1_3"]
+    assert list(row.values) == ["pixels", "untrained", "trained"]
+    assert row.values["trained"].draws == 6
+    assert row.values["trained"].low < row.values["trained"].value < row.values["trained"].high
+    a = trained.evaluations["trained"]["few_label"].draws["top1_3"]
+    b = baselines.evaluations["pixels"]["few_label"].draws["top1_3"]
+    expected = sum(x - y for x, y in zip(a, b, strict=True)) / 6
+    assert row.differences["pixels"].value == pytest.approx(expected)
+    assert row.differences["pixels"].low is not None
+    assert rows["knn", "top1"].differences["untrained"].low is None
+    assert list(rows["collapse", "collapse/std"].values) == ["trained"]
+    assert baselines.metrics["eval/few_label/top1_3_pixels"] == row.values["pixels"].value
+    document = json.dumps([trained.to_json(), baselines.to_json(), row.to_json()], allow_nan=False)
+    assert "top1_3" in document
+
+
+def test_labels_must_fit_the_images(pictures: Pictures) -> None:
+    suite = pictures.suite(("knn", knn()), test_labels=pictures.test_labels[:-1])
+    with pytest.raises(ValueError, match="34 labels for 35 images"):
+        suite.run(encoder(), 1, final=True)
