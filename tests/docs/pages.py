@@ -1,0 +1,72 @@
+"""The Markdown pages of the repository and the code blocks in them.
+
+A block is marked by an HTML comment on the line before it, which no reader sees:
+
+    <!-- run -->                       execute it (bash or python), page by page, top to bottom
+    <!-- file: path/name.py -->        write it to a file, in the folder where the page is executed
+    <!-- append: path/name.py -->      append it to that file
+    <!-- recipe: complete -->          a recipe without plugins; marks join: `, file: x.yaml`
+    <!-- same as: recipes/x.yaml -->   equal to a file of the repository
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+DOCS = REPOSITORY / "docs"
+
+_FENCE = re.compile(
+    r"(?:^<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced code block."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    marks: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{name(self.page)}:{self.line}"
+
+
+def name(page: Path) -> str:
+    """A page as a path in the repository."""
+    return page.relative_to(REPOSITORY).as_posix()
+
+
+def pages() -> list[Path]:
+    """All hand-written pages."""
+    found = [page for page in DOCS.rglob("*.md") if not {"_generated", "_build"} & set(page.parts)]
+    return sorted([*found, REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md"])
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page, in order. Directives (`{toctree}`) are none."""
+    return list(_blocks(page))
+
+
+def _blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text(encoding="utf-8")
+    for match in _FENCE.finditer(text):
+        line = text.count("\n", 0, match.start("language")) + 1
+        marks = {}
+        for part in (match["mark"] or "").split(", "):
+            key, _, value = part.partition(": ")
+            marks[key] = value
+        marks.pop("", None)
+        yield Block(page, line, match["language"], match["text"], marks)
+
+
+def all_blocks() -> list[Block]:
+    """The blocks of all pages."""
+    return [block for page in pages() for block in blocks(page)]

@@ -1,0 +1,149 @@
+"""The pages build without warnings, their commands work, their links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pages import DOCS, REPOSITORY, Block, blocks, name, pages
+
+EXECUTED = [page for page in pages() if any("run" in block.marks for block in blocks(page))]
+PICTURE = DOCS / "images" / "quickstart.png"
+
+_LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+_DEVELOPER_PATH = re.compile(r"(?<![\w.}~-])(?:/(?:home|Users|work|root)/\w+|[A-Z]:\\\\?Users)")
+
+
+def test_the_links_of_the_pages_lead_to_files() -> None:
+    for page in pages():
+        for target in _LINK.findall(page.read_text(encoding="utf-8")):
+            generated = "_generated/" in target
+            if "://" not in target and not generated and not target.endswith(PICTURE.name):
+                assert (page.parent / target).exists(), f"{name(page)}: {target}"
+
+
+def test_the_readme_has_its_picture() -> None:
+    assert PICTURE.relative_to(REPOSITORY).as_posix() in (REPOSITORY / "README.md").read_text()
+    if not PICTURE.exists():
+        pytest.skip("docs/images/quickstart.png comes from a real run of the quickstart")
+    assert PICTURE.read_bytes().startswith(b"\x89PNG")
+
+
+def text_files() -> Iterator[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    for entry in listed.stdout.split("\0"):
+        path = REPOSITORY / entry
+        if entry and path.is_file() and path.suffix not in (".png", ".parquet", ".pt"):
+            yield path
+
+
+def test_nothing_names_a_folder_of_a_developer() -> None:
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{number}: {line.strip()[:100]}"
+        for path in text_files()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if _DEVELOPER_PATH.search(line)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("line", "is_one"),
+    [
+        ("see {root}home/ada/code", True),
+        ('"{root}Users/ada/code"', True),
+        ("C:{back}Users{back}ada", True),
+        ("docs{root}home/index.md", False),
+        ("https://example.org{root}home/ada", False),
+        ("~{root}work/x", False),
+    ],
+)
+def test_the_folder_of_a_developer_is_recognised(line: str, is_one: bool) -> None:
+    # Put together here, so that this file names no such folder.
+    assert bool(_DEVELOPER_PATH.search(line.format(root="/", back="\\"))) is is_one
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_documentation_builds_without_warnings(tmp_path: Path) -> None:
+    pytest.importorskip("furo")
+    pytest.importorskip("myst_parser")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run(
+        [*command, "-d", str(tmp_path / "doctrees"), str(DOCS), str(tmp_path / "html")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "NT-Xent" in (tmp_path / "html" / "reference" / "python.html").read_text()
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Variables of a virtual environment that sees everything installed here, and into which a
+    page can install its plugin without touching anything else."""
+    pytest.importorskip("hatchling")
+    pytest.importorskip("editables")
+    folder = tmp_path / "venv"
+    venv.create(folder, with_pip=False, symlinks=True)
+    own = sysconfig.get_path("purelib", vars={"base": str(folder)})
+    parent = sysconfig.get_path("purelib")
+    (Path(own) / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
+    for tool, module in (("pip", "pip"), ("sslkit", "sslkit.cli")):
+        script = folder / "bin" / tool
+        script.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m {module} "$@"\n')
+        script.chmod(0o755)
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    return {
+        **variables,
+        "PATH": f"{folder}/bin{os.pathsep}{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(folder),
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this as "without isolation"
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+
+
+def execute(block: Block, folder: Path, environment: dict[str, str]) -> None:
+    """Does what the marks of a block say, in a folder."""
+    for mark, mode in (("file", "w"), ("append", "a")):
+        if mark in block.marks:
+            path = folder / block.marks[mark]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open(mode, encoding="utf-8") as file:
+                file.write(block.text)
+    if "run" not in block.marks:
+        return
+    shell = ["bash", "-euo", "pipefail", "-c", block.text]
+    command = shell if block.language == "bash" else ["python", "-c", block.text]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, f"{block}\n{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform == "win32", reason="the pages show a POSIX shell")
+@pytest.mark.parametrize("page", EXECUTED, ids=name)
+def test_the_commands_of_a_page_work(
+    page: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for block in blocks(page):
+        execute(block, folder, environment)
