@@ -12,11 +12,14 @@ def to_restructured_text(lines: list[str]) -> list[str]:
     """Tables and indented examples become literal blocks, lists get the blank line that they need,
     and characters that only reStructuredText knows are escaped."""
     result: list[str] = []
-    in_list = False
+    in_list = in_block = False
     for paragraph in _paragraphs(lines):
         first = paragraph[0]
-        if first.lstrip().startswith("|") or (first.startswith("    ") and not in_list):
-            result += [".. code-block:: text", "", *(f"   {line}" for line in paragraph), ""]
+        continues = in_block
+        in_block = first.lstrip().startswith("|") or (first.startswith("    ") and not in_list)
+        if in_block:
+            result += [] if continues else [".. code-block:: text", ""]
+            result += [*(f"   {line}" for line in paragraph), ""]
             continue
         in_list = first.startswith(("- ", "  "))
         for line in paragraph:

@@ -190,12 +190,13 @@ def type_words(spec: Mapping[str, Any]) -> str:
     if "const" in spec:
         return f"`{json.dumps(spec['const']).strip(chr(34))}`"
     if "$ref" in spec:
-        return f"block of {spec['$ref'].rsplit('/', 1)[-1]}"
+        return "block"
     kind = spec.get("type", "any")
     if kind == "array":
         if "prefixItems" in spec:
             return f"[{', '.join(type_words(item) for item in spec['prefixItems'])}]"
-        return f"list of {type_words(spec.get('items', {}))}"
+        item = type_words(spec.get("items", {}))
+        return f"list of {item}s" if re.fullmatch("[a-z ]+", item) else f"list of {item}"
     if kind == "object":
         inside = spec.get("additionalProperties")
         return f"block of name: {type_words(inside)}" if isinstance(inside, dict) else "block"
@@ -205,7 +206,9 @@ def type_words(spec: Mapping[str, Any]) -> str:
 
 
 def bounds(spec: Mapping[str, Any]) -> str:
-    """`0 <= x < 1` and the like, from a JSON Schema property; empty without bounds."""
+    """`from 0 to 1` and the like, from a JSON Schema property; empty without bounds."""
+    if "minimum" in spec and spec.get("maximum", 2**60) < 2**60:
+        return f"from {spec['minimum']:g} to {spec['maximum']:g}"
     low = next((k for k in ("minimum", "exclusiveMinimum") if k in spec), None)
     high = next((k for k in ("maximum", "exclusiveMaximum") if k in spec), None)
     parts = []

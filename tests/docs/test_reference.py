@@ -129,6 +129,7 @@ def test_the_pages_name_no_command_that_does_not_exist() -> None:
         (["| a |", "|---|"], [".. code-block:: text", "", "   | a |", "   |---|", ""]),
         (["Two:", "- one", "- two"], ["Two:", "", "- one", "- two", ""]),
         (["Text.", "", "    x = 1"], ["Text.", "", ".. code-block:: text", "", "       x = 1", ""]),
+        (["    x", "", "    y"], [".. code-block:: text", "", "       x", "", "       y", ""]),
     ],
 )  # fmt: skip
 def test_docstrings_become_restructured_text(lines: list[str], expected: list[str]) -> None:
