@@ -22,6 +22,7 @@ from sslkit.interfaces import INTERFACES, Slot
 from sslkit.plugins import HOOK_KINDS, load_plugins
 from sslkit.recipe import Recipe
 from sslkit.registry import Entry, Registry
+from sslkit.report.fields import type_words
 
 PLURALS = {kind: hook.removeprefix("register_") for hook, kind in HOOK_KINDS.items()}
 """Kind -> its plural, which is the name of its page."""
@@ -160,7 +161,7 @@ def fields_of(model: type[BaseModel]) -> list[Field]:
     return [
         Field(
             name,
-            type_words(properties[name]),
+            type_words(properties[name], quote="`"),
             default_words(model, name),
             " ".join((model.model_fields[name].description or "").split()),
         )
@@ -176,47 +177,6 @@ def field_table(model: type[BaseModel], known: Container[str] = ()) -> list[str]
     rows = [(f"`{f.name}`", f.type, f.default, f.meaning) for f in fields if f.name not in known]
     lines = table(("field", "type", "default", "meaning"), rows)
     return lines if len(rows) == len(fields) else [*lines, "", "Further fields: as above."]
-
-
-def type_words(spec: Mapping[str, Any]) -> str:
-    """The type of a JSON Schema property, in the words of a recipe."""
-    if "sslkit_kind" in spec:
-        return f"{spec['sslkit_kind']} block"
-    options = spec.get("anyOf") or spec.get("oneOf")
-    if options:
-        return " or ".join(dict.fromkeys(type_words(option) for option in options))
-    if "enum" in spec:
-        return " or ".join(f"`{choice}`" for choice in spec["enum"])
-    if "const" in spec:
-        return f"`{json.dumps(spec['const']).strip(chr(34))}`"
-    if "$ref" in spec:
-        return "block"
-    kind = spec.get("type", "any")
-    if kind == "array":
-        if "prefixItems" in spec:
-            return f"[{', '.join(type_words(item) for item in spec['prefixItems'])}]"
-        item = type_words(spec.get("items", {}))
-        return f"list of {item}s" if re.fullmatch("[a-z ]+", item) else f"list of {item}"
-    if kind == "object":
-        inside = spec.get("additionalProperties")
-        return f"block of name: {type_words(inside)}" if isinstance(inside, dict) else "block"
-    text = "path" if spec.get("format") == "path" else "text"
-    words = {"integer": "whole number", "boolean": "`true` or `false`", "string": text}
-    return " ".join([words.get(kind, kind), bounds(spec)]).strip()
-
-
-def bounds(spec: Mapping[str, Any]) -> str:
-    """`from 0 to 1` and the like, from a JSON Schema property; empty without bounds."""
-    if "minimum" in spec and spec.get("maximum", 2**60) < 2**60:
-        return f"from {spec['minimum']:g} to {spec['maximum']:g}"
-    low = next((k for k in ("minimum", "exclusiveMinimum") if k in spec), None)
-    high = next((k for k in ("maximum", "exclusiveMaximum") if k in spec), None)
-    parts = []
-    if low:
-        parts.append(f"{'≥' if low == 'minimum' else '>'} {spec[low]:g}")
-    if high and spec[high] < 2**60:
-        parts.append(f"{'≤' if high == 'maximum' else '<'} {spec[high]:g}")
-    return ", ".join(parts)
 
 
 def default_words(model: type[BaseModel], name: str) -> str:

@@ -55,7 +55,9 @@ def run(
     ] = None,
     fork: Annotated[
         Path | None,
-        typer.Option(metavar="RUN|CHECKPOINT", help="Start a new run from another run's weights."),
+        typer.Option(
+            metavar="RUN|CHECKPOINT", help="Start a new run from the whole state of another."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, run one step, print the plan.")
@@ -168,8 +170,8 @@ def ui(
     recipe: Annotated[
         str | None, typer.Argument(help="A recipe or run folder whose store to open.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
-    host: Annotated[str, typer.Option()] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the pages.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Open the MLflow UI on the store that runs are tracked in."""
     from .runs import open_ui

@@ -1,4 +1,4 @@
-"""Errors a user can cause: one line each, saying where, what was given, what is valid, what to do."""
+"""Errors a user can cause: one line each, saying where, what was given and what to do."""
 
 from __future__ import annotations
 

@@ -30,14 +30,14 @@ from .interfaces import (
     Progress,
     RunView,
 )
-from .randomness import seeded
-from .recipe import Recipe, check_recipe, components, flatten, recipe_hash
+from .randomness import epoch_order, seeded
+from .recipe import Recipe, backbone_name, check_recipe, components, flatten, recipe_hash
 from .tracking.environment import git_state
 from .tracking.folder import RunFolder
 from .tracking.log import RunLog
 
 _EVAL_BATCH = 512
-_COLLAPSE_PAIRS = 1024
+_CALIBRATION_IMAGES = 10_000
 
 
 @dataclass
@@ -263,8 +263,12 @@ def make_suite(
     if probe is not None and protocols:
         protocols.append(("online_probe", ProbeAccuracy.beside(protocols, probe)))
 
-    def batches(store: ImageStore) -> Callable[[], Iterable[Tensor]]:
-        return lambda: evaluation_batches(store, preprocess, _EVAL_BATCH, runtime.device)
+    def batches(store: ImageStore, rows: Tensor | None = None) -> Callable[[], Iterable[Tensor]]:
+        return lambda: evaluation_batches(store, preprocess, _EVAL_BATCH, runtime.device, rows)
+
+    # In random order: folders are sorted by class, and batches of one class would bias the
+    # statistics of the untrained baseline.
+    calibration = epoch_order(recipe.seed, 0, len(train_store))[:_CALIBRATION_IMAGES]
 
     return EvaluationSuite(
         protocols,
@@ -273,6 +277,7 @@ def make_suite(
         train_labels=train_store.labels,
         test_labels=test_store.labels if test_store is not None else None,
         class_names=train_store.class_names or (),
+        calibration_batches=batches(train_store, calibration),
         positive_pairs=lambda num: augmented_pairs(
             train_store, augmentation, num, recipe.seed, runtime.device
         ),
@@ -288,7 +293,7 @@ def run_tags(recipe: Recipe) -> dict[str, str]:
     origins = {slot.distribution: slot.version for _, slot in components(recipe)}
     tags = {
         "sslkit.method": recipe.method.name,
-        "sslkit.backbone": str(getattr(recipe.backbone.config, "model", recipe.backbone.name)),
+        "sslkit.backbone": backbone_name(recipe),
         "sslkit.dataset": recipe.data.name,
         "sslkit.seed": str(recipe.seed),
         "sslkit.recipe_hash": recipe_hash(recipe),

@@ -227,6 +227,9 @@ class Dataset(Component, ABC):
     kind = "dataset"
     Config: ClassVar[type[ComponentConfig]] = DatasetConfig
 
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
     @abstractmethod
     def open(self, split: Literal["train", "test"]) -> ImageReader | None:
         """The reader of a split; None where there is no test split. Raises DataError."""
@@ -349,6 +352,10 @@ class Backbone(Component, nn.Module, ABC):
     num_features: int
     preprocess: Preprocess
 
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor: ...
 
@@ -372,6 +379,10 @@ class Head(Component, nn.Module, ABC):
 
     kind = "head"
     out_dim: int
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor: ...
@@ -485,8 +496,8 @@ class Method(Component, nn.Module, ABC):
 
     @abstractmethod
     def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
-        """The loss of the whole batch from the embeddings of all its parts. `batch.views` may be
-        empty here."""
+        """The loss of the whole batch from the embeddings of all its parts, which come in float32
+        and outside autocast. `batch.views` may be empty here. Networks belong into `embed`."""
 
     def param_groups(self) -> list[ParamGroup]:
         """Learning rate, decay, freezing and clipping rules; by default one group of all
@@ -590,7 +601,8 @@ class Evaluation:
     """What a protocol found."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """name -> value; logged as `eval/<protocol>/<name>` unless the name holds a slash."""
+    """name -> value; logged as `eval/<protocol>/<name>` unless the name holds a slash. Names that
+    begin with `top1` are accuracies, 0 to 1, and stand in the tables."""
     draws: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """name -> the values whose mean the metric is, for intervals and paired differences."""
     figures: Mapping[str, Figure] = field(default_factory=dict)

@@ -14,9 +14,9 @@ from .engine.runtime import make_runtime
 from .engine.signals import StopSignals
 from .errors import RecipeError, SSLKitError
 from .experiment import Experiment, build, check, make_method, make_suite, open_stores, resolve
-from .interfaces import Progress, resolve_component
+from .interfaces import Facts, Progress, resolve_component
 from .plugins import load_plugins
-from .recipe import components, dump_resolved, find_recipe, load_recipe
+from .recipe import Recipe, components, dump_resolved, find_recipe, load_recipe
 from .report.report import write_report
 from .report.results import FinalResults
 from .saved_runs import (
@@ -26,6 +26,7 @@ from .saved_runs import (
     last_metrics,
     load_method,
     protocol_overrides,
+    read_environment,
     read_state,
     refuse_changes,
     refuse_other_data,
@@ -104,7 +105,7 @@ def go_on(
         saved = load_recipe(folder.recipe)
         wanted = load_recipe(find_recipe(recipe) if recipe else folder.recipe, overrides)
         refuse_changes(saved, resolve(wanted), path)
-        facts = check(saved)
+        facts = check_from_elsewhere(saved, folder.path)
         experiment = build(resolve(wanted), facts, folder, display)
         refuse_other_data(experiment)
         state, damaged = experiment.training.checkpoints.load_newest()
@@ -115,6 +116,20 @@ def go_on(
         else:
             restore(experiment, state, str(path))
         return execute(experiment)
+
+
+def check_from_elsewhere(recipe: Recipe, run_dir: Path) -> Facts:
+    """`check`, which adds where the run was started if the data cannot be found from here: the
+    paths of a recipe count from the working folder."""
+    try:
+        return check(recipe)
+    except RecipeError as error:
+        home = read_environment(run_dir).get("working_directory")
+        if home in (None, str(Path.cwd())):
+            raise
+        raise RecipeError(
+            *error.problems, f"{run_dir}: this run was started in {home}; resume it from there"
+        ) from error
 
 
 def execute(experiment: Experiment) -> RunResult:

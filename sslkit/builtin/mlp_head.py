@@ -44,8 +44,7 @@ class MLPHead(Head):
         """`default`: torch's initialisation; `normal_0.01`: SimCLR's N(0, 0.01^2)."""
 
     def __init__(self, config: Config, *, in_dim: int) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.out_dim = config.out_dim
         self.layers = mlp(
             in_dim,

@@ -135,8 +135,7 @@ class TimmBackbone(Backbone):
             yield from _network_problems(config, facts.channels, sizes)
 
     def __init__(self, config: Config, *, channels: int, image_size: int) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.model = _start(config, channels, image_size)
         _adapt_stem(self.model, config)
         if config.weights is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from sslkit.interfaces import Batch, Callback, Method, Progress, RunView, StepOutput
@@ -137,7 +138,8 @@ def train_step(t: Training, batch: Batch) -> tuple[StepOutput, Mapping[str, Tens
     with seeded(t.seed, "train", t.progress.step, "micro_batch", 0, "rank", 0):
         with t.runtime.autocast():
             embeddings = t.method.embed(batch)
-            output = t.method.objective(embeddings, batch)
+        embeddings = {name: full_precision(value) for name, value in embeddings.items()}
+        output = t.method.objective(embeddings, batch)
         output.loss.backward()  # type: ignore[no-untyped-call]
     t.method.after_backward(t.progress)
     t.optimization.clip()
@@ -147,6 +149,11 @@ def train_step(t: Training, batch: Batch) -> tuple[StepOutput, Mapping[str, Tens
         return output, {}
     factor = t.optimization.schedule.factor(t.progress)
     return output, t.probe.step(embeddings["features"], batch.labels, factor)
+
+
+def full_precision(value: Tensor) -> Tensor:
+    """Half precision to float32, in which every loss is computed; other types as they are."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def finish_epoch(t: Training) -> None:

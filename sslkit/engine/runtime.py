@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import sys
@@ -50,7 +51,7 @@ class Runtime:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e6
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes there, KiB here
+        return peak * (1 if sys.platform == "darwin" else 1024) / 1e6  # bytes there, KiB here
 
 
 def resolve_device(name: str) -> str:
@@ -99,7 +100,8 @@ def make_runtime(train: TrainConfig) -> Runtime:
             f"train.precision: '{train.precision}' does not work on mps; set train.precision=fp32"
         )
     if train.deterministic:
-        torch.use_deterministic_algorithms(True)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(train.deterministic)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not train.deterministic
         torch.backends.cuda.matmul.allow_tf32 = not train.deterministic

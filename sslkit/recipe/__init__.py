@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sslkit.recipe_files import find_recipe, shipped_recipes
 
-from .identity import dump_resolved, flatten, hashed_view, recipe_hash
+from .identity import backbone_name, dump_resolved, flatten, hashed_view, recipe_hash
 from .loading import load_recipe, parse_recipe
 from .model import Expectation, OnlineProbeConfig, Origin, Recipe, TrainConfig, components
 from .problems import check_recipe
@@ -20,6 +20,7 @@ __all__ = [
     "Origin",
     "Recipe",
     "TrainConfig",
+    "backbone_name",
     "check_recipe",
     "components",
     "dump_resolved",

@@ -51,6 +51,11 @@ def recipe_hash(recipe: Recipe) -> str:
     return hashlib.sha256(view.encode()).hexdigest()[:16]
 
 
+def backbone_name(recipe: Recipe) -> str:
+    """What to call the backbone: the model, where it is one of a family such as timm's."""
+    return str(getattr(recipe.backbone.config, "model", recipe.backbone.name))
+
+
 def hashed_view(recipe: Recipe) -> dict[str, Any]:
     """What `recipe_hash` covers, as JSON types."""
     view: dict[str, Any] = _view(recipe, recipe.model_dump(mode="json"))

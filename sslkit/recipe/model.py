@@ -47,7 +47,7 @@ class OnlineProbeConfig(Block):
     """A linear classifier on detached features, trained along with the method."""
 
     lr: PositiveFloat = 0.1
-    """Learning rate of the probe, constant."""
+    """Peak learning rate of the probe; it follows the schedule of the recipe."""
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay of the probe."""
 
@@ -142,7 +142,7 @@ class Recipe(Block):
     tracking: Slot[Tracker] = slot("mlflow")
     """Where the run folder is mirrored to."""
     expect: dict[str, Expectation] = Field(default_factory=dict)
-    """Metric -> range that `sslkit verify` holds the result against."""
+    """Metric -> range that the result of this recipe should lie in."""
     runs_dir: Path = Path("runs")
     """The folder that run folders are made in."""
     origins: dict[str, Origin] = Field(default_factory=dict)

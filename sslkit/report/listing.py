@@ -10,6 +10,7 @@ from sslkit.errors import PluginError
 from sslkit.plugins import KINDS
 
 from .console import print_table
+from .fields import type_words
 
 if TYPE_CHECKING:
     from sslkit.plugins import PluginHost
@@ -84,39 +85,13 @@ def _describe(registry: Registry, kind: str, name: str) -> dict[str, Any]:
         "fields": [
             {
                 "field": field,
-                "type": field_type(spec),
+                "type": type_words(spec),
                 "default": "required" if field in required else spec.get("default"),
                 "meaning": " ".join(spec.get("description", "").split()),
             }
             for field, spec in schema.get("properties", {}).items()
         ],
     }
-
-
-def field_type(spec: Mapping[str, Any]) -> str:
-    """The type of a JSON Schema property, in the words of a recipe."""
-    if "anyOf" in spec:
-        return " or ".join(dict.fromkeys(field_type(option) for option in spec["anyOf"]))
-    if "enum" in spec:
-        return " | ".join(map(str, spec["enum"]))
-    if "const" in spec:
-        return str(spec["const"])
-    if "$ref" in spec:
-        return str(spec["$ref"].rsplit("/", 1)[-1])
-    if spec.get("type") == "array":
-        items = spec.get("prefixItems") or ([spec["items"]] if "items" in spec else [])
-        return "[" + ", ".join(field_type(item) for item in items) + "]"
-    bounds = [
-        f"{sign} {spec[key]}"
-        for key, sign in (
-            ("minimum", ">="),
-            ("exclusiveMinimum", ">"),
-            ("maximum", "<="),
-            ("exclusiveMaximum", "<"),
-        )
-        if key in spec
-    ]
-    return " ".join([str(spec.get("type", "any")), *bounds])
 
 
 def print_components(shown: Sequence[Mapping[str, Any]]) -> None:

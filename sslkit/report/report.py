@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sslkit.recipe import recipe_hash
+from sslkit.recipe import backbone_name, recipe_hash
 from sslkit.tracking.metrics_file import MetricLine, read_lines
 
 from .curves import draw_curves
@@ -40,7 +40,7 @@ def _markdown(
     yield f"# {recipe.name}, seed {recipe.seed}"
     yield ""
     yield (
-        f"{recipe.method.name} with {recipe.backbone.name} on {recipe.data.name} "
+        f"{recipe.method.name} with {backbone_name(recipe)} on {recipe.data.name} "
         f"({facts.num_images:,} images), {recipe.train.epochs} epochs of "
         f"{facts.steps_per_epoch:,} steps, batch {facts.batch_size:,}. "
         f"Recipe hash `{recipe_hash(recipe)}`; the whole recipe is in `recipe.resolved.yaml`, the "

@@ -32,7 +32,7 @@ class SmallConvNet(Backbone):
     """Convolution, BatchNorm, ReLU, mean pooling."""
 
     def __init__(self, config: ComponentConfig, *, channels: int, image_size: int) -> None:
-        super().__init__()
+        super().__init__(config)
         self.num_features = 6
         self.preprocess = Preprocess(image_size, image_size, "bilinear", (0.0,), (1.0,))
         self.net = nn.Sequential(

@@ -1,4 +1,4 @@
-"""A run is a function of its recipe: the same bits for any number of threads, and after any stop."""
+"""A run is a function of its recipe: equal bits for any number of threads and after any stop."""
 
 from __future__ import annotations
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from sslkit.builtin.losses import NTXent
 from sslkit.engine.checkpoint import Checkpoints, load
 from sslkit.engine.display import Display, Silent
 from sslkit.engine.meter import Meter
@@ -19,7 +20,8 @@ from sslkit.engine.optimization import scaled_lr
 from sslkit.engine.runtime import resolve_compile, resolve_device
 from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, RecipeError, TrainingError
-from sslkit.interfaces import OptimizerConfig
+from sslkit.interfaces import LossInput, OptimizerConfig
+from sslkit.nn.functional import nt_xent
 from sslkit.plan import make_plan
 from sslkit.runs import evaluate_run, find_problems, start
 from sslkit.saved_runs import load_encoder
@@ -119,9 +121,19 @@ def test_greyscale_images_train(tiny: Path) -> None:
     assert "augmentation.saturation" in problem
 
 
-def test_bf16_trains(tiny: Path) -> None:
-    metrics = start(str(tiny), ["train.precision=bf16"], display=Silent()).metrics
+def test_losses_are_computed_in_float32(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def forward(self: NTXent, inputs: LossInput) -> Tensor:
+        seen.append((inputs.views[0].dtype, torch.is_autocast_enabled("cpu")))
+        return nt_xent(inputs.views[0], inputs.views[1], 0.5)
+
+    monkeypatch.setattr(NTXent, "forward", forward)
+    metrics = start(
+        str(tiny), ["train.precision=bf16", "train.max_steps=2"], display=Silent()
+    ).metrics
     assert math.isfinite(metrics["train/loss"])
+    assert seen == [(torch.float32, False)] * 2
 
 
 def test_compile_true_without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ class PatchNet(Backbone):
     """A token network without BatchNorm, so that micro-batches are exact."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(PLAIN)
         self.num_features = WIDTH
         self.preprocess = Preprocess(SIDE, SIDE, "bilinear", (0.0,), (1.0,))
         self.embed_patches = nn.Linear(3 * PATCH**2, WIDTH)
