@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sslkit.recipe import backbone_name, recipe_hash
 from sslkit.tracking.metrics_file import MetricLine, read_lines
 
-from .curves import draw_curves
+from .figures import draw_accuracies, draw_curves
 from .tables import TITLE
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ def write_report(experiment: Experiment, results: FinalResults) -> list[Path]:
     folder = experiment.folder
     figures = []
     lines = list(read_lines(folder.metrics))
-    for name, figure in {"curves": draw_curves(lines), **results.trained.figures}.items():
+    drawn = {"curves": draw_curves(lines), **results.trained.figures}
+    if rows := results.compared():
+        drawn["accuracies"] = draw_accuracies(rows)
+    for name, figure in drawn.items():
         path = folder.figures / f"{name.replace('/', '_')}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, bbox_inches="tight")

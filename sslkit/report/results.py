@@ -48,6 +48,10 @@ class FinalResults:
         ]
         return heads, rows
 
+    def compared(self) -> list[ComparisonRow]:
+        """The rows of the table that have a baseline to be compared with."""
+        return [row for row in self.rows if row.metric.startswith(ACCURACY) and len(row.values) > 1]
+
     def others(self) -> dict[str, float]:
         """The trained encoder's metrics that the table leaves out, such as `collapse/std`."""
         shown = {f"eval/{row.protocol}/{row.metric}" for row in self.rows

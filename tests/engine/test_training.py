@@ -50,8 +50,8 @@ def test_run_folder_is_complete(tiny: Path) -> None:
     names = {path.relative_to(result.run_dir).as_posix() for path in result.run_dir.rglob("*.*")}
     assert {
         "recipe.resolved.yaml", "environment.json", "metrics.jsonl", "encoder.safetensors",
-        "report.md", "results.json", "figures/curves.png", "figures/augmented_views.png",
-        "checkpoints/step-00000018.pt",
+        "report.md", "results.json", "figures/curves.png", "figures/accuracies.png",
+        "figures/augmented_views.png", "checkpoints/step-00000018.pt",
     } <= names  # fmt: skip
     environment = json.loads((result.run_dir / "environment.json").read_text())
     assert environment["facts"]["total_steps"] == 18

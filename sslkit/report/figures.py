@@ -1,15 +1,17 @@
-"""Learning curves of one run."""
+"""Pictures of one run: learning curves, and accuracies beside the baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sslkit.evaluation.results import SUBJECTS, ComparisonRow
 from sslkit.tracking.metrics_file import MetricLine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_COLOURS = {"pixels": "#b0b7c3", "untrained": "#e3a857", "trained": "#2f6db5"}
 _PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("loss", ("train/loss",)),
     ("learning rate", ("train/lr",)),
@@ -33,8 +35,36 @@ def draw_curves(lines: Sequence[MetricLine]) -> Figure:
             axis.plot(x, y, marker="o" if len(points) < 30 else None, ms=3, lw=1.4, label=key)
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
+        if title.startswith("top-1"):
+            axis.set_ylim(0, 1)
+        elif title.startswith("collapse"):
+            axis.set_ylim(bottom=0)  # collapse is 0: a small wiggle must not look like a change
         if len(curves) > 1 or title.startswith(("top", "collapse")):
             axis.legend(fontsize=7)
+    return figure
+
+
+def draw_accuracies(rows: Sequence[ComparisonRow]) -> Figure:
+    """A bar per protocol and subject, in percent, with 95 % intervals where there are draws."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.6 + 1.5 * max(len(rows), 1), 3.2), layout="constrained")
+    axis = figure.subplots()
+    width = 0.8 / len(SUBJECTS)
+    for column, subject in enumerate(SUBJECTS):
+        found = [(x, row.values[subject]) for x, row in enumerate(rows) if subject in row.values]
+        places = [x + (column - 1) * width for x, _ in found]
+        heights = [100 * estimate.value for _, estimate in found]
+        bars = axis.bar(places, heights, width * 0.92, label=subject, color=_COLOURS[subject])
+        axis.bar_label(bars, fmt="%.1f", fontsize=7, padding=7)
+        for x, (_, estimate) in zip(places, found, strict=True):
+            if estimate.low is not None and estimate.high is not None:
+                axis.vlines(x, 100 * estimate.low, 100 * estimate.high, color="black", lw=1)
+    axis.set_xticks(range(len(rows)), [f"{row.protocol}\n{row.metric}" for row in rows], fontsize=8)
+    axis.set(ylabel="accuracy, %", ylim=(0, 110))
+    figure.legend(fontsize=8, ncols=len(SUBJECTS), loc="outside upper center", frameon=False)
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
     return figure
 
 
