@@ -25,13 +25,12 @@ def make_plan(recipe: str | Path, overrides: Sequence[str], display: Display) ->
     Leaves no run folder and tells no tracker. Raises what a run would raise before its second
     step."""
     wanted = resolve(load_recipe(find_recipe(recipe), overrides))
-    untracked = resolve(load_recipe(find_recipe(recipe), [*overrides, "tracking={name: none}"]))
-    facts = check(untracked)
+    facts = check(wanted)
     with (
         tempfile.TemporaryDirectory() as place,
-        RunFolder.create(Path(place), untracked.name) as folder,
+        RunFolder.create(Path(place), wanted.name) as folder,
     ):
-        experiment = build(untracked, facts, folder, display)
+        experiment = build(wanted, facts, folder, display)  # the tracker is only started by a log
         training = experiment.training
         parameters = {
             "encoder": sum(p.numel() for p in training.method.encoder.parameters()),

@@ -12,9 +12,9 @@ from .engine.checkpoint import Checkpoints
 from .engine.checkpoint import load as load_checkpoint
 from .errors import CheckpointError, RecipeError
 from .experiment import Experiment, make_method
-from .interfaces import Backbone, Facts, Method, ViewSpec, resolve_component
-from .recipe import Recipe, hashed_view, load_recipe, recipe_hash
-from .tracking.folder import RunFolder
+from .interfaces import Backbone, Facts, Method, Slot, ViewSpec, resolve_component
+from .recipe import Recipe, components, hashed_view, load_recipe, recipe_hash
+from .tracking.folder import RunFolder, sanitise_name
 from .tracking.metrics_file import read_lines
 
 RESULTS = "results.json"
@@ -28,15 +28,34 @@ def is_finished(path: Path) -> bool:
 
 
 def find_unfinished(recipe: Recipe) -> Path | None:
-    """The newest run of this recipe and seed that has not come to its end."""
+    """The newest run of this recipe, on the same paths, that has not come to its end."""
     found = []
-    for path in Path(recipe.runs_dir).glob("*/recipe.resolved.yaml"):
+    mine = f"{sanitise_name(recipe.name)}-*"
+    for path in Path(recipe.runs_dir).glob(f"{mine}/recipe.resolved.yaml"):
         folder = RunFolder.open(path.parent)
-        if not is_finished(path.parent) and path.parent.name.startswith(f"{recipe.name}-"):
+        if is_finished(folder.path):
+            continue
+        try:
             saved = load_recipe(path)
-            if saved.seed == recipe.seed and recipe_hash(saved) == recipe_hash(recipe):
-                found.append(folder)
+        except RecipeError:  # of another version, or of a plugin that is gone: not this recipe
+            continue
+        if _identity(saved) == _identity(recipe):
+            found.append(folder)
     return max(found, key=lambda folder: folder.id).path if found else None
+
+
+def _identity(recipe: Recipe) -> tuple[object, ...]:
+    return recipe.name, recipe.seed, recipe_hash(recipe), _paths(recipe)
+
+
+def _paths(recipe: Recipe) -> dict[str, Path]:
+    """Every path in the components of a recipe, absolute; the hash leaves their values out."""
+    return {
+        f"{where}.{field}": value.absolute()
+        for where, slot in components(recipe)
+        for field, value in slot.config
+        if isinstance(value, Path) and not where.startswith(("tracking", "callbacks"))
+    }
 
 
 def refuse_changes(saved: Recipe, wanted: Recipe, path: Path) -> None:
@@ -75,7 +94,8 @@ def read_environment(path: Path) -> dict[str, Any]:
         environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: environment.json cannot be read ({error})") from error
-    assert isinstance(environment, dict)
+    if not isinstance(environment, dict):
+        raise CheckpointError(f"{path}: environment.json holds no block of fields")
     return environment
 
 
@@ -106,18 +126,41 @@ def restore(experiment: Experiment, state: Mapping[str, Any], source: str) -> No
 def load_method(
     run_or_checkpoint: Path, overrides: Sequence[str] = ()
 ) -> tuple[Recipe, Facts, Method]:
-    """Recipe, facts and trained method (on the CPU) of a run or checkpoint."""
+    """Recipe, facts and trained method (on the CPU) of a run or checkpoint. Weights that the run
+    started from need not be there any more.
+
+    Raises CheckpointError, RecipeError and RunFolderError."""
     state = read_state(run_or_checkpoint)
     folder = run_folder_of(run_or_checkpoint)
     recipe = load_recipe(folder.recipe, overrides)
     facts = read_facts(folder.path)
-    method = make_method(recipe, facts)
-    method.load_state_dict(state["method"])
+    method = make_method(without_starting_weights(recipe), facts)
+    try:
+        method.load_state_dict(state["method"])
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"{run_or_checkpoint}: its weights do not fit the recipe ({reason}); leave method and "
+            "backbone as the run has them"
+        ) from error
     return recipe, facts, method
 
 
+def without_starting_weights(recipe: Recipe) -> Recipe:
+    """The recipe with a backbone that is built without loading or downloading weights."""
+    found = recipe.backbone
+    bare = Slot(
+        found.cls,
+        found.name,
+        found.cls.architecture(found.config),
+        found.distribution,
+        found.version,
+    )
+    return recipe.model_copy(update={"backbone": bare})
+
+
 def run_folder_of(run_or_checkpoint: Path) -> RunFolder:
-    """The run folder that a path is, or that a checkpoint lies in. Raises CheckpointError."""
+    """The run folder that a path is, or that a checkpoint lies in. Raises RunFolderError."""
     path = run_or_checkpoint
     return RunFolder.open(path if path.is_dir() else path.parent.parent)
 
@@ -150,11 +193,16 @@ def last_metrics(folder: RunFolder) -> dict[str, float]:
 
 
 def read_facts(path: Path) -> Facts:
-    """The facts of a run, as its environment.json records them."""
-    saved = read_environment(path)["facts"]
-    views = tuple(ViewSpec(**view) for view in saved.pop("views"))
-    size = saved.pop("image_size")
-    return Facts(**saved, views=views, image_size=tuple(size) if size else None)
+    """The facts of a run, as its environment.json records them. Raises CheckpointError."""
+    try:
+        saved = read_environment(path)["facts"]
+        views = tuple(ViewSpec(**view) for view in saved.pop("views"))
+        size = saved.pop("image_size")
+        return Facts(**saved, views=views, image_size=tuple(size) if size else None)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: the facts in environment.json are not those of this version ({error})"
+        ) from error
 
 
 def save_encoder(experiment: Experiment) -> Path:

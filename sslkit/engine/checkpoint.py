@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sslkit.errors import CheckpointError
+from sslkit.errors import CheckpointError, TrainingError
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)\.pt")
@@ -23,18 +23,33 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Writes a checkpoint and removes the oldest beyond `keep`. A kill at any moment leaves
-        either the whole new file or none of it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Writes a checkpoint and removes all but the newest `keep` up to this step; what lies
+        beyond it was damaged, or training would have gone on from there. A kill at any moment
+        leaves either the whole new file or none of it.
+
+        Raises TrainingError where the file cannot be written; the older ones are then untouched."""
         path = self.folder / f"step-{step:08d}.pt"
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, "step": step, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary = self.folder / "saving.tmp"  # one name, so that kills do not fill the disk
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save({"format": FORMAT, "step": step, **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):  # torch raises its own error over the system's
+                raise
+            raise TrainingError(
+                f"{path}: the checkpoint cannot be written ({cause.strerror}); mend that, then "
+                "resume the run"
+            ) from error
         _sync_folder(self.folder)
-        for old in self.paths()[: -self.keep]:
+        paths = self.paths()
+        end = paths.index(path) + 1
+        for old in paths[: max(end - self.keep, 0)] + paths[end:]:
             old.unlink(missing_ok=True)
         return path
 
@@ -42,7 +57,8 @@ class Checkpoints:
         """Checkpoints by step, oldest first."""
         if not self.folder.is_dir():
             return []
-        return sorted(p for p in self.folder.iterdir() if _NAME.fullmatch(p.name))
+        found = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
+        return [path for _, path in sorted((int(name[1]), path) for name, path in found if name)]
 
     def load_newest(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest checkpoint that can be read (None where there is none yet), and one message

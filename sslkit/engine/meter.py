@@ -46,7 +46,8 @@ class Meter:
     def flush(self) -> tuple[float, float, float]:
         """Since the last flush: mean loss, images per second, seconds."""
         seconds = time.perf_counter() - self._since
-        loss = torch.stack(self.losses).double().mean().item() if self.losses else math.nan
+        # Averaged on the CPU: an MPS device has no float64.
+        loss = torch.stack(self.losses).cpu().double().mean().item() if self.losses else math.nan
         speed = self._images / seconds
         self.losses = []
         self.restart_clock()

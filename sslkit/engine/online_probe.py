@@ -75,9 +75,11 @@ class OnlineProbe:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores classifier and optimiser."""
+        """Restores classifier and momentum; the weight decay is that of the recipe."""
+        weight_decay = self.optimizer.param_groups[0]["weight_decay"]
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.param_groups[0]["weight_decay"] = weight_decay
 
 
 class ProbeAccuracy(Evaluator):

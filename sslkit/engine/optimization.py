@@ -39,6 +39,7 @@ class Optimization:
         self.optimizer = optimizer.create(
             [part for group in self.groups for part in _split(group, config, self.peak_lr)]
         )
+        self._rules = [_rules(group) for group in self.optimizer.param_groups]
 
     def set_lr(self, progress: Progress) -> float:
         """Sets the learning rate of the coming step and returns that of an unscaled group."""
@@ -68,8 +69,16 @@ class Optimization:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the optimiser's state."""
+        """Restores the optimiser's state: its moments, and not its rules (weight decay, momentum),
+        which are those of the recipe, also where a fork changes them.
+
+        Raises ValueError for the state of another optimiser."""
+        for rules, saved in zip(self._rules, state["param_groups"], strict=False):
+            if rules.keys() != _rules(saved).keys():
+                raise ValueError("it is the state of another optimiser")
         self.optimizer.load_state_dict(state)
+        for group, rules in zip(self.optimizer.param_groups, self._rules, strict=True):
+            group.update(rules)
 
 
 def _split(group: ParamGroup, config: OptimizerConfig, lr: float) -> list[dict[str, Any]]:
@@ -83,6 +92,10 @@ def _split(group: ParamGroup, config: OptimizerConfig, lr: float) -> list[dict[s
         {"params": excluded, "weight_decay": 0.0, "adapt": False, **shared},
     ]
     return [part for part in parts if part["params"]]
+
+
+def _rules(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
 
 
 def _check_groups(method: Method, groups: list[ParamGroup]) -> None:

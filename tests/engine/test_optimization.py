@@ -1,0 +1,41 @@
+"""The optimiser's state across a resume and a fork."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sslkit.engine.checkpoint import load
+from sslkit.engine.display import Silent
+from sslkit.errors import CheckpointError
+from sslkit.runs import start
+
+
+def test_a_fork_trains_with_the_rules_of_its_own_recipe(tiny: Path) -> None:
+    """Moments come from the checkpoint; weight decay, betas and the like from the recipe."""
+    source = start(str(tiny), ["train.max_steps=2", "evaluate=[]"], display=Silent()).run_dir
+    forked = start(
+        str(tiny),
+        [
+            "train.max_steps=4",
+            "evaluate=[]",
+            "optimizer.weight_decay=0.3",
+            "optimizer.betas=[0.5, 0.9]",
+            "train.online_probe.weight_decay=0.2",
+        ],
+        fork=source,
+        display=Silent(),
+    ).run_dir
+    state = load(forked / "checkpoints" / "step-00000004.pt")
+    groups = state["optimization"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert all(tuple(group["betas"]) == (0.5, 0.9) for group in groups)
+    assert state["probe"]["optimizer"]["param_groups"][0]["weight_decay"] == 0.2
+    assert all(entry["step"] == 4 for entry in state["optimization"]["state"].values())
+
+
+def test_a_fork_refuses_the_state_of_another_optimiser(tiny: Path) -> None:
+    source = start(str(tiny), ["train.max_steps=2", "evaluate=[]"], display=Silent()).run_dir
+    with pytest.raises(CheckpointError, match="state of another optimiser"):
+        start(str(tiny), ["optimizer={name: sgd, lr: 0.1}"], fork=source, display=Silent())
