@@ -59,6 +59,12 @@ class Experiment:
         """The method that is trained."""
         return self.training.method
 
+    def write_unreadable(self) -> None:
+        """Lists the images that could not be read, where there are any."""
+        self.train_store.write_report(self.folder.path / "corrupt_images.json")
+        if self.test_store is not None:
+            self.test_store.write_report(self.folder.path / "corrupt_test_images.json")
+
     def open_log(self) -> RunLog:
         """Opens the log behind `training`, from its current step on, and connects the tracker."""
         self.folder.truncate_metrics(self.training.progress.step)
@@ -173,7 +179,6 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
     training = Training(
         run=view,
         seed=recipe.seed,
-        batch_size=recipe.train.batch_size,
         runtime=runtime,
         loader=loader,
         method=method,

@@ -435,6 +435,15 @@ class Progress:
         return self.step / self.steps_per_epoch
 
     @property
+    def epochs_done(self) -> int:
+        """Whole epochs done."""
+        return self.step // self.steps_per_epoch
+
+    def next(self) -> Progress:
+        """One step later."""
+        return replace(self, step=self.step + 1)
+
+    @property
     def fraction(self) -> float:
         """Part of training that is done, 0 to 1."""
         return self.step / self.total_steps

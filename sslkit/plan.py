@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ def make_plan(recipe: str | Path, overrides: Sequence[str], display: Display) ->
         batch = next(iter(training.loader.epoch(0)))
         training.optimization.set_lr(training.progress)
         output, _ = train_step(training, batch)
-        training.method.after_step(replace(training.progress, step=1), output.carry)
         loss = output.loss.item()
         seconds = time.perf_counter() - started
         schedule, peak = training.optimization.schedule, training.optimization.peak_lr

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from .engine.display import Display, make_display
 from .engine.loop import evaluate_epoch, train
 from .engine.runtime import make_runtime
 from .engine.signals import StopSignals
-from .errors import RecipeError, SSLKitError
+from .errors import CheckpointError, RecipeError, SSLKitError, TrainingError
 from .experiment import Experiment, build, check, make_method, make_suite, open_stores, resolve
 from .interfaces import Facts, Progress, resolve_component
 from .plugins import load_plugins
@@ -74,26 +76,38 @@ def start(
     if resume is not None and fork is not None:
         raise RecipeError("--resume and --fork exclude each other: give one of them")
     if resume is not None and resume != "auto":
-        return go_on(Path(resume), recipe, overrides, display)
+        return resume_run(Path(resume), recipe, overrides, display)
     if recipe is None:
         raise RecipeError("a recipe is needed; `sslkit recipes list` shows the shipped ones")
 
     loaded = resolve(load_recipe(find_recipe(recipe), overrides))
     if resume == "auto" and (unfinished := find_unfinished(loaded)) is not None:
         display.message(f"going on with {unfinished}")
-        return go_on(unfinished, None, (), display)
+        return resume_run(unfinished, recipe, overrides, display)
     state = read_state(fork) if fork is not None else None
     facts = check(loaded)
     with RunFolder.create(loaded.runs_dir, loaded.name) as folder:
-        folder.write_text(folder.recipe, dump_resolved(loaded))
         experiment = build(loaded, facts, folder, display)
         if state is not None:
+            refuse_ended(state, facts, f"{fork}")
             restore(experiment, state, f"{fork}")
+            experiment.training.save()  # a resume before the next one must not start from nothing
         write_environment(experiment, forked_from=str(fork) if fork else None)
+        # Last: a folder that has it can be resumed, and one whose data never loaded is no run.
+        folder.write_text(folder.recipe, dump_resolved(loaded))
         return execute(experiment)
 
 
-def go_on(
+def refuse_ended(state: Mapping[str, Any], facts: Facts, source: str) -> None:
+    """Raises CheckpointError where a fork would have nothing left to train."""
+    if state["step"] >= facts.total_steps:
+        raise CheckpointError(
+            f"{source}: is at step {state['step']}, and this recipe ends at step "
+            f"{facts.total_steps}; raise train.epochs, or take the weights with backbone.weights"
+        )
+
+
+def resume_run(
     path: Path, recipe: str | Path | None, overrides: Sequence[str], display: Display
 ) -> RunResult:
     """Resumes a run from its newest checkpoint, with the recipe that it was started with."""
@@ -103,10 +117,10 @@ def go_on(
                 f"{path}: this run is finished; --fork {path} starts a new one from it"
             )
         saved = load_recipe(folder.recipe)
-        wanted = load_recipe(find_recipe(recipe) if recipe else folder.recipe, overrides)
-        refuse_changes(saved, resolve(wanted), path)
-        facts = check_from_elsewhere(saved, folder.path)
-        experiment = build(resolve(wanted), facts, folder, display)
+        wanted = resolve(load_recipe(find_recipe(recipe) if recipe else folder.recipe, overrides))
+        refuse_changes(saved, wanted, path)
+        facts = check_from_elsewhere(wanted, folder)
+        experiment = build(wanted, facts, folder, display)
         refuse_other_data(experiment)
         state, damaged = experiment.training.checkpoints.load_newest()
         for message in damaged:
@@ -118,81 +132,98 @@ def go_on(
         return execute(experiment)
 
 
-def check_from_elsewhere(recipe: Recipe, run_dir: Path) -> Facts:
+def check_from_elsewhere(recipe: Recipe, folder: RunFolder) -> Facts:
     """`check`, which adds where the run was started if the data cannot be found from here: the
     paths of a recipe count from the working folder."""
     try:
         return check(recipe)
     except RecipeError as error:
-        home = read_environment(run_dir).get("working_directory")
+        if not folder.environment.exists():
+            raise
+        home = read_environment(folder.path).get("working_directory")
         if home in (None, str(Path.cwd())):
             raise
         raise RecipeError(
-            *error.problems, f"{run_dir}: this run was started in {home}; resume it from there"
+            *error.problems, f"{folder.path}: this run was started in {home}; resume it from there"
         ) from error
 
 
 def execute(experiment: Experiment) -> RunResult:
     """Trains and evaluates an experiment that is built, and closes its log whatever happens."""
-    training, display = experiment.training, experiment.training.display
-    progress = training.progress
-    device = training.runtime.device
-    with (
-        StopSignals() as stop,
-        experiment.open_log() as log,
-        SystemSampler(log.log_system, device),
-    ):
-        log.artifact(experiment.folder.recipe)
-        log.artifact(experiment.folder.environment)
+    training, folder = experiment.training, experiment.folder
+    results: FinalResults | None = None
+    with StopSignals() as stop, experiment.open_log() as log:
+        log.artifact(folder.recipe)
+        log.artifact(folder.environment)
         try:
-            display.start(progress.total_steps, progress.step)
-            if at_epoch_end(progress) and not was_evaluated(experiment.folder, progress.step):
-                evaluate_epoch(training, at_epoch(progress))
-            train(training, stop)
-            display.close()
-            if stop.requested:
-                return stopped(experiment, log, stop.requested)
-            return finish(experiment, log)
+            with SystemSampler(log.log_system, training.runtime.device):
+                advance(experiment, stop)
+                if not stop.requested:
+                    stop.at_once = True  # all is saved: nothing is lost by stopping in evaluation
+                    results = finish(experiment, log)
         except KeyboardInterrupt:
-            return stopped(experiment, log, "a second Ctrl-C")
+            pass  # `stop` has its name
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"step {training.progress.step + 1}: out of memory on {training.runtime.device}; "
+                f"lower train.batch_size, now {experiment.recipe.train.batch_size}"
+            ) from error
         finally:
-            display.close()
+            training.display.close()
+            experiment.write_unreadable()
+        if results is None:
+            say_how_to_go_on(experiment, stop.requested or "SIGINT")
+        log.finish("killed" if results is None else "finished")
+    status: Status = "stopped" if results is None else "finished"
+    return RunResult(folder.path, last_metrics(folder), log.run_id, status, results)
 
 
-def stopped(experiment: Experiment, log: RunLog, reason: str) -> RunResult:
-    """The result of a run that was stopped, after saying how to go on."""
-    folder, training = experiment.folder, experiment.training
+def advance(experiment: Experiment, stop: StopSignals) -> None:
+    """Trains from the current step on, after the evaluation that a stop may have cut off."""
+    training = experiment.training
+    progress = training.progress
+    training.display.start(progress.total_steps, progress.step)
+    for callback in training.callbacks:
+        callback.on_start(training.run, training.method)
+    if at_epoch_end(progress) and not was_evaluated(experiment.folder, progress.step):
+        evaluate_epoch(training, progress.epochs_done)
+    train(training, stop)
+    training.display.close()
+
+
+def say_how_to_go_on(experiment: Experiment, reason: str) -> None:
+    """The last line of a run that was stopped."""
+    training = experiment.training
     saved = training.checkpoints.paths()
     training.display.message(
         f"stopped by {reason} at step {training.progress.step} of {training.progress.total_steps}"
         f" ({f'saved in {saved[-1].name}' if saved else 'nothing saved yet'}); "
-        f"go on with: sslkit run --resume {folder.path}"
+        f"go on with: sslkit run --resume {experiment.folder.path}"
     )
-    log.finish("killed")
-    return RunResult(folder.path, last_metrics(folder), log.run_id, "stopped")
 
 
-def finish(experiment: Experiment, log: RunLog) -> RunResult:
+def finish(experiment: Experiment, log: RunLog) -> FinalResults:
     """Measures the last epoch beside the baselines; writes encoder, results and report."""
     folder, training = experiment.folder, experiment.training
-    save_encoder(experiment)
+    log.artifact(save_encoder(experiment))  # a tracker takes it only where its recipe says so
     training.display.message("evaluating the last epoch and the baselines")
-    trained = experiment.suite.run(training.method.encoder, at_epoch(training.progress), final=True)
-    baselines = experiment.suite.baselines(experiment.untrained_encoder())
+    with training.runtime.eager():
+        trained = experiment.suite.run(
+            training.method.encoder, training.progress.epochs_done, final=True
+        )
+        baselines = experiment.suite.baselines(experiment.untrained_encoder())
     metrics = {**trained.metrics, **baselines.metrics}
     if metrics and not was_evaluated(folder, training.progress.step):
         log.log(metrics, training.progress.step)
         for callback in training.callbacks:
             callback.on_evaluation(training.run, metrics, training.progress)
-    experiment.train_store.write_report(folder.path / "corrupt_images.json")
 
     results = FinalResults.collect(trained, baselines)
     for artifact in write_report(experiment, results):
         log.artifact(artifact, artifact.parent.relative_to(folder.path).as_posix().strip("."))
     folder.write_json(RESULTS, results.to_json())
     log.artifact(folder.path / RESULTS)
-    log.finish("finished")
-    return RunResult(folder.path, last_metrics(folder), log.run_id, "finished", results)
+    return results
 
 
 def evaluate_run(
@@ -267,11 +298,6 @@ def write_environment(experiment: Experiment, forked_from: str | None) -> None:
         "forked_from": forked_from,
     }
     experiment.folder.write_json(experiment.folder.environment, found)
-
-
-def at_epoch(progress: Progress) -> int:
-    """Whole epochs done."""
-    return progress.step // progress.steps_per_epoch
 
 
 def at_epoch_end(progress: Progress) -> bool:

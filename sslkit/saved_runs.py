@@ -27,13 +27,21 @@ def is_finished(path: Path) -> bool:
     return (path / RESULTS).exists()
 
 
+def is_fork(path: Path) -> bool:
+    """Whether a run started from another one's state: it is no repetition of its recipe."""
+    try:
+        return read_environment(path).get("forked_from") is not None
+    except CheckpointError:  # killed before it was written, and so before the first step
+        return False
+
+
 def find_unfinished(recipe: Recipe) -> Path | None:
     """The newest run of this recipe, on the same paths, that has not come to its end."""
     found = []
     mine = f"{sanitise_name(recipe.name)}-*"
     for path in Path(recipe.runs_dir).glob(f"{mine}/recipe.resolved.yaml"):
         folder = RunFolder.open(path.parent)
-        if is_finished(folder.path):
+        if is_finished(folder.path) or is_fork(folder.path):
             continue
         try:
             saved = load_recipe(path)
@@ -113,6 +121,12 @@ def read_state(run_or_checkpoint: Path) -> dict[str, Any]:
 
 def restore(experiment: Experiment, state: Mapping[str, Any], source: str) -> None:
     """Puts a checkpoint's state into an experiment. Raises CheckpointError if it does not fit."""
+    mine = experiment.facts.steps_per_epoch
+    if state["steps_per_epoch"] != mine:
+        raise CheckpointError(
+            f"{source}: has {state['steps_per_epoch']} steps an epoch and this recipe {mine} (the "
+            "batch size or the data differ); start a run with backbone.weights instead"
+        )
     try:
         experiment.training.load_state_dict(state)
     except (KeyError, ValueError, RuntimeError) as error:

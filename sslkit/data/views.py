@@ -84,7 +84,7 @@ class ViewMaker(ABC):
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """A copy that does not wait for work queued on a GPU."""
-        if tensor.device == self.device:
+        if tensor.device.type == self.device.type:
             return tensor
         return self.pinned(tensor).to(self.device, non_blocking=self._pin)
 

@@ -49,7 +49,6 @@ class Training:
 
     run: RunView
     seed: int
-    batch_size: int
     runtime: Runtime
     loader: Loader
     method: Method
@@ -68,6 +67,8 @@ class Training:
     evaluate: Callable[[int], Mapping[str, float]]
     """Runs the protocols that are due then."""
     meter: Meter = field(default_factory=Meter)
+    saved_step: int | None = None
+    """The step of the newest checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
         """All state that the next step depends on; the rest is a function of the step's number."""
@@ -76,6 +77,7 @@ class Training:
             "optimization": self.optimization.state_dict(),
             "probe": self.probe.state_dict() if self.probe else None,
             "meter": self.meter.state_dict(),
+            "steps_per_epoch": self.progress.steps_per_epoch,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -86,10 +88,13 @@ class Training:
             self.probe.load_state_dict(state["probe"])
         self.meter.load_state_dict(state["meter"], self.runtime.device)
         self.progress = replace(self.progress, step=state["step"])
+        self.saved_step = state["step"]
 
     def save(self) -> Path:
         """Writes a checkpoint of the current step."""
-        return self.checkpoints.save(self.progress.step, self.state_dict())
+        path = self.checkpoints.save(self.progress.step, self.state_dict())
+        self.saved_step = self.progress.step
+        return path
 
 
 def train(training: Training, stop: StopSignals) -> None:
@@ -98,9 +103,8 @@ def train(training: Training, stop: StopSignals) -> None:
     Raises TrainingError when the loss is not finite."""
     t = training
     t.method.train()
-    for callback in t.callbacks:
-        callback.on_start(t.run, t.method)
     t.meter.restart_clock()
+    lr = t.optimization.set_lr(t.progress)
 
     while t.progress.step < t.progress.total_steps and not stop.requested:
         epoch, start = divmod(t.progress.step, t.progress.steps_per_epoch)
@@ -110,16 +114,15 @@ def train(training: Training, stop: StopSignals) -> None:
 
             lr = t.optimization.set_lr(t.progress)
             output, probe_metrics = train_step(t, batch)
-            t.progress = replace(t.progress, step=t.progress.step + 1)
-            t.method.after_step(t.progress, output.carry)
+            t.progress = t.progress.next()
             t.meter.add(output.loss, len(batch))
             t.display.advance(t.progress.step)
 
             step, done = t.progress.step, t.progress.step == t.progress.total_steps
             log_due = step % t.log_every_steps == 0 or done
-            save_due = stop.requested or done or _divides(t.checkpoint_every_steps, step)
+            save_due = done or _divides(t.checkpoint_every_steps, step)
             if log_due or save_due or t.runtime.device.type == "cpu":
-                t.meter.check(step, lr, _advice(t))
+                t.meter.check(step, lr, lambda: _advice(t))
             if log_due:
                 log_training(t, lr, {**output.metrics, **probe_metrics})
             if save_due:
@@ -130,20 +133,26 @@ def train(training: Training, stop: StopSignals) -> None:
         if t.progress.step % t.progress.steps_per_epoch == 0 and not stop.requested:
             finish_epoch(t)
 
+    # Here and not in the loop: a signal may come at any moment, also while an epoch is evaluated.
+    if stop.requested and t.saved_step != t.progress.step:
+        t.meter.check(t.progress.step, lr, lambda: _advice(t))
+        t.save()
+
 
 def train_step(t: Training, batch: Batch) -> tuple[StepOutput, Mapping[str, Tensor]]:
-    """One optimiser step on one batch, `after_step` excepted; also the online probe's metrics."""
+    """One optimiser step on one batch; also the online probe's metrics."""
     batch = replace(batch, views=tuple(t.runtime.layout(view) for view in batch.views))
-    t.method.before_step(t.progress)
     with seeded(t.seed, "train", t.progress.step, "micro_batch", 0, "rank", 0):
+        t.method.before_step(t.progress)
         with t.runtime.autocast():
             embeddings = t.method.embed(batch)
         embeddings = {name: full_precision(value) for name, value in embeddings.items()}
         output = t.method.objective(embeddings, batch)
         output.loss.backward()  # type: ignore[no-untyped-call]
-    t.method.after_backward(t.progress)
-    t.optimization.clip()
-    t.optimization.step()
+        t.method.after_backward(t.progress)
+        t.optimization.clip()
+        t.optimization.step()
+        t.method.after_step(t.progress.next(), output.carry)
 
     if t.probe is None or batch.labels is None or "features" not in embeddings:
         return output, {}
@@ -161,8 +170,8 @@ def finish_epoch(t: Training) -> None:
     run, which adds the baselines."""
     if t.progress.step == t.progress.total_steps:
         return
-    epoch = t.progress.step // t.progress.steps_per_epoch
-    if epoch % t.checkpoint_every_epochs == 0:
+    epoch = t.progress.epochs_done
+    if epoch % t.checkpoint_every_epochs == 0 or t.evaluation_due(epoch):
         t.save()
     evaluate_epoch(t, epoch)
 
@@ -171,7 +180,8 @@ def evaluate_epoch(t: Training, epoch: int) -> None:
     """Runs the protocols that are due after `epoch` epochs and logs what they found."""
     if not t.evaluation_due(epoch):
         return
-    metrics = t.evaluate(epoch)
+    with t.runtime.eager():
+        metrics = t.evaluate(epoch)
     t.log.log(metrics, t.progress.step)
     t.display.metrics(metrics, t.progress.step)
     for callback in t.callbacks:
@@ -183,11 +193,13 @@ def evaluate_epoch(t: Training, epoch: int) -> None:
 def log_training(t: Training, lr: float, step_metrics: Mapping[str, Tensor | float]) -> None:
     """Logs the mean loss since the last log step and the metrics of this step."""
     loss, speed, seconds = t.meter.flush()
+    with torch.no_grad():
+        read = {f"train/{name}": float(value) for name, value in step_metrics.items()}
     metrics = {
         "train/loss": loss,
         "train/lr": lr,
         "train/epoch": t.progress.epoch,
-        **{f"train/{name}": float(value) for name, value in step_metrics.items()},
+        **read,
         "perf/images_per_second": speed,
         "perf/data_wait_fraction": min(t.loader.wait_s / seconds, 1.0),
         "perf/peak_memory_mb": t.runtime.peak_memory_mb(),
@@ -205,5 +217,9 @@ def _divides(every: int | None, step: int) -> bool:
 
 def _advice(t: Training) -> str:
     paths = t.checkpoints.paths()
-    last = f"Last good checkpoint: {paths[-1]}." if paths else "There is no checkpoint yet."
-    return f"{last} Lower optimizer.lr, or set train.max_grad_norm, and start again from there."
+    if not paths:
+        return "There is no checkpoint yet: lower optimizer.lr, or set train.max_grad_norm."
+    return (
+        f"Last good checkpoint: {paths[-1]}. Go on from there with a lower learning rate: "
+        f"sslkit run RECIPE --fork {paths[-1]} -o optimizer.lr=..."
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Meter:
         self.losses.append(loss.detach())
         self._images += images
 
-    def check(self, step: int, lr: float, advice: str) -> None:
+    def check(self, step: int, lr: float, advice: Callable[[], str]) -> None:
         """Raises TrainingError naming the first step whose loss is not finite. step: the last one
         added, counted from 1."""
         values = torch.stack(self.losses).tolist() if self.losses else []
@@ -40,7 +41,7 @@ class Meter:
             if not math.isfinite(value):
                 bad = step - len(values) + 1 + offset
                 raise TrainingError(
-                    f"step {bad}: the loss is {value} at learning rate {lr:.4g}. {advice}"
+                    f"step {bad}: the loss is {value} at learning rate {lr:.4g}. {advice()}"
                 )
 
     def flush(self) -> tuple[float, float, float]:

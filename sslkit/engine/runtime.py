@@ -34,6 +34,11 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
+    def eager(self) -> AbstractContextManager[object]:
+        """Evaluation runs uncompiled: its batches have other shapes, and its numbers are then
+        those of `sslkit eval`."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+
     def prepare(self, module: nn.Module) -> None:
         """Moves a module to the device, in place."""
         module.to(self.device)
@@ -104,5 +109,4 @@ def make_runtime(train: TrainConfig) -> Runtime:
     torch.use_deterministic_algorithms(train.deterministic)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not train.deterministic
-        torch.backends.cuda.matmul.allow_tf32 = not train.deterministic
     return Runtime(device, train.precision, train.channels_last, bool(train.compile))

@@ -9,11 +9,12 @@ from typing import Any
 
 
 class StopSignals:
-    """While active, the first SIGINT or SIGTERM only sets `requested`; a second SIGINT raises
-    KeyboardInterrupt as usual."""
+    """While active, the first SIGINT or SIGTERM only sets `requested`; a second SIGINT, and any
+    signal once `at_once` is set, raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.requested: str | None = None
+        self.at_once = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -32,6 +33,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        again = self.requested is not None and number == signal.SIGINT
         self.requested = signal.Signals(number).name
+        if again or self.at_once:
+            raise KeyboardInterrupt

@@ -66,7 +66,7 @@ class TrainConfig(Block):
     channels_last: bool = True
     """Keeps images in memory channel by channel per pixel, which convolutions run faster on."""
     compile: bool | Literal["if_available"] = False
-    """Compiles the networks with torch.compile. `true` fails where no compiler is installed;
+    """Compiles the backbone with torch.compile. `true` fails where no compiler is installed;
     `if_available` goes on without it and records that."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; `auto` takes the first of cuda, mps and cpu that works and is recorded."""

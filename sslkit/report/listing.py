@@ -62,7 +62,7 @@ def component_fields(registry: Registry, name: str) -> list[dict[str, Any]]:
     kind, _, bare = name.rpartition(":")
     if kind and kind not in KINDS:
         kind, bare = "", name  # `distribution:name`
-    kinds = [kind] if kind else [k for k in KINDS if bare in registry.names(k)]
+    kinds = [kind] if kind else [k for k in KINDS if _provides(registry, k, bare)]
     if not kinds:
         everything = sorted({n for k in KINDS for n in registry.names(k)})
         raise PluginError(
@@ -70,6 +70,17 @@ def component_fields(registry: Registry, name: str) -> list[dict[str, Any]]:
             "See: sslkit plugins list"
         )
     return [_describe(registry, k, bare) for k in kinds]
+
+
+def _provides(registry: Registry, kind: str, name: str) -> bool:
+    plain = name.rpartition(":")[2]
+    if plain not in {entry.name for entry in registry.entries(kind)}:
+        return False
+    try:
+        registry.find(kind, name)
+    except PluginError:
+        return registry.is_ambiguous(kind, name)  # then the description says what to choose
+    return True
 
 
 def _describe(registry: Registry, kind: str, name: str) -> dict[str, Any]:

@@ -142,6 +142,9 @@ def test_plugins_and_recipes(tmp_path: Path, sslkit: Callable[..., Outcome]) -> 
     assert "temperature" in sslkit("plugins", "show", "nt_xent").out
     (shown,) = json.loads(sslkit("plugins", "show", "loss:nt_xent", "--json").out)
     assert [field["field"] for field in shown["fields"]] == ["temperature"]
+    assert json.loads(sslkit("plugins", "show", "sslkit:nt_xent", "--json").out)[0] == {
+        **shown, "name": "sslkit:nt_xent"
+    }  # fmt: skip
     missing = sslkit("plugins", "show", "nt_xentt")
     assert missing.code == 2
     assert "no such component" in missing.err
@@ -184,6 +187,20 @@ def test_wrong_words(words: list[str], expected: str, sslkit: Callable[..., Outc
     assert outcome.code == 2
     assert expected in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_a_file_that_cannot_be_written(sslkit: Callable[..., Outcome]) -> None:
+    outcome = sslkit("schema", "--out", "/nowhere/schema.json")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: ")
+    assert "/nowhere/schema.json" in outcome.err
+
+
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    from sslkit.cli import print_json
+
+    print_json({"a": [float("nan"), 1.0], "b": float("inf")})
+    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.0], "b": None}
 
 
 def test_debug_shows_the_traceback(sslkit: Callable[..., Outcome]) -> None:

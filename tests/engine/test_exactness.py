@@ -218,7 +218,21 @@ def test_fork_goes_on_from_the_whole_state(tiny: Path, reference: Path) -> None:
 
 def test_fork_that_does_not_fit(tiny: Path, reference: Path) -> None:
     with pytest.raises(CheckpointError, match=r"does not fit this recipe .* backbone\.weights"):
-        start(str(tiny), ["method.head.out_dim=4"], fork=reference, display=Silent())
+        start(
+            str(tiny), ["method.head.out_dim=4", "train.epochs=4"], fork=reference, display=Silent()
+        )
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.epochs=3", "is at step 18, and this recipe ends at step 18"),
+        ("train.batch_size=12", "has 6 steps an epoch and this recipe 8"),
+    ],
+)
+def test_fork_without_a_meaning(tiny: Path, reference: Path, override: str, expected: str) -> None:
+    with pytest.raises(CheckpointError, match=expected):
+        start(str(tiny), [override], fork=reference, display=Silent())
 
 
 def test_seed_matters(tiny: Path, reference: Path) -> None:

@@ -261,7 +261,7 @@ def test_meter_names_the_first_bad_step() -> None:
     for value in (1.0, 2.0, math.inf, math.nan):
         meter.add(torch.tensor(value), 8)
     with pytest.raises(TrainingError, match=r"step 9: the loss is inf"):
-        meter.check(step=10, lr=0.1, advice="")
+        meter.check(step=10, lr=0.1, advice=str)
 
 
 def test_meter_survives_a_round_trip() -> None:
