@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import SSLKitError
+from .plugin_errors import describe_failure
 
 app = typer.Typer(
     name="sslkit",
@@ -77,7 +78,10 @@ def run(
         plan = make_plan(_required(recipe), overrides, display)
         print_json(plan) if as_json else print_plan(plan)
         return
-    result = start(recipe, overrides, resume=resume, fork=fork, display=display)
+    try:
+        result = start(recipe, overrides, resume=resume, fork=fork, display=display)
+    except KeyboardInterrupt:
+        raise SSLKitError("stopped before the first step; nothing was kept") from None
     if as_json:
         print_json(
             {
@@ -272,6 +276,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:  # a plugin's, or ours: one line, and the rest on request
+        if debug:
+            raise
+        print(
+            f"error: {describe_failure(error)}. The same command with --debug shows the traceback",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .data.evaluation import augmented_pairs, evaluation_batches
@@ -18,7 +19,8 @@ from .engine.loop import NoLog, Training
 from .engine.online_probe import OnlineProbe, ProbeAccuracy
 from .engine.optimization import Optimization
 from .engine.runtime import Runtime, make_runtime, resolve_compile, resolve_device
-from .errors import RecipeError
+from .errors import PluginError, RecipeError
+from .evaluation.features import eval_mode
 from .evaluation.suite import EvaluationSuite
 from .interfaces import (
     Augmentation,
@@ -162,6 +164,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
 
     method = make_method(recipe, facts)
     runtime.prepare(method)
+    check_encoder(recipe, facts, runtime, method.encoder)
     if runtime.compiled:
         method.backbone.compile()
     optimization = Optimization(
@@ -221,6 +224,25 @@ def open_stores(recipe: Recipe, display: Display) -> tuple[ImageStore, ImageStor
     place = "in memory" if train_store.resident is not None else "decoded as they are needed"
     display.message(f"data: {recipe.data.name}, {sizes}, {place}")
     return train_store, test_store
+
+
+def check_encoder(recipe: Recipe, facts: Facts, runtime: Runtime, encoder: Backbone) -> None:
+    """Sends two black images through the encoder, in eval mode. Raises PluginError where it fails
+    or its features do not have the width that it states."""
+    slot, size = recipe.backbone, encoder.preprocess.size
+    who = f"backbone: '{slot.name}' of {slot.distribution} {slot.version}"
+    images = torch.zeros(2, facts.channels, size, size, device=runtime.device)
+    try:
+        with torch.no_grad(), eval_mode(encoder):
+            features = encoder(runtime.layout(images))
+    except Exception as error:  # whatever a network raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise PluginError(f"{who} cannot take images {tuple(images.shape)}: {reason}") from error
+    if tuple(features.shape) != (2, encoder.num_features):
+        raise PluginError(
+            f"{who} turns images {tuple(images.shape)} into features {tuple(features.shape)}, "
+            f"expected (2, num_features) with its num_features {encoder.num_features}"
+        )
 
 
 def check_disk_space(recipe: Recipe, folder: RunFolder, method: Method) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from .engine.display import Display
 from .engine.loop import train_step
+from .errors import TrainingError
 from .experiment import build, check, resolve
 from .interfaces import Progress
 from .recipe import dump_resolved, find_recipe, load_recipe, recipe_hash
@@ -42,6 +44,8 @@ def make_plan(recipe: str | Path, overrides: Sequence[str], display: Display) ->
         training.optimization.set_lr(training.progress)
         output, _ = train_step(training, batch)
         loss = output.loss.item()
+        if not math.isfinite(loss):
+            raise TrainingError(f"step 1: the loss is {loss}; see the loss and the precision")
         seconds = time.perf_counter() - started
         schedule, peak = training.optimization.schedule, training.optimization.peak_lr
         return {

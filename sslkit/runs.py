@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,7 +94,8 @@ def start(
     state = read_state(fork) if fork is not None else None
     facts = check(loaded)
     with RunFolder.create(loaded.runs_dir, loaded.name) as folder:
-        experiment = build(loaded, facts, folder, display)
+        with removed_on_failure(folder):
+            experiment = build(loaded, facts, folder, display)
         if state is not None:
             refuse_ended(state, facts, f"{fork}")
             restore(experiment, state, f"{fork}")
@@ -96,6 +104,16 @@ def start(
         # Last: a folder that has it can be resumed, and one whose data never loaded is no run.
         folder.write_text(folder.recipe, dump_resolved(loaded))
         return execute(experiment)
+
+
+@contextmanager
+def removed_on_failure(folder: RunFolder) -> Iterator[None]:
+    """Leaves no folder behind of a run that could not be built."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
 
 
 def refuse_ended(state: Mapping[str, Any], facts: Facts, source: str) -> None:
@@ -126,7 +144,7 @@ def resume_run(
         for message in damaged:
             display.message(f"warning: {message}; going on from the checkpoint before it")
         if state is None:
-            display.message("no checkpoint yet: starting from the first step")
+            display.message(f"{path}: no checkpoint; starting from the first step again")
         else:
             restore(experiment, state, str(path))
         return execute(experiment)
@@ -168,6 +186,9 @@ def execute(experiment: Experiment) -> RunResult:
                 f"step {training.progress.step + 1}: out of memory on {training.runtime.device}; "
                 f"lower train.batch_size, now {experiment.recipe.train.batch_size}"
             ) from error
+        except Exception:
+            folder.write_text("traceback.txt", traceback.format_exc())
+            raise
         finally:
             training.display.close()
             experiment.write_unreadable()
@@ -271,10 +292,24 @@ def open_ui(recipe: str | None, host: str, port: int) -> int:
     command = slot.build().ui_command(host, port)
     if command is None:
         raise RecipeError(f"tracking: '{slot.name}' has no pages to open")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise RecipeError(
+                f"--host {host} --port {port}: {error.strerror}; choose another --port"
+            ) from error
+    pages = subprocess.Popen(command, start_new_session=True)
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     try:
-        return subprocess.run(command, check=False).returncode
+        return pages.wait()
     except KeyboardInterrupt:
         return 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        with suppress(ProcessLookupError):
+            os.killpg(pages.pid, signal.SIGTERM)  # the server has workers of its own
 
 
 def sync_run(run_dir: Path) -> SyncResult:

@@ -122,10 +122,10 @@ def read_state(run_or_checkpoint: Path) -> dict[str, Any]:
 def restore(experiment: Experiment, state: Mapping[str, Any], source: str) -> None:
     """Puts a checkpoint's state into an experiment. Raises CheckpointError if it does not fit."""
     mine = experiment.facts.steps_per_epoch
-    if state["steps_per_epoch"] != mine:
+    if state.get("steps_per_epoch") != mine:
         raise CheckpointError(
-            f"{source}: has {state['steps_per_epoch']} steps an epoch and this recipe {mine} (the "
-            "batch size or the data differ); start a run with backbone.weights instead"
+            f"{source}: has {state.get('steps_per_epoch')} steps an epoch and this recipe {mine} "
+            "(batch size or data differ); start a run with backbone.weights instead"
         )
     try:
         experiment.training.load_state_dict(state)

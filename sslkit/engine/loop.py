@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sslkit.errors import PluginError
 from sslkit.interfaces import Batch, Callback, Method, Progress, RunView, StepOutput
 from sslkit.randomness import seeded
 
@@ -148,6 +149,7 @@ def train_step(t: Training, batch: Batch) -> tuple[StepOutput, Mapping[str, Tens
             embeddings = t.method.embed(batch)
         embeddings = {name: full_precision(value) for name, value in embeddings.items()}
         output = t.method.objective(embeddings, batch)
+        refuse_odd_loss(t.method, output.loss)
         output.loss.backward()  # type: ignore[no-untyped-call]
         t.method.after_backward(t.progress)
         t.optimization.clip()
@@ -158,6 +160,22 @@ def train_step(t: Training, batch: Batch) -> tuple[StepOutput, Mapping[str, Tens
         return output, {}
     factor = t.optimization.schedule.factor(t.progress)
     return output, t.probe.step(embeddings["features"], batch.labels, factor)
+
+
+def refuse_odd_loss(method: Method, loss: object) -> None:
+    """Raises PluginError where a method or its loss returned what cannot be minimised."""
+    if not isinstance(loss, Tensor):
+        found = f"{type(loss).__name__}"
+    elif loss.ndim > 0:
+        found = f"a tensor of shape {tuple(loss.shape)}"
+    elif not loss.requires_grad:
+        found = "a scalar without gradient"
+    else:
+        return
+    raise PluginError(
+        f"method: {type(method).__name__} made {found} as its loss, expected a scalar tensor that "
+        "depends on the parameters; see the forward of its loss"
+    )
 
 
 def full_precision(value: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -194,6 +195,44 @@ def test_a_file_that_cannot_be_written(sslkit: Callable[..., Outcome]) -> None:
     assert outcome.code == 1
     assert outcome.err.startswith("error: ")
     assert "/nowhere/schema.json" in outcome.err
+
+
+def test_unexpected_failures_are_one_line(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, sslkit: Callable[..., Outcome]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError("somewhere")
+
+    monkeypatch.setattr("sslkit.builtin.losses.NTXent.forward", fail)
+    outcome = sslkit("run", str(tiny))
+    assert outcome.code == 1
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("error")]
+    assert line.startswith("error: ZeroDivisionError: somewhere (")
+    assert "test_cli.py:" in line
+    assert "--debug" in line
+    assert "Traceback" not in outcome.err
+
+
+def test_interrupted_before_the_first_step(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, sslkit: Callable[..., Outcome]
+) -> None:
+    def interrupt(*arguments: object, **fields: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sslkit.experiment.open_stores", interrupt)
+    outcome = sslkit("run", str(tiny))
+    assert outcome.code == 1
+    assert outcome.err == "error: stopped before the first step; nothing was kept\n"
+    assert not list((tiny.parent / "runs").iterdir())
+
+
+def test_ui_on_a_busy_port(sslkit: Callable[..., Outcome]) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        outcome = sslkit("ui", "--port", str(busy.getsockname()[1]))
+    assert outcome.code == 2
+    assert "choose another --port" in outcome.err
 
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:

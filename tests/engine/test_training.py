@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from sslkit.engine.online_probe import OnlineProbe
 from sslkit.engine.optimization import scaled_lr
 from sslkit.engine.runtime import resolve_compile, resolve_device
 from sslkit.engine.signals import StopSignals
-from sslkit.errors import CheckpointError, RecipeError, TrainingError
+from sslkit.errors import CheckpointError, PluginError, RecipeError, TrainingError
 from sslkit.interfaces import LossInput, OptimizerConfig
 from sslkit.nn.functional import nt_xent
 from sslkit.plan import make_plan
@@ -134,6 +135,45 @@ def test_losses_are_computed_in_float32(tiny: Path, monkeypatch: pytest.MonkeyPa
     ).metrics
     assert math.isfinite(metrics["train/loss"])
     assert seen == [(torch.float32, False)] * 2
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (lambda z: z.sum(dim=1), r"a tensor of shape \(16,\) as its loss"),
+        (lambda z: (z.sum(), 1), "tuple as its loss"),
+        (lambda z: z.detach().sum(), "a scalar without gradient as its loss"),
+    ],
+)
+def test_a_loss_that_is_no_loss(
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    result: Callable[[Tensor], object],
+    expected: str,
+) -> None:
+    monkeypatch.setattr(NTXent, "forward", lambda self, inputs: result(inputs.views[0]))
+    with pytest.raises(PluginError, match=expected):
+        start(str(tiny), [], display=Silent())
+
+
+def test_an_encoder_that_misstates_its_width(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sslkit.builtin.timm_backbone._width", lambda model: 99)
+    with pytest.raises(PluginError, match=r"'timm' of sslkit .* its num_features 99"):
+        start(str(tiny), [], display=Silent())
+    assert not list((tiny.parent / "runs").iterdir())  # nothing is left of a run that never began
+
+
+def test_an_unexpected_failure_leaves_its_traceback(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: NTXent, inputs: LossInput) -> Tensor:
+        raise ZeroDivisionError("in a plugin")
+
+    monkeypatch.setattr(NTXent, "forward", fail)
+    with pytest.raises(ZeroDivisionError):
+        start(str(tiny), [], display=Silent())
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert "ZeroDivisionError: in a plugin" in (run_dir / "traceback.txt").read_text()
 
 
 def test_compile_true_without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
