@@ -45,7 +45,7 @@ def test_final_factor() -> None:
 
 def test_cosine_per_epoch_is_constant_within_an_epoch() -> None:
     per_step, per_epoch = (
-        curve(Cosine(Cosine.Config(evaluate=evaluate))) for evaluate in ("step", "epoch")
+        curve(Cosine(Cosine.Config(update=update))) for update in ("step", "epoch")
     )
     assert per_epoch == [per_step[step - step % 10] for step in range(101)]
 
