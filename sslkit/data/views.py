@@ -1,10 +1,9 @@
 """From image indices to augmented views: parameters, crops, photometric part.
 
 `prepare` runs in loader threads on a chunk of a batch and stays on the CPU; `finish` joins the
-chunks of a batch and works on whole batches on the training device. Images read on demand are
-cropped while they are decoded. Resident images are cropped in `finish`; where the training device
-is the CPU, `prepare` does all of it, so that views are made while the networks train. A batch is
-always cut into the same chunks, so results do not depend on the number of threads.
+chunks of a batch and works on whole batches on the training device. Resident images are cropped in
+`finish`; images read on demand are cropped while they are decoded. A batch is always cut into the
+same chunks, so results do not depend on the number of threads.
 
 Shapes: B images of the batch, V views, C channels, S_v side of view v.
 """
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -45,8 +44,6 @@ class Prepared:
     """(B, C, H, W) uint8 whole images, where the crop is still to be done."""
     crops: tuple[Tensor, ...] = ()
     """V tensors (B, C, S_v, S_v) uint8 of the whole batch, shared by its chunks."""
-    views: Views | None = None
-    """The finished views, where nothing is left to do."""
 
 
 @dataclass(frozen=True)
@@ -146,14 +143,10 @@ class ResidentViews(ViewMaker):
         images = None
         if self._images.device.type == "cpu":
             images = self.pinned(self._images.index_select(0, indices))
-        part = Prepared(chunk.random, params, geometry, targets, images)
-        return replace(part, views=self._finish(part)) if self.device.type == "cpu" else part
+        return Prepared(chunk.random, params, geometry, targets, images)
 
     def finish(self, parts: Sequence[Prepared]) -> Views:
         (part,) = parts
-        return part.views or self._finish(part)
-
-    def _finish(self, part: Prepared) -> Views:
         if part.images is None:
             images = self._images.index_select(0, self.to_device(part.random.indices))
         else:
