@@ -70,7 +70,8 @@ class TrainLoader:
                 random = SampleRandom(self.seed, "augment", epoch, indices)
                 yield indices, self._maker.chunks(random)
 
-        prepared = ordered_groups(self._maker.prepare, groups(), num_threads=self.num_threads)
+        num_threads = self.num_threads if self._maker.threaded else 0
+        prepared = ordered_groups(self._maker.prepare, groups(), num_threads=num_threads)
         with closing(prepared):
             for _ in range(start_step, self.steps_per_epoch):
                 start = time.perf_counter()

@@ -58,6 +58,9 @@ class Views:
 class ViewMaker(ABC):
     """Makes the views of batches of one store."""
 
+    threaded = True
+    """Whether `prepare` is worth threads."""
+
     def __init__(self, store: ImageStore, augmentation: Augmentation, device: torch.device) -> None:
         self.store = store
         self.augmentation = augmentation
@@ -127,6 +130,9 @@ class ResidentViews(ViewMaker):
         assert store.resident is not None
         assert store.image_size is not None
         self._images = store.resident
+        # On a CPU the work is small, and OpenMP regions of other threads slow those of the
+        # training thread down for good: 0 threads trained 1.1 to 1.4 times faster than 4.
+        self.threaded = device.type != "cpu"
         self._size = torch.tensor([store.image_size])
         if device.type == "cuda":
             total = torch.cuda.get_device_properties(device).total_memory
