@@ -186,8 +186,11 @@ def execute(experiment: Experiment) -> RunResult:
                 f"step {training.progress.step + 1}: out of memory on {training.runtime.device}; "
                 f"lower train.batch_size, now {experiment.recipe.train.batch_size}"
             ) from error
-        except Exception:
-            folder.write_text("traceback.txt", traceback.format_exc())
+        except SSLKitError:
+            raise  # its message says all
+        except Exception:  # a plugin's, or ours: the command shows one line, the folder keeps all
+            with suppress(OSError):  # a full disk must not hide what happened
+                folder.write_text("traceback.txt", traceback.format_exc())
             raise
         finally:
             training.display.close()

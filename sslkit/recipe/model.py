@@ -73,7 +73,7 @@ class TrainConfig(Block):
     deterministic: bool = False
     """Uses only operations that give the same bits every time on a GPU, at a cost in speed."""
     loader_threads: NonNegativeInt = 4
-    """Threads that decode images; no effect on results."""
+    """Threads that decode images; no effect on results. On a CPU, images in memory need none."""
     max_grad_norm: PositiveFloat | None = None
     """Clips the norm of the whole gradient."""
     log_every_steps: PositiveInt = 50
