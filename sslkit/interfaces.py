@@ -196,6 +196,9 @@ class ImageReader(ABC):
     labels: NDArray[np.int64] | None = None
     """(N,) class indices, or None."""
     class_names: Sequence[str] | None = None
+    pixels: NDArray[np.uint8] | None = None
+    """(N, C, H, W), where all images are at hand as one array, such as a memory-mapped file; `read`
+    gives the same. It is used where it is: neither copied as a whole nor written to."""
 
     @abstractmethod
     def __len__(self) -> int: ...

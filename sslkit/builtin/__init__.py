@@ -40,6 +40,7 @@ def register_datasets() -> Mapping[str, str]:
     return {
         "digits": "sslkit.builtin.sources.digits:Digits",
         "image_folder": "sslkit.builtin.sources.image_folder:ImageFolder",
+        "pack": "sslkit.data.pack:Pack",
         "parquet": "sslkit.builtin.sources.parquet:Parquet",
         "synthetic": "sslkit.builtin.sources.synthetic:Synthetic",
         "torchvision": "sslkit.builtin.sources.torchvision:Torchvision",

@@ -17,6 +17,8 @@ from sslkit.interfaces import Preprocess
 
 Interpolation = Literal["bilinear", "bicubic"]
 
+_LONGEST, _KEPT = 8, 4
+
 
 def resize(images: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
     """Antialiased resize of (B, C, H, W) to (B, C, *size): uint8 to uint8, float [0, 1] alike."""
@@ -55,9 +57,13 @@ def resized_shape(height: int, width: int, shorter: int) -> tuple[int, int]:
 def prepare_for_encoder(images: Tensor, preprocess: Preprocess) -> Tensor:
     """Resize of the shorter side, then centre crop, as torchvision's `Resize` and `CenterCrop`.
 
+    Of images more than 8 times as long as wide only the middle is looked at, which the crop does
+    not reach beyond: a line of a million pixels would become a picture of gigabytes.
+
     images: (B, C, H, W) uint8 or float in [0, 1]; the result has the same type and side
     `preprocess.size`.
     """
+    images = _middle(images)
     height, width = resized_shape(images.shape[-2], images.shape[-1], preprocess.resize)
     resized = resize(images, (height, width), preprocess.interpolation)
     side = preprocess.size
@@ -68,3 +74,15 @@ def prepare_for_encoder(images: Tensor, preprocess: Preprocess) -> Tensor:
         )
     top, left = round((height - side) / 2.0), round((width - side) / 2.0)
     return resized[..., top : top + side, left : left + side]
+
+
+def _middle(images: Tensor) -> Tensor:
+    """The middle part, 4 times as long as wide, of images more than 8 times as long."""
+    height, width = images.shape[-2:]
+    if width > _LONGEST * height:
+        left = (width - _KEPT * height) // 2
+        return images[..., left : left + _KEPT * height]
+    if height > _LONGEST * width:
+        top = (height - _KEPT * width) // 2
+        return images[..., top : top + _KEPT * width, :]
+    return images

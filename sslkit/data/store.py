@@ -1,8 +1,9 @@
 """The images of one split, readable at any index.
 
-Sets whose images all have one size are decoded once into a resident uint8 tensor; other images are
-decoded when they are asked for. Either way an unreadable image is replaced by another one, and the
-choice depends on the data and the seed alone: never on threads, order or earlier reads.
+Sets whose images all have one size are decoded once into a resident uint8 tensor; where the reader
+has them as one array, that is used as it is. Other images are decoded when they are asked for.
+Either way an unreadable image is replaced by another one, and the choice depends on the data and
+the seed alone: never on threads, order or earlier reads.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -78,7 +80,8 @@ class ImageStore:
         self._lock = threading.Lock()
         self._fingerprint: str | None = None
         self.resident = self._load(resident_bytes, on_progress)
-        """(N, C, H, W) uint8, or None where images are read on demand."""
+        """(N, C, H, W) uint8, or None where images are read on demand. It may be a read-only file:
+        writing to it would end the process."""
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -89,6 +92,13 @@ class ImageStore:
         if self.labels is None:
             return None
         return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
+
+    @property
+    def place(self) -> str:
+        """Where the images are, in words."""
+        if isinstance(self.reader.pixels, np.memmap):
+            return "memory-mapped"
+        return "decoded as they are needed" if self.resident is None else "in memory"
 
     @property
     def details(self) -> dict[str, object]:
@@ -114,16 +124,26 @@ class ImageStore:
         return {
             "num_images": len(self),
             "num_unreadable": len(self.corrupt),
-            "unreadable": [
-                {
-                    "index": index,
-                    "image": self.reader.describe(index),
-                    "reason": self.corrupt[index],
-                    "replaced_by": self._replaced_by.get(index),
-                }
-                for index in sorted(self.corrupt)
-            ],
+            "unreadable": self.unreadable(sorted(self.corrupt)),
         }
+
+    def unreadable(self, indices: Iterable[int]) -> list[dict[str, object]]:
+        """What is known of these images, as far as they are unreadable."""
+        return [
+            {
+                "index": index,
+                "image": self.reader.describe(index),
+                "reason": self.corrupt[index],
+                "replaced_by": self._replaced_by.get(index),
+            }
+            for index in indices
+            if index in self.corrupt
+        ]
+
+    def take_over(self, index: int, reason: str, replaced_by: int) -> None:
+        """Learns of an unreadable image that was found, and replaced, in an earlier process."""
+        self.corrupt[index] = reason
+        self._replace(index, replaced_by)
 
     def write_report(self, path: Path) -> bool:
         """Writes `report()` as JSON where an unreadable image was found. Returns whether it did.
@@ -155,6 +175,8 @@ class ImageStore:
     def _load(
         self, resident_bytes: int, on_progress: Callable[[int, int], None] | None
     ) -> Tensor | None:
+        if self.reader.pixels is not None:
+            return self._shared(self.reader.pixels)
         if self.image_size is None:
             return None
         shape = (len(self), self.channels, *self.image_size)
@@ -183,6 +205,17 @@ class ImageStore:
                 self.image_size = None
                 return None
         return resident
+
+    def _shared(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """A tensor on the memory of the reader's own array."""
+        if self.image_size is None or pixels.shape != (len(self), self.channels, *self.image_size):
+            raise DataError(
+                f"data: the source has pixels {pixels.shape} for {len(self)} images of "
+                f"{self.channels} channels and size {self.image_size}; correct the data source"
+            )
+        with warnings.catch_warnings():  # that it must not be written to, which nothing here does
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.from_numpy(pixels)
 
     # --- One image -------------------------------------------------------------------------------
 

@@ -1,0 +1,121 @@
+"""The data source `pack`: images that `sslkit pack` has decoded once and for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslkit.data.pack_format import PackFile, Split, read_pack
+from sslkit.data.prefetch import ordered_groups
+from sslkit.errors import DataError
+from sslkit.interfaces import Dataset, DatasetConfig, ImageReader
+
+
+class Pack(Dataset):
+    """A pack: images of one size as memory-mapped uint8, written by `sslkit pack`. Nothing is
+    decoded and nothing is loaded at the start; the operating system keeps in memory what fits.
+
+    Images that could not be read were replaced when the pack was written, so
+    `max_corrupt_fraction` has no effect here."""
+
+    class Config(DatasetConfig):
+        """Fields of the `pack` source."""
+
+        file: Path
+        """The pack. It holds the training images and, where the packed source had them, the test
+        images."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def open(self, split: Literal["train", "test"]) -> PackReader | None:
+        """The reader of a split. Checks everything but the pixels; raises RecipeError where there
+        is no file, DataError where it is no whole pack."""
+        pack = read_pack(self.config.file)
+        found = pack.description.splits().get(split)
+        return None if found is None else PackReader(pack, split, found)
+
+
+class PackReader(ImageReader):
+    """One split of a pack."""
+
+    pixels: NDArray[np.uint8]
+
+    def __init__(self, pack: PackFile, name: str, split: Split) -> None:
+        self._pack = pack
+        self._name = name
+        self._split = split
+        self.channels = split.channels
+        self.image_size = (split.height, split.width)
+        self.labels = pack.labels(split)
+        self.class_names = split.class_names
+        self.pixels = pack.pixels(split)
+        self.details = {
+            "packed_from": pack.description.source,
+            "settings": pack.description.settings.model_dump(mode="json"),
+            "source_fingerprint": split.source_fingerprint,
+            "replaced_images": len(split.unreadable),
+        }
+
+    def __len__(self) -> int:
+        return self._split.num_images
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        image: NDArray[np.uint8] = self.pixels[index].transpose(1, 2, 0)
+        return image
+
+    def describe(self, index: int) -> str:
+        return f"{self._pack.path} {self._name} image {index}"
+
+    def fingerprint(self) -> str:
+        """Covers every pixel, every label, the shape and the class names."""
+        return self._pack.fingerprint(self._split)
+
+
+def verify(
+    path: Path, *, num_threads: int, on_progress: Callable[[str, int, int], None] | None = None
+) -> PackFile:
+    """Compares every pixel of a pack with the checksums.
+
+    `on_progress(split, done, total)` counts images. Raises DataError that names the images of the
+    first damaged blocks."""
+    pack = read_pack(path)
+    damaged: list[str] = []
+    blocks = 0
+    for name, split in pack.description.splits().items():
+        blocks += split.num_blocks
+        if on_progress is not None:
+            on_progress(name, 0, split.num_images)
+        for number, whole in _compared(pack, split, num_threads):
+            first, count = split.block(number)
+            if not whole:
+                damaged.append(f"{name} {first} to {first + count - 1}")
+            if on_progress is not None:
+                on_progress(name, first + count, split.num_images)
+    if damaged:
+        shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+        raise DataError(
+            f"{path}: {len(damaged)} of {blocks} blocks do not match their checksum (images "
+            f"{shown}); copy or pack it again"
+        )
+    return pack
+
+
+def _compared(pack: PackFile, split: Split, num_threads: int) -> Iterator[tuple[int, bool]]:
+    """(number, whether it is whole) of each block."""
+
+    def compare(number: int) -> bool:
+        return pack.is_whole(split, number)
+
+    groups = ((number, [number]) for number in range(split.num_blocks))
+    try:
+        with closing(ordered_groups(compare, groups, num_threads=num_threads)) as compared:
+            for number, (whole,) in compared:
+                yield number, whole
+    except OSError as error:
+        raise DataError(f"{pack.path}: cannot be read ({error.strerror or error})") from error
