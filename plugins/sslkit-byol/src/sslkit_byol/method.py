@@ -1,0 +1,132 @@
+"""BYOL: predict what a momentum teacher makes of the other view."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor, nn
+
+from sslkit.errors import RecipeError
+from sslkit.interfaces import (
+    Backbone,
+    Batch,
+    ComponentConfig,
+    Facts,
+    Head,
+    Loss,
+    LossInput,
+    Method,
+    Progress,
+    Slot,
+    StepOutput,
+    slot,
+)
+from sslkit.nn.deferred import Deferred
+from sslkit.nn.ema import EMATeacher, cosine_momentum
+from sslkit.nn.functional import feature_std
+
+Momentum = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class BYOL(Method):
+    """An online network (encoder, projector, predictor) predicts the projection that a teacher
+    makes of the other view; the teacher is a moving average of encoder and projector.
+
+    The loss is the sum over both directions, 0 to 8 times `loss_weight` with `normalized_mse`, and
+    about 4 for random embeddings. Every view is a forward pass of its own, of the online network
+    and of the teacher, so batch statistics are those of one view; the teacher stays in training
+    mode and gathers its own. It starts as a copy of the online network and moves after each
+    optimiser step, towards the new weights. A low loss alone proves nothing: watch
+    `train/target_std`, which falls to 0 when the embeddings collapse.
+    Source: Grill et al. 2020, arXiv 2006.07733; the reference code draws the teacher's first
+    weights independently.
+    """
+
+    class Config(ComponentConfig):
+        projector: Slot[Head] = slot(
+            "mlp", hidden_dim=4096, out_dim=256, hidden_bias=True, output_norm="none"
+        )
+        """Maps features to the projection, online and in the teacher."""
+        predictor: Slot[Head] = slot(
+            "mlp", hidden_dim=4096, out_dim=256, hidden_bias=True, output_norm="none"
+        )
+        """Maps a projection to the prediction of the teacher's; `out_dim` must be the projector's.
+        """
+        loss: Slot[Loss] = slot("normalized_mse")
+        """Loss between the prediction (first view) and the teacher's projection (second view)."""
+        loss_weight: PositiveFloat = 1.0
+        """Multiplies the loss: 1 is the paper's sum of both directions, 0.5 their mean, 0.25 the
+        mean negative cosine of lightly (up to a constant)."""
+        momentum: Momentum = 0.996
+        """Momentum of the teacher in the first step. The paper: 0.996 for 1000 epochs, 0.99 for
+        100 and 300."""
+        final_momentum: Momentum = 1.0
+        """Momentum that a cosine reaches at the end; equal to `momentum` for a constant one."""
+
+    @classmethod
+    def problems(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+        if len(facts.views) != 2:
+            yield "", f"byol needs 2 views, but the augmentation makes {len(facts.views)}"
+        if facts.batch_size < 2:
+            yield "", "byol needs train.batch_size >= 2: its heads use batch statistics"
+        requires = config.loss.cls.requires
+        if "labels" in requires and facts.num_classes is None:
+            yield "loss", f"{config.loss.name} needs labels, and the data has none"
+        if "negatives" in requires:
+            yield "loss", f"{config.loss.name} needs a queue of negatives, which byol has not"
+
+    @classmethod
+    def plan_facts(cls, config: Config, facts: Facts) -> Mapping[str, str | int | float]:
+        return {"negatives per anchor": 0}
+
+    config: Config
+
+    def __init__(self, config: Config, backbone: Backbone, facts: Facts) -> None:
+        super().__init__(config, backbone, facts)
+        self.projector = config.projector.build(in_dim=backbone.num_features)
+        self.predictor = config.predictor.build(in_dim=self.projector.out_dim)
+        if self.predictor.out_dim != self.projector.out_dim:
+            raise RecipeError(
+                f"method.predictor: its output has width {self.predictor.out_dim} and that of the "
+                f"projector, which it predicts, {self.projector.out_dim}; set both out_dim alike"
+            )
+        self.loss = config.loss.build()
+        self.teacher = EMATeacher(self.taught)
+
+    @property
+    def taught(self) -> nn.Module:
+        """The part of the online network that the teacher follows."""
+        return nn.Sequential(self.backbone, self.projector)
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """features (B, 2, F), prediction and target (B, 2, D): entry v belongs to view v."""
+        features = [self.backbone(view) for view in batch.views]
+        named = {
+            "features": features,
+            "prediction": [self.predictor(self.projector(feature)) for feature in features],
+            "target": [self.teacher(view) for view in batch.views],
+        }
+        return {name: torch.stack(views, dim=1) for name, views in named.items()}
+
+    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+        prediction, target = embeddings["prediction"], embeddings["target"].detach()
+
+        def inputs(prediction: Tensor, view: int) -> LossInput:
+            """The prediction from one view, and the target, which is the other view's."""
+            return LossInput((prediction[:, view], target[:, 1 - view]), batch.labels)
+
+        directions = [self.loss(inputs(prediction, view)) for view in (0, 1)]
+        watched = inputs(prediction.detach(), 0)
+        metrics = Deferred(
+            lambda: {**self.loss.metrics(watched), "target_std": feature_std(target[:, 0])}
+        )
+        return StepOutput(self.config.loss_weight * torch.stack(directions).sum(), metrics)
+
+    def after_step(self, progress: Progress, carry: Any) -> None:
+        config = self.config
+        done = (progress.step - 1) / progress.total_steps  # the schedule counts steps from 0
+        momentum = cosine_momentum(done, config.momentum, config.final_momentum)
+        self.teacher.update(self.taught, momentum)
