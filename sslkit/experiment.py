@@ -83,11 +83,16 @@ class Experiment:
 
 def resolve(recipe: Recipe) -> Recipe:
     """The recipe with everything that depends on the machine written out (law 4)."""
+    train = recipe.train
+    augmentation = train.compile_augmentation
     settled = {
-        "device": resolve_device(recipe.train.device),
-        "compile": resolve_compile(recipe.train.compile),
+        "device": resolve_device(train.device),
+        "compile": resolve_compile(train.compile),
+        "compile_augmentation": resolve_compile(
+            train.compile if augmentation is None else augmentation, "compile_augmentation"
+        ),
     }
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=settled)})
+    return recipe.model_copy(update={"train": train.model_copy(update=settled)})
 
 
 def open_splits(recipe: Recipe) -> tuple[ImageReader, ImageReader | None]:
@@ -160,6 +165,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         seed=recipe.seed,
         device=runtime.device,
         num_threads=recipe.train.loader_threads,
+        compiled=runtime.compiled_augmentation,
     )
 
     method = make_method(recipe, facts)
@@ -195,6 +201,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         log_every_steps=recipe.train.log_every_steps,
         checkpoint_every_steps=recipe.train.checkpoint_every_steps,
         checkpoint_every_epochs=recipe.train.checkpoint_every_epochs,
+        micro_batch_size=recipe.train.micro_batch_size,
         evaluate=lambda epoch: suite.run(method.encoder, epoch, final=False).metrics,
         evaluation_due=lambda epoch: bool(suite.due(epoch, final=False)),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .engine.display import Display
-from .engine.loop import train_step
+from .engine.step import train_step
 from .errors import TrainingError
 from .experiment import build, check, resolve
 from .interfaces import Progress

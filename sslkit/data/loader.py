@@ -7,15 +7,17 @@ entered at any step, and nothing needs to be saved for a resume.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sslkit.data.prefetch import ordered_groups
 from sslkit.data.store import ImageStore
-from sslkit.data.views import Chunk, Views, view_maker
+from sslkit.data.transfer import SideStream
+from sslkit.data.views import Chunk, Prepared, view_maker
 from sslkit.errors import RecipeError
 from sslkit.interfaces import Augmentation, Batch
 from sslkit.randomness import SampleRandom, epoch_order
@@ -37,7 +39,9 @@ class TrainLoader:
         seed: int,
         device: torch.device | str,
         num_threads: int,
+        compiled: bool = False,
     ) -> None:
+        """compiled: see `view_maker`."""
         if batch_size > len(store):
             raise RecipeError(
                 f"train.batch_size: {batch_size} is more than the {len(store)} training images; "
@@ -50,7 +54,8 @@ class TrainLoader:
         self.wait_s = 0.0
         """Seconds that the consumer has waited for prepared data, over all epochs."""
         self._device = torch.device(device)
-        self._maker = view_maker(store, augmentation, self._device)
+        self._maker = view_maker(store, augmentation, self._device, compiled=compiled)
+        self._side = SideStream(self._device) if self._device.type == "cuda" else None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -77,9 +82,11 @@ class TrainLoader:
                 start = time.perf_counter()
                 indices, parts = next(prepared)
                 self.wait_s += time.perf_counter() - start
-                yield self._batch(epoch, indices, self._maker.finish(parts))
+                finish = partial(self._finish, epoch, indices, parts)
+                yield finish() if self._side is None else self._side.run(finish)
 
-    def _batch(self, epoch: int, indices: Tensor, views: Views) -> Batch:
+    def _finish(self, epoch: int, indices: Tensor, parts: Sequence[Prepared]) -> Batch:
+        views = self._maker.finish(parts)
         # Labels are looked up after the images were read: only then is every replacement known.
         labels = None if self.store.labels is None else self.store.labels[indices]
         on_device = self._maker.to_device(indices)

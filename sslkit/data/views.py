@@ -13,12 +13,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sslkit.data.resize import crop_view
 from sslkit.data.store import ImageStore
+from sslkit.data.transfer import bundle
 from sslkit.interfaces import Augmentation, Geometry, Params
 from sslkit.nn.image import crop_resize
 from sslkit.randomness import SampleRandom
@@ -61,11 +63,15 @@ class ViewMaker(ABC):
     threaded = True
     """Whether `prepare` is worth threads."""
 
-    def __init__(self, store: ImageStore, augmentation: Augmentation, device: torch.device) -> None:
+    def __init__(
+        self, store: ImageStore, augmentation: Augmentation, device: torch.device, compiled: bool
+    ) -> None:
         self.store = store
         self.augmentation = augmentation
         self.device = device
         self._pin = device.type == "cuda"
+        # Batches all have one shape; without `dynamic=False` a second shape would slow them all.
+        self._render = torch.compile(self.render, dynamic=False) if compiled else self.render
 
     @abstractmethod
     def chunks(self, random: SampleRandom) -> list[Chunk]:
@@ -92,6 +98,18 @@ class ViewMaker(ABC):
         """The tensor in memory from which a GPU can fetch it by itself."""
         return tensor.pin_memory() if self._pin and not tensor.is_pinned() else tensor
 
+    def render(
+        self, images: Sequence[Tensor], crops: Sequence[Crop | None], params: Sequence[Params]
+    ) -> list[Tensor]:
+        """The views of a batch: the crop where it is still to be done, then the photometric part.
+
+        images: one (B, C, H, W) tensor for each view, uint8."""
+        views = []
+        for view, (image, crop) in enumerate(zip(images, crops, strict=True)):
+            cropped = image / 255.0 if crop is None else crop_resize(image, *crop)
+            views.append(self.augmentation.photometric(view, cropped, params[view]))
+        return views
+
     def _draw(self, random: SampleRandom, sizes: Tensor) -> tuple[list[Params], list[Geometry]]:
         params = self.augmentation.draw(random, sizes)
         geometry = [
@@ -100,8 +118,16 @@ class ViewMaker(ABC):
         ]
         return params, geometry
 
-    def _params_to_device(self, params: Params) -> Params:
-        return {name: self.to_device(value) for name, value in params.items()}
+    def _on_device(self, mappings: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Mappings of small tensors, copied to the device in one go."""
+        if self.device.type == "cpu":
+            return [dict(mapping) for mapping in mappings]
+        packed = bundle(mappings, pin=self._pin)
+        return packed.unpack(packed.buffer.to(self.device, non_blocking=self._pin))
+
+
+Crop = tuple[Tensor, Tensor, int, Literal["bilinear", "bicubic"]]
+"""Box, flip, size, interpolation: what `crop_resize` takes."""
 
 
 @dataclass(frozen=True)
@@ -115,18 +141,23 @@ class Chunk:
     batch_crops: tuple[Tensor, ...] = ()
 
 
-def view_maker(store: ImageStore, augmentation: Augmentation, device: torch.device) -> ViewMaker:
-    """The maker that suits the store."""
+def view_maker(
+    store: ImageStore, augmentation: Augmentation, device: torch.device, *, compiled: bool = False
+) -> ViewMaker:
+    """The maker that suits the store. compiled: the work on whole batches goes through
+    torch.compile, which takes its time in the first batch."""
     if store.resident is not None:
-        return ResidentViews(store, augmentation, device)
-    return DecodedViews(store, augmentation, device)
+        return ResidentViews(store, augmentation, device, compiled)
+    return DecodedViews(store, augmentation, device, compiled)
 
 
 class ResidentViews(ViewMaker):
     """One `index_select`, one draw, and per view one crop and one photometric call per batch."""
 
-    def __init__(self, store: ImageStore, augmentation: Augmentation, device: torch.device) -> None:
-        super().__init__(store, augmentation, device)
+    def __init__(
+        self, store: ImageStore, augmentation: Augmentation, device: torch.device, compiled: bool
+    ) -> None:
+        super().__init__(store, augmentation, device, compiled)
         assert store.resident is not None
         assert store.image_size is not None
         self._images = store.resident
@@ -153,17 +184,19 @@ class ResidentViews(ViewMaker):
 
     def finish(self, parts: Sequence[Prepared]) -> Views:
         (part,) = parts
+        boxes = [{"box": crop.box, "flip": crop.flip} for crop in part.geometry]
+        rows = {"rows": part.random.indices}
+        *tensors, targets, rows = self._on_device([*part.params, *boxes, part.targets, rows])
+        params, boxes = tensors[: len(boxes)], tensors[len(boxes) :]
         if part.images is None:
-            images = self._images.index_select(0, self.to_device(part.random.indices))
+            images = self._images.index_select(0, rows["rows"])
         else:
             images = self.to_device(part.images)
-        views = []
-        for view, (params, crop) in enumerate(zip(part.params, part.geometry, strict=True)):
-            box, flip = self.to_device(crop.box), self.to_device(crop.flip)
-            cropped = crop_resize(images, box, flip, crop.size, crop.interpolation)
-            params = self._params_to_device(params)
-            views.append(self.augmentation.photometric(view, cropped, params))
-        return Views(tuple(views), self._params_to_device(part.targets))
+        crops = [
+            (box["box"], box["flip"], crop.size, crop.interpolation)
+            for box, crop in zip(boxes, part.geometry, strict=True)
+        ]
+        return Views(tuple(self._render([images] * len(crops), crops, params)), targets)
 
 
 class DecodedViews(ViewMaker):
@@ -197,13 +230,12 @@ class DecodedViews(ViewMaker):
         return Prepared(chunk.random, params, geometry, targets, crops=chunk.batch_crops)
 
     def finish(self, parts: Sequence[Prepared]) -> Views:
-        views = []
-        for view, crops in enumerate(parts[0].crops):
-            images = self.to_device(crops) / 255.0
-            params = self._params_to_device(_joined([part.params[view] for part in parts]))
-            views.append(self.augmentation.photometric(view, images, params))
+        num_views = len(self.augmentation.views)
+        joined = [_joined([part.params[view] for part in parts]) for view in range(num_views)]
         targets = _joined([part.targets for part in parts])
-        return Views(tuple(views), self._params_to_device(targets))
+        *params, targets = self._on_device([*joined, targets])
+        images = [self.to_device(crops) for crops in parts[0].crops]
+        return Views(tuple(self._render(images, [None] * num_views, params)), targets)
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

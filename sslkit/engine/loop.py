@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,9 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sslkit.errors import PluginError
-from sslkit.interfaces import Batch, Callback, Method, Progress, RunView, StepOutput
-from sslkit.randomness import seeded
+from sslkit.interfaces import Batch, Callback, Method, Progress, RunView
 
 from .checkpoint import Checkpoints
 from .display import Display
@@ -21,6 +20,7 @@ from .online_probe import OnlineProbe
 from .optimization import Optimization
 from .runtime import Runtime
 from .signals import StopSignals
+from .step import train_step
 
 
 class Loader(Protocol):
@@ -63,6 +63,8 @@ class Training:
     log_every_steps: int
     checkpoint_every_steps: int | None
     checkpoint_every_epochs: int
+    micro_batch_size: int | None
+    """Images that go through the networks at a time; None: the whole batch."""
     evaluation_due: Callable[[int], bool]
     """Whether a protocol is due when so many epochs are done."""
     evaluate: Callable[[int], Mapping[str, float]]
@@ -106,6 +108,7 @@ def train(training: Training, stop: StopSignals) -> None:
     t.method.train()
     t.meter.restart_clock()
     lr = t.optimization.set_lr(t.progress)
+    compiling_since = time.perf_counter() if t.runtime.compiles else None
 
     while t.progress.step < t.progress.total_steps and not stop.requested:
         epoch, start = divmod(t.progress.step, t.progress.steps_per_epoch)
@@ -118,6 +121,9 @@ def train(training: Training, stop: StopSignals) -> None:
             t.progress = t.progress.next()
             t.meter.add(output.loss, len(batch))
             t.display.advance(t.progress.step)
+            if compiling_since is not None:
+                log_compilation(t, compiling_since, output.loss)
+                compiling_since = None
 
             step, done = t.progress.step, t.progress.step == t.progress.total_steps
             log_due = step % t.log_every_steps == 0 or done
@@ -138,49 +144,6 @@ def train(training: Training, stop: StopSignals) -> None:
     if stop.requested and t.saved_step != t.progress.step:
         t.meter.check(t.progress.step, lr, lambda: _advice(t))
         t.save()
-
-
-def train_step(t: Training, batch: Batch) -> tuple[StepOutput, Mapping[str, Tensor]]:
-    """One optimiser step on one batch; also the online probe's metrics."""
-    batch = replace(batch, views=tuple(t.runtime.layout(view) for view in batch.views))
-    with seeded(t.seed, "train", t.progress.step, "micro_batch", 0, "rank", 0):
-        t.method.before_step(t.progress)
-        with t.runtime.autocast():
-            embeddings = t.method.embed(batch)
-        embeddings = {name: full_precision(value) for name, value in embeddings.items()}
-        output = t.method.objective(embeddings, batch)
-        refuse_odd_loss(t.method, output.loss)
-        output.loss.backward()  # type: ignore[no-untyped-call]
-        t.method.after_backward(t.progress)
-        t.optimization.clip()
-        t.optimization.step()
-        t.method.after_step(t.progress.next(), output.carry)
-
-    if t.probe is None or batch.labels is None or "features" not in embeddings:
-        return output, {}
-    factor = t.optimization.schedule.factor(t.progress)
-    return output, t.probe.step(embeddings["features"], batch.labels, factor)
-
-
-def refuse_odd_loss(method: Method, loss: object) -> None:
-    """Raises PluginError where a method or its loss returned what cannot be minimised."""
-    if not isinstance(loss, Tensor):
-        found = f"{type(loss).__name__}"
-    elif loss.ndim > 0:
-        found = f"a tensor of shape {tuple(loss.shape)}"
-    elif not loss.requires_grad:
-        found = "a scalar without gradient"
-    else:
-        return
-    raise PluginError(
-        f"method: {type(method).__name__} made {found} as its loss, expected a scalar tensor that "
-        "depends on the parameters; see the forward of its loss"
-    )
-
-
-def full_precision(value: Tensor) -> Tensor:
-    """Half precision to float32, in which every loss is computed; other types as they are."""
-    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def finish_epoch(t: Training) -> None:
@@ -227,6 +190,17 @@ def log_training(t: Training, lr: float, step_metrics: Mapping[str, Tensor | flo
     t.display.metrics(metrics, t.progress.step)
     for callback in t.callbacks:
         callback.on_step(t.run, metrics, t.progress)
+
+
+def log_compilation(t: Training, since: float, loss: Tensor) -> None:
+    """Logs how long the first step took, in which everything is compiled, and leaves it out of the
+    measured speed."""
+    loss.item()  # waits for the device
+    seconds = time.perf_counter() - since
+    t.display.message(f"compiled: the first step took {seconds:.1f} s")
+    t.log.log({"perf/first_step_seconds": seconds}, t.progress.step)
+    t.meter.restart_clock()
+    t.loader.wait_s = 0.0
 
 
 def _divides(every: int | None, step: int) -> bool:

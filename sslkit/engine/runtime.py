@@ -27,6 +27,13 @@ class Runtime:
     precision: str
     channels_last: bool
     compiled: bool
+    """Whether the backbone is."""
+    compiled_augmentation: bool = False
+
+    @property
+    def compiles(self) -> bool:
+        """Whether anything is compiled in the first step."""
+        return self.compiled or self.compiled_augmentation
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of the forward pass; losses leave it by themselves."""
@@ -37,7 +44,7 @@ class Runtime:
     def eager(self) -> AbstractContextManager[object]:
         """Evaluation runs uncompiled: its batches have other shapes, and its numbers are then
         those of `sslkit eval`."""
-        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        return torch.compiler.set_stance("force_eager") if self.compiles else nullcontext()
 
     def prepare(self, module: nn.Module) -> None:
         """Moves a module to the device, in place."""
@@ -74,15 +81,15 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def resolve_compile(setting: bool | str) -> bool:
+def resolve_compile(setting: bool | str, field: str = "compile") -> bool:
     """Whether to compile. Raises RecipeError for `true` without a compiler; `if_available` becomes
-    its outcome, which the resolved recipe records."""
+    its outcome, which the resolved recipe records. field: what of `train` is resolved."""
     if setting is False:
         return False
     missing = _missing_compiler()
     if missing and setting is True:
         raise RecipeError(
-            f"train.compile: true, but {missing}; install one or set train.compile=if_available"
+            f"train.{field}: true, but {missing}; install one or set train.{field}=if_available"
         )
     return missing is None
 
@@ -109,4 +116,10 @@ def make_runtime(train: TrainConfig) -> Runtime:
     torch.use_deterministic_algorithms(train.deterministic)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not train.deterministic
-    return Runtime(device, train.precision, train.channels_last, bool(train.compile))
+    return Runtime(
+        device,
+        train.precision,
+        train.channels_last,
+        compiled=bool(train.compile),
+        compiled_augmentation=bool(train.compile_augmentation),
+    )

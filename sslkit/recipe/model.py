@@ -52,6 +52,19 @@ class OnlineProbeConfig(Block):
     """Weight decay of the probe."""
 
 
+_ACCUMULATION = frozenset(
+    {
+        "accumulate",
+        "accumulate_grad_batches",
+        "accumulation_steps",
+        "accum_iter",
+        "grad_accum_steps",
+        "gradient_accumulation_steps",
+    }
+)
+"""What other frameworks call plain accumulation."""
+
+
 class TrainConfig(Block):
     """How long and how to train."""
 
@@ -59,6 +72,10 @@ class TrainConfig(Block):
     """Passes over the training images."""
     batch_size: PositiveInt
     """Images per optimiser step, over all ranks and micro-batches."""
+    micro_batch_size: PositiveInt | None = None
+    """Images that go through the networks at a time, for batches whose activations do not fit into
+    memory; divides `batch_size`. The gradient is that of the whole batch, for about a third more
+    time. BatchNorm sees the images of a micro-batch only. null: the whole batch."""
     max_steps: PositiveInt | None = None
     """Stops after so many optimiser steps; the schedule then ends there too."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -68,6 +85,9 @@ class TrainConfig(Block):
     compile: bool | Literal["if_available"] = False
     """Compiles the backbone with torch.compile. `true` fails where no compiler is installed;
     `if_available` goes on without it and records that."""
+    compile_augmentation: bool | Literal["if_available"] | None = None
+    """Compiles what the augmentation does to whole batches; null: as `compile`. On a CPU it pays
+    where compiling the backbone does not."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; `auto` takes the first of cuda, mps and cpu that works and is recorded."""
     deterministic: bool = False
@@ -86,6 +106,27 @@ class TrainConfig(Block):
     """How many of the last checkpoints to keep."""
     online_probe: OnlineProbeConfig | None = OnlineProbeConfig()
     """A probe that is trained along, where the data has labels; null switches it off."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_plain_accumulation(cls, fields: Any) -> Any:
+        asked = sorted(_ACCUMULATION & set(fields)) if isinstance(fields, Mapping) else []
+        if asked:
+            raise ValueError(
+                f"{asked[0]}: sslkit does not add up the gradients of small batches, because a "
+                "loss between images would see fewer of them; set batch_size to the whole batch "
+                "and micro_batch_size to what fits into memory: the gradient is then exact"
+            )
+        return fields
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> TrainConfig:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size: {self.micro_batch_size} does not divide batch_size "
+                f"{self.batch_size}; choose a divisor of it"
+            )
+        return self
 
 
 class Expectation(Block):

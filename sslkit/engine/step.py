@@ -1,0 +1,149 @@
+"""One optimiser step: on the whole batch at once, or on micro-batches with the same gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sslkit.errors import PluginError
+from sslkit.interfaces import Batch, Method, StepOutput
+from sslkit.randomness import seeded
+
+if TYPE_CHECKING:
+    from .loop import Training
+
+Embeddings = dict[str, Tensor]
+"""What `Method.embed` returns, in float32: per-sample tensors (B, ...)."""
+
+
+def train_step(t: Training, batch: Batch) -> tuple[StepOutput, Mapping[str, Tensor]]:
+    """One optimiser step on one batch; also the online probe's metrics."""
+    batch = replace(batch, views=tuple(t.runtime.layout(view) for view in batch.views))
+    with _randomness(t, micro_batch=0):
+        t.method.before_step(t.progress)
+        if t.micro_batch_size is None or t.micro_batch_size >= len(batch):
+            embeddings = embed(t, batch)
+            output = objective(t.method, embeddings, batch)
+            output.loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            embeddings, output = backward_in_parts(t, batch, t.micro_batch_size)
+        t.method.after_backward(t.progress)
+        t.optimization.clip()
+        t.optimization.step()
+        t.method.after_step(t.progress.next(), output.carry)
+
+    if t.probe is None or batch.labels is None or "features" not in embeddings:
+        return output, {}
+    factor = t.optimization.schedule.factor(t.progress)
+    return output, t.probe.step(embeddings["features"], batch.labels, factor)
+
+
+def embed(t: Training, batch: Batch) -> Embeddings:
+    """The method's embeddings, computed in the precision of the run and given in float32."""
+    with t.runtime.autocast():
+        embeddings = t.method.embed(batch)
+    return {name: full_precision(value) for name, value in embeddings.items()}
+
+
+def objective(method: Method, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+    """The method's loss. Raises PluginError where it cannot be minimised."""
+    output = method.objective(embeddings, batch)
+    refuse_odd_loss(method, output.loss)
+    return output
+
+
+def backward_in_parts(t: Training, batch: Batch, size: int) -> tuple[Embeddings, StepOutput]:
+    """The gradient of the whole batch with the activations of `size` images in memory.
+
+    Gradient caching (Gao et al. 2021, arXiv 2101.06983): the parts are embedded and their
+    activations dropped; the loss of the whole batch gives the gradient of each embedding; then
+    each part is embedded again, with the same randomness, and takes its share of that gradient
+    back through the networks. The last part keeps its activations and is embedded once. Exact but
+    for what networks compute across samples: batch statistics are those of a part.
+    """
+    parts = [slice(start, start + size) for start in range(0, len(batch), size)]
+    *earlier, last = range(len(parts))
+
+    def embed_part(number: int) -> Embeddings:
+        part = batch.select(parts[number])
+        with _randomness(t, micro_batch=number):
+            return _checked(t.method, embed(t, part), len(part))
+
+    before = [buffer.clone() for buffer in t.method.buffers()]
+    # With gradients, though they are dropped: a compiled network has other bits without.
+    cached = [_detached(embed_part(number)) for number in earlier]
+    for buffer, value in zip(t.method.buffers(), before, strict=True):
+        buffer.copy_(value)  # running statistics are to see each part once, in the second pass
+    kept = embed_part(last)
+
+    joined = {
+        name: torch.cat([*(part[name] for part in cached), value.detach()]).requires_grad_(
+            value.requires_grad
+        )
+        for name, value in kept.items()
+    }
+    output = objective(t.method, joined, replace(batch, views=()))
+    output.loss.backward()  # type: ignore[no-untyped-call]
+
+    _send_back(kept, joined, parts[last])
+    del kept
+    for number in earlier:
+        _send_back(embed_part(number), joined, parts[number])
+    return _detached(joined), output
+
+
+def _send_back(embeddings: Embeddings, whole: Embeddings, rows: slice) -> None:
+    """Backward from the embeddings of a part, whose gradients the whole batch's have."""
+    pairs = [
+        (value, gradient[rows])
+        for name, value in embeddings.items()
+        if value.requires_grad and (gradient := whole[name].grad) is not None
+    ]
+    if pairs:
+        values, gradients = zip(*pairs, strict=True)
+        torch.autograd.backward(values, gradients)
+
+
+def _checked(method: Method, embeddings: Embeddings, rows: int) -> Embeddings:
+    for name, value in embeddings.items():
+        if value.ndim == 0 or len(value) != rows:
+            raise PluginError(
+                f"method: {type(method).__name__}.embed gave '{name}' the shape "
+                f"{tuple(value.shape)} for {rows} images; valid is one row per image; correct it, "
+                "or leave train.micro_batch_size out"
+            )
+    return embeddings
+
+
+def _detached(embeddings: Embeddings) -> Embeddings:
+    return {name: value.detach() for name, value in embeddings.items()}
+
+
+def _randomness(t: Training, micro_batch: int) -> AbstractContextManager[None]:
+    return seeded(t.seed, "train", t.progress.step, "micro_batch", micro_batch, "rank", 0)
+
+
+def refuse_odd_loss(method: Method, loss: object) -> None:
+    """Raises PluginError where a method or its loss returned what cannot be minimised."""
+    if not isinstance(loss, Tensor):
+        found = f"{type(loss).__name__}"
+    elif loss.ndim > 0:
+        found = f"a tensor of shape {tuple(loss.shape)}"
+    elif not loss.requires_grad:
+        found = "a scalar without gradient"
+    else:
+        return
+    raise PluginError(
+        f"method: {type(method).__name__} made {found} as its loss, expected a scalar tensor that "
+        "depends on the parameters; see the forward of its loss"
+    )
+
+
+def full_precision(value: Tensor) -> Tensor:
+    """Half precision to float32, in which every loss is computed; other types as they are."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value

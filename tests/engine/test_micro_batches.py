@@ -1,0 +1,171 @@
+"""Micro-batches give the gradient of the whole batch, see each image once, and resume exactly."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sslkit.builtin.augmented_views import AugmentedViews
+from sslkit.engine.display import Silent
+from sslkit.engine.loop import Training
+from sslkit.engine.step import embed, objective, train_step
+from sslkit.errors import PluginError, RecipeError
+from sslkit.experiment import build, check, resolve
+from sslkit.interfaces import Batch, Progress
+from sslkit.randomness import seeded
+from sslkit.recipe import load_recipe
+from sslkit.runs import start
+from sslkit.tracking.folder import RunFolder
+from tests.engine.test_exactness import assert_same, final_state, logged
+
+PER_SAMPLE = (
+    "augmentation.size=32",
+    "backbone={name: timm, model: test_vit, patch_size: 8}",
+    "method.head={name: mlp, hidden_dim: 16, out_dim: 8, hidden_norm: none, output_norm: none}",
+)
+"""A network without batch statistics: LayerNorm in the backbone, nothing in the head."""
+
+
+@pytest.fixture
+def make(tiny: Path, tmp_path: Path) -> Iterator[Any]:
+    """make(*overrides) -> (training, first batch), in float64 where asked."""
+    folders: list[RunFolder] = []
+
+    def build_training(*overrides: str, double: bool = False) -> tuple[Training, Batch]:
+        recipe = resolve(load_recipe(tiny, list(overrides)))
+        folders.append(RunFolder.create(tmp_path / "built", recipe.name))
+        training = build(recipe, check(recipe), folders[-1], Silent()).training
+        training.method.train()
+        training.optimization.set_lr(training.progress)
+        batch = next(iter(training.loader.epoch(0)))
+        if double:
+            training.method.double()
+            batch = replace(batch, views=tuple(view.double() for view in batch.views))
+        return training, batch
+
+    yield build_training
+    for folder in folders:
+        folder.close()
+
+
+def gradients(made: tuple[Training, Batch], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The gradient of each parameter in a step, and the loss under the name "loss"."""
+    training, batch = made
+    found: dict[str, Any] = {}
+
+    def keep() -> None:
+        for name, parameter in training.method.named_parameters():
+            found[name] = None if parameter.grad is None else parameter.grad.clone()
+
+    monkeypatch.setattr(training.optimization, "step", keep)
+    found["loss"] = train_step(training, batch)[0].loss.detach()
+    return found
+
+
+def relative_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Norm of the difference over the norm, over all parameters together."""
+    assert a.keys() == b.keys()
+    difference = sum(float((a[name] - b[name]).double().square().sum()) for name in a)
+    return float((difference / sum(float(v.double().square().sum()) for v in b.values())) ** 0.5)
+
+
+@pytest.mark.parametrize(("double", "bound"), [(True, 1e-12), (False, 1e-6)])
+@pytest.mark.parametrize("size", [2, 8])
+def test_gradient_is_that_of_the_whole_batch(
+    make: Any, monkeypatch: pytest.MonkeyPatch, size: int, double: bool, bound: float
+) -> None:
+    whole = gradients(make(*PER_SAMPLE, double=double), monkeypatch)
+    parts = gradients(
+        make(*PER_SAMPLE, f"train.micro_batch_size={size}", double=double), monkeypatch
+    )
+    assert all(value is not None for value in whole.values())
+    assert relative_difference(parts, whole) < bound
+
+
+def test_second_pass_repeats_the_randomness_of_the_first(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stochastic depth and BatchNorm: equal to one graph over all parts, which needs no
+    second pass."""
+    overrides = ("backbone.drop_path_rate=0.5", "train.micro_batch_size=4")
+    found = gradients(make(*overrides, double=True), monkeypatch)
+
+    reference, batch = make(*overrides, double=True)
+    parts = []
+    for number in range(4):
+        with seeded(reference.seed, "train", 0, "micro_batch", number, "rank", 0):
+            parts.append(embed(reference, batch.select(slice(4 * number, 4 * number + 4))))
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    loss = objective(reference.method, whole, batch).loss
+    loss.backward()  # type: ignore[no-untyped-call]
+    expected = {
+        name: parameter.grad
+        for name, parameter in reference.method.named_parameters()
+        if parameter.grad is not None
+    }
+    assert relative_difference(found, {**expected, "loss": loss.detach()}) < 1e-12
+
+
+def test_running_statistics_see_each_part_once(make: Any) -> None:
+    training, batch = make("train.micro_batch_size=4")
+    norms = [m for m in training.method.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    train_step(training, batch)
+    assert all(norm.num_batches_tracked == torch.tensor(4) for norm in norms)
+
+
+def test_one_micro_batch_is_the_whole_batch(
+    tiny: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = gradients(make(), monkeypatch)
+    same = gradients(make("train.micro_batch_size=16"), monkeypatch)
+    assert_same(same, plain)
+
+
+def test_stop_and_resume(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ["train.micro_batch_size=4", "train.max_steps=9", "evaluate=[]"]
+    reference = start(str(tiny), changes, display=Silent()).run_dir
+
+    def terminate(self: object, run: object, batch: object, progress: Progress) -> None:
+        if progress.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AugmentedViews, "on_batch", terminate)
+        stopped = start(
+            str(tiny), [*changes, "callbacks=[{name: augmented_views}]"], display=Silent()
+        )
+    assert stopped.status == "stopped"
+    finished = start(None, [], resume=str(stopped.run_dir), display=Silent())
+    assert_same(final_state(finished.run_dir), final_state(reference))
+    assert logged(finished.run_dir) == logged(reference)
+
+
+def test_embeddings_without_a_row_per_image_are_refused(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, batch = make("train.micro_batch_size=4")
+    monkeypatch.setattr(type(training.method), "embed", lambda self, part: {"z": torch.zeros(8, 3)})
+    with pytest.raises(PluginError, match=r"'z' the shape \(8, 3\) for 4 images"):
+        train_step(training, batch)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.micro_batch_size=5", r"micro_batch_size=5: 5 does not divide batch_size 16"),
+        ("train.micro_batch_size=32", r"micro_batch_size=32: 32 does not divide batch_size 16"),
+        ("train={epochs: 1, batch_size: 4, accum_iter: 4}", r"accum_iter: .* micro_batch_size"),
+    ],
+)
+def test_what_recipes_may_not_ask(tiny: Path, override: str, expected: str) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        load_recipe(tiny, [override])
