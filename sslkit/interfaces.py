@@ -80,6 +80,19 @@ class Component:
         cannot run on this data. Called before anything is built."""
         return ()
 
+    @classmethod
+    def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+        """Yields (field path inside the block, message) for what will run and is rarely meant: what
+        it is and what to do. Called like `problems`; shown by `sslkit plan` and as a run starts."""
+        return ()
+
+    @classmethod
+    def plan_facts(cls, config: Any, facts: Facts) -> Mapping[str, str | int | float]:
+        """Name -> value of what follows from this configuration and this data and is worth knowing
+        before a run, such as "negatives per anchor"; shown by `sslkit plan`. Where components
+        inside others state the same name, the outermost is believed."""
+        return {}
+
 
 C = TypeVar("C", bound=Component)
 
@@ -546,6 +559,13 @@ class OptimizerConfig(ComponentConfig):
     """Leaves biases and normalisation parameters (all tensors with fewer than two dimensions) out
     of weight decay, and of LARS adaptation."""
 
+    def peak_lr(self, batch_size: int) -> float:
+        """The peak learning rate at this batch size, in images (Chen et al. 2020,
+        arXiv:2002.05709, B.1)."""
+        ratio = batch_size / self.lr_reference_batch
+        factor: float = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[self.lr_scaling]
+        return self.lr * factor
+
 
 class Optimizer(Component, ABC):
     """Makes a torch optimiser from groups. Each group is a dict with `params`, `lr`,
@@ -579,13 +599,21 @@ class Schedule(Component, ABC):
 
 @dataclass(frozen=True)
 class FeatureBank:
-    """Features of both splits, float32, on one device."""
+    """Features of both splits, float32, in one place: on the training device, or in CPU memory
+    where they are many."""
 
     train: Tensor  # (N_train, F)
     test: Tensor  # (N_test, F)
     train_labels: Tensor | None = None  # (N_train,) int64
     test_labels: Tensor | None = None  # (N_test,) int64
     class_names: Sequence[str] = ()
+    device: torch.device | None = None
+    """The training device, for protocols to move blocks of features to; None: where they are."""
+
+    @property
+    def compute_device(self) -> torch.device:
+        """Where protocols should compute."""
+        return self.device or self.train.device
 
     @property
     def num_classes(self) -> int:
@@ -637,6 +665,9 @@ class Evaluator(Component, ABC):
     requires_labels: ClassVar[bool] = True
     baselines: ClassVar[bool] = True
     """True: at the end it also measures raw pixels and the untrained encoder."""
+    uses_train: ClassVar[bool] = True
+    """False: it works on the test split where there is one. The features of the training split may
+    then be missing (no rows), which saves most of the time where nothing else needs them."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
 
@@ -20,6 +20,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sslkit.interfaces import FeatureBank
 
 Precision = Literal["fp32", "bf16"]
+
+DEVICE_BYTES = 1 << 31
+"""Features of both splits up to this size stay on the training device, others in CPU memory."""
+_CHECKED_ROWS = 1 << 16
 
 
 @contextmanager
@@ -60,35 +64,88 @@ def state_digest(encoder: nn.Module) -> str:
 
 
 def extract(
-    encoder: nn.Module, batches: Iterable[Tensor], *, precision: Precision, channels_last: bool
+    encoder: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    precision: Precision,
+    channels_last: bool,
+    room: Room | None = None,
 ) -> Tensor:
-    """The features of all batches, (N, F) float32, on the encoder's device.
+    """The features of all batches, (N, F) float32, in the order of the images.
 
-    batches: (B, C, S, S) float images in [0, 1]; batches may differ in length. The encoder is in
-    evaluation mode meanwhile and is not changed. Raises ValueError if there is no batch."""
+    batches: (B, C, S, S) float images in [0, 1]; batches may differ in length. room: how many rows
+    to make room for, and where; by default they are joined on the encoder's device, which needs
+    twice the memory for a moment. The encoder is in evaluation mode meanwhile and is not changed.
+    Raises ValueError if there is no batch."""
     device = next((p.device for p in encoder.parameters()), None)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    parts: list[Tensor] = []
+    rows = _Rows(room)
     with frozen(encoder):
         for images in batches:
             images = images.to(device=device, memory_format=layout)
             with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                parts.append(encoder(images).float())
-    if not parts:
-        raise ValueError("no images to take features from")
-    return torch.cat(parts)
+                rows.add(encoder(images).float())
+    return rows.joined()
 
 
-def pixel_features(batches: Iterable[Tensor], *, max_side: int = 32) -> Tensor:
+def pixel_features(
+    batches: Iterable[Tensor], *, max_side: int = 32, room: Room | None = None
+) -> Tensor:
     """Images as feature vectors, (N, C * s * s) float32, where s is the side of the images or
     `max_side`, whichever is smaller. Larger images are shrunk by averaging areas: a 224 pixel
     image would be 150,528 numbers, most of which only add noise to distances.
 
-    Not centred: see `mean_centred`. Raises ValueError if there is no batch."""
-    parts = [_shrink(images.float(), max_side).flatten(1) for images in batches]
-    if not parts:
-        raise ValueError("no images to take pixels from")
-    return torch.cat(parts)
+    Not centred: see `centre_`. room: as for `extract`. Raises ValueError if there is no batch."""
+    rows = _Rows(room)
+    for images in batches:
+        rows.add(_shrink(images.float(), max_side).flatten(1))
+    return rows.joined()
+
+
+@dataclass(frozen=True)
+class Room:
+    """Room for the features of a split."""
+
+    rows: int
+    """Images of the split."""
+    together: int
+    """Images of all splits: they are kept in one place."""
+
+    def device(self, part: Tensor) -> torch.device:
+        """Where features of this width go: to the CPU if all of them are more than 2 GiB. The rule
+        looks at shapes only, so that results do not depend on free memory."""
+        wanted = self.together * part.shape[1] * part.element_size()
+        return part.device if wanted <= DEVICE_BYTES else torch.device("cpu")
+
+
+class _Rows:
+    """Joins blocks of rows, without a second copy where their number is known."""
+
+    def __init__(self, room: Room | None) -> None:
+        self._room = room
+        self._buffer: Tensor | None = None
+        self._filled = 0
+        self._others: list[Tensor] = []  # without room, or beyond it
+
+    def add(self, part: Tensor) -> None:
+        if self._buffer is None and self._room is not None:
+            shape = self._room.rows, part.shape[1]
+            self._buffer = torch.empty(shape, dtype=part.dtype, device=self._room.device(part))
+        full = self._buffer is None or self._filled + len(part) > len(self._buffer)
+        if full or self._others:
+            self._others.append(part)
+        elif self._buffer is not None:
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+
+    def joined(self) -> Tensor:
+        if not self._others and self._filled == 0:
+            raise ValueError("no images to take features from")
+        if self._buffer is None:
+            return torch.cat(self._others)
+        rows = self._buffer[: self._filled]
+        others = [part.to(rows) for part in self._others]
+        return torch.cat([rows, *others]) if others else rows
 
 
 def _shrink(images: Tensor, max_side: int) -> Tensor:
@@ -96,11 +153,19 @@ def _shrink(images: Tensor, max_side: int) -> Tensor:
     return F.interpolate(images, size=(height, width), mode="area")
 
 
-def mean_centred(bank: FeatureBank) -> FeatureBank:
-    """Both splits minus the mean of the training split. Raw pixels need this before cosine
-    similarity: they are all positive, so without it every pair of images looks alike."""
+def centre_(bank: FeatureBank) -> None:
+    """Takes the mean of the training split from both splits, in place: pixels can be the largest
+    bank of all. They need it before cosine similarity: they are all positive, so without it every
+    pair of images looks alike."""
     mean = bank.train.mean(dim=0, keepdim=True)
-    return replace(bank, train=bank.train - mean, test=bank.test - mean)
+    bank.train.sub_(mean)
+    bank.test.sub_(mean)
+
+
+def count_not_finite(features: Tensor) -> int:
+    """Rows that hold a NaN or an infinity."""
+    blocks = torch.split(features, _CHECKED_ROWS)
+    return sum(int((~block.isfinite().all(dim=1)).sum()) for block in blocks)
 
 
 # --- Calibrated batch statistics ------------------------------------------------------------------

@@ -25,10 +25,12 @@ from sslkit.interfaces import Evaluator, FeatureBank, Subject
 from .collector import Collector, Protocol, named_protocols
 from .features import (
     Precision,
+    Room,
     calibrate_batch_norm,
+    centre_,
+    count_not_finite,
     eval_mode,
     extract,
-    mean_centred,
     pixel_features,
 )
 from .isolation import isolated, unchanged
@@ -36,6 +38,9 @@ from .results import SuiteResult
 
 Batches = Callable[[], Iterable[Tensor]]
 """Each call starts again: (B, C, S, S) float images in [0, 1], in the order of the labels."""
+
+Features = Callable[[Iterable[Tensor], Room | None], Tensor]
+"""Features of all batches; how much room to make for them."""
 
 NO_LABELS = "no labels"
 NO_TEST_SPLIT = "no test split"
@@ -52,6 +57,9 @@ class EvaluationSuite:
         test_batches: Batches | None,
         train_labels: Tensor | None = None,
         test_labels: Tensor | None = None,
+        num_train: int | None = None,
+        num_test: int | None = None,
+        device: torch.device | None = None,
         class_names: Sequence[str] | None = None,
         positive_pairs: Callable[[int], tuple[Tensor, Tensor]] | None = None,
         calibration_batches: Batches | None = None,
@@ -60,6 +68,9 @@ class EvaluationSuite:
         channels_last: bool = False,
     ) -> None:
         """train_labels, test_labels: (N,) int64 class indices, negative where an image has none.
+        num_train, num_test: images of each split, where labels do not say it; with them features
+        take no more memory than they need. device: where protocols compute; default: where the
+        features are.
         positive_pairs(n): two views of n images, each (n, C, S, S) in [0, 1].
         calibration_batches: training images in random order for the statistics of the untrained
         baseline; `train_batches` where None."""
@@ -68,9 +79,12 @@ class EvaluationSuite:
         self._test_batches = test_batches
         self._train_labels = train_labels
         self._test_labels = test_labels
+        self._num_train = len(train_labels) if train_labels is not None else num_train
+        self._num_test = len(test_labels) if test_labels is not None else num_test
         self._class_names = tuple(class_names or _numbered(train_labels, test_labels))
         self._positive_pairs = positive_pairs
         self._calibration_batches = calibration_batches or train_batches
+        self._device = device
         self._seed = seed
         self._extract: dict[str, Any] = {"precision": precision, "channels_last": channels_last}
 
@@ -101,7 +115,8 @@ class EvaluationSuite:
         encoder = self._measurable(wanted, "untrained", report)
         if pixels:
             with report.timed("features/pixels"):
-                bank = mean_centred(self._bank(pixel_features))
+                bank = self._bank(lambda batches, room: pixel_features(batches, room=room))
+                centre_(bank)
             self._measure(pixels, Subject("pixels", bank, self._seed), report)
             del bank
         if encoder:
@@ -145,8 +160,8 @@ class EvaluationSuite:
         name: Literal["trained", "untrained"],
         report: Collector,
     ) -> None:
-        def features(batches: Iterable[Tensor]) -> Tensor:
-            return extract(encoder, batches, **self._extract)
+        def features(batches: Iterable[Tensor], room: Room | None = None) -> Tensor:
+            return extract(encoder, batches, room=room, **self._extract)
 
         def pairs(num: int) -> tuple[Tensor, Tensor]:
             assert self._positive_pairs is not None
@@ -154,8 +169,9 @@ class EvaluationSuite:
             return features(torch.split(first, 256)), features(torch.split(second, 256))
 
         with report.timed(f"features/{name}"):
-            bank = self._bank(features)
-        broken = sum(int((~part.isfinite().all(dim=1)).sum()) for part in (bank.train, bank.test))
+            with_train = any(protocol.evaluator.uses_train for protocol in protocols)
+            bank = self._bank(features, with_train)
+        broken = count_not_finite(bank.train) + count_not_finite(bank.test)
         if broken:
             total = len(bank.train) + len(bank.test)
             for protocol in protocols:
@@ -166,25 +182,34 @@ class EvaluationSuite:
             subject = Subject(name, bank, self._seed, encoder, pairs_or_none)
             self._measure(protocols, subject, report)
 
-    def _bank(self, features: Callable[[Iterable[Tensor]], Tensor]) -> FeatureBank:
-        train = features(self._train_batches())
+    def _bank(self, features: Features, with_train: bool = True) -> FeatureBank:
+        """Features of both splits; without those of the training split where nothing uses them."""
+        together = (self._num_train or 0) + (self._num_test or 0)
+
+        def of(batches: Batches, num: int | None) -> Tensor:
+            return features(batches(), None if num is None else Room(num, together))
+
+        with_train = with_train or self._test_batches is None
+        parts = []
+        if with_train:
+            parts.append(of(self._train_batches, self._num_train))
+        if self._test_batches is not None:
+            parts.append(of(self._test_batches, self._num_test))
+        nothing = parts[0].new_empty(0, parts[0].shape[1])
+        train = parts[0] if with_train else nothing
+        test = parts[-1] if self._test_batches is not None else nothing
+        train_labels, test_labels = self._train_labels, self._test_labels
+        if train_labels is not None and not with_train:
+            train_labels = train_labels[:0]
         if self._test_batches is None:
-            test = train.new_empty(0, train.shape[1])
-        else:
-            test = features(self._test_batches())
-
-        def placed(labels: Tensor | None, rows: Tensor) -> Tensor | None:
-            if labels is not None and len(labels) != len(rows):
-                raise ValueError(f"{len(labels)} labels for {len(rows)} images")
-            return None if labels is None else labels.to(rows.device, torch.int64)
-
-        test_labels = None if self._test_batches is None else self._test_labels
+            test_labels = None
         return FeatureBank(
             train,
             test,
-            placed(self._train_labels, train),
-            placed(test_labels, test),
+            _placed(train_labels, train),
+            _placed(test_labels, test),
             self._class_names,
+            self._device,
         )
 
     def _measure(self, protocols: Sequence[Protocol], subject: Subject, report: Collector) -> None:
@@ -201,6 +226,13 @@ class EvaluationSuite:
 
 
 # --- Parts ----------------------------------------------------------------------------------------
+
+
+def _placed(labels: Tensor | None, rows: Tensor) -> Tensor | None:
+    """The labels of these rows, beside them."""
+    if labels is not None and len(labels) != len(rows):
+        raise ValueError(f"{len(labels)} labels for {len(rows)} images")
+    return None if labels is None else labels.to(rows.device, torch.int64)
 
 
 def _numbered(*labels: Tensor | None) -> list[str]:
@@ -228,4 +260,5 @@ def _labelled(bank: FeatureBank) -> FeatureBank:
         bank.train_labels[train],
         bank.test_labels[test],
         bank.class_names,
+        bank.device,
     )

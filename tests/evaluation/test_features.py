@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sslkit.evaluation import features
 from sslkit.evaluation.features import (
+    Room,
     calibrate_batch_norm,
+    centre_,
+    count_not_finite,
     extract,
-    mean_centred,
     pixel_features,
     state_digest,
 )
@@ -115,7 +118,8 @@ def test_pixels_are_flat_small_and_centred_on_the_training_split() -> None:
     expected = large.unfold(2, 2, 2).unfold(3, 3, 3).mean(dim=(-1, -2)).flatten(1)
     torch.testing.assert_close(pixel_features([large]), expected)
     train, test = torch.rand(10, 4), torch.rand(6, 4) + 3.0
-    bank = mean_centred(FeatureBank(train, test))
+    bank = FeatureBank(train.clone(), test.clone())
+    centre_(bank)
     torch.testing.assert_close(bank.train.mean(dim=0), torch.zeros(4), atol=1e-6, rtol=0)
     torch.testing.assert_close(bank.test, test - train.mean(dim=0))
 
@@ -151,3 +155,23 @@ def test_a_model_without_batch_norm_is_untouched() -> None:
     copy = calibrate_batch_norm(encoder, iter(batches, None))
     assert state_digest(copy) == state_digest(encoder)
     assert copy is not encoder
+
+
+def test_room_keeps_large_banks_in_cpu_memory_and_forgives_a_wrong_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = images(10)
+    expected = pixel_features([data])
+    for rows in (3, 10, 12):  # too few, exact, too many
+        assert torch.equal(pixel_features(in_batches(data, 4), room=Room(rows, rows)), expected)
+    part = torch.empty(1, 192, device="meta")
+    assert Room(10, 20).device(part).type == "meta"
+    monkeypatch.setattr(features, "DEVICE_BYTES", 19 * 192 * 4)
+    assert Room(10, 20).device(part).type == "cpu"
+
+
+def test_rows_that_are_not_finite_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_CHECKED_ROWS", 3)
+    rows = torch.zeros(8, 2)
+    rows[1, 0], rows[1, 1], rows[7, 1] = torch.nan, torch.inf, -torch.inf
+    assert count_not_finite(rows) == 2

@@ -70,9 +70,9 @@ def test_subjects_share_their_draws_and_other_seeds_do_not(monkeypatch: pytest.M
     seen: list[Tensor] = []
     fit = few_label._accuracies
 
-    def spy(data: FeatureBank, chosen: Tensor, l2: float) -> list[float]:
+    def spy(data: FeatureBank, mean: Tensor, chosen: Tensor, l2: float) -> list[float]:
         seen.append(chosen)
-        return fit(data, chosen, l2)
+        return fit(data, mean, chosen, l2)
 
     monkeypatch.setattr(few_label, "_accuracies", spy)
     protocol = FewLabel(FewLabel.Config(labels_per_class=(5,)))

@@ -9,7 +9,12 @@ from torch import Tensor
 from sslkit.builtin.protocols.knn import KNN
 from sslkit.interfaces import Facts, FeatureBank, Subject
 from sslkit.nn import classification
-from sslkit.nn.classification import knn_predict, mean_class_accuracy, top1_accuracy
+from sslkit.nn.classification import (
+    knn_predict,
+    mean_class_accuracy,
+    nearest_rows,
+    top1_accuracy,
+)
 
 
 def slow_knn(
@@ -115,3 +120,30 @@ def test_k_above_the_bank_is_refused_at_validation() -> None:
     [(field, message)] = KNN.problems(KNN.Config(), facts(120, 10))
     assert field == "k"
     assert "k 200 is above the bank of 120" in message
+
+
+@pytest.mark.parametrize("k", [1, 7, 30])
+@pytest.mark.parametrize("bank_rows", [30, 64, 199])
+def test_a_bank_in_blocks_has_the_same_neighbours(
+    k: int, bank_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Of length 4 and therefore exact: 17 different similarities, so that ties cross all blocks.
+    train, queries = (torch.randint(2, (n, 16), generator=generator) * 2.0 - 1 for n in (200, 40))
+    cosines = (queries @ train.T / 16).double()
+    expected = cosines.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
+    monkeypatch.setattr(classification, "_BANK_ROWS", bank_rows)
+    monkeypatch.setattr(classification, "_BLOCK_ELEMENTS", 9 * bank_rows)
+    similarity, neighbours = nearest_rows(train, queries, k=k, device=train.device)
+    assert torch.equal(neighbours, expected)
+    assert torch.equal(similarity.double(), cosines.gather(1, expected))
+
+
+def test_the_sieve_finds_the_highest_values() -> None:
+    generator = torch.Generator().manual_seed(0)
+    similarity = torch.randint(400, (50, 1003), generator=generator).float()  # many ties
+    for k in (1, 3, 14):
+        values, columns = classification._highest(similarity, k)
+        order = similarity.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1)
+        assert torch.equal(columns, order.values)
+        assert torch.equal(values, similarity.gather(1, columns))

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +11,14 @@ from sslkit.builtin.protocols import linear
 from sslkit.builtin.protocols.linear import Linear, stratified_split
 from sslkit.interfaces import FeatureBank, Subject
 from sslkit.nn import logistic_regression
-from sslkit.nn.logistic_regression import cross_entropy_gradient, fit_logistic_regression
+from sslkit.nn.lbfgs import minimize
+from sslkit.nn.logistic_regression import (
+    Blocks,
+    LinearClassifiers,
+    cross_entropy_gradient,
+    fit_logistic_regression,
+    fit_penalties,
+)
 
 
 def clusters(num: int, spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -44,15 +54,15 @@ def test_the_result_is_the_same_to_the_bit_when_repeated() -> None:
 def test_the_test_split_has_no_part_in_the_fit_or_the_choice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fitted: list[int] = []
+    fitted: list[tuple[int, int]] = []
 
-    def spy(features: Tensor, labels: Tensor, *args: object, **kwargs: object) -> object:
-        fitted.append(features.shape[1])
-        return fit_logistic_regression(features, labels, *args, **kwargs)  # type: ignore[arg-type]
+    def spy(blocks: Blocks, *args: Any, l2: Sequence[float], **kwargs: Any) -> LinearClassifiers:
+        fitted.append((sum(len(features) for features, _ in blocks()), len(l2)))
+        return fit_penalties(blocks, *args, l2=l2, **kwargs)
 
-    monkeypatch.setattr(linear, "fit_logistic_regression", spy)
+    monkeypatch.setattr(linear, "fit_penalties", spy)
     first = Linear(Linear.Config()).evaluate(subject())
-    assert fitted == [360] * 6 + [400]  # the grid on 90 %, then all of the training split
+    assert fitted == [(360, 6), (400, 1)]  # the grid on 90 %, then all of the training split
     given = subject()
     wrong = (given.bank.test_labels + 1) % 4
     other = FeatureBank(
@@ -109,3 +119,51 @@ def test_batched_fits_agree_with_scikit_learn() -> None:
         query, _ = clusters(200, spread=2.0, seed=5)
         agree = found.predict(problem, query).numpy() == reference.predict(query.numpy())
         assert agree.mean() > 0.99
+
+
+def test_penalties_fitted_together_are_those_fitted_alone() -> None:
+    x, y = clusters(120, spread=2.0)
+    penalties = [0.5, 0.05, 1e-3]
+    blocks: list[tuple[Tensor, Tensor]] = list(
+        zip(torch.split(x, 50), torch.split(y, 50), strict=True)
+    )
+    together = fit_penalties(lambda: blocks, 120, 4, l2=penalties, tolerance=1e-6)
+    for problem, l2 in enumerate(penalties):
+        alone = fit_logistic_regression(x[None], y[None], 4, l2=l2, max_iterations=500)
+        torch.testing.assert_close(together.weight[problem], alone.weight[0], atol=5e-3, rtol=2e-2)
+        weight = together.weight[problem, None].double()
+        _, gradient, _ = cross_entropy_gradient(
+            x[None].double(), y[None], weight, together.bias[problem, None].double()
+        )
+        assert float((gradient + l2 * weight).abs().max()) < 3e-6
+    queries, _ = clusters(50, spread=2.0, seed=9)
+    expected = torch.stack([together.predict(problem, queries) for problem in range(3)])
+    assert torch.equal(together.predict_all(queries), expected)
+
+
+def test_features_in_blocks_made_anew_give_the_same_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Linear(Linear.Config()).evaluate(subject()).metrics
+    monkeypatch.setattr(linear, "_BLOCK_ELEMENTS", 8 * 70)  # 70 rows at once
+    parts = Linear(Linear.Config()).evaluate(subject()).metrics
+    assert parts == pytest.approx(whole, abs=0.011)
+
+
+def test_minimize_shortens_steps_and_solves_badly_scaled_problems() -> None:
+    scales = torch.tensor([[1.0, 100.0, 1e-3], [5.0, 1.0, 1.0]], dtype=torch.float64)
+    optimum = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    shortened = []
+
+    def objective(problems: Sequence[int], points: Tensor) -> tuple[list[float], Tensor]:
+        s, away = scales[list(problems)], points - optimum
+        values = (s * (away.square() + 1.0).sqrt()).sum(dim=1)
+        shortened.append(len(problems))
+        return values.tolist(), s * away / (away.square() + 1.0).sqrt()
+
+    found, passes = minimize(
+        objective, torch.full((2, 3), 40.0).double(), lambda problem, vector: vector,
+        max_iterations=500, tolerance=1e-9,
+    )  # fmt: skip
+    torch.testing.assert_close(found, optimum.expand(2, 3), atol=1e-5, rtol=0)
+    assert passes == len(shortened)
+    assert shortened[0] == 2
+    assert shortened[-1] == 1, "a solved problem is left out"

@@ -266,3 +266,14 @@ def test_labels_must_fit_the_images(pictures: Pictures) -> None:
     suite = pictures.suite(("knn", knn()), test_labels=pictures.test_labels[:-1])
     with pytest.raises(ValueError, match="34 labels for 35 images"):
         suite.run(encoder(), 1, final=True)
+
+
+def test_the_training_split_is_not_encoded_where_nothing_needs_it(pictures: Pictures) -> None:
+    often, seldom = Collapse(Collapse.Config(every_epochs=1)), knn(every_epochs=2)
+    suite = pictures.suite(("collapse", often), ("knn", seldom))
+    alone = suite.run(encoder(), 1, final=False).metrics
+    assert pictures.passes == {"train": 0, "test": 1}
+    beside = suite.run(encoder(), 2, final=False).metrics
+    assert pictures.passes == {"train": 1, "test": 2}
+    assert alone == {key: value for key, value in beside.items() if key in alone}
+    assert "eval/knn/top1" in beside

@@ -32,6 +32,7 @@ class Collapse(Evaluator):
 
     requires_labels = False
     baselines = False
+    uses_train = False
 
     class Config(EvaluatorConfig):
         num_images: Annotated[int, Field(ge=2)] = 2048
@@ -45,6 +46,7 @@ class Collapse(Evaluator):
         if len(features) < 2:
             return Evaluation(skipped=f"needs two images, there is {len(features)}")
         features = _subset(features, self.config.num_images, subject.seed)
+        features = features.to(subject.bank.compute_device)
         metrics = {
             "collapse/std": float(feature_std(features)),
             "collapse/rankme": float(rankme(features)),

@@ -12,12 +12,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, FeatureBank, Subject
-from sslkit.nn.classification import top1_accuracy
 from sslkit.nn.logistic_regression import fit_logistic_regression
 from sslkit.randomness import SampleRandom
 
 _BLOCK_ELEMENTS = 1 << 26
-"""Feature values gathered at once (256 MiB); draws fitted together follow from the shapes."""
+"""Feature values gathered at once (256 MiB); draws fitted together, and test rows scored together,
+follow from the shapes."""
 
 
 class FewLabel(Evaluator):
@@ -71,12 +71,10 @@ class FewLabel(Evaluator):
                 f"measured for {sizes} labels per class only",
                 stacklevel=2,
             )
-        chosen = draw_labelled(
-            bank.train_labels.cpu(), max(sizes), self.config.draws, subject.seed
-        ).to(bank.train.device)
-        scaled = _centred_and_normalised(bank)
+        chosen = draw_labelled(bank.train_labels.cpu(), max(sizes), self.config.draws, subject.seed)
+        mean = bank.train.mean(dim=0)
         draws = {
-            f"top1_{size}": _accuracies(scaled, chosen[:, :, :size].flatten(1), self.config.l2)
+            f"top1_{size}": _accuracies(bank, mean, chosen[:, :, :size].flatten(1), self.config.l2)
             for size in sizes
         }
         means = {name: sum(values) / len(values) for name, values in draws.items()}
@@ -111,27 +109,30 @@ def _class_sizes(labels: Tensor) -> Tensor:
     return counts[counts > 0]
 
 
-def _centred_and_normalised(bank: FeatureBank) -> FeatureBank:
-    mean = bank.train.mean(dim=0)
-    train, test = (F.normalize(part - mean, dim=1) for part in (bank.train, bank.test))
-    return FeatureBank(train, test, bank.train_labels, bank.test_labels, bank.class_names)
-
-
-def _accuracies(bank: FeatureBank, chosen: Tensor, l2: float) -> list[float]:
-    """Test accuracy of each draw; chosen: (draws, rows) indices of training images."""
+def _accuracies(bank: FeatureBank, mean: Tensor, chosen: Tensor, l2: float) -> list[float]:
+    """Test accuracy of each draw; chosen: (draws, rows) indices of training images, on the CPU."""
     assert bank.train_labels is not None
     assert bank.test_labels is not None
+    device = bank.compute_device
+    mean = mean.to(device)
+
+    def prepared(rows: Tensor) -> Tensor:
+        return F.normalize(rows.to(device) - mean, dim=-1)
+
     block = max(1, _BLOCK_ELEMENTS // (chosen.shape[1] * bank.train.shape[1]))
+    test_rows = max(1, _BLOCK_ELEMENTS // bank.test.shape[1])
     accuracies = []
     for rows in torch.split(chosen, block):
         classifiers = fit_logistic_regression(
-            bank.train[rows],
-            bank.train_labels[rows],
+            prepared(bank.train[rows.to(bank.train.device)]),
+            bank.train_labels[rows.to(bank.train_labels.device)].to(device),
             bank.num_classes,
             l2=l2 / chosen.shape[1],
         )
-        accuracies += [
-            top1_accuracy(classifiers.predict(draw, bank.test), bank.test_labels)
-            for draw in range(len(rows))
-        ]
+        correct = torch.zeros(len(rows), dtype=torch.int64, device=device)
+        parts = torch.split(bank.test, test_rows), torch.split(bank.test_labels, test_rows)
+        for part, labels in zip(*parts, strict=True):
+            predicted = classifiers.predict_all(prepared(part))
+            correct += (predicted == labels.to(device)).sum(dim=1)
+        accuracies += [count / len(bank.test) for count in correct.tolist()]
     return accuracies

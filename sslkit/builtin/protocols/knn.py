@@ -46,6 +46,7 @@ class KNN(Evaluator):
             num_classes=bank.num_classes,
             k=self.config.k,
             temperature=self.config.temperature,
+            device=bank.compute_device,
         )
         return Evaluation(
             metrics={
