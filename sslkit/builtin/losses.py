@@ -1,4 +1,9 @@
-"""Contrastive losses on two or more views: NT-Xent and InfoNCE."""
+"""Contrastive losses on two or more views: NT-Xent and InfoNCE.
+
+Where torch.distributed runs with several ranks, negatives come from all of them, and the loss is
+the mean over the anchors of this rank: `sslkit.nn.gather` has the convention. Metrics stay within
+the rank, so that they can be computed where they are read.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sslkit.interfaces import ComponentConfig, Loss, LossInput
 from sslkit.nn.functional import (
+    DEFAULT_CHUNK_ELEMENTS,
     ContrastiveMetrics,
     contrastive_accuracy_and_entropy,
     info_nce,
     nt_xent,
 )
+from sslkit.nn.gather import all_ranks
 
 
 class NTXent(Loss):
@@ -27,18 +34,30 @@ class NTXent(Loss):
     class Config(ComponentConfig):
         temperature: PositiveFloat = 0.5
         """Softmax temperature. 0.5 suits CIFAR, 0.1 ImageNet (arXiv 2002.05709, B.9 and 5.1)."""
+        chunk_elements: PositiveInt = DEFAULT_CHUNK_ELEMENTS
+        """Similarities held in memory at a time. A batch of M embeddings has M²; fewer at a time
+        need less memory and more, smaller steps. Changes the loss by rounding only."""
 
     config: Config
 
     def forward(self, inputs: LossInput) -> Tensor:
-        temperature = self.config.temperature
-        return _mean_over_pairs(inputs.views, lambda a, b: nt_xent(a, b, temperature))
+        config, group = self.config, all_ranks()
+        return _mean_over_pairs(
+            inputs.views,
+            lambda a, b: nt_xent(
+                a, b, config.temperature, chunk_elements=config.chunk_elements, group=group
+            ),
+        )
 
     def metrics(self, inputs: LossInput) -> Mapping[str, Tensor]:
         first, second, *_ = inputs.views
         return _named(
             contrastive_accuracy_and_entropy(
-                first, second, temperature=self.config.temperature, both_views=True
+                first,
+                second,
+                temperature=self.config.temperature,
+                both_views=True,
+                chunk_elements=self.config.chunk_elements,
             )
         )
 
@@ -57,22 +76,37 @@ class InfoNCE(Loss):
         symmetric: bool = True
         """In-batch negatives: average first to second view and second to first. Does not apply
         to negatives from a queue, where the second view is the key and never the query."""
+        chunk_elements: PositiveInt = DEFAULT_CHUNK_ELEMENTS
+        """Similarities held in memory at a time. A batch of M embeddings has M²; fewer at a time
+        need less memory and more, smaller steps. Changes the loss by rounding only."""
 
     config: Config
 
     def forward(self, inputs: LossInput) -> Tensor:
-        config, negatives = self.config, inputs.negatives
+        config, negatives, group = self.config, inputs.negatives, all_ranks()
         symmetric = config.symmetric and negatives is None
         return _mean_over_pairs(
             inputs.views,
-            lambda a, b: info_nce(a, b, negatives, config.temperature, symmetric=symmetric),
+            lambda a, b: info_nce(
+                a,
+                b,
+                negatives,
+                config.temperature,
+                symmetric=symmetric,
+                chunk_elements=config.chunk_elements,
+                group=group,
+            ),
         )
 
     def metrics(self, inputs: LossInput) -> Mapping[str, Tensor]:
         first, second, *_ = inputs.views
         return _named(
             contrastive_accuracy_and_entropy(
-                first, second, inputs.negatives, self.config.temperature
+                first,
+                second,
+                inputs.negatives,
+                self.config.temperature,
+                chunk_elements=self.config.chunk_elements,
             )
         )
 

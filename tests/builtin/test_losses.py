@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from sslkit.builtin import losses
 from sslkit.builtin.losses import InfoNCE, NTXent
 from sslkit.interfaces import LossInput
 from sslkit.nn.functional import info_nce, nt_xent
@@ -53,7 +56,33 @@ def test_metrics(component: type[NTXent] | type[InfoNCE]) -> None:
     assert not any(value.requires_grad for value in metrics.values())
 
 
+@pytest.mark.parametrize("component", [NTXent, InfoNCE])
+@pytest.mark.parametrize("queue", [None, torch.ones(3, 4)])
+def test_chunks_are_passed_on(
+    component: type[NTXent] | type[InfoNCE],
+    queue: Tensor | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[int] = []
+    for name in ("nt_xent", "info_nce", "contrastive_accuracy_and_entropy"):
+        original = getattr(losses, name)
+
+        def record(*args: Tensor, original: Any = original, **kwargs: Any) -> Any:
+            seen.append(kwargs["chunk_elements"])
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(losses, name, record)
+    built = component(component.Config(chunk_elements=12))
+    inputs = LossInput(views(2), negatives=queue)
+    built(inputs)
+    built.metrics(inputs)
+    assert seen == [12, 12]
+    assert component.Config().model_dump()["chunk_elements"] == 2**22  # resolved and saved
+
+
 def test_mistakes_are_refused() -> None:
+    with pytest.raises(ValidationError, match="chunk_elements"):
+        NTXent.Config(chunk_elements=0)
     with pytest.raises(ValidationError, match="greater than 0"):
         NTXent.Config(temperature=0)
     with pytest.raises(ValidationError, match="temperatur"):

@@ -142,7 +142,7 @@ def test_plugins_and_recipes(tmp_path: Path, sslkit: Callable[..., Outcome]) -> 
     assert "nt_xent" in builtin["components"]["loss"]
     assert "temperature" in sslkit("plugins", "show", "nt_xent").out
     (shown,) = json.loads(sslkit("plugins", "show", "loss:nt_xent", "--json").out)
-    assert [field["field"] for field in shown["fields"]] == ["temperature"]
+    assert [field["field"] for field in shown["fields"]] == ["temperature", "chunk_elements"]
     assert json.loads(sslkit("plugins", "show", "sslkit:nt_xent", "--json").out)[0] == {
         **shown, "name": "sslkit:nt_xent"
     }  # fmt: skip

@@ -293,7 +293,8 @@ def test_the_hash_ignores_order_and_layout() -> None:
     reordered = "".join([lines[-1], "# a comment\n", *lines[:-1]])
     assert recipe_hash(parse_recipe(reordered, "x")) == recipe_hash(good())
     view = hashed_view(good())
-    assert view["method"]["loss"] == {"name": "sslkit:nt_xent", "temperature": 0.5}
+    loss = {"name": "sslkit:nt_xent", "temperature": 0.5, "chunk_elements": 2**22}
+    assert view["method"]["loss"] == loss
     assert set(view) == {
         "data", "augmentation", "backbone", "method", "optimizer", "schedule", "train", "evaluate"
     }  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sslkit.nn.ema import EMATeacher
-from sslkit.nn.functional import contrastive_accuracy_and_entropy, info_nce, nt_xent
+from sslkit.nn.functional import contrastive_accuracy_and_entropy, info_nce, nt_xent, sup_con
 from sslkit.nn.lars import LARS
 from sslkit.nn.queue import FeatureQueue
 
@@ -24,14 +24,24 @@ def test_reading_a_value_raises_here() -> None:
         torch.zeros(1).item()
 
 
-def test_losses_and_metrics() -> None:
+@pytest.mark.parametrize("chunk", [20, 10**6])
+@pytest.mark.parametrize("temperature", [0.1, 0.001])
+def test_losses_and_metrics(temperature: float, chunk: int) -> None:
     a, b = torch.randn(4, 8, requires_grad=True), torch.randn(4, 8)
-    queue = torch.randn(16, 8)
-    loss = nt_xent(a, b, 0.1) + info_nce(a, b, None, 0.1, symmetric=True)
-    (loss + info_nce(a, b, queue, 0.1)).backward()  # type: ignore[no-untyped-call]
+    queue, labels = torch.randn(16, 8), torch.zeros(4, dtype=torch.int64)
+    losses = [
+        nt_xent(a, b, temperature, chunk_elements=chunk),
+        info_nce(a, b, None, temperature, symmetric=True, chunk_elements=chunk),
+        info_nce(a, b, queue, temperature, chunk_elements=chunk),
+        sup_con([a, b], labels, temperature, chunk_elements=chunk),
+    ]
+    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
     assert a.grad is not None
-    assert contrastive_accuracy_and_entropy(a, b, both_views=True).top1.shape == ()
-    assert contrastive_accuracy_and_entropy(a, b, queue).entropy.shape == ()
+    for negatives, both_views in ((None, True), (None, False), (queue, False)):
+        metrics = contrastive_accuracy_and_entropy(
+            a, b, negatives, temperature, both_views=both_views, chunk_elements=chunk
+        )
+        assert metrics.top1.shape == metrics.entropy.shape == ()
 
 
 @pytest.mark.parametrize("lr_in_buffer", [True, False])
