@@ -84,7 +84,7 @@ def write_pack(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _check_space(out, plan)
-        with _only_writer(out), _one_torch_thread():
+        with _only_writer(out):
             _refuse_existing(out)  # another process may just have finished
             _write(plan, stores, out, num_threads, on_progress or (lambda *_: None))
     except OSError as error:
@@ -326,18 +326,6 @@ def _only_writer(out: Path) -> Iterator[None]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Every thread here works on an image of its own; more threads for each would only wait for
-    one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _pixels(height: int, width: int) -> str:

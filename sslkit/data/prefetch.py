@@ -1,11 +1,18 @@
-"""Work in threads, results in order."""
+"""Work in threads, results in order.
+
+Each thread works alone: torch would otherwise start a team of OpenMP threads for every one of them,
+which wait for one another and take the cores from the training thread.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
 
 Tag = TypeVar("Tag")
 Item = TypeVar("Item")
@@ -31,7 +38,9 @@ def ordered_groups(
             yield tag, [function(item) for item in items]
         return
     pending: deque[tuple[Tag, list[Future[Result]]]] = deque()
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="sslkit-data")
+    pool = ThreadPoolExecutor(
+        num_threads, thread_name_prefix="sslkit-data", initializer=_work_alone
+    )
     try:
         for tag, items in groups:
             pending.append((tag, [pool.submit(function, item) for item in items]))
@@ -42,6 +51,20 @@ def ordered_groups(
             yield _finished(pending)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _work_alone() -> None:
+    """Limits operators of torch to the calling thread. `torch.set_num_threads` would limit those of
+    all threads: OpenMP's own setting counts for the thread that makes it."""
+    torch.get_num_threads()  # a thread takes over torch's setting once, at its first operator
+    _libraries().limit(limits=1, user_api="openmp")
+
+
+@cache
+def _libraries() -> Any:
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+    return ThreadpoolController()
 
 
 def _finished(

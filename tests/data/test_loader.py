@@ -108,9 +108,13 @@ def test_resident_and_decoded_views_agree(fixed, crop_augmentation, interpolatio
     assert decoded.store.resident is None
     for a, b in zip(resident.epoch(0), decoded.epoch(0), strict=True):
         for x, y in zip(a.views, b.views, strict=True):
-            # Both passes of the uint8 resize round, so the worst case is 1.004 / 255.
-            assert float((x - y).abs().max()) <= 1.005 / 255
-            assert float((x - y).abs().mean()) <= 0.5 / 255
+            # Both passes of the uint8 resize round, so the worst case of bilinear is 1.004 / 255;
+            # bicubic is clamped after the first pass too, which shows beside hard edges.
+            difference = (x - y).abs()
+            clamped = difference > 1.005 / 255
+            assert float(difference.mean()) <= 0.5 / 255
+            assert float(difference.max()) <= (1.005 if interpolation == "bilinear" else 20) / 255
+            assert float(clamped.float().mean()) <= 0.01
 
 
 def test_labels_of_replaced_images_are_those_of_their_stand_ins(mixed, crop_augmentation):

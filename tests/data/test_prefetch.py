@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from sslkit.data.prefetch import ordered_groups
 
@@ -75,3 +76,12 @@ def test_closing_early_and_interrupts_leave_no_threads():
     next(results)
     del results
     assert loader_threads() == []
+
+
+def test_threads_of_the_loader_work_alone_and_the_callers_setting_stays():
+    torch.set_num_threads(3)  # the fixture of all tests puts it back
+    groups = [(None, list(range(8)))]
+    ((_, seen),) = ordered_groups(lambda _: torch.get_num_threads(), groups, num_threads=2)
+    if "OpenMP" in torch.__config__.parallel_info():
+        assert set(seen) == {1}
+    assert torch.get_num_threads() == 3
