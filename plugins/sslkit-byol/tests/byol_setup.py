@@ -73,6 +73,12 @@ def make_batch(step: int = 0) -> Batch:
     return Batch(views, indices, SampleRandom(0, "method", 0, indices))
 
 
+def learnable_batch() -> Batch:
+    """Each image has a colour of its own, which both views show."""
+    batch, colours = make_batch(), torch.rand(BATCH, 3, 1, 1, dtype=torch.float64)
+    return replace(batch, views=tuple(colours + 0.1 * view for view in batch.views))
+
+
 def in_parts(method: Method, batch: Batch, part: int) -> dict[str, Tensor]:
     """Embeddings of the batch, `part` images at a time."""
     slices = [slice(start, start + part) for start in range(0, len(batch), part)]
@@ -80,9 +86,10 @@ def in_parts(method: Method, batch: Batch, part: int) -> dict[str, Tensor]:
     return {name: torch.cat([found[name] for found in parts]) for name in parts[0]}
 
 
-def take_step(method: Method, optimizer: torch.optim.Optimizer, step: int) -> StepOutput:
+def take_step(
+    method: Method, optimizer: torch.optim.Optimizer, progress: Progress, batch: Batch
+) -> StepOutput:
     """One optimiser step, in the order that `Method` documents."""
-    batch, progress = make_batch(step), Progress(step, STEPS, FACTS.steps_per_epoch)
     method.before_step(progress)
     output = method.objective(method.embed(batch), replace(batch, views=()))
     output.loss.backward()
@@ -93,8 +100,12 @@ def take_step(method: Method, optimizer: torch.optim.Optimizer, step: int) -> St
     return output
 
 
-def train(method: Method, steps: range) -> Iterator[StepOutput]:
+def train(
+    method: Method, steps: range, total: int = STEPS, batch: Batch | None = None
+) -> Iterator[StepOutput]:
+    """Steps on the same batch, or on a new one each."""
     groups = [{"params": [p for _, p in group.params]} for group in method.param_groups()]
     optimizer = torch.optim.SGD(groups, lr=0.3)
     for step in steps:
-        yield take_step(method, optimizer, step)
+        progress = Progress(step, total, FACTS.steps_per_epoch)
+        yield take_step(method, optimizer, progress, batch or make_batch(step))

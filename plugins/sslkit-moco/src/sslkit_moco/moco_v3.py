@@ -1,0 +1,152 @@
+"""MoCo v3: contrast predictions with the keys of a large batch; no queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor, nn
+
+from sslkit.errors import RecipeError
+from sslkit.interfaces import (
+    Backbone,
+    Batch,
+    ComponentConfig,
+    Facts,
+    Head,
+    Loss,
+    LossInput,
+    Method,
+    Progress,
+    Slot,
+    StepOutput,
+    slot,
+)
+from sslkit.nn.deferred import Deferred
+from sslkit.nn.ema import EMATeacher, cosine_momentum
+
+from . import vit
+
+Momentum = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class MoCoV3(Method):
+    """Queries, which pass a predictor, find the key of the same image among the keys of the batch;
+    keys come from a momentum teacher of encoder and projector.
+
+    The loss is the sum over both directions, each 2 * temperature times the cross entropy of
+    queries against keys. Every view is a forward pass of its own, of the query network and of the
+    teacher, which keeps its own batch statistics. The teacher moves before each step towards the
+    query network as the previous step left it. The defaults are those of the ResNet-50 for 100 and
+    300 epochs; a ViT has a third projector layer, `output_norm: bn_no_affine` in the predictor and
+    temperature 0.2. Source: Chen et al. 2021, arXiv 2104.02057.
+    """
+
+    class Config(ComponentConfig):
+        projector: Slot[Head] = slot(
+            "mlp", num_layers=2, hidden_dim=4096, out_dim=256, output_norm="bn_no_affine"
+        )
+        """Maps features to the embedding, in the query network and in the teacher."""
+        predictor: Slot[Head] = slot("mlp", hidden_dim=4096, out_dim=256, output_norm="none")
+        """Maps an embedding to the query; `out_dim` must be the projector's."""
+        loss: Slot[Loss] = slot("info_nce", temperature=1.0, symmetric=False)
+        """Loss between queries (first view) and the keys of the batch (second view)."""
+        temperature_scaling: bool = True
+        """Multiplies the loss by twice its `temperature`."""
+        loss_weight: PositiveFloat = 1.0
+        """Multiplies the loss."""
+        momentum: Momentum = 0.99
+        """Momentum of the teacher in the first step. The paper: 0.99, 0.996 for 1000 epochs."""
+        final_momentum: Momentum = 1.0
+        """Momentum that a cosine reaches at the end; equal to `momentum` for a constant one."""
+        freeze_patch_embedding: bool = False
+        """ViTs only: leaves the patch embedding as it starts, which steadies training."""
+        vit_init: bool = False
+        """ViTs only: starts from MoCo v3's initialisation, with fixed sine-cosine position
+        embeddings. Replaces the weights that the backbone started from."""
+
+    @classmethod
+    def problems(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+        loss, views = config.loss, len(facts.views)
+        if views != 2:
+            yield "", f"moco_v3 needs 2 views, but the augmentation makes {views}"
+        if facts.batch_size < 2:
+            yield "", "moco_v3 needs train.batch_size >= 2: the other images are its negatives"
+        if "labels" in loss.cls.requires and facts.num_classes is None:
+            yield "loss", f"{loss.name} needs labels, and the data has none"
+        if "negatives" in loss.cls.requires:
+            yield "loss", f"{loss.name} needs a queue of negatives, which moco_v3 has not"
+        if getattr(loss.config, "symmetric", False):
+            yield (
+                "loss.symmetric",
+                "true would also contrast keys with queries; moco_v3 sums both directions of the "
+                "views by itself: set it to false",
+            )
+        if config.temperature_scaling and _temperature(config) is None:
+            yield "temperature_scaling", f"{loss.name} has no temperature: set it to false"
+
+    @classmethod
+    def plan_facts(cls, config: Config, facts: Facts) -> Mapping[str, str | int | float]:
+        return {"negatives per anchor": facts.batch_size - 1}
+
+    config: Config
+
+    def __init__(self, config: Config, backbone: Backbone, facts: Facts) -> None:
+        super().__init__(config, backbone, facts)
+        if config.vit_init:
+            vit.initialize(backbone)
+        if config.freeze_patch_embedding:
+            vit.freeze_patch_embedding(backbone)
+        self.projector = config.projector.build(in_dim=backbone.num_features)
+        self.predictor = config.predictor.build(in_dim=self.projector.out_dim)
+        if self.predictor.out_dim != self.projector.out_dim:
+            raise RecipeError(
+                f"method.predictor: its output has width {self.predictor.out_dim} and that of the "
+                f"projector, which makes the keys, {self.projector.out_dim}; set both out_dim alike"
+            )
+        self.loss = config.loss.build()
+        self.teacher = EMATeacher(self.taught)
+        temperature = _temperature(config) if config.temperature_scaling else None
+        self.scale = config.loss_weight * (1.0 if temperature is None else 2.0 * temperature)
+
+    @property
+    def taught(self) -> nn.Module:
+        """The part of the query network that the teacher follows."""
+        return nn.Sequential(self.backbone, self.projector)
+
+    def before_step(self, progress: Progress) -> None:
+        config = self.config
+        momentum = cosine_momentum(progress.fraction, config.momentum, config.final_momentum)
+        self.teacher.update(self.taught, momentum)
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """features (B, 2, F), query and key (B, 2, D): entry v belongs to view v."""
+        features = [self.backbone(view) for view in batch.views]
+        named = {
+            "features": features,
+            "query": [self.predictor(self.projector(feature)) for feature in features],
+            "key": [self.teacher(view) for view in batch.views],
+        }
+        return {name: torch.stack(views, dim=1) for name, views in named.items()}
+
+    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+        query, key = embeddings["query"], embeddings["key"].detach()
+
+        def inputs(query: Tensor, view: int) -> LossInput:
+            """The queries of one view and, as their keys, those of the other."""
+            return LossInput((query[:, view], key[:, 1 - view]), batch.labels)
+
+        directions = [self.loss(inputs(query, view)) for view in (0, 1)]
+        watched = inputs(query.detach(), 0)
+        return StepOutput(
+            self.scale * torch.stack(directions).sum(),
+            metrics=Deferred(lambda: self.loss.metrics(watched)),
+        )
+
+
+def _temperature(config: MoCoV3.Config) -> float | None:
+    """The temperature of the loss, where it has one."""
+    found = getattr(config.loss.config, "temperature", None)
+    return found if isinstance(found, float) else None

@@ -1,0 +1,222 @@
+"""MoCo v1 and v2: contrast a query with a queue of past keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from sslkit.errors import RecipeError
+from sslkit.interfaces import (
+    Backbone,
+    Batch,
+    ComponentConfig,
+    Facts,
+    Head,
+    Loss,
+    LossInput,
+    Method,
+    Progress,
+    Slot,
+    StepOutput,
+    slot,
+)
+from sslkit.nn.deferred import Deferred
+from sslkit.nn.ema import EMATeacher, cosine_momentum
+from sslkit.nn.functional import normalize
+from sslkit.nn.queue import FeatureQueue
+from sslkit.randomness import SampleRandom
+
+from .batch_groups import (
+    Network,
+    has_batch_norm,
+    in_groups,
+    random_groups,
+    slow_running_statistics,
+)
+
+Momentum = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class QueueConfig(ComponentConfig):
+    """What MoCo v1 and v2 share; the defaults are the paper's settings for ImageNet."""
+
+    head: Slot[Head]
+    """Projection head, of the query network and of the teacher."""
+    loss: Slot[Loss]
+    """Loss between queries (first view) and keys (second view), with the queue as negatives."""
+    queue_size: PositiveInt = 65536
+    """Keys in the queue; any number. 4096 suffices for CIFAR."""
+    momentum: Momentum = 0.999
+    """Momentum of the teacher. 0.99 suits CIFAR."""
+    final_momentum: Momentum | None = None
+    """Momentum that a cosine reaches at the end; null keeps `momentum` constant."""
+    symmetric: bool = False
+    """True: each view is a query and a key, and the loss is the sum of both directions, at twice
+    the cost of a step."""
+    loss_weight: PositiveFloat = 1.0
+    """Multiplies the loss; 0.5 makes the sum of a symmetric loss a mean."""
+    bn_groups: PositiveInt = 8
+    """Groups of the batch with BatchNorm statistics of their own, drawn by image and anew for
+    queries and for keys; the paper's 8 devices. 1: statistics of the whole batch, from which the
+    network can read which keys are of this batch. Without effect on networks without BatchNorm."""
+
+
+class MoCoV1(Method):
+    """A query network learns to find the key of the same image among the keys of a queue.
+
+    Keys come from a momentum teacher, which moves before each step towards the query network as
+    the previous step left it. The keys of a batch enter the queue after the step, so no image
+    meets its own key of the step as a negative. The first view is the query and the second the
+    key; with `symmetric` each is both. The teacher has batch statistics of its own.
+    Source: He et al. 2020, arXiv 1911.05722; with the defaults of `moco_v2`, Chen et al. 2020,
+    arXiv 2003.04297.
+    """
+
+    class Config(QueueConfig):
+        head: Slot[Head] = slot(
+            "mlp", num_layers=1, out_dim=128, output_norm="none", output_bias=True
+        )
+        """Projection head: a linear layer."""
+        loss: Slot[Loss] = slot("info_nce", temperature=0.07)
+        """Loss between queries (first view) and keys (second view), with the queue as negatives."""
+
+    @classmethod
+    def problems(cls, config: QueueConfig, facts: Facts) -> Iterable[tuple[str, str]]:
+        views, batch = len(facts.views), facts.batch_size
+        if views != 2:
+            yield "", f"moco needs 2 views, a query and a key, but the augmentation makes {views}"
+        if config.bn_groups > 1 and batch < 2 * config.bn_groups:
+            yield (
+                "bn_groups",
+                f"{config.bn_groups} groups of {batch} images have fewer than 2 each: "
+                f"set at most {max(batch // 2, 1)}",
+            )
+        if "labels" in config.loss.cls.requires and facts.num_classes is None:
+            yield "loss", f"{config.loss.name} needs labels, and the data has none"
+        elif ignores_negatives(config.loss.build()):
+            yield "loss", f"{config.loss.name} makes no use of the queue: use info_nce"
+
+    @classmethod
+    def warnings(cls, config: QueueConfig, facts: Facts) -> Iterable[tuple[str, str]]:
+        keys = facts.num_images * (2 if config.symmetric else 1)
+        if config.queue_size >= keys:
+            yield (
+                "queue_size",
+                f"{config.queue_size} keys are those of an epoch ({keys}) or more, so every image "
+                f"has older keys of itself among its negatives: set less, such as {keys // 8 or 1}",
+            )
+
+    @classmethod
+    def plan_facts(cls, config: QueueConfig, facts: Facts) -> Mapping[str, str | int | float]:
+        return {"negatives per anchor": config.queue_size}
+
+    config: QueueConfig
+
+    def __init__(self, config: QueueConfig, backbone: Backbone, facts: Facts) -> None:
+        super().__init__(config, backbone, facts)
+        self.head = config.head.build(in_dim=backbone.num_features)
+        self.loss = config.loss.build()
+        self.num_groups = config.bn_groups if has_batch_norm(self.taught) else 1
+        self.images_per_group = facts.batch_size / self.num_groups
+        if self.num_groups > 1:
+            slow_running_statistics(self.taught, self.num_groups)
+        self.teacher = EMATeacher(self.taught)
+        self.queue = FeatureQueue(config.queue_size, self.head.out_dim)
+
+    @property
+    def taught(self) -> nn.Module:
+        """The query network, which the teacher follows."""
+        return nn.Sequential(self.backbone, self.head)
+
+    def before_step(self, progress: Progress) -> None:
+        config = self.config
+        final = config.momentum if config.final_momentum is None else config.final_momentum
+        self.teacher.update(self.taught, cosine_momentum(progress.fraction, config.momentum, final))
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """features (B, V, F), query and key (B, V, D), with V = 2 where `symmetric` and else 1:
+        entry v holds the query of view v and, as its key, that of the other view."""
+        rows: list[tuple[Tensor, ...]] = []
+        for view in range(2 if self.config.symmetric else 1):
+            for_query = batch.random.substream("query", view)
+            for_key = batch.random.substream("key", 1 - view)
+            rows.append(
+                self._by_group(self._query, batch.views[view], for_query)
+                + self._by_group(self._key, batch.views[1 - view], for_key)
+            )
+        features, query, key = (torch.stack(views, dim=1) for views in zip(*rows, strict=True))
+        return {"features": features, "query": query, "key": key}
+
+    def _query(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(images)
+        return features, self.head(features)
+
+    def _key(self, images: Tensor) -> tuple[Tensor]:
+        return (self.teacher(images),)
+
+    def _by_group(
+        self, network: Network, images: Tensor, random: SampleRandom
+    ) -> tuple[Tensor, ...]:
+        """What `network` makes of the images, group by group."""
+        if self.num_groups == 1:
+            return network(images)
+        count = round(len(images) / self.images_per_group)
+        if count < 2:
+            raise RecipeError(
+                f"method.bn_groups: a group has {self.images_per_group:g} images and a micro-batch "
+                f"{len(images)}, but needs 2 groups to tell queries from keys; raise "
+                "train.micro_batch_size, or set method.bn_groups to 1"
+            )
+        return in_groups(network, images, random_groups(random, count))
+
+    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+        queries = embeddings["query"].unbind(dim=1)
+        keys = normalize(embeddings["key"].detach()).unbind(dim=1)
+        negatives = self.queue.features
+        directions = [
+            self.loss(LossInput((query, key), batch.labels, negatives))
+            for query, key in zip(queries, keys, strict=True)
+        ]
+        watched = LossInput((queries[0].detach(), keys[0]), batch.labels, negatives)
+        return StepOutput(
+            self.config.loss_weight * torch.stack(directions).sum(),
+            metrics=Deferred(lambda: self.loss.metrics(watched)),
+            carry=torch.cat(keys),
+        )
+
+    def after_step(self, progress: Progress, carry: Any) -> None:
+        self.queue.push(carry)
+
+
+class MoCoV2(MoCoV1):
+    """MoCo with the MLP head and the temperature of v2; its augmentation and its schedule are
+    blocks of the recipe. See `moco_v1`. Source: Chen et al. 2020, arXiv 2003.04297."""
+
+    class Config(QueueConfig):
+        head: Slot[Head] = slot(
+            "mlp",
+            num_layers=2,
+            out_dim=128,
+            hidden_norm="none",
+            hidden_bias=True,
+            output_norm="none",
+            output_bias=True,
+        )
+        """Projection head: two linear layers with a ReLU, without BatchNorm."""
+        loss: Slot[Loss] = slot("info_nce", temperature=0.2)
+        """Loss between queries (first view) and keys (second view), with the queue as negatives."""
+
+
+def ignores_negatives(loss: Loss) -> bool:
+    """Whether a loss has one value for any negatives: then a queue would be without effect."""
+    rows = torch.eye(4, 8)
+    views = (rows, rows + rows.roll(1, dims=1))
+    labels = torch.arange(4)
+    with torch.no_grad():
+        near = loss(LossInput(views, labels, rows + rows.roll(2, dims=1)))
+        far = loss(LossInput(views, labels, -rows))
+    return bool(near == far)

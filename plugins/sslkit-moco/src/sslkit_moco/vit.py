@@ -1,0 +1,89 @@
+"""MoCo v3's ways with a Vision Transformer: its initialisation, and the frozen patch embedding.
+
+They work on networks with timm's names: `patch_embed` with the convolution `proj` and `grid_size`,
+`pos_embed`, `cls_token`, and linear layers `qkv`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sslkit.errors import RecipeError
+
+
+def freeze_patch_embedding(network: nn.Module) -> None:
+    """Takes the patch embedding out of training (Chen et al. 2021, arXiv 2104.02057, section 4.2).
+
+    Raises RecipeError where there is none."""
+    for parameter in _patch_embedding(_transformer(network, "freeze_patch_embedding")).parameters():
+        parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def initialize(network: nn.Module) -> None:
+    """Initialises as MoCo v3 does: position embeddings 2-D sine-cosine and fixed; the patch
+    embedding uniform with the fans of a whole patch; linear layers Xavier-uniform (query, key and
+    value as three) with zero biases; the class token N(0, 1e-12).
+
+    Raises RecipeError for a network that is no Vision Transformer with position embeddings."""
+    transformer = _transformer(network, "vit_init")
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear):
+            parts = 3 if name.endswith("qkv") else 1
+            fans = module.out_features // parts + module.in_features
+            _uniform(module, math.sqrt(6.0 / fans))
+    projection = _patch_embedding(transformer).get_submodule("proj")
+    weight = projection.get_parameter("weight")  # (D, C, p, p)
+    _uniform(projection, math.sqrt(6.0 / (weight[0].numel() + len(weight))))
+    if isinstance(token := getattr(transformer, "cls_token", None), nn.Parameter):
+        nn.init.normal_(token, std=1e-6)
+    _fix_positions(transformer)
+
+
+def sine_cosine_positions(height: int, width: int, dim: int, temperature: float = 1e4) -> Tensor:
+    """(height * width, dim): sine and cosine of the row, then of the column, dim / 4 frequencies
+    each. Raises ValueError where 4 does not divide dim. Source: Chen et al. 2021, section 4."""
+    if dim % 4:
+        raise ValueError(f"sine-cosine positions need a width divisible by 4, not {dim}")
+    frequencies = temperature ** -(torch.arange(dim // 4) / (dim // 4))
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    by_row, by_column = (axis.flatten()[:, None] * frequencies for axis in (rows, columns))
+    return torch.cat([by_row.sin(), by_row.cos(), by_column.sin(), by_column.cos()], dim=1)
+
+
+def _fix_positions(transformer: nn.Module) -> None:
+    embedding = getattr(transformer, "pos_embed", None)  # (1, prefix + patches, D)
+    if not isinstance(embedding, nn.Parameter):
+        raise RecipeError(
+            "method.vit_init: the backbone has no learned position embedding (pos_embed) to "
+            "replace; choose a ViT, or set it to false"
+        )
+    height, width = transformer.get_submodule("patch_embed").grid_size  # type: ignore[misc]
+    positions = sine_cosine_positions(height, width, embedding.shape[2])
+    embedding.zero_()  # class and register tokens have no position
+    embedding[0, -len(positions) :] = positions
+    embedding.requires_grad_(False)
+
+
+def _transformer(network: nn.Module, field: str) -> nn.Module:
+    """The module of a network that owns the patch embedding."""
+    for module in network.modules():
+        if isinstance(getattr(module, "patch_embed", None), nn.Module):
+            return module
+    raise RecipeError(
+        f"method.{field}: is for Vision Transformers, and the backbone has no patch embedding "
+        "(patch_embed); set it to false"
+    )
+
+
+def _patch_embedding(transformer: nn.Module) -> nn.Module:
+    return transformer.get_submodule("patch_embed")
+
+
+def _uniform(module: nn.Module, bound: float) -> None:
+    nn.init.uniform_(module.get_parameter("weight"), -bound, bound)
+    if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
+        nn.init.zeros_(bias)
