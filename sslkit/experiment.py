@@ -13,6 +13,7 @@ from torch import Tensor
 from .data.evaluation import augmented_pairs, evaluation_batches
 from .data.loader import TrainLoader
 from .data.store import ImageStore
+from .data.views import ViewMaker
 from .engine.checkpoint import Checkpoints
 from .engine.display import Display
 from .engine.loop import NoLog, Training
@@ -183,7 +184,9 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
     probe = make_probe(recipe, facts, runtime, method)
     check_disk_space(recipe, folder, method)
 
-    suite = make_suite(recipe, runtime, train_store, test_store, augmentation, method, probe)
+    suite = make_suite(
+        recipe, runtime, train_store, test_store, augmentation, method, probe, loader.maker
+    )
     view = RunView(folder.path, f"{recipe.name}-s{recipe.seed}", flatten(recipe), run_tags(recipe))
     training = Training(
         run=view,
@@ -202,7 +205,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         checkpoint_every_steps=recipe.train.checkpoint_every_steps,
         checkpoint_every_epochs=recipe.train.checkpoint_every_epochs,
         micro_batch_size=recipe.train.micro_batch_size,
-        evaluate=lambda epoch: suite.run(method.encoder, epoch, final=False).metrics,
+        evaluate=lambda epoch: suite.run(method.encoder, epoch, final=False).logged,
         evaluation_due=lambda epoch: bool(suite.due(epoch, final=False)),
     )
     return Experiment(
@@ -290,8 +293,11 @@ def make_suite(
     augmentation: Augmentation,
     method: Method,
     probe: OnlineProbe | None = None,
+    maker: ViewMaker | None = None,
 ) -> EvaluationSuite:
-    """The protocols of the recipe, on this data, and the accuracy of the online probe."""
+    """The protocols of the recipe, on this data, and the accuracy of the online probe.
+
+    maker: of the training views, where there is one already."""
     preprocess = method.encoder.preprocess
     protocols = [(slot.name, slot.build()) for slot in recipe.evaluate]
     if probe is not None and protocols:
@@ -310,10 +316,13 @@ def make_suite(
         test_batches=batches(test_store) if test_store is not None else None,
         train_labels=train_store.labels,
         test_labels=test_store.labels if test_store is not None else None,
+        num_train=len(train_store),
+        num_test=len(test_store) if test_store is not None else 0,
+        device=runtime.device,
         class_names=train_store.class_names or (),
         calibration_batches=batches(train_store, calibration),
         positive_pairs=lambda num: augmented_pairs(
-            train_store, augmentation, num, recipe.seed, runtime.device
+            train_store, augmentation, num, recipe.seed, runtime.device, maker
         ),
         seed=recipe.seed,
         precision=recipe.train.precision,

@@ -26,6 +26,7 @@ from .experiment import Experiment, build, check, make_method, make_suite, open_
 from .interfaces import Facts, Progress, resolve_component
 from .plugins import load_plugins
 from .recipe import Recipe, components, dump_resolved, find_recipe, load_recipe
+from .report.cost import run_cost, total_cost
 from .report.report import write_report
 from .report.results import FinalResults
 from .saved_runs import (
@@ -46,6 +47,7 @@ from .saved_runs import (
 from .tracking.environment import describe
 from .tracking.folder import RunFolder
 from .tracking.log import RunLog, SyncResult, sync
+from .tracking.metrics_file import read_lines
 from .tracking.system import SystemSampler
 
 Status = Literal["finished", "stopped"]
@@ -237,12 +239,14 @@ def finish(experiment: Experiment, log: RunLog) -> FinalResults:
         )
         baselines = experiment.suite.baselines(experiment.untrained_encoder())
     metrics = {**trained.metrics, **baselines.metrics}
-    if metrics and not was_evaluated(folder, training.progress.step):
-        log.log(metrics, training.progress.step)
+    step, last = training.progress.step, [trained, baselines]
+    cost = run_cost(list(read_lines(folder.metrics)), step, experiment.facts.batch_size, last)
+    if metrics and not was_evaluated(folder, step):
+        log.log({**metrics, **total_cost(last), **cost.metrics}, step)
         for callback in training.callbacks:
             callback.on_evaluation(training.run, metrics, training.progress)
 
-    results = FinalResults.collect(trained, baselines)
+    results = FinalResults.collect(trained, baselines, cost if metrics else None)
     for artifact in write_report(experiment, results):
         log.artifact(artifact, artifact.parent.relative_to(folder.path).as_posix().strip("."))
     folder.write_json(RESULTS, results.to_json())

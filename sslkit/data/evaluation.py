@@ -11,7 +11,7 @@ from torch import Tensor
 from sslkit.data.prefetch import ordered_groups
 from sslkit.data.resize import prepare_for_encoder
 from sslkit.data.store import ImageStore
-from sslkit.data.views import view_maker
+from sslkit.data.views import Chunk, ViewMaker, view_maker
 from sslkit.interfaces import Augmentation, Preprocess
 from sslkit.randomness import SampleRandom
 
@@ -75,24 +75,31 @@ def augmented_pairs(
     num: int,
     seed: int,
     device: torch.device | str,
+    maker: ViewMaker | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Two augmented views of `num` images that only `seed` and the size of the set choose.
 
     Returns two tensors (num, C, S, S), float32 in [0, 1], row i of both from the same image; num
     is the number of images if there are fewer. The views are the first two global ones of the
-    augmentation; where it makes only one, that one is drawn twice.
+    augmentation; where it makes only one, that one is drawn twice. maker: of this store and this
+    augmentation; a new one may copy all images to the device.
     """
     every = SampleRandom(seed, "pairs", 0, torch.arange(len(store)))
     chosen = every.bits("subset", 1).flatten().argsort(stable=True)[:num].sort().values
-    maker = view_maker(store, augmentation, torch.device(device))
+    maker = maker or view_maker(store, augmentation, torch.device(device))
     numbers = [i for i, view in enumerate(augmentation.views) if view.role == "global"]
     first, second = (numbers or [0])[0], numbers[1] if len(numbers) > 1 else None
-    pairs: list[tuple[Tensor, Tensor]] = []
-    for indices in torch.split(chosen, _PAIR_CHUNK):
-        views = maker.make(SampleRandom(seed, "augmented_pairs", 0, indices)).images
-        if second is None:
-            other = maker.make(SampleRandom(seed, "augmented_pairs", 1, indices)).images[first]
-        else:
-            other = views[second]
-        pairs.append((views[first], other))
-    return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])
+
+    def views(draw: int) -> Iterator[tuple[Tensor, ...]]:
+        def groups() -> Iterator[tuple[None, list[Chunk]]]:
+            for indices in torch.split(chosen, _PAIR_CHUNK):
+                yield None, maker.chunks(SampleRandom(seed, "augmented_pairs", draw, indices))
+
+        num_threads = store.num_threads if maker.threaded else 0
+        with closing(ordered_groups(maker.prepare, groups(), num_threads=num_threads)) as prepared:
+            for _, parts in prepared:
+                yield maker.finish(parts).images
+
+    made = list(views(0))
+    others = [view[first] for view in views(1)] if second is None else [v[second] for v in made]
+    return torch.cat([view[first] for view in made]), torch.cat(others)

@@ -17,7 +17,7 @@ from torch import Tensor
 from sslkit.data.prefetch import ordered_groups
 from sslkit.data.store import ImageStore
 from sslkit.data.transfer import SideStream
-from sslkit.data.views import Chunk, Prepared, view_maker
+from sslkit.data.views import Chunk, Prepared, ViewMaker, view_maker
 from sslkit.errors import RecipeError
 from sslkit.interfaces import Augmentation, Batch
 from sslkit.randomness import SampleRandom, epoch_order
@@ -56,6 +56,11 @@ class TrainLoader:
         self._device = torch.device(device)
         self._maker = view_maker(store, augmentation, self._device, compiled=compiled)
         self._side = SideStream(self._device) if self._device.type == "cuda" else None
+
+    @property
+    def maker(self) -> ViewMaker:
+        """Makes the views; shared with the evaluation, so that images lie on the device once."""
+        return self._maker
 
     @property
     def steps_per_epoch(self) -> int:

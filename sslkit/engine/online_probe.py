@@ -86,6 +86,7 @@ class ProbeAccuracy(Evaluator):
     """The online probe as a protocol, measured whenever another one takes features anyway."""
 
     baselines = False
+    uses_train = False
 
     def __init__(self, config: EvaluatorConfig, probe: OnlineProbe) -> None:
         super().__init__(config)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SUBJECTS = ("pixels", "untrained", "trained")
 """The order of columns."""
+COST = "perf/evaluation_seconds"
+"""Wall time of an evaluation; with `_features` or `_<protocol>`, that of a part."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,21 @@ class SuiteResult:
     """Wall time of the whole evaluation."""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds per part: "features/<subject>" and "<protocol>/<subject>"."""
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Metric -> seconds: `perf/evaluation_seconds`, and for each part of it, features and
+        protocols, `perf/evaluation_seconds_<part>`."""
+        seconds = {COST: self.seconds}
+        for name, value in self.timings.items():
+            key = f"{COST}_{name.partition('/')[0]}"
+            seconds[key] = seconds.get(key, 0.0) + value
+        return seconds
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """Metrics and cost."""
+        return {**self.metrics, **self.cost}
 
     def to_json(self) -> dict[str, Any]:
         """Everything except the figures' pixels; NaN and infinity become None."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from sslkit.evaluation.results import SUBJECTS, ComparisonRow, Estimate, SuiteResult, comparison
 
+from .cost import RunCost
+
 ACCURACY = "top1"
 """Metrics whose name begins so are accuracies, 0 to 1: the tables show them in percent."""
 
@@ -19,11 +21,15 @@ class FinalResults:
     rows: Sequence[ComparisonRow]
     trained: SuiteResult
     baselines: SuiteResult
+    cost: RunCost | None = None
+    """What evaluation cost in the whole run; None outside a run."""
 
     @classmethod
-    def collect(cls, trained: SuiteResult, baselines: SuiteResult) -> FinalResults:
+    def collect(
+        cls, trained: SuiteResult, baselines: SuiteResult, cost: RunCost | None = None
+    ) -> FinalResults:
         """Puts the results of the trained encoder and of the baselines side by side."""
-        return cls(comparison(trained, baselines), trained, baselines)
+        return cls(comparison(trained, baselines), trained, baselines, cost)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for results.json."""
@@ -31,6 +37,7 @@ class FinalResults:
             "comparison": [row.to_json() for row in self.rows],
             "trained": self.trained.to_json(),
             "baselines": self.baselines.to_json(),
+            "cost": self.cost.to_json() if self.cost else None,
         }
 
     def table(self) -> tuple[list[str], list[list[str]]]:

@@ -23,6 +23,8 @@ def print_evaluation(results: FinalResults) -> None:
         print(f"{key} {value:.4g}")
     for protocol, reason in results.trained.skipped.items():
         print(f"{protocol}: skipped: {reason}")
+    if results.cost is not None:
+        print(results.cost.sentence())
 
 
 def print_run(run_dir: Path, results: FinalResults | None, *, tracked: bool) -> None:
