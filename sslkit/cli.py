@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import __version__
 from .errors import SSLKitError
 from .plugin_errors import describe_failure
 
@@ -38,8 +39,19 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sslkit {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
     """Self-supervised learning on images, as an experiment that a recipe describes."""
 
 

@@ -1,9 +1,7 @@
 """Optimisers: torch's SGD, Adam and AdamW, and LARS.
 
-All run in their `foreach` form: few kernels on a GPU, and on a CPU the same bits as the plain
-loop. The `fused` forms are not used: they round differently and assume that a parameter, its
-gradient and its state share one memory layout, which a channels-last network restored from a
-checkpoint need not satisfy.
+torch's run in their `fused` form: each parameter and its state are read and written once, where
+the plain loop does so for every operation. On a CPU that is most of the optimiser's time.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ class SGD(Optimizer):
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         config = self.config
         return torch.optim.SGD(
-            groups, momentum=config.momentum, nesterov=config.nesterov, foreach=True
+            groups, momentum=config.momentum, nesterov=config.nesterov, fused=True
         )
 
 
@@ -60,7 +58,7 @@ class Adam(Optimizer):
 
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         config = self.config
-        return torch.optim.Adam(groups, betas=config.betas, eps=config.eps, foreach=True)
+        return torch.optim.Adam(groups, betas=config.betas, eps=config.eps, fused=True)
 
 
 class AdamW(Optimizer):
@@ -71,7 +69,7 @@ class AdamW(Optimizer):
 
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         config = self.config
-        return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, foreach=True)
+        return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
 
 
 class LARS(Optimizer):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sslkit.errors import RecipeError
 from sslkit.interfaces import Method, Optimizer, OptimizerConfig, ParamGroup, Progress, Schedule
@@ -77,8 +78,17 @@ class Optimization:
             if rules.keys() != _rules(saved).keys():
                 raise ValueError("it is the state of another optimiser")
         self.optimizer.load_state_dict(state)
+        self._match_layouts()
         for group, rules in zip(self.optimizer.param_groups, self._rules, strict=True):
             group.update(rules)
+
+    def _match_layouts(self) -> None:
+        """Gives moments the memory layout of their parameter, which fused optimisers rely on: a
+        fork may train in channels_last what was saved without, or the other way round."""
+        for parameter, entry in self.optimizer.state.items():
+            for name, value in entry.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _split(group: ParamGroup, config: OptimizerConfig, lr: float) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from sslkit.engine.checkpoint import load
 from sslkit.engine.display import Silent
@@ -39,3 +40,19 @@ def test_a_fork_refuses_the_state_of_another_optimiser(tiny: Path) -> None:
     source = start(str(tiny), ["train.max_steps=2", "evaluate=[]"], display=Silent()).run_dir
     with pytest.raises(CheckpointError, match="state of another optimiser"):
         start(str(tiny), ["optimizer={name: sgd, lr: 0.1}"], fork=source, display=Silent())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "lars"])
+def test_a_fork_may_change_the_memory_layout(tiny: Path, optimizer: str) -> None:
+    """Moments saved in one layout are used in the other: the step is the same up to rounding."""
+    recipe = [f"optimizer={{name: {optimizer}, lr: 0.01}}", "evaluate=[]"]
+    source = start(
+        str(tiny), [*recipe, "train.max_steps=2", "train.channels_last=true"], display=Silent()
+    ).run_dir
+    weights = []
+    for layout in ("true", "false"):
+        change = [*recipe, "train.max_steps=3", f"train.channels_last={layout}"]
+        forked = start(str(tiny), change, fork=source, display=Silent()).run_dir
+        weights.append(load(forked / "checkpoints" / "step-00000003.pt")["method"])
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4)
