@@ -18,6 +18,7 @@ from .contrastive import run_losses, run_memory
 from .full_runs import run_full
 from .gpu import run_ceilings
 from .images import DATA_DIR
+from .loading import run_decoding
 from .machine import describe_machine
 from .micro_batches import run_micro_batches
 from .options import Options
@@ -36,6 +37,7 @@ CPU_PARTS: dict[str, Part] = {
     "losses": run_losses,
     "memory": run_memory,
     "micro-batches": run_micro_batches,
+    "decoding": run_decoding,
     "overhead": run_overhead,
 }
 GPU_PARTS: dict[str, Part] = {"ceilings": run_ceilings, **CPU_PARTS, "checks": run_checks}
@@ -94,6 +96,8 @@ def _options(given: argparse.Namespace) -> Options:
         workers=tuple(workers),
         loader_threads=given.loader_threads or (16 if on_gpu else 4),
         cases=tuple(given.case),
+        tables=tuple(given.table),
+        full=given.full,
     )
 
 
@@ -110,6 +114,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--quick", action="store_true", help="a third of the rounds")
         command.add_argument("--tiny", action="store_true", help="only to see that it runs")
         command.add_argument("--case", action="append", default=[], help="one of the steps")
+        command.add_argument(
+            "--table", action="append", default=[], choices=["same settings", "as shipped"]
+        )
+        command.add_argument("--full", action="store_true", help="also what takes minutes")
         command.add_argument("--device", default={"gpu": "cuda"}.get(name, "cpu"))
         command.add_argument("--threads", type=int, default=usable_cpus(), help="of torch")
         command.add_argument("--workers", type=int, nargs="+", help="of the peers' loaders")

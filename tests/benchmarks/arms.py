@@ -47,6 +47,8 @@ class Arm:
     work: float
     """How much a block works through, in `unit`."""
     unit: str = "images"
+    warmups: int = 1
+    """Blocks before the first round, after a first one, which may compile."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What a reader has to know of this arm: precision, workers, ..."""
 
@@ -95,8 +97,8 @@ class Plan:
     """Rounds that are measured however long they take: with 6, the range of all ratios covers the
     true median with 97 %."""
     max_rounds: int = 24
-    warmup_blocks: int = 1
-    """Blocks before the first round, after the first one, which may compile."""
+    max_warmups: int = 1
+    """No arm has more warm-up blocks than that, after its first."""
 
 
 def measure(arms: Sequence[Arm], plan: Plan) -> list[ArmResult]:
@@ -107,7 +109,7 @@ def measure(arms: Sequence[Arm], plan: Plan) -> list[ArmResult]:
     part."""
     results, runs = [], []
     for arm in arms:
-        result, run = _warmed_up(arm, plan.warmup_blocks)
+        result, run = _warmed_up(arm, plan)
         results.append(result)
         if run is not None:
             runs.append((result, run))
@@ -128,7 +130,7 @@ def measure(arms: Sequence[Arm], plan: Plan) -> list[ArmResult]:
     return results
 
 
-def _warmed_up(arm: Arm, blocks: int) -> tuple[ArmResult, Run | None]:
+def _warmed_up(arm: Arm, plan: Plan) -> tuple[ArmResult, Run | None]:
     result = ArmResult(arm.name, arm.work, arm.unit, dict(arm.settings))
     start = time.perf_counter()
     try:
@@ -140,6 +142,6 @@ def _warmed_up(arm: Arm, blocks: int) -> tuple[ArmResult, Run | None]:
     start = time.perf_counter()
     run.block()
     result.first_block_s = time.perf_counter() - start
-    for _ in range(blocks):
+    for _ in range(min(arm.warmups, plan.max_warmups)):
         run.block()
     return result, run

@@ -43,6 +43,7 @@ class Case:
     blur: bool = False
     modes: tuple[Mode, ...] = ("eager", "compiled")
     """Our arms."""
+    min_rounds: int = 6
     tables: tuple[Table, ...] = ("same settings", "as shipped")
 
     def images(self, data_dir: Path = DATA_DIR) -> Images:
@@ -54,23 +55,32 @@ class Case:
 
 _CPU_MODES: tuple[Mode, ...] = ("eager", "compiled augmentation")
 _CIFAR = Case(
-    "", "", "", 32, 256, 32, 10_000, steps=4, modes=("eager", "compiled augmentation", "compiled")
+    "",
+    "",
+    "",
+    32,
+    256,
+    32,
+    10_000,
+    steps=2,
+    lead_steps=1,
+    modes=("eager", "compiled augmentation", "compiled"),
 )
 _PHOTOS = Case(
-    "", "", "", 224, 8, 256, 256, steps=1, lead_steps=1, hidden_dim=2048, jitter_strength=1.0,
-    blur=True, modes=_CPU_MODES, tables=("same settings",),
+    "", "", "", 224, 4, 256, 256, steps=1, lead_steps=1, hidden_dim=2048, jitter_strength=1.0,
+    blur=True, modes=_CPU_MODES, min_rounds=4, tables=("same settings",),
 )  # fmt: skip
 
 CPU_CASES = (
     replace(_CIFAR, name="r10t-32", title="resnet10t, 32 px, batch 256", model="resnet10t"),
     replace(
-        _CIFAR, name="r18-32", title="ResNet-18 (small stem), 32 px, batch 64", model="resnet18",
-        stem="small", batch_size=64, steps=1, lead_steps=1, modes=_CPU_MODES,
+        _CIFAR, name="r18-32", title="ResNet-18 (small stem), 32 px, batch 32", model="resnet18",
+        stem="small", batch_size=32, steps=1, modes=_CPU_MODES,
         tables=("same settings",),
     ),
-    replace(_PHOTOS, name="r50-224", title="ResNet-50, 224 px, batch 8", model="resnet50"),
+    replace(_PHOTOS, name="r50-224", title="ResNet-50, 224 px, batch 4", model="resnet50"),
     replace(
-        _PHOTOS, name="vits-224", title="ViT-S/16, 224 px, batch 8", hidden_dim=384,
+        _PHOTOS, name="vits-224", title="ViT-S/16, 224 px, batch 4", hidden_dim=384,
         model="vit_small_patch16_224",
     ),
 )  # fmt: skip
@@ -83,7 +93,7 @@ GPU_CASES = (
     replace(
         _CIFAR, name="r18-32", title="ResNet-18 (small stem), 32 px, batch 512", model="resnet18",
         stem="small", batch_size=512, num_images=50_000, steps=32, lead_steps=8,
-        modes=("eager", "compiled"),
+        modes=("eager", "compiled"), min_rounds=4,
     ),
     replace(_GPU_PHOTOS, name="r50-224", title="ResNet-50, 224 px, batch 256", model="resnet50"),
     replace(

@@ -29,12 +29,13 @@ def run_losses(options: Options) -> Iterator[Group]:
     """A group for each size, in float32; the losses are compared before they are timed."""
     for num in (64,) if options.tiny else _PAIRED:
         calls = 1 if options.tiny else 10 if options.on_gpu else max(1, (4096 // num) ** 2)
+        largest = num == _PAIRED[-1] and not options.on_gpu  # ten seconds a call, for lightly's
         arms = [
             Arm(name, of_calls(partial(_step, find, num, options), calls, options.device),
-                float(calls), "losses")
+                float(calls), "losses", warmups=int(not largest))
             for name, find in _LOSSES.items()
         ]  # fmt: skip
-        results = measure(arms, options.plan(10.0, min_rounds=6))
+        results = measure(arms, options.plan(10.0, min_rounds=4 if largest else 6))
         for result in results:
             if result.unavailable is None:
                 _describe(result, num, options)
@@ -46,7 +47,8 @@ def run_losses(options: Options) -> Iterator[Group]:
 
 def run_memory(options: Options) -> Iterator[Group]:
     """The extra memory of our loss by size, far beyond what dense ones can hold; one call each."""
-    sizes = (64, 128) if options.tiny else _ALONE[:-1] if options.quick else _ALONE
+    all_sizes = options.on_gpu or options.full
+    sizes = (64, 128) if options.tiny else _ALONE if all_sizes else _ALONE[:-1]
     for num in sizes:
         result = ArmResult("ours", 1.0, "losses")
         _describe(result, num, options)

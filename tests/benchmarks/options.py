@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -27,6 +28,10 @@ class Options:
     """`train.loader_threads` of our arms."""
     cases: tuple[str, ...] = ()
     """The steps to measure; empty: all."""
+    tables: tuple[Literal["same settings", "as shipped"], ...] = ()
+    """`same settings`, `as shipped`; empty: those of the case."""
+    full: bool = False
+    """Also what takes minutes: 131,072 embeddings on a CPU."""
 
     @property
     def on_gpu(self) -> bool:
@@ -37,7 +42,7 @@ class Options:
         """How long a group of this budget is measured here."""
         plan = replace(Plan(budget_s=budget_s), **fields)
         if self.tiny:
-            return replace(plan, budget_s=0.0, min_rounds=2, max_rounds=2, warmup_blocks=0)
+            return replace(plan, budget_s=0.0, min_rounds=2, max_rounds=2, max_warmups=0)
         if self.quick:
             return replace(plan, budget_s=budget_s / 3, min_rounds=min(3, plan.min_rounds))
         return plan

@@ -83,8 +83,9 @@ class TrainRun:
     def __init__(self, recipe: Recipe, steps: int, lead_steps: int) -> None:
         self.experiment = build_experiment(recipe)
         training = self.experiment.training
-        # The first step after `train` begins ends with a wait where it may have compiled something.
-        self.clock = Clock(training, steps, max(2, lead_steps))
+        if training.runtime.compiles:  # then the first step of a block ends with a wait
+            lead_steps = max(2, lead_steps)
+        self.clock = Clock(training, steps, lead_steps)
         training.display = self.clock
         self._open = ExitStack()
         self._open.callback(shutil.rmtree, self.experiment.folder.path, ignore_errors=True)

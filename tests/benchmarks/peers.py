@@ -211,9 +211,9 @@ class PlainRun:
         """(lead steps, timed steps). All workers begin a batch at the same moment and so deliver in
         bursts: a block has to hold whole bursts, or it times the luck of where it begins."""
         workers = self.settings.workers
-        if workers <= 2:
-            return max(2, self.case.lead_steps), self.case.steps
-        return workers, max(workers, -(-self.case.steps // workers) * workers)
+        if workers == 0:
+            return self.case.lead_steps, self.case.steps
+        return max(3, workers), -(-self.case.steps // workers) * workers
 
 
 def _networks(recipe: Any, settings: LoopSettings) -> tuple[nn.Module, nn.Module]:

@@ -38,11 +38,10 @@ def cases_for(options: Options) -> tuple[Case, ...]:
 
 def run_steps(options: Options) -> Iterator[Group]:
     """A group for each case and table."""
-    budgets = {"r10t-32": 100.0, "r18-32": 40.0} if not options.on_gpu else {}
     for case in cases_for(options):
         images = case.images(options.data_dir)
-        for table in case.tables:
-            plan = options.plan(budgets.get(case.name, 30.0), min_rounds=4 if options.on_gpu else 6)
+        for table in options.tables or case.tables:
+            plan = options.plan(30.0, min_rounds=case.min_rounds)
             runs_dir = scratch()
             try:
                 shared = (case, table, images, runs_dir, options)
@@ -84,7 +83,7 @@ def our_arms(
         told = {"precision": "bf16", "channels_last": True, "mode": mode}
         for name, setup in setups.items():
             setup = setup if mode == "eager" else counted(setup)
-            yield Arm(f"{name}, {mode}", setup, work, settings=told)
+            yield Arm(f"{name}, {mode}", setup, work, warmups=int(mode != "eager"), settings=told)
 
 
 def peer_arms(
@@ -107,7 +106,7 @@ def peer_arms(
         for name, find in (("lightly", lightly_parts), ("plain PIL", plain_parts)):
             title = name if len(options.workers) == 1 else f"{name}, {workers} workers"
             work = float(case.batch_size * case.steps)
-            yield Arm(title, partial(setup, find, settings), work, settings=told)
+            yield Arm(title, partial(setup, find, settings), work, warmups=0, settings=told)
 
 
 def _ceiling(results: Sequence[ArmResult]) -> str | None:

@@ -42,7 +42,7 @@ def test_arms_take_turns_forwards_and_backwards() -> None:
         Arm("a", lambda: Recorded("a", 1.0, calls), 10.0),
         Arm("b", lambda: Recorded("b", 4.0, calls), 20.0),
     ]
-    a, b = measure(arms, Plan(budget_s=0.0, min_rounds=3, warmup_blocks=0))
+    a, b = measure(arms, Plan(budget_s=0.0, min_rounds=3, max_warmups=0))
     assert calls == ["a", "b", "a", "b", "b", "a", "a", "b", "a closed", "b closed"]
     assert (a.seconds, b.seconds) == ([1.0] * 3, [4.0] * 3)
     ratio = Group("part", "title", [a, b]).ratio("a", "b")
