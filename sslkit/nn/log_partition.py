@@ -21,6 +21,8 @@ DEFAULT_CHUNK_ELEMENTS = 2**22
 """16 MiB of float32: large enough for efficient products and few kernel launches on a GPU, small
 enough for the last-level cache of a CPU."""
 
+_LOG2_E = 1 / math.log(2)
+
 _EXPONENT_SHARE = 0.72
 """Part of the range of exponents that similarities may span before they are worked on as logits:
 in float32, exp(64). The rest is room for gradients under a scaled loss."""
@@ -137,12 +139,14 @@ class _Similarities:
     def values(self, tile: _Tile, workspace: Tensor) -> Tensor:
         """exp(s) where it is `direct`, else s; in the workspace."""
         values = tile.within(workspace)
-        torch.mm(self.rows[tile.rows] / self.temperature, self.columns[tile.columns].T, out=values)
+        # exp2 of s log2(e) takes a third of the time of exp(s) on a CPU.
+        scale = (_LOG2_E if self.direct else 1.0) / self.temperature
+        torch.mm(self.rows[tile.rows] * scale, self.columns[tile.columns].T, out=values)
         for diagonal in self.masked:
             entries = values.diagonal(diagonal + tile.rows.start - tile.columns.start)
             if entries.numel():
                 entries.fill_(-math.inf)
-        return values.exp_() if self.direct else values
+        return values.exp2_() if self.direct else values
 
     def empty_sums(self, count: int) -> Tensor:
         return self.rows.new_full((count,), 0.0 if self.direct else -math.inf)
