@@ -80,12 +80,13 @@ def run(
 ) -> None:
     """Train, evaluate and track a recipe."""
     from .engine.display import make_display
-    from .report.tables import print_plan, print_run
+    from .report.tables import print_run
     from .runs import start
 
     display, overrides = make_display(sys.stderr), override or []
     if dry_run:
         from .plan import make_plan
+        from .report.plan import print_plan
 
         plan = make_plan(_required(recipe), overrides, display)
         print_json(plan) if as_json else print_plan(plan)
@@ -107,6 +108,21 @@ def run(
         print_run(result.run_dir, result.results, tracked=result.mlflow_run_id is not None)
     if result.status != "finished":
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    override: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would do and cost, from a few measured steps; keep nothing."""
+    from .engine.display import make_display
+    from .plan import make_plan
+    from .report.plan import print_plan
+
+    found = make_plan(recipe, override or [], make_display(sys.stderr), measure=True)
+    print_json(found) if as_json else print_plan(found, recipe=True)
 
 
 @app.command()

@@ -573,9 +573,34 @@ class Optimizer(Component, ABC):
 
     kind = "optimizer"
     Config: ClassVar[type[ComponentConfig]] = OptimizerConfig
+    usual_lr: ClassVar[tuple[float, float] | None] = None
+    """Lowest and highest peak learning rate of published recipes, brought to 256 images by
+    `batch_rule`; ten times beyond, `sslkit plan` warns. None: it never does."""
+    batch_rule: ClassVar[Literal["linear", "sqrt"]] = "linear"
+    """How the learning rate usually follows the batch size."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @classmethod
+    def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+        batch, peak = facts.batch_size, config.peak_lr(facts.batch_size)
+        if config.lr_scaling == "none" and config.lr_reference_batch not in (256, batch):
+            yield (
+                "lr_reference_batch",
+                f"{config.lr_reference_batch} has no effect while lr_scaling is none; set "
+                "lr_scaling: linear or sqrt, or leave it out",
+            )
+        if cls.usual_lr is None:
+            return
+        factor = batch / 256 if cls.batch_rule == "linear" else (batch / 256) ** 0.5
+        low, high = (factor * value for value in cls.usual_lr)
+        if not low / 10 <= peak <= high * 10:
+            yield (
+                "lr",
+                f"the peak is {peak:.3g} at {batch:,} images, where published recipes come to "
+                f"{low:.2g} to {high:.2g} by the {cls.batch_rule} rule; check lr and lr_scaling",
+            )
 
     @abstractmethod
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer: ...

@@ -26,6 +26,7 @@ from .experiment import Experiment, build, check, make_method, make_suite, open_
 from .interfaces import Facts, Progress, resolve_component
 from .plugins import load_plugins
 from .recipe import Recipe, components, dump_resolved, find_recipe, load_recipe
+from .recipe.advice import find_warnings, network_warnings
 from .report.cost import run_cost, total_cost
 from .report.report import write_report
 from .report.results import FinalResults
@@ -95,9 +96,13 @@ def start(
         return resume_run(unfinished, recipe, overrides, display)
     state = read_state(fork) if fork is not None else None
     facts = check(loaded)
+    for warning in find_warnings(loaded, facts):
+        display.message(f"warning: {warning}")
     with RunFolder.create(loaded.runs_dir, loaded.name) as folder:
         with removed_on_failure(folder):
             experiment = build(loaded, facts, folder, display)
+        for warning in network_warnings(loaded, experiment.method):
+            display.message(f"warning: {warning}")
         if state is not None:
             refuse_ended(state, facts, f"{fork}")
             restore(experiment, state, f"{fork}")

@@ -24,6 +24,9 @@ from sslkit.nn.image import (
 )
 from sslkit.randomness import SampleRandom
 
+_SHARP_SIZE = 32
+"""Up to this many pixels a blur takes away what little there is to see."""
+
 
 class ViewSettings(ComponentConfig):
     """What happens to a view, in this order: crop, flip, rotation, jitter, grey, blur, solarise."""
@@ -194,6 +197,20 @@ class SimCLRAugmentation(Augmentation):
             for field, message in _problems_of_view(settings, facts.channels):
                 found.setdefault(config.path_of(block, field), message)
         return found.items()
+
+    @classmethod
+    def warnings(cls, config: SimCLRConfig, facts: Facts) -> Iterable[tuple[str, str]]:
+        blurred = {
+            config.path_of(block, "blur"): settings.size
+            for block, settings in enumerate(config.blocks())
+            if settings.blur_rate > 0.0 and settings.size <= _SHARP_SIZE
+        }
+        for path, size in blurred.items():
+            yield (
+                path,
+                f"views of {size} px are blurred, which recipes for images of 32 px leave out "
+                "(Chen et al. 2020, B.9); set blur: false",
+            )
 
     def draw(self, random: SampleRandom, sizes: Tensor) -> list[Params]:
         return [

@@ -14,7 +14,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sslkit.interfaces import ComponentConfig, Loss, LossInput
+from sslkit.interfaces import ComponentConfig, Facts, Loss, LossInput
 from sslkit.nn.functional import (
     DEFAULT_CHUNK_ELEMENTS,
     ContrastiveMetrics,
@@ -39,6 +39,10 @@ class NTXent(Loss):
         need less memory and more, smaller steps. Changes the loss by rounding only."""
 
     config: Config
+
+    @classmethod
+    def plan_facts(cls, config: Config, facts: Facts) -> Mapping[str, str | int | float]:
+        return {"negatives per anchor": 2 * (facts.batch_size - 1)}
 
     def forward(self, inputs: LossInput) -> Tensor:
         config, group = self.config, all_ranks()
@@ -81,6 +85,11 @@ class InfoNCE(Loss):
         need less memory and more, smaller steps. Changes the loss by rounding only."""
 
     config: Config
+
+    @classmethod
+    def plan_facts(cls, config: Config, facts: Facts) -> Mapping[str, str | int | float]:
+        # Of the batch; a method with a queue states its own number, which goes before this one.
+        return {"negatives per anchor": facts.batch_size - 1}
 
     def forward(self, inputs: LossInput) -> Tensor:
         config, negatives, group = self.config, inputs.negatives, all_ranks()

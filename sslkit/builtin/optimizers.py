@@ -16,6 +16,9 @@ from sslkit.nn import lars
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
+_ADAM_LR = (1.5e-4, 4e-3)
+"""MAE 1.5e-4, DINO 5e-4; small convolutional networks up to 4e-3."""
+
 
 class SGD(Optimizer):
     """torch.optim.SGD: v <- m v + g, w <- w - lr v. Weight decay is added to the gradient."""
@@ -33,6 +36,7 @@ class SGD(Optimizer):
             return self
 
     config: Config
+    usual_lr = (0.03, 0.125)  # MoCo v2 0.03, SimSiam 0.05; lightly's CIFAR 0.12, SupCon 0.125
 
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         config = self.config
@@ -55,6 +59,8 @@ class Adam(Optimizer):
 
     Config = AdamConfig
     config: AdamConfig
+    usual_lr = _ADAM_LR
+    batch_rule = "sqrt"
 
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         config = self.config
@@ -66,6 +72,8 @@ class AdamW(Optimizer):
 
     Config = AdamConfig
     config: AdamConfig
+    usual_lr = _ADAM_LR
+    batch_rule = "sqrt"
 
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         config = self.config
@@ -91,6 +99,7 @@ class LARS(Optimizer):
         buffer (BYOL, MoCo v3, VICReg). They differ while the learning rate changes."""
 
     config: Config
+    usual_lr = (0.2, 1.2)  # BYOL 0.2, SimCLR 0.3 by the linear and 1.2 by the square-root rule
 
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         config = self.config

@@ -7,11 +7,12 @@ k / K_w, so the first step of a warmed-up run has learning rate 0 and step K_w h
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from pydantic import Field
 
-from sslkit.interfaces import ComponentConfig, Progress, Schedule
+from sslkit.interfaces import ComponentConfig, Facts, Progress, Schedule
 
 
 class Cosine(Schedule):
@@ -29,6 +30,10 @@ class Cosine(Schedule):
         """`epoch` keeps the cosine constant within an epoch (MoCo v2, SimSiam)."""
 
     config: Config
+
+    @classmethod
+    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+        return _endless_warmup(config.warmup_epochs, facts)
 
     def factor(self, progress: Progress) -> float:
         config, step = self.config, progress.step
@@ -52,6 +57,20 @@ class Constant(Schedule):
 
     config: Config
 
+    @classmethod
+    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+        return _endless_warmup(config.warmup_epochs, facts)
+
     def factor(self, progress: Progress) -> float:
         warmup_steps = self.config.warmup_epochs * progress.steps_per_epoch
         return min(progress.step / warmup_steps, 1.0) if warmup_steps > 0 else 1.0
+
+
+def _endless_warmup(warmup_epochs: float, facts: Facts) -> Iterator[tuple[str, str]]:
+    run = facts.total_steps / facts.steps_per_epoch
+    if warmup_epochs > 0.0 and warmup_epochs >= run:
+        yield (
+            "warmup_epochs",
+            f"a warm-up of {warmup_epochs:g} epochs lasts as long as the run, {run:g} epochs, so "
+            "that the learning rate never reaches its peak; shorten it or train longer",
+        )

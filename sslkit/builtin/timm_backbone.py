@@ -45,6 +45,8 @@ _OWN_ARGUMENTS = {
 }
 _SMALL_IMAGE = 96
 """Up to this many pixels images are evaluated whole, without a centre crop."""
+_TINY_IMAGE = 64
+"""Up to this many pixels the stem for 224 px loses too much (Chen et al. 2020, B.9)."""
 
 
 class Normalization(ComponentConfig):
@@ -133,6 +135,21 @@ class TimmBackbone(Backbone):
         sizes = sorted({view.size for view in facts.views}, reverse=True)
         if sizes:
             yield from _network_problems(config, facts.channels, sizes)
+
+    @classmethod
+    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+        size = max((view.size for view in facts.views), default=0)
+        trained = config.pretrained or config.weights is not None
+        if config.stem != "default" or trained or not 0 < size <= _TINY_IMAGE:
+            return
+        with torch.device("meta"):
+            first = getattr(_create(config, facts.channels, size, pretrained=False), "conv1", None)
+        if isinstance(first, nn.Conv2d) and first.kernel_size[0] >= 7 and first.stride[0] >= 2:
+            yield (
+                "stem",
+                f"{config.model} begins with the stem for 224 px: views of {size} px have "
+                f"{size // 4} px left before its first block; set stem: small",
+            )
 
     def __init__(self, config: Config, *, channels: int, image_size: int) -> None:
         super().__init__(config)

@@ -14,9 +14,7 @@ from sslkit.interfaces import Method, Optimizer, OptimizerConfig, ParamGroup, Pr
 def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
     """The peak learning rate at this batch size (methods.md 0.3 calls these rules linear and
     square root; Chen et al. 2020, appendix B.1)."""
-    ratio = batch_size / config.lr_reference_batch
-    factor: float = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[config.lr_scaling]
-    return config.lr * factor
+    return config.peak_lr(batch_size)
 
 
 class Optimization:

@@ -13,6 +13,7 @@ that cannot run at all, raises.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -126,6 +127,20 @@ class EvaluationSuite:
                 )
             self._measure_encoder(encoder, calibrated, "untrained", report)
         return report.result()
+
+    def seconds_per_image(self, encoder: nn.Module) -> float:
+        """Seconds that the features of a training image take, measured on the second batch (on the
+        first where there is no other)."""
+        seconds, images = 0.0, 1
+        batches = iter(self._train_batches())
+        for _ in range(2):
+            start = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                break
+            extract(encoder, [batch], **self._extract).sum().item()  # waits for the device
+            seconds, images = time.perf_counter() - start, len(batch)
+        return seconds / images
 
     # --- One subject ---------------------------------------------------------------------------
 

@@ -1,17 +1,245 @@
-"""The dry run refuses what the run would refuse."""
+"""The plan: it refuses what the run would refuse, measures steps, and warns of what is rarely
+meant."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
-from sslkit.engine.display import Silent
+from sslkit.builtin.augmentations import SimCLRAugmentation
+from sslkit.builtin.losses import InfoNCE, NTXent
+from sslkit.builtin.optimizers import LARS, SGD, AdamW
+from sslkit.builtin.protocols.knn import KNN
+from sslkit.builtin.schedules import Constant, Cosine
+from sslkit.builtin.timm_backbone import TimmBackbone
+from sslkit.engine.display import Display, Silent
 from sslkit.errors import RecipeError
+from sslkit.interfaces import Component, Facts, ViewSpec
 from sslkit.plan import make_plan
+from sslkit.recipe import load_recipe, shipped_recipes
+from sslkit.recipe.advice import Advice, find_warnings, network_warnings, plan_facts, statements
+from sslkit.report.plan import duration, text_plot
+from sslkit.runs import start
+
+
+def facts(
+    *, images: int = 50_000, classes: int | None = 10, batch: int = 256, size: int = 32,
+    steps: int = 1950,
+) -> Facts:  # fmt: skip
+    views = (ViewSpec(size), ViewSpec(size))
+    return Facts(images, 3, (size, size), classes, batch, images // batch, steps, views)
+
+
+def paths(found: Iterable[Advice]) -> list[str]:
+    return [advice.path for advice in found]
+
+
+class Heard(Display):
+    """Keeps the messages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
 
 def test_dry_run_checks_the_tracker(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://nowhere")
     with pytest.raises(RecipeError, match="MLFLOW_TRACKING_URI"):
         make_plan(str(tiny), ["tracking={name: mlflow}"], Silent())
+
+
+def test_the_plan_measures_warm_steps_and_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+    plan = make_plan(str(tiny), [], Silent(), measure=True)
+    assert not (tmp_path / "runs").exists()
+    time = plan["time"]
+    assert time["measured_steps"] == 6  # of 8, across the end of the first epoch
+    assert time["training_seconds"] == pytest.approx(18 * time["step_seconds"])
+    assert time["images_per_second"] == pytest.approx(16 / time["step_seconds"])
+    assert time["evaluations"] == 4  # after two epochs, at the end, and of the untrained encoder
+    assert time["total_seconds"] > time["training_seconds"]
+    assert plan["facts"] == {"negatives per anchor": 30}
+    assert plan["data"]["images_per_class"][0] > 0
+    assert plan["data"]["test"] == 48
+    assert plan["warnings"] == []
+    parameters = plan["parameters"]
+    assert parameters["encoder"] + parameters["other"] == parameters["trainable"]
+    # Weights and both moments of AdamW, in float32.
+    assert plan["disk"]["checkpoint_mb"] > 3 * 4 * parameters["trainable"] / 1e6
+    assert plan["disk"]["checkpoints_mb"] == pytest.approx(3 * plan["disk"]["checkpoint_mb"])
+    assert json.loads(json.dumps(plan)) == plan
+
+
+def test_a_run_shorter_than_the_measurement_is_planned_whole(tiny: Path) -> None:
+    plan = make_plan(str(tiny), ["train.max_steps=1", "evaluate=[]"], Silent(), measure=True)
+    assert plan["time"]["measured_steps"] == 1
+    assert plan["time"]["evaluations"] == 0
+    assert plan["time"]["feature_seconds"] == 0.0
+    assert len(plan["lr_curve"]) == 1
+
+
+def test_the_first_step_of_the_plan_is_that_of_the_run(tiny: Path) -> None:
+    options = ["train.max_steps=1", "evaluate=[]"]
+    result = start(str(tiny), options, display=Silent())
+    plan = make_plan(str(tiny), options, Silent())
+    assert plan["first_loss"] == pytest.approx(result.metrics["train/loss"], rel=1e-6)
+    assert plan["time"] is None
+
+
+# --- Warnings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["quickstart", "simclr_cifar10_r18", "cpu/simclr_cifar10"])
+def test_shipped_recipes_give_no_warning(name: str) -> None:
+    recipe = load_recipe(shipped_recipes()[name])
+    small = name == "quickstart"
+    known = facts(
+        images=1438 if small else 50_000,
+        batch=recipe.train.batch_size,
+        steps=recipe.train.epochs * (1438 if small else 50_000) // recipe.train.batch_size,
+    )
+    assert find_warnings(recipe, known) == []
+
+
+def test_a_plan_and_a_run_say_the_same_warnings(tiny: Path) -> None:
+    wrong = ["schedule.warmup_epochs=9", "augmentation.blur=true", "augmentation.blur_kernel=3",
+             "optimizer={name: sgd, lr: 3.0}", "evaluate.0.k=20"]  # fmt: skip
+    plan = make_plan(str(tiny), wrong, Silent())
+    found = [Advice(**warning) for warning in plan["warnings"]]
+    expected = ["augmentation.blur", "optimizer.lr", "schedule.warmup_epochs", "evaluate.0.k"]
+    assert paths(found) == expected
+    heard = Heard()
+    start(str(tiny), [*wrong, "train.max_steps=1"], display=heard)
+    assert [
+        f"warning: {advice}" for advice in found if advice.path != "schedule.warmup_epochs"
+    ] == [text for text in heard.messages if text.startswith("warning: ") and "warmup" not in text]
+    assert all("\n" not in text for text in heard.messages)
+
+
+def test_micro_batches_warn_of_batch_statistics_only(tiny: Path) -> None:
+    recipe = load_recipe(tiny, ["train.micro_batch_size=8"])
+    normalised, plain = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm1d(2)), nn.LayerNorm(3)
+    (found,) = network_warnings(recipe, normalised)
+    assert found.path == "train.micro_batch_size"
+    assert "2 BatchNorm layers see 8 images at a time, not 16" in found.message
+    assert network_warnings(recipe, plain) == []
+    assert network_warnings(load_recipe(tiny), normalised) == []
+    assert "over each micro-batch of 8 images" in statements(recipe, normalised)[-1]
+    assert "none" in statements(recipe, plain)[-1]
+
+
+def test_images_left_out_and_protocols_skipped(tiny: Path) -> None:
+    recipe = load_recipe(tiny, ["train.batch_size=60"])
+    (found,) = find_warnings(recipe, facts(images=96, batch=60, classes=10, steps=3))
+    assert found.path == "train.batch_size"
+    assert "36 of 96 images (38%)" in found.message
+    assert "take 48 or fewer" in found.message
+    assert find_warnings(recipe, facts(images=125, batch=60)) == []
+    (found,) = find_warnings(recipe, facts(images=120, batch=60, classes=None))
+    assert str(found) == "evaluate.0: knn will be skipped: it needs labels, the data has none"
+
+
+Case = tuple[type[Component], dict[str, Any], Facts, list[str]]
+CASES: list[Case] = [
+    (TimmBackbone, {"model": "resnet18"}, facts(size=32), ["stem"]),
+    (TimmBackbone, {"model": "resnet50"}, facts(size=64), ["stem"]),
+    (TimmBackbone, {"model": "resnet18"}, facts(size=96), []),
+    (TimmBackbone, {"model": "resnet18", "stem": "small"}, facts(size=32), []),
+    (TimmBackbone, {"model": "resnet18", "pretrained": True}, facts(size=32), []),
+    (TimmBackbone, {"model": "resnet10t"}, facts(size=32), []),
+    (TimmBackbone, {"model": "vit_tiny_patch16_224"}, facts(size=32), []),
+    (SimCLRAugmentation, {"size": 32}, facts(), ["blur"]),
+    (SimCLRAugmentation, {"size": 32, "blur": False}, facts(), []),
+    (SimCLRAugmentation, {"size": 32, "blur_probability": 0.0}, facts(), []),
+    (SimCLRAugmentation, {"size": 96}, facts(), []),
+    (SimCLRAugmentation, {"size": 96, "views": [{"size": 32, "blur": True}, {}]}, facts(),
+     ["views.0.blur"]),
+    (KNN, {"k": 200}, facts(), []),
+    (KNN, {"k": 200}, facts(images=1438, batch=128), ["k"]),
+    (KNN, {"k": 200}, facts(images=300, classes=None), []),
+    (SGD, {"lr": 0.06, "lr_scaling": "linear", "lr_reference_batch": 128}, facts(batch=512), []),
+    (SGD, {"lr": 0.06, "lr_reference_batch": 128}, facts(batch=512), ["lr_reference_batch"]),
+    (SGD, {"lr": 2.0}, facts(), ["lr"]),
+    (SGD, {"lr": 2.0}, facts(batch=4096), []),
+    (SGD, {"lr": 1e-4}, facts(), ["lr"]),
+    (AdamW, {"lr": 0.06}, facts(), ["lr"]),
+    (AdamW, {"lr": 1.5e-4, "lr_scaling": "linear"}, facts(batch=4096), []),
+    (AdamW, {"lr": 2e-3}, facts(batch=128), []),
+    (LARS, {"lr": 0.3, "lr_scaling": "linear"}, facts(batch=4096), []),
+    (LARS, {"lr": 0.3, "lr_scaling": "linear", "lr_reference_batch": 4}, facts(), ["lr"]),
+    (Cosine, {"warmup_epochs": 9.0}, facts(), []),
+    (Cosine, {"warmup_epochs": 10.0}, facts(), ["warmup_epochs"]),
+    (Constant, {"warmup_epochs": 11.5}, facts(), ["warmup_epochs"]),
+    (Constant, {}, facts(), []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0].__name__}-{case[3]}")
+def test_warnings_of_components(case: Case) -> None:
+    component, fields, known, expected = case
+    found = list(component.warnings(component.Config(**fields), known))
+    assert [path for path, _ in found] == expected
+    assert all(message and "\n" not in message for _, message in found)
+
+
+def test_third_parties_warn_and_state_facts(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The core asks every component of a recipe; one that fails neither stops nor hides others."""
+    recipe = load_recipe(tiny)
+    method = recipe.method.cls
+    monkeypatch.setattr(method, "warnings", classmethod(lambda *_: [("loss", "is rarely\n meant")]))
+    monkeypatch.setattr(method, "plan_facts", classmethod(lambda *_: {"negatives per anchor": 7}))
+
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError("no dividend")
+
+    monkeypatch.setattr(recipe.schedule.cls, "warnings", classmethod(fails))
+    monkeypatch.setattr(recipe.schedule.cls, "plan_facts", classmethod(fails))
+    found = find_warnings(recipe, facts(batch=16))
+    assert str(found[0]) == "method.loss: is rarely meant"
+    assert found[1].path == "schedule"
+    assert "the warnings of schedule 'cosine' failed: ZeroDivisionError" in found[1].message
+    known = plan_facts(recipe, facts(batch=16))
+    assert known["negatives per anchor"] == 7, "the method is believed, not its loss"
+    assert "ZeroDivisionError" in str(known["schedule"])
+
+
+def test_losses_state_their_negatives() -> None:
+    known = facts(batch=256)
+    assert NTXent.plan_facts(NTXent.Config(), known) == {"negatives per anchor": 510}
+    assert InfoNCE.plan_facts(InfoNCE.Config(), known) == {"negatives per anchor": 255}
+
+
+# --- Text -----------------------------------------------------------------------------------------
+
+
+def test_plot_stacks_blocks() -> None:
+    lines = text_plot([0.0, 1.0, 2.0, 0.25], height=2, label="2")
+    assert lines == ["         2 |  █", "         0 | ██▂"]
+    assert text_plot([0.0, 0.0], height=2) == ["           |", "         0 |"]
+    assert len(text_plot([], height=3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.5, "0.5 s"), (99.0, "99 s"), (150.0, "2.5 min"), (9000.0, "2.5 h")]
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_the_table_names_everything(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sslkit.report.plan import print_plan
+
+    print_plan(make_plan(str(tiny), ["evaluate.0.k=20"], Silent(), measure=True), recipe=True)
+    out = capsys.readouterr().out
+    for part in (
+        "micro_batch_size: null", "negatives per anchor", "30", "median of 6 steps", "evaluations",
+        "learning rate", "█", "on resume", "warning: evaluate.0.k: 20 neighbours", "a checkpoint",
+    ):  # fmt: skip
+        assert part in out, part

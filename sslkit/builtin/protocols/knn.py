@@ -35,6 +35,16 @@ class KNN(Evaluator):
                 f"take at most {facts.num_images}",
             )
 
+    @classmethod
+    def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+        each = facts.num_images // facts.num_classes if facts.num_classes else 0
+        if each and config.k > each:
+            yield (
+                "k",
+                f"{config.k} neighbours are more than the {each} images of a class, so that other "
+                f"classes must vote; take well below {each}",
+            )
+
     def evaluate(self, subject: Subject) -> Evaluation:
         bank = subject.bank
         assert bank.train_labels is not None

@@ -1,0 +1,119 @@
+"""What a recipe will do that is rarely meant, and what is worth knowing of it before it runs.
+
+Components speak for themselves (`Component.warnings`, `Component.plan_facts`); here stands only
+what follows from the fields of the recipe itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sslkit.interfaces import Evaluator, Facts
+from sslkit.plugin_errors import describe_failure
+
+from .model import Recipe, components
+
+_LARGE_REST = 0.1
+"""Part of the images that may be left out of each epoch without a warning."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A warning: it runs, and is rarely meant."""
+
+    path: str
+    """Of the field, dotted."""
+    message: str
+    """What it is and what to do."""
+
+    def __str__(self) -> str:
+        return " ".join(f"{self.path}: {self.message}".split())
+
+
+def find_warnings(recipe: Recipe, facts: Facts) -> list[Advice]:
+    """The warnings of every component and of the recipe's own fields, in the order of the recipe.
+
+    Call it for a recipe that `check_recipe` has passed."""
+    found = []
+    for path, slot in components(recipe):
+        try:
+            said = [(inside, message) for inside, message in slot.cls.warnings(slot.config, facts)]
+        except Exception as error:  # a plugin's: no reason to stop a run
+            reason = describe_failure(error, slot.cls.__module__)
+            said = [("", f"the warnings of {slot.cls.kind} '{slot.name}' failed: {reason}")]
+        if issubclass(slot.cls, Evaluator) and slot.cls.requires_labels and not facts.num_classes:
+            said.append(("", f"{slot.name} will be skipped: it needs labels, the data has none"))
+        found += [Advice(f"{path}.{inside}" if inside else path, text) for inside, text in said]
+    return found + list(_training_warnings(recipe, facts))
+
+
+def _training_warnings(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    rest = facts.num_images % facts.batch_size
+    if rest > _LARGE_REST * facts.num_images:
+        yield Advice(
+            "train.batch_size",
+            f"{rest:,} of {facts.num_images:,} images ({rest / facts.num_images:.0%}) do not fill "
+            f"a batch of {facts.batch_size:,} and are left out of each epoch (others each time); "
+            f"take {facts.num_images // (facts.num_images // facts.batch_size + 1):,} or fewer",
+        )
+
+
+def network_warnings(recipe: Recipe, method: nn.Module) -> list[Advice]:
+    """Warnings that only the built networks allow."""
+    size, layers = recipe.train.micro_batch_size, batch_norm_layers(method)
+    if size is None or size >= recipe.train.batch_size or layers == 0:
+        return []
+    return [
+        Advice(
+            "train.micro_batch_size",
+            f"the {layers} BatchNorm layers see {size:,} images at a time, not "
+            f"{recipe.train.batch_size:,}, so that the gradient is not quite that of the whole "
+            "batch; a network with LayerNorm or GroupNorm makes it exact",
+        )
+    ]
+
+
+def batch_norm_layers(method: nn.Module) -> int:
+    """How many layers normalise by the batch."""
+    return sum(isinstance(module, _BatchNorm) for module in method.modules())
+
+
+def plan_facts(recipe: Recipe, facts: Facts) -> dict[str, str | int | float]:
+    """What components say of themselves; the outermost is believed where names repeat."""
+    known: dict[str, str | int | float] = {}
+    for path, slot in components(recipe):
+        try:
+            said = dict(slot.cls.plan_facts(slot.config, facts))
+        except Exception as error:  # a plugin's: no reason to give no plan
+            said = {path: f"failed: {describe_failure(error, slot.cls.__module__)}"}
+        known = {**said, **known}
+    return known
+
+
+def statements(recipe: Recipe, method: nn.Module) -> list[str]:
+    """What the run's randomness and batch statistics depend on (see the guarantees)."""
+    train, layers = recipe.train, batch_norm_layers(method)
+    lines = [
+        "order, augmentation and masks depend on seed, epoch and image alone: the same on any "
+        "device and for any number of threads and ranks",
+        "initialisation, dropout and drop path come from generators seeded for each step: exact "
+        "on resume, not the same for another number of ranks",
+    ]
+    if train.device != "cpu" and not train.deterministic:
+        lines.append(
+            f"on {train.device} a repetition is not the same to the bit; "
+            "train.deterministic: true makes it so, at a cost in speed"
+        )
+    images = train.micro_batch_size or train.batch_size
+    what = "micro-batch" if images < train.batch_size else "batch"
+    lines.append(
+        f"batch statistics: {layers} BatchNorm layers, over each {what} of {images:,} images, its "
+        "views together or apart as the method sends them through"
+        if layers
+        else "batch statistics: none; micro-batches change nothing but rounding"
+    )
+    return lines

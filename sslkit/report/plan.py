@@ -1,0 +1,109 @@
+"""A plan, for a person on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .console import print_table
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def print_plan(plan: Mapping[str, Any], *, recipe: bool = False) -> None:
+    """What a run would do. recipe: the resolved recipe stands before it."""
+    if recipe:
+        print(plan["resolved_recipe"])
+    print_table(("plan", plan["recipe"]), list(_rows(plan)))
+    print("learning rate")
+    curve = [point["lr"] for point in plan["lr_curve"]]
+    print("\n".join(text_plot(curve, label=f"{plan['peak_lr']:.3g}")))
+    print()
+    for statement in plan["statements"]:
+        print(f"- {statement}")
+    for warning in plan["warnings"]:
+        print(f"warning: {warning['path']}: {warning['message']}")
+    print()
+    if plan["time"] is None:
+        print("the dry run built everything and took one step; nothing was kept")
+    else:
+        print("everything was built and a few steps were measured; nothing was kept")
+
+
+def _rows(plan: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    parameters, disk = plan["parameters"], plan["disk"]
+    yield "recipe hash", plan["recipe_hash"]
+    yield "device", f"{plan['device']}, {plan['precision']}"
+    yield "data", _data_words(plan["data"])
+    yield "views", ", ".join(f"{view['role']} {view['size']} px" for view in plan["views"])
+    batch = f"{plan['batch_size']:,} images a step"
+    if plan["micro_batch_size"]:
+        batch += f", in micro-batches of {plan['micro_batch_size']:,}"
+    yield "batch", batch
+    for name, value in plan["facts"].items():
+        yield name, f"{value:,}" if isinstance(value, int) else str(value)
+    yield "steps", f"{plan['total_steps']:,}, {plan['steps_per_epoch']:,} an epoch"
+    yield (
+        "parameters",
+        f"{parameters['encoder']:,} in the encoder, {parameters['other']:,} trained beside it, "
+        f"{parameters['trainable']:,} trained, {parameters['all']:,} in all",
+    )
+    yield "first step", f"loss {plan['first_loss']:.4f}, {plan['first_step_seconds']:.2f} s"
+    if plan["time"] is not None:
+        yield from _time_rows(plan["time"])
+    where = "of the process" if plan["device"] == "cpu" else "of the device"
+    yield "peak memory", f"{plan['peak_memory_mb']:,.0f} MB {where}"
+    yield (
+        "disk",
+        f"{disk['checkpoint_mb']:,.1f} MB a checkpoint, {disk['checkpoints_mb']:,.1f} MB at most; "
+        f"{disk['free_mb']:,.0f} MB free",
+    )
+
+
+def _time_rows(time: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    yield (
+        "step",
+        f"{time['step_seconds']:.3g} s, {time['images_per_second']:,.0f} images/s "
+        f"(median of {time['measured_steps']} steps)",
+    )
+    yield (
+        "time",
+        f"{duration(time['training_seconds'])} of training + {duration(time['feature_seconds'])} "
+        f"of features for {time['evaluations']} evaluations; protocols come on top",
+    )
+
+
+def _data_words(data: Mapping[str, Any]) -> str:
+    size = " x ".join(map(str, data["image_size"])) + " px" if data["image_size"] else "any size"
+    words = [f"{data['name']}: {data['train']:,} training and {data['test']:,} test images, {size}"]
+    if data["classes"]:
+        low, high = data["images_per_class"]
+        each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        words.append(f"{data['classes']} classes of {each}")
+    else:
+        words.append("no labels")
+    if data["in_memory_mb"] is not None:
+        words.append(f"{data['in_memory_mb']:,.1f} MB in memory")
+    if data["left_out_per_epoch"]:
+        words.append(f"{data['left_out_per_epoch']:,} left out of each epoch")
+    return ", ".join(words)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12.5 min`, `3.4 h`."""
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def text_plot(values: Sequence[float], *, height: int = 5, label: str = "") -> list[str]:
+    """Columns of blocks, one for each value, from 0 at the bottom to the largest value at the top,
+    which `label` names."""
+    highest = max(values, default=0.0)
+    filled = [round(8 * height * value / highest) if highest > 0 else 0 for value in values]
+    lines = []
+    for row in reversed(range(height)):
+        bars = "".join(_BARS[min(max(eighths - 8 * row, 0), 8)] for eighths in filled)
+        name = label if row == height - 1 else "0" if row == 0 else ""
+        lines.append(f"{name:>10} |{bars}".rstrip())
+    return lines
