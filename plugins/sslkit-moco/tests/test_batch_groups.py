@@ -6,14 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from moco_setup import BATCH, FACTS, make_batch, network, queue_moco
-from sslkit_moco.batch_groups import (
-    has_batch_norm,
-    in_groups,
-    random_groups,
-    slow_running_statistics,
-)
+from moco_setup import BATCH, FACTS, make_batch, network, queue_moco, train
+from sslkit_moco.batch_groups import group_sizes, in_groups, random_order, splittable_layers
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sslkit.errors import RecipeError
 from sslkit.interfaces import Batch
@@ -26,75 +22,103 @@ def source(size: int, epoch: int = 0, stream: str = "x") -> SampleRandom:
     return SampleRandom(3, stream, epoch, torch.arange(size) * 7 + 1)
 
 
-@pytest.mark.parametrize(("size", "count"), [(12, 3), (13, 4), (512, 8), (5, 5)])
-def test_groups_are_even_and_hold_every_row_once(size: int, count: int) -> None:
-    groups = random_groups(source(size), count)
-    assert len(groups) == count
-    sizes = [len(rows) for rows in groups]
+@pytest.mark.parametrize(("rows", "count"), [(12, 3), (13, 4), (512, 8), (5, 5)])
+def test_groups_are_even(rows: int, count: int) -> None:
+    sizes = group_sizes(rows, count)
+    assert len(sizes) == count
+    assert sum(sizes) == rows
     assert max(sizes) - min(sizes) <= 1
-    assert torch.equal(torch.cat(groups).sort().values, torch.arange(size))
 
 
-def test_groups_change_with_epoch_and_purpose() -> None:
-    drawn = [source(64), source(64, epoch=1), source(64, stream="y")]
-    orders = [torch.cat(random_groups(random, 8)) for random in drawn]
-    assert not torch.equal(orders[0], orders[1])
-    assert not torch.equal(orders[0], orders[2])
+def test_the_order_holds_every_row_and_goes_by_image() -> None:
+    random, moved = source(64), torch.randperm(64)
+    order = random_order(random)
+    assert torch.equal(order.sort().values, torch.arange(64))
+    images = random.indices[order]
+    assert torch.equal(random.select(moved).indices[random_order(random.select(moved))], images)
+    for other in (source(64, epoch=1), source(64, stream="y")):
+        assert not torch.equal(random_order(other), order)
 
 
 def test_groups_are_uniform() -> None:
     """Two given images share one of 4 groups of 4 in 3 of 15 batches."""
     shared = 0
     for epoch in range(2000):
-        groups = random_groups(source(16, epoch), 4)
+        groups = random_order(source(16, epoch)).view(4, 4)
         shared += sum({2, 11} <= set(rows.tolist()) for rows in groups)
     assert shared / 2000 == pytest.approx(0.2, abs=0.03)
 
 
-def test_every_group_is_a_pass_of_its_own() -> None:
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_each_group_has_statistics_of_its_own(count: int) -> None:
     torch.manual_seed(0)
-    images = torch.rand(7, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-    groups = [torch.tensor([5, 0, 3]), torch.tensor([1, 6]), torch.tensor([4, 2])]
-    seen = []
-
-    def network(part: Tensor) -> tuple[Tensor, Tensor]:
-        assert part.is_contiguous(memory_format=torch.channels_last)
-        seen.append(len(part))
-        return part.mean(dim=(2, 3)), part - part.mean(dim=0)
-
-    means, centred = in_groups(network, images, groups)
-    assert seen == [3, 2, 2]
-    torch.testing.assert_close(means, images.mean(dim=(2, 3)))
-    for rows in groups:
-        torch.testing.assert_close(centred[rows], images[rows] - images[rows].mean(dim=0))
+    norm = nn.BatchNorm2d(3).double()
+    nn.init.normal_(norm.weight)
+    images = torch.randn(10, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn_like(images)
+    expected = torch.cat([norm(part) for part in images.split(group_sizes(10, count))])
+    (gradient,) = torch.autograd.grad(expected, images, upstream)
+    with in_groups(splittable_layers(norm), count):
+        found = norm(images)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, images, upstream)[0], gradient)
 
 
 def test_equals_a_split_batch_norm() -> None:
     """lightly's (and the notebook's) layer takes every G-th image into a group."""
     batch_norm = pytest.importorskip("lightly.models.batchnorm")
     torch.manual_seed(0)
-    split = batch_norm.SplitBatchNorm(5, num_splits=4)
-    plain = nn.BatchNorm2d(5)
+    split, norm = batch_norm.SplitBatchNorm(5, num_splits=4), nn.BatchNorm2d(5)
     images = torch.randn(12, 5, 3, 3)
-    groups = [torch.arange(start, 12, 4) for start in range(4)]
-    (found,) = in_groups(lambda part: (plain(part),), images, groups)
-    torch.testing.assert_close(found, split(images))
+    order = torch.cat([torch.arange(start, 12, 4) for start in range(4)])
+    with in_groups(splittable_layers(norm), 4):
+        found = norm(images[order])
+    torch.testing.assert_close(found, split(images)[order])
 
 
 def test_running_statistics_forget_as_without_groups() -> None:
     torch.manual_seed(0)
-    whole, grouped = nn.BatchNorm1d(2), nn.Sequential(nn.BatchNorm1d(2))
-    slow_running_statistics(grouped, 4)
+    whole, grouped = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    layers = splittable_layers(grouped)
     for _ in range(30):
         batch = torch.randn(400, 2) + 3.0
         whole(batch)
-        for part in batch.chunk(4):
-            grouped(part)
-    torch.testing.assert_close(grouped[0].running_mean, whole.running_mean, rtol=0.01, atol=0.0)
-    torch.testing.assert_close(grouped[0].running_var, whole.running_var, rtol=0.03, atol=0.0)
+        with in_groups(layers, 4):
+            grouped(batch)
+    assert grouped.momentum == whole.momentum
+    assert grouped.running_mean is not None
+    assert grouped.running_var is not None
+    torch.testing.assert_close(grouped.running_mean, whole.running_mean, rtol=0.01, atol=0.0)
+    torch.testing.assert_close(grouped.running_var, whole.running_var, rtol=0.03, atol=0.0)
+
+
+def test_outside_the_layers_are_what_they_were() -> None:
+    """In evaluation and in fine-tuning of the encoder; names and weights do not change."""
+    torch.manual_seed(0)
+    plain, moco = network(batch_norm=True), queue_moco(batch_norm=True)
+    images = torch.rand(9, 3, 8, 8, dtype=torch.float64)
+    list(train(moco, range(1)))
+    plain.double().load_state_dict(moco.encoder.state_dict())
+    for mode in (False, True):
+        torch.testing.assert_close(plain.train(mode)(images), moco.encoder.train(mode)(images))
+    assert torch.equal(plain.net[1].running_var, moco.encoder.net[1].running_var)
 
 
 # --- In the method --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of rows of every BatchNorm that is computed."""
+    seen: list[int] = []
+
+    def recorded(inputs: Tensor, *args: object, **kwargs: object) -> Tensor:
+        seen.append(len(inputs))
+        return batch_norm(inputs, *args, **kwargs)  # type: ignore[arg-type]
+
+    batch_norm = F.batch_norm
+    monkeypatch.setattr(F, "batch_norm", recorded)
+    return seen
 
 
 def shuffled(batch: Batch, order: Tensor) -> Batch:
@@ -119,9 +143,7 @@ def test_an_image_embeds_alike_wherever_it_stands_in_the_batch(symmetric: bool) 
 def test_statistics_are_those_of_the_groups() -> None:
     moco, batch = queue_moco(batch_norm=True), make_batch()
     found = moco.embed(batch)
-    groups = random_groups(batch.random.substream("query", 0), 3)
-    assert [len(rows) for rows in groups] == [4, 4, 4]
-    for rows in groups:
+    for rows in random_order(batch.random.substream("query", 0)).split(4):
         expected = moco.head(moco.backbone(batch.views[0][rows]))
         torch.testing.assert_close(found["query"][rows, 0], expected)
     whole = moco.head(moco.backbone(batch.views[0]))
@@ -132,44 +154,59 @@ def test_keys_are_grouped_otherwise_than_queries() -> None:
     """On any number of devices, one included: the keys of a query's group are in several."""
     moco, batch = queue_moco(batch_norm=True), make_batch()
     keys = moco.embed(batch)["key"][:, 0]
-    drawn = {
-        purpose: random_groups(batch.random.substream(*purpose), 3)
-        for purpose in (("query", 0), ("key", 1))
-    }
-    for rows in drawn["key", 1]:
+    queries = random_order(batch.random.substream("query", 0)).split(4)
+    groups = random_order(batch.random.substream("key", 1)).split(4)
+    for rows in groups:
         torch.testing.assert_close(keys[rows], moco.teacher(batch.views[1][rows]))
-    sets = [{frozenset(rows.tolist()) for rows in groups} for groups in drawn.values()]
+    sets = [{frozenset(rows.tolist()) for rows in drawn} for drawn in (queries, groups)]
     assert not sets[0] & sets[1]
 
 
-def test_one_group_is_the_whole_batch() -> None:
-    moco, batch = queue_moco(batch_norm=True, bn_groups=1), make_batch()
-    found = moco.embed(batch)
-    torch.testing.assert_close(found["query"][:, 0], moco.head(moco.backbone(batch.views[0])))
-    assert moco.backbone.net[1].momentum == 0.1
-
-
-def test_networks_without_batch_norm_are_not_split() -> None:
-    assert not has_batch_norm(network(batch_norm=False))
-    moco = queue_moco(batch_norm=False, bn_groups=4)
-    calls = []
-    moco.backbone.register_forward_hook(lambda *_: calls.append(1))
+def test_heads_are_grouped_too(sizes: list[int]) -> None:
+    moco = queue_moco(batch_norm=True, head={"name": "mlp", "hidden_dim": 5, "out_dim": 4})
     moco.embed(make_batch())
-    assert len(calls) == 1
+    assert sizes == [4] * 3 * 3 * 2  # groups, layers, networks
 
 
-def test_micro_batches_keep_the_size_of_the_groups() -> None:
-    moco, sizes = queue_moco(batch_norm=True), []
-    moco.backbone.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+def test_one_group_is_the_whole_batch(sizes: list[int]) -> None:
+    moco = queue_moco(batch_norm=True, bn_groups=1)
+    moco.embed(make_batch())
+    assert sizes == [12, 12]
+    assert type(moco.backbone.net[1]) is nn.BatchNorm2d
+
+
+def test_networks_without_batch_norm_take_any_part() -> None:
+    moco = queue_moco(batch_norm=False, bn_groups=4)
+    assert moco.embed(make_batch().select(slice(0, 1)))["query"].shape == (1, 1, 4)
+
+
+def test_micro_batches_keep_the_size_of_the_groups(sizes: list[int]) -> None:
+    moco = queue_moco(batch_norm=True)
     moco.embed(make_batch().select(slice(0, 8)))
-    assert sizes == [4, 4]
+    assert sizes == [4] * 4
     with pytest.raises(RecipeError, match=r"bn_groups: a group has 4 images and a micro-batch 4"):
         moco.embed(make_batch().select(slice(0, 4)))
 
 
-def test_batches_that_the_groups_do_not_divide() -> None:
-    facts = replace(FACTS, batch_size=11)
-    moco, sizes = queue_moco(batch_norm=True, facts=facts), []
-    moco.backbone.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+def test_batches_that_the_groups_do_not_divide(sizes: list[int]) -> None:
+    moco = queue_moco(batch_norm=True, facts=replace(FACTS, batch_size=11))
     assert moco.embed(make_batch(size=11))["query"].shape == (11, 1, 4)
-    assert sorted(sizes) == [3, 4, 4]
+    assert sizes == [4, 4, 3] * 2
+
+
+def test_the_memory_format_stays() -> None:
+    moco, batch, seen = queue_moco(batch_norm=True), make_batch(), []
+    moco.backbone.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    views = tuple(view.contiguous(memory_format=torch.channels_last) for view in batch.views)
+    moco.embed(replace(batch, views=views))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_compiled_backbone_gives_the_same_and_compiles_once() -> None:
+    """The graph only: the test needs no compiler."""
+    eager, compiled = (queue_moco(batch_norm=True) for _ in range(2))
+    compiled.backbone.compile(backend="eager", fullgraph=True)
+    plain = [output.loss for output in train(eager, range(3))]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        found = [output.loss for output in train(compiled, range(3))]
+    torch.testing.assert_close(found, plain)

@@ -72,10 +72,7 @@ class BYOL(Method):
             yield "", f"byol needs 2 views, but the augmentation makes {len(facts.views)}"
         if facts.batch_size < 2:
             yield "", "byol needs train.batch_size >= 2: its heads use batch statistics"
-        requires = config.loss.cls.requires
-        if "labels" in requires and facts.num_classes is None:
-            yield "loss", f"{config.loss.name} needs labels, and the data has none"
-        if "negatives" in requires:
+        if "negatives" in config.loss.cls.requires:
             yield "loss", f"{config.loss.name} needs a queue of negatives, which byol has not"
 
     @classmethod

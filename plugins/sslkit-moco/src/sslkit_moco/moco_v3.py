@@ -74,8 +74,6 @@ class MoCoV3(Method):
             yield "", f"moco_v3 needs 2 views, but the augmentation makes {views}"
         if facts.batch_size < 2:
             yield "", "moco_v3 needs train.batch_size >= 2: the other images are its negatives"
-        if "labels" in loss.cls.requires and facts.num_classes is None:
-            yield "loss", f"{loss.name} needs labels, and the data has none"
         if "negatives" in loss.cls.requires:
             yield "loss", f"{loss.name} needs a queue of negatives, which moco_v3 has not"
         if getattr(loss.config, "symmetric", False):

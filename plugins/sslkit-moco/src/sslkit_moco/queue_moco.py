@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import torch
@@ -30,15 +30,11 @@ from sslkit.nn.functional import normalize
 from sslkit.nn.queue import FeatureQueue
 from sslkit.randomness import SampleRandom
 
-from .batch_groups import (
-    Network,
-    has_batch_norm,
-    in_groups,
-    random_groups,
-    slow_running_statistics,
-)
+from .batch_groups import in_groups, random_order, splittable_layers
 
 Momentum = Annotated[float, Field(ge=0.0, le=1.0)]
+Network = Callable[[Tensor], tuple[Tensor, ...]]
+"""(n, C, S, S) images to tensors (n, ...)."""
 
 
 class QueueConfig(ComponentConfig):
@@ -95,9 +91,7 @@ class MoCoV1(Method):
                 f"{config.bn_groups} groups of {batch} images have fewer than 2 each: "
                 f"set at most {max(batch // 2, 1)}",
             )
-        if "labels" in config.loss.cls.requires and facts.num_classes is None:
-            yield "loss", f"{config.loss.name} needs labels, and the data has none"
-        elif ignores_negatives(config.loss.build()):
+        if ignores_negatives(config.loss.build()):
             yield "loss", f"{config.loss.name} makes no use of the queue: use info_nce"
 
     @classmethod
@@ -120,11 +114,11 @@ class MoCoV1(Method):
         super().__init__(config, backbone, facts)
         self.head = config.head.build(in_dim=backbone.num_features)
         self.loss = config.loss.build()
-        self.num_groups = config.bn_groups if has_batch_norm(self.taught) else 1
-        self.images_per_group = facts.batch_size / self.num_groups
-        if self.num_groups > 1:
-            slow_running_statistics(self.taught, self.num_groups)
+        self.images_per_group = facts.batch_size / config.bn_groups
+        grouped = splittable_layers(self.taught) if config.bn_groups > 1 else []
         self.teacher = EMATeacher(self.taught)
+        # A tuple: the layers are registered where they belong, and not here.
+        self._grouped = (*grouped, *splittable_layers(self.teacher)) if grouped else ()
         self.queue = FeatureQueue(config.queue_size, self.head.out_dim)
 
     @property
@@ -141,13 +135,14 @@ class MoCoV1(Method):
         """features (B, V, F), query and key (B, V, D), with V = 2 where `symmetric` and else 1:
         entry v holds the query of view v and, as its key, that of the other view."""
         rows: list[tuple[Tensor, ...]] = []
-        for view in range(2 if self.config.symmetric else 1):
-            for_query = batch.random.substream("query", view)
-            for_key = batch.random.substream("key", 1 - view)
-            rows.append(
-                self._by_group(self._query, batch.views[view], for_query)
-                + self._by_group(self._key, batch.views[1 - view], for_key)
-            )
+        with in_groups(self._grouped, self._num_groups(len(batch))):
+            for view in range(2 if self.config.symmetric else 1):
+                for_query = batch.random.substream("query", view)
+                for_key = batch.random.substream("key", 1 - view)
+                rows.append(
+                    self._shuffled(self._query, batch.views[view], for_query)
+                    + self._shuffled(self._key, batch.views[1 - view], for_key)
+                )
         features, query, key = (torch.stack(views, dim=1) for views in zip(*rows, strict=True))
         return {"features": features, "query": query, "key": key}
 
@@ -158,20 +153,29 @@ class MoCoV1(Method):
     def _key(self, images: Tensor) -> tuple[Tensor]:
         return (self.teacher(images),)
 
-    def _by_group(
-        self, network: Network, images: Tensor, random: SampleRandom
-    ) -> tuple[Tensor, ...]:
-        """What `network` makes of the images, group by group."""
-        if self.num_groups == 1:
-            return network(images)
-        count = round(len(images) / self.images_per_group)
+    def _num_groups(self, images: int) -> int:
+        """Groups of a batch or micro-batch of so many images."""
+        if not self._grouped:
+            return 1
+        count = round(images / self.images_per_group)
         if count < 2:
             raise RecipeError(
                 f"method.bn_groups: a group has {self.images_per_group:g} images and a micro-batch "
-                f"{len(images)}, but needs 2 groups to tell queries from keys; raise "
+                f"{images}, but needs 2 groups to tell queries from keys; raise "
                 "train.micro_batch_size, or set method.bn_groups to 1"
             )
-        return in_groups(network, images, random_groups(random, count))
+        return count
+
+    def _shuffled(
+        self, network: Network, images: Tensor, random: SampleRandom
+    ) -> tuple[Tensor, ...]:
+        """What `network` makes of the images in a random order, put back into theirs."""
+        if not self._grouped:
+            return network(images)
+        order = random_order(random)
+        back = order.argsort()
+        # Indexing keeps channels_last, which index_select drops.
+        return tuple(output.index_select(0, back) for output in network(images[order]))
 
     def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
         queries = embeddings["query"].unbind(dim=1)
