@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import mmap
 import re
 import struct
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,15 @@ from sslkit.data import pack_format
 from sslkit.data.evaluation import augmented_pairs, evaluation_batches
 from sslkit.data.loader import TrainLoader
 from sslkit.data.pack import Pack, verify
-from sslkit.data.pack_format import Settings, prefix_of, read_pack
+from sslkit.data.pack_format import (
+    Description,
+    Settings,
+    Split,
+    checksum,
+    prefix_of,
+    read_pack,
+    tables_digest,
+)
 from sslkit.data.packing import write_pack
 from sslkit.data.store import ImageStore
 from sslkit.errors import DataError, RecipeError
@@ -251,6 +262,33 @@ def test_any_flipped_byte_outside_the_pixels_is_noticed_on_opening(pack):
         padding = data[place] == 0 and place > split.checksums + 16 * split.num_blocks
         assert padding, place
         assert opened.description.train == split
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files with holes, and /proc")
+def test_a_pack_larger_than_the_memory_is_used_in_place(tmp_path):
+    count, shape = 2_000_000, (3, 256, 256)  # 393 GB, all of it a hole
+    checksums = 4096 + count * 3 * 256 * 256
+    split = Split(
+        num_images=count, channels=3, height=256, width=256, block_images=count, pixels=4096,
+        labels=None, checksums=checksums, class_names=None, source_fingerprint="",
+        tables_digest=tables_digest([checksum(bytes(16))]),
+    )  # fmt: skip
+    text = Description(sslkit="", source={}, settings=AS_IS, train=split, test=None)
+    encoded, place = text.model_dump_json().encode(), checksums + 4096
+    with (tmp_path / "x").open("wb") as file:
+        file.write(prefix_of(encoded, place))
+        file.seek(place)
+        file.write(encoded)
+    before = resident_bytes()
+    store = store_of(Pack(Pack.Config(file=tmp_path / "x")).open("train"))
+    assert tuple(store.resident.shape) == (count, *shape)
+    rows = torch.tensor([0, count // 2, count - 1])
+    assert int(store.resident.index_select(0, rows).sum()) == 0
+    assert resident_bytes() - before < 100 * 2**20
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def test_a_huge_description_is_refused_unread(pack, monkeypatch):

@@ -221,7 +221,7 @@ write_pack(
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_killed_process_is_continued_with_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(pack_format, "_BLOCK_BYTES", 20_000)
-    block = {"name": "synthetic", "num_train": 600, "num_test": 50, "size": 16}
+    block = {"name": "synthetic", "num_train": 900, "num_test": 50, "size": 16}
     source = json.dumps(block)
     out = tmp_path / "killed.sslpack"
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, source, str(out)])
@@ -242,7 +242,7 @@ def test_a_killed_process_is_continued_with_the_same_bytes(tmp_path, monkeypatch
         num_threads=1,
         on_progress=lambda split, done, total: seen.append(done),
     )
-    assert 0 < seen[0] < 600
+    assert 0 < seen[0] < 900
     write_pack(data_of(source), tmp_path / "whole", AS_IS, num_threads=0)
     assert out.read_bytes() == (tmp_path / "whole").read_bytes()
 
