@@ -14,14 +14,10 @@ from pydantic import Field, PositiveInt, model_serializer, model_validator
 from torch import Tensor
 
 from sslkit.interfaces import Augmentation, ComponentConfig, Facts, Geometry, Params, ViewSpec
-from sslkit.nn.color import color_jitter, grayscale
-from sslkit.nn.image import (
-    gaussian_blur,
-    random_resized_crop_boxes,
-    rotate,
-    select_rows,
-    solarize,
-)
+from sslkit.nn.color import grayscale
+from sslkit.nn.image import gaussian_blur, random_resized_crop_boxes, rotate, solarize
+from sslkit.nn.jitter import color_jitter
+from sslkit.nn.selection import select_rows
 from sslkit.randomness import SampleRandom
 
 _SHARP_SIZE = 32
@@ -226,11 +222,12 @@ class SimCLRAugmentation(Augmentation):
         settings = self._settings[view]
         if settings.rotation_rate > 0.0:
             images = select_rows(params["rotate"], images, rotate, params["degrees"])
+        gray = params["grayscale"] if settings.grayscale_probability > 0.0 else None
         if strengths := settings.strengths:
             factors = {name: params[name] for name in strengths}
-            images = color_jitter(images, params["jitter"], params["jitter_order"], factors)
-        if settings.grayscale_probability > 0.0:
-            images = select_rows(params["grayscale"], images, grayscale)
+            images = color_jitter(images, params["jitter"], params["jitter_order"], factors, gray)
+        elif gray is not None:
+            images = select_rows(gray, images, grayscale)
         if settings.blur_rate > 0.0:
             kernel = settings.blur_kernel_size
             images = select_rows(

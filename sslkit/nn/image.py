@@ -10,8 +10,9 @@ K taps of a filter.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -23,8 +24,7 @@ from sslkit.randomness import SampleRandom
 Interpolation = Literal["bilinear", "bicubic"]
 
 _CHUNK_VALUES = 2**19
-_BLOCK_VALUES = 2**18
-"""Values that `crop_resize` and `select_rows` work on at a time on a CPU: they, and what is made of
+"""Values that `crop_resize` works on at a time in eager mode on a CPU: they, and what is made of
 them on the way, stay in the cache, which measured up to twice as fast as whole batches."""
 
 
@@ -75,13 +75,29 @@ def _resize_taps(
     return pixels.long(), weights
 
 
+def _stored(planes: Sequence[Tensor]) -> Tensor:
+    """C tensors (B, H, W) as (B, C, H, W). A compiler writes what is stacked to memory, which is
+    wanted where it would otherwise compute it again for each of its uses."""
+    return torch.stack(list(planes), dim=1)
+
+
+def _turned(images: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, W, H); compiled, in memory too."""
+    if torch.compiler.is_compiling():
+        return _stored([plane.transpose(1, 2) for plane in images.unbind(1)])
+    return images.transpose(2, 3)
+
+
 def _mix_rows(images: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """(B, C, H, W) float, rows and weights (B, S, K) -> (B, C, S, W): each output row is a weighted
+    """(B, C, H, W), rows and weights (B, S, K) -> (B, C, S, W) float: each output row is a weighted
     sum of K rows of the same sample and channel.
 
-    An embedding bag is just that: its kernels read whole rows with vector instructions, which
-    measured three times as fast as dense weight matrices at 32 px and more above.
+    In eager mode that is an embedding bag, whose kernels read whole rows with vector instructions:
+    three times as fast as dense weight matrices at 32 px and more above. To a compiler it would be
+    a closed box; of plain sums it makes one loop over rows, twice as fast again.
     """
+    if torch.compiler.is_compiling():
+        return _sum_rows(images, rows, weights)
     num, channels, height, width = images.shape
     size, num_taps = rows.shape[1:]
     first_row = torch.arange(num * channels, device=images.device) * height
@@ -89,11 +105,23 @@ def _mix_rows(images: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     weight = weights[:, None].expand(num, channels, size, num_taps)
     mixed = F.embedding_bag(
         index.reshape(-1, num_taps),
-        images.reshape(num * channels * height, width),
+        images.float().reshape(num * channels * height, width),
         per_sample_weights=weight.reshape(-1, num_taps),
         mode="sum",
     )
     return mixed.view(num, channels, size, width)
+
+
+def _sum_rows(images: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    sample = torch.arange(len(images), device=images.device)[:, None]
+    row_of_tap = _stored(rows.unbind(2)).unbind(1)
+    weight_of_tap = _stored(weights[..., None].unbind(2)).unbind(1)
+
+    def mixed(plane: Tensor) -> Tensor:
+        taps = zip(row_of_tap, weight_of_tap, strict=True)
+        return functools.reduce(torch.add, (plane[sample, row] * weight for row, weight in taps))
+
+    return _stored([mixed(plane) for plane in images.unbind(1)])
 
 
 def _crop_resize(
@@ -104,9 +132,9 @@ def _crop_resize(
     columns, column_weights = _resize_taps(box[:, 1], box[:, 3], flip, width, size, interpolation)
     if images.dtype == torch.uint8:
         row_weights = row_weights / 255.0
-    squeezed = _mix_rows(images.float(), rows, row_weights)
-    turned = _mix_rows(squeezed.transpose(2, 3), columns, column_weights)
-    return turned.clamp_(0.0, 1.0).transpose(2, 3)
+    squeezed = _mix_rows(images, rows, row_weights)
+    mixed = _mix_rows(_turned(squeezed), columns, column_weights)
+    return _turned(mixed.clamp_(0.0, 1.0))
 
 
 def crop_resize(
@@ -169,24 +197,6 @@ def random_resized_crop_boxes(
     return torch.cat([top, left, crop_h.long(), crop_w.long()], dim=1).float()
 
 
-def select_rows(
-    mask: Tensor, images: Tensor, operation: Callable[..., Tensor], *params: Tensor
-) -> Tensor:
-    """Applies `operation(images, *params)` to the samples where mask (B,) holds; the others keep
-    their bits. On a CPU only those samples are worked on; elsewhere, and under a compiler, all
-    are, because reading the mask back would stall the device."""
-    if images.device.type != "cpu" or torch.compiler.is_compiling():
-        return torch.where(mask.view(-1, 1, 1, 1), operation(images, *params), images)
-    rows = mask.nonzero().squeeze(1)
-    if not len(rows):
-        return images
-    result = images.clone()
-    for block in torch.split(rows, max(1, _BLOCK_VALUES // images[0].numel())):
-        chosen = operation(images.index_select(0, block), *(param[block] for param in params))
-        result.index_copy_(0, block, chosen)
-    return result
-
-
 def _precise(values: Tensor) -> Tensor:
     """In float64 where the device has it. Vector and scalar code may differ in the last bit of a
     float32 exponential or sine, and which of them a sample meets depends on its place in the batch.
@@ -210,14 +220,42 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     weights = torch.exp(-0.5 * (offset / _precise(sigma)[:, None]).square())
     weights = (weights / weights.sum(dim=1, keepdim=True)).float()
 
+    if torch.compiler.is_compiling():
+        return _blur_by_shifts(images, weights).clamp_(0.0, 1.0)
+
     def taps(side: int) -> tuple[Tensor, Tensor]:
         pixel = torch.arange(side, device=images.device)[:, None] + offset
         pixel = (side - 1) - ((side - 1) - pixel.abs()).abs()  # mirrored at both ends
         shape = (len(images), side, kernel_size)
         return pixel.expand(shape), weights[:, None].expand(shape)
 
-    turned = _mix_rows(images.float(), *taps(height)).transpose(2, 3)
-    return _mix_rows(turned, *taps(width)).clamp_(0.0, 1.0).transpose(2, 3).contiguous()
+    turned = _turned(_mix_rows(images, *taps(height)))
+    return _turned(_mix_rows(turned, *taps(width)).clamp_(0.0, 1.0)).contiguous()
+
+
+def _blur_by_shifts(images: Tensor, weights: Tensor) -> Tensor:
+    """The same as sums of shifted images, which a compiler turns into loops without indices. The
+    two pixels at one distance have one weight."""
+    radius = weights.shape[1] // 2
+    weight_at = _stored(weights[:, radius:].reshape(-1, radius + 1, 1, 1, 1).unbind(1)).unbind(1)
+    for dim in (2, 3):
+        side = images.shape[dim]
+        padded = _reflected(images, dim, radius)
+        blurred = images * weight_at[0]
+        for distance in range(1, radius + 1):
+            left = padded.narrow(dim, radius - distance, side)
+            right = padded.narrow(dim, radius + distance, side)
+            blurred = blurred + (left + right) * weight_at[distance]
+        images = _stored(blurred.unbind(1))
+    return images
+
+
+def _reflected(images: Tensor, dim: int, radius: int) -> Tensor:
+    """Padded on both sides by `radius` with the mirror image, the border itself not repeated."""
+    side = images.shape[dim]
+    head = images.narrow(dim, 1, radius).flip(dim)
+    tail = images.narrow(dim, side - 1 - radius, radius).flip(dim)
+    return torch.cat([head, images, tail], dim=dim)
 
 
 def rotate(

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as reference
+
+from sslkit.builtin.augmentations import SimCLRConfig
+from sslkit.interfaces import Params
+from sslkit.nn.jitter import JITTER_OPS
 
 SAMPLES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "imagenet_samples"
 
@@ -65,3 +72,33 @@ def imagenet_images() -> Tensor:
         pytest.skip(f"no ImageNet samples in {SAMPLES.relative_to(SAMPLES.parents[3])}")
     arrays = [np.array(Image.open(path).convert("RGB")) for path in paths]
     return torch.stack([_resized(torch.from_numpy(a).permute(2, 0, 1), 256) for a in arrays])
+
+
+def _replay(config: SimCLRConfig, image: Tensor, params: Params, row: int) -> Tensor:
+    """The first view of one image with torchvision's functionals and the drawn parameters."""
+    settings = config.blocks()[0]
+    value = {name: tensor[row].tolist() for name, tensor in params.items()}
+    mode = InterpolationMode[settings.interpolation.upper()]
+    top, left, height, width = map(int, value["box"])
+    side = [settings.size, settings.size]
+    view = reference.resized_crop(image, top, left, height, width, side, mode, antialias=True)
+    view = view.clamp(0, 1)
+    view = reference.hflip(view) if value["flip"] else view
+    if value.get("rotate"):
+        view = reference.rotate(view, value["degrees"], InterpolationMode.BILINEAR, fill=0)
+    if value.get("jitter"):
+        for position in value["jitter_order"]:
+            name = JITTER_OPS[position]
+            view = getattr(reference, f"adjust_{name}")(view, value[name])
+    if value.get("grayscale"):
+        view = reference.rgb_to_grayscale(view, num_output_channels=3)
+    if value.get("blur"):
+        kernel = settings.blur_kernel_size
+        view = reference.gaussian_blur(view, [kernel, kernel], [value["sigma"]] * 2)
+    return reference.solarize(view, settings.solarize_threshold) if value.get("solarize") else view
+
+
+@pytest.fixture(scope="session")
+def replay() -> Callable[[SimCLRConfig, Tensor, Params, int], Tensor]:
+    """`replay(config, image, params, row)`."""
+    return _replay

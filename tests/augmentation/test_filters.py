@@ -8,7 +8,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
-from sslkit.nn.image import gaussian_blur, rotate, select_rows, solarize
+from sslkit.nn.image import gaussian_blur, rotate, solarize
+from sslkit.nn.selection import select_rows
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,9 @@ import torch
 import yaml
 from pydantic import ValidationError
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as reference
 
 from sslkit.builtin.augmentations import SimCLRAugmentation, SimCLRConfig
 from sslkit.interfaces import Facts, Params, ViewSpec
-from sslkit.nn.color import JITTER_OPS
 from sslkit.nn.image import crop_resize
 from sslkit.randomness import SampleRandom
 
@@ -325,33 +321,11 @@ def test_images_that_are_not_rgb(channels):
 # --- Parity with torchvision ----------------------------------------------------------------------
 
 
-def replay(config: SimCLRConfig, image: Tensor, params: Params, row: int) -> Tensor:
-    """The first view of one image with torchvision's functionals and the drawn parameters."""
-    settings = config.blocks()[0]
-    value = {name: tensor[row].tolist() for name, tensor in params.items()}
-    mode = InterpolationMode[settings.interpolation.upper()]
-    top, left, height, width = map(int, value["box"])
-    side = [settings.size, settings.size]
-    view = reference.resized_crop(image, top, left, height, width, side, mode, antialias=True)
-    view = view.clamp(0, 1)
-    view = reference.hflip(view) if value["flip"] else view
-    if value["rotate"]:
-        view = reference.rotate(view, value["degrees"], InterpolationMode.BILINEAR, fill=0)
-    if value["jitter"]:
-        for position in value["jitter_order"]:
-            name = JITTER_OPS[position]
-            view = getattr(reference, f"adjust_{name}")(view, value[name])
-    if value["grayscale"]:
-        view = reference.rgb_to_grayscale(view, num_output_channels=3)
-    if value["blur"]:
-        kernel = settings.blur_kernel_size
-        view = reference.gaussian_blur(view, [kernel, kernel], [value["sigma"]] * 2)
-    return reference.solarize(view, settings.solarize_threshold) if value["solarize"] else view
-
-
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [32, 224])
-def test_whole_augmentation_equals_torchvision(size, interpolation, small_images, large_images):
+def test_whole_augmentation_equals_torchvision(
+    size, interpolation, small_images, large_images, replay
+):
     images = small_images.repeat(3, 1, 1, 1) if size == 32 else large_images
     config = config_for(size=size, interpolation=interpolation, num_views=1, **EVERYTHING)
     (ours,) = views_of(config, images, torch.arange(len(images)))
@@ -361,30 +335,9 @@ def test_whole_augmentation_equals_torchvision(size, interpolation, small_images
         assert (ours[row] - expected).abs().max() <= 1 / 255, row
 
 
-def test_whole_augmentation_on_real_photographs(imagenet_images):
+def test_whole_augmentation_on_real_photographs(imagenet_images, replay):
     config = config_for(size=224, num_views=1, **EVERYTHING)
     (ours,) = views_of(config, imagenet_images, torch.arange(len(imagenet_images)))
     params = draw(config, len(imagenet_images), 256)[0]
     for row, image in enumerate(imagenet_images):
         assert (ours[row] - replay(config, image.float() / 255, params, row)).abs().max() <= 1 / 255
-
-
-# --- Compilers ------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
-def test_compiled_equals_eager(small_images):
-    config = config_for(**EVERYTHING)
-    augmentation, sizes = SimCLRAugmentation(config), torch.full((24, 2), 32)
-    params = augmentation.draw(random_for(torch.arange(24)), sizes)[0]
-
-    def view(images: Tensor, params: Params) -> Tensor:
-        crop = augmentation.geometry(0, params, sizes)
-        cropped = crop_resize(images, crop.box, crop.flip, crop.size, crop.interpolation)
-        return augmentation.photometric(0, cropped, params)
-
-    torch._dynamo.reset()
-    compiled = torch.compile(view, fullgraph=True)(small_images, params)
-    assert (compiled - view(small_images, params)).abs().max() < 1e-4
