@@ -22,6 +22,7 @@ from sslkit.data.resize import crop_view
 from sslkit.data.store import ImageStore
 from sslkit.data.transfer import bundle
 from sslkit.interfaces import Augmentation, Geometry, Params
+from sslkit.nn.blocks import block_rows, in_blocks
 from sslkit.nn.image import crop_resize
 from sslkit.randomness import SampleRandom
 
@@ -72,6 +73,9 @@ class ViewMaker(ABC):
         self._pin = device.type == "cuda"
         # Batches all have one shape; without `dynamic=False` a second shape would slow them all.
         self._render = torch.compile(self.render, dynamic=False) if compiled else self.render
+        # A compiled function works on few samples at a time on a CPU, whose cache then holds them.
+        values = store.channels * max(view.size**2 for view in augmentation.views)
+        self._rows = block_rows(values) if compiled and device.type == "cpu" else None
 
     @abstractmethod
     def chunks(self, random: SampleRandom) -> list[Chunk]:
@@ -109,6 +113,13 @@ class ViewMaker(ABC):
             cropped = image / 255.0 if crop is None else crop_resize(image, *crop)
             views.append(self.augmentation.photometric(view, cropped, params[view]))
         return views
+
+    def _rendered(
+        self, images: Sequence[Tensor], crops: Sequence[Crop | None], params: Sequence[Params]
+    ) -> Sequence[Tensor]:
+        if self._rows is None:
+            return self._render(images, crops, params)
+        return in_blocks(self._render, (images, crops, params), len(images[0]), self._rows)
 
     def _draw(self, random: SampleRandom, sizes: Tensor) -> tuple[list[Params], list[Geometry]]:
         params = self.augmentation.draw(random, sizes)
@@ -196,7 +207,7 @@ class ResidentViews(ViewMaker):
             (box["box"], box["flip"], crop.size, crop.interpolation)
             for box, crop in zip(boxes, part.geometry, strict=True)
         ]
-        return Views(tuple(self._render([images] * len(crops), crops, params)), targets)
+        return Views(tuple(self._rendered([images] * len(crops), crops, params)), targets)
 
 
 class DecodedViews(ViewMaker):
@@ -235,7 +246,7 @@ class DecodedViews(ViewMaker):
         targets = _joined([part.targets for part in parts])
         *params, targets = self._on_device([*joined, targets])
         images = [self.to_device(crops) for crops in parts[0].crops]
-        return Views(tuple(self._render(images, [None] * num_views, params)), targets)
+        return Views(tuple(self._rendered(images, [None] * num_views, params)), targets)
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
