@@ -66,6 +66,7 @@ def test_the_cpu_recipe_differs_from_its_sibling_in_the_method_alone() -> None:
     )
     for recipe in (own, other):
         del recipe["name"], recipe["method"], recipe["train"]["epochs"]
+        recipe.pop("expect", None)
     assert own == other
 
 

@@ -285,6 +285,13 @@ def test_a_queue_of_an_epoch_is_warned_of() -> None:
     assert warnings(queue_size=60, symmetric=True) == []  # twice as many keys an epoch
 
 
+def test_what_a_plan_states() -> None:
+    for fields, groups in (({"bn_groups": 3}, {"BatchNorm groups": "3 of 4 images"}), ({}, {})):
+        slot = method_slot("moco_v2", **{"bn_groups": 1, **fields})
+        stated = {"negatives per anchor": 65536, **groups}
+        assert slot.cls.plan_facts(slot.config, FACTS) == stated
+
+
 class WithQueue(Loss):
     def forward(self, inputs: LossInput) -> Tensor:
         assert inputs.negatives is not None

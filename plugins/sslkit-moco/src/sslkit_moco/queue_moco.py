@@ -106,7 +106,11 @@ class MoCoV1(Method):
 
     @classmethod
     def plan_facts(cls, config: QueueConfig, facts: Facts) -> Mapping[str, str | int | float]:
-        return {"negatives per anchor": config.queue_size}
+        stated: dict[str, str | int | float] = {"negatives per anchor": config.queue_size}
+        if config.bn_groups > 1:
+            images = facts.batch_size / config.bn_groups
+            stated["BatchNorm groups"] = f"{config.bn_groups} of {images:g} images"
+        return stated
 
     config: QueueConfig
 
