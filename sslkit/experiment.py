@@ -231,8 +231,7 @@ def open_stores(recipe: Recipe, display: Display) -> tuple[ImageStore, ImageStor
     test_store = store(test) if test is not None else None
     sizes = f"{len(train_store):,} training"
     sizes += f" and {len(test_store):,} test images" if test_store else " images, no test split"
-    place = "in memory" if train_store.resident is not None else "decoded as they are needed"
-    display.message(f"data: {recipe.data.name}, {sizes}, {place}")
+    display.message(f"data: {recipe.data.name}, {sizes}, {train_store.place}")
     return train_store, test_store
 
 

@@ -30,6 +30,9 @@ _DECODE_CHUNK = 32
 """Images that one thread decodes at a time: few enough to share a batch among threads, enough to
 spread the cost of one draw of parameters."""
 
+_GATHER_CHUNK = 256
+"""Whole images that one thread collects at a time, where they stay in the memory of the host."""
+
 _DEVICE_SHARE = 0.25
 """Resident images move to the training device if they take at most this part of its memory. It
 changes speed only: indexing gives the same bytes on either side."""
@@ -43,10 +46,9 @@ class Prepared:
     params: list[Params]
     geometry: list[Geometry]
     targets: Mapping[str, Tensor]
-    images: Tensor | None = None
-    """(B, C, H, W) uint8 whole images, where the crop is still to be done."""
-    crops: tuple[Tensor, ...] = ()
-    """V tensors (B, C, S_v, S_v) uint8 of the whole batch, shared by its chunks."""
+    images: tuple[Tensor, ...] = ()
+    """uint8, of the whole batch, shared by its chunks: V tensors of crops (B, C, S_v, S_v), or one
+    of whole images (B, C, H, W); empty where the images are on the device already."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,10 @@ class Chunk:
 
     random: SampleRandom
     """Of these rows only; `random.indices` says which images."""
-    crops: tuple[Tensor, ...] = ()
-    """Where the crops of these rows go, views into tensors of the whole batch."""
-    batch_crops: tuple[Tensor, ...] = ()
+    places: tuple[Tensor, ...] = ()
+    """Where the images or crops of these rows go: parts of the tensors of the whole batch."""
+    batch: tuple[Tensor, ...] = ()
+    """Those tensors; see `Prepared.images`."""
 
 
 def view_maker(
@@ -180,32 +183,49 @@ class ResidentViews(ViewMaker):
             total = torch.cuda.get_device_properties(device).total_memory
             if self._images.nbytes <= _DEVICE_SHARE * total:
                 self._images = self._images.to(device)
+        self._gathered_by_threads = device.type != "cpu" and self._images.device.type == "cpu"
 
     def chunks(self, random: SampleRandom) -> list[Chunk]:
-        return [Chunk(random)]
+        if not self._gathered_by_threads:
+            return [Chunk(random)]
+        count = len(random.indices)
+        shape = (count, *self._images.shape[1:])
+        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
+        starts = range(0, count, _GATHER_CHUNK)
+        return [
+            Chunk(random.select(rows), (batch[rows],), (batch,))
+            for rows in (slice(start, start + _GATHER_CHUNK) for start in starts)
+        ]
 
     def prepare(self, chunk: Chunk) -> Prepared:
         indices = chunk.random.indices
         params, geometry = self._draw(chunk.random, self._size.expand(len(indices), 2))
         targets = self.augmentation.targets(params)
-        images = None
-        if self._images.device.type == "cpu":
-            images = self.pinned(self._images.index_select(0, indices))
-        return Prepared(chunk.random, params, geometry, targets, images)
+        for images in chunk.places:
+            torch.index_select(self._images, 0, indices, out=images)
+        return Prepared(chunk.random, params, geometry, targets, chunk.batch)
 
     def finish(self, parts: Sequence[Prepared]) -> Views:
-        (part,) = parts
-        boxes = [{"box": crop.box, "flip": crop.flip} for crop in part.geometry]
-        rows = {"rows": part.random.indices}
-        *tensors, targets, rows = self._on_device([*part.params, *boxes, part.targets, rows])
-        params, boxes = tensors[: len(boxes)], tensors[len(boxes) :]
-        if part.images is None:
-            images = self._images.index_select(0, rows["rows"])
+        num_views = len(self.augmentation.views)
+        params = [_joined([part.params[view] for part in parts]) for view in range(num_views)]
+        boxes = [
+            {
+                "box": torch.cat([part.geometry[view].box for part in parts]),
+                "flip": torch.cat([part.geometry[view].flip for part in parts]),
+            }
+            for view in range(num_views)
+        ]
+        targets = _joined([part.targets for part in parts])
+        rows = {"rows": torch.cat([part.random.indices for part in parts])}
+        *tensors, targets, rows = self._on_device([*params, *boxes, targets, rows])
+        params, boxes = tensors[:num_views], tensors[num_views:]
+        if parts[0].images:
+            images = self.to_device(parts[0].images[0])
         else:
-            images = self.to_device(part.images)
+            images = self._images.index_select(0, rows["rows"])
         crops = [
             (box["box"], box["flip"], crop.size, crop.interpolation)
-            for box, crop in zip(boxes, part.geometry, strict=True)
+            for box, crop in zip(boxes, parts[0].geometry, strict=True)
         ]
         return Views(tuple(self._rendered([images] * len(crops), crops, params)), targets)
 
@@ -233,19 +253,19 @@ class DecodedViews(ViewMaker):
         images = [self.store.read(index) for index in chunk.random.indices.tolist()]
         sizes = torch.tensor([image.shape[-2:] for image in images])
         params, geometry = self._draw(chunk.random, sizes)
-        for crop, crops in zip(geometry, chunk.crops, strict=True):
+        for crop, crops in zip(geometry, chunk.places, strict=True):
             boxes, flips = crop.box.long().tolist(), crop.flip.tolist()
             for image, box, flip, view in zip(images, boxes, flips, crops, strict=True):
                 view.copy_(crop_view(image, box, flip, crop.size, crop.interpolation))
         targets = self.augmentation.targets(params)
-        return Prepared(chunk.random, params, geometry, targets, crops=chunk.batch_crops)
+        return Prepared(chunk.random, params, geometry, targets, chunk.batch)
 
     def finish(self, parts: Sequence[Prepared]) -> Views:
         num_views = len(self.augmentation.views)
         joined = [_joined([part.params[view] for part in parts]) for view in range(num_views)]
         targets = _joined([part.targets for part in parts])
         *params, targets = self._on_device([*joined, targets])
-        images = [self.to_device(crops) for crops in parts[0].crops]
+        images = [self.to_device(crops) for crops in parts[0].images]
         return Views(tuple(self._rendered(images, [None] * num_views, params)), targets)
 
 

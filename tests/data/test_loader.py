@@ -98,6 +98,15 @@ def test_a_view_belongs_to_the_sample_and_not_to_its_place(fixed, crop_augmentat
         assert torch.allclose(views[index], view, atol=1e-6)
 
 
+def test_images_gathered_by_threads_give_the_same_bits(fixed, crop_augmentation, monkeypatch):
+    """As for a GPU whose memory the images do not fit into: several chunks to a batch."""
+    plain = loader_of(fixed(), crop_augmentation(), batch_size=20)
+    gathered = loader_of(fixed(), crop_augmentation(), batch_size=20, num_threads=3)
+    monkeypatch.setattr("sslkit.data.views._GATHER_CHUNK", 8)
+    gathered._maker._gathered_by_threads = gathered._maker.threaded = True
+    assert_equal_batches(plain.epoch(0), gathered.epoch(0))
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_resident_and_decoded_views_agree(fixed, crop_augmentation, interpolation, channels):
