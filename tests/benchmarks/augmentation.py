@@ -66,7 +66,7 @@ def augmentation_arms(setting: Setting, data_dir: Path = DATA_DIR) -> list[Arm]:
 
 def _lightly(setting: Setting, data_dir: Path) -> Callable[[], object]:
     try:
-        from lightly.transforms import SimCLRTransform
+        from lightly.transforms.simclr_transform import SimCLRTransform
     except ImportError as error:
         raise Unavailable("lightly is not installed: install the `parity` group") from error
     transform = SimCLRTransform(

@@ -125,7 +125,7 @@ def _decoded(data_dir: Path, num: int) -> list[Tensor]:
 def _photographs(data_dir: Path) -> ImageFolder:
     folder = data_dir / "imagenet_samples"
     if not folder.exists():
-        raise Unavailable(f"{folder} is not there")
+        raise Unavailable(f"the data folder has no {folder.name}")
     return ImageFolder(ImageFolder.Config(train=folder))
 
 

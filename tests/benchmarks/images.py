@@ -203,6 +203,7 @@ def _photo_files(data_dir: Path) -> tuple[list[Path], str]:
         return paths, f"of {len(paths)} ImageNet photographs"
     target = Path(tempfile.mkdtemp(prefix="sslkit-benchmarks-"))
     paths = [target / f"{i}.jpg" for i in range(16)]
-    for path, scene in zip(paths, _scenes(len(paths), 500), strict=True):
-        Image.fromarray(scene[:375]).save(path, quality=90)
-    return paths, f"of {len(paths)} scenes of `synthetic` at 500 x 375 px"
+    for i, (path, scene) in enumerate(zip(paths, _scenes(len(paths), 500), strict=True)):
+        # Several sizes, as photographs have: images of one size would be kept in memory, decoded.
+        Image.fromarray(scene[: 375 - 4 * (i % 5)]).save(path, quality=90)
+    return paths, f"of {len(paths)} scenes of `synthetic`, about 500 x 375 px"

@@ -7,6 +7,7 @@ import io
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sslkit.builtin.sources.decoding import decode_image
 
 from .arms import Arm, Run, Unavailable, measure, of_calls
 from .cases import Case, make_recipe
+from .decoding import crop_arms, view_arms
 from .images import FileOpener, Images, images_in_files
 from .options import Options
 from .ours import scratch
@@ -36,8 +38,11 @@ Decoder = Callable[[bytes], Any]
 
 
 def run_decoding(options: Options) -> Iterator[Group]:
-    """Decoders on one core, then whole loaders."""
-    yield _decoders(options)
+    """Decoders, crops and packs on one core, then whole loaders."""
+    with _one_thread():
+        yield _decoders(options)
+        yield _crops(options)
+        yield _packs(options)
     yield _loaders(options)
 
 
@@ -55,14 +60,35 @@ def _decoders(options: Options) -> Group:
         Arm(name, of_calls(partial(run, find)), float(len(encoded)))
         for name, find in decoders.items()
     ]
+    results = measure(arms, options.plan(10.0))
+    facts = {"data": images.description, "threads": 1}
+    return Group("decoding", "JPEG bytes to RGB pixels, one core", results, "Pillow", facts=facts)
+
+
+def _crops(options: Options) -> Group:
+    num = 4 if options.tiny else 64
+    results = measure(crop_arms(options.data_dir, num=num), options.plan(10.0))
+    facts = {"photographs": num, "threads": 1}
+    title = "Two bicubic crops of decoded photographs to 224 px, one core"
+    return Group("decoding", title, results, "float", facts=facts)
+
+
+def _packs(options: Options) -> Group:
+    num = 4 if options.tiny else 64
+    results = measure(view_arms(options.data_dir, num=num), options.plan(10.0))
+    facts = {"photographs": num, "threads": 1}
+    title = "Two crops of photographs to 224 px, from files and from a pack, one core"
+    return Group("decoding", title, results, "files", facts=facts)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        results = measure(arms, options.plan(10.0))
+        yield
     finally:
         torch.set_num_threads(threads)
-    facts = {"data": images.description, "threads": 1}
-    return Group("decoding", "JPEG bytes to RGB pixels, one core", results, "Pillow", facts=facts)
 
 
 def _pillow(data: bytes) -> Any:

@@ -62,7 +62,10 @@ def memory_figure(groups: Sequence[Group]) -> Figure | None:
     x0, y0 = ours[-1]
     ends = (ours[0][0], x0)
     axis.plot(ends, [y0 * x / x0 for x in ends], ":", color="black", lw=1, label="linear")
-    axis.set(xscale="log", yscale="log", xlabel="embeddings", ylabel="extra peak memory, MB")
+    axis.set(xlabel="embeddings", ylabel="extra peak memory, MB")
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    _logarithmic(axis.yaxis, axis.set_yscale, (1.0, 3.0))
     axis.legend(fontsize=8, frameon=False)
     return figure
 
@@ -89,7 +92,8 @@ def micro_batch_figure(groups: Sequence[Group]) -> Figure | None:
 def _bars(rows: Sequence[tuple[str, str, Interval]], label: str, logarithmic: bool) -> Figure:
     figure, axis = _axis(0.8 + 0.38 * len(rows))
     for place, (_, name, interval) in enumerate(rows):
-        axis.barh(place, interval.median, color=_colour(name), height=0.7)
+        start = 1.0 if logarithmic else 0.0
+        axis.barh(place, interval.median - start, left=start, color=_colour(name), height=0.7)
         axis.hlines(place, interval.low, interval.high, color="black", lw=1.2)
         axis.annotate(
             f" {interval.median:.3g}", (max(interval.high, interval.median), place), fontsize=7,
@@ -99,10 +103,20 @@ def _bars(rows: Sequence[tuple[str, str, Interval]], label: str, logarithmic: bo
     axis.set_yticks(range(len(rows)), [title for title, _, _ in rows], fontsize=6)
     axis.invert_yaxis()
     if logarithmic:
-        axis.set_xscale("log")
+        _logarithmic(axis.xaxis, axis.set_xscale, (1.0, 2.0, 5.0))
     axis.set_xlabel(label)
     axis.margins(x=0.12)
     return figure
+
+
+def _logarithmic(axis: Any, set_scale: Any, subdivisions: tuple[float, ...]) -> None:
+    """A logarithmic axis with plain numbers: 1, 2, 5, 10."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    set_scale("log")
+    axis.set_major_locator(LogLocator(subs=subdivisions))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _axis(height: float) -> tuple[Figure, Any]:

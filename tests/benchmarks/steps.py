@@ -80,7 +80,7 @@ def our_arms(
         setups = {"ours": training_arm(recipe, case.steps, case.lead_steps)}
         if table == "same settings" and mode != "compiled augmentation":  # it has none
             setups = {"ceiling": ceiling_arm(recipe, case.steps), **setups}
-        told = {"precision": "bf16", "channels_last": True, "mode": mode}
+        told = {"mode": mode, "loader_threads": options.loader_threads}
         for name, setup in setups.items():
             setup = setup if mode == "eager" else counted(setup)
             yield Arm(f"{name}, {mode}", setup, work, warmups=int(mode != "eager"), settings=told)

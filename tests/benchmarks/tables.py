@@ -15,7 +15,7 @@ def group_table(group: Group) -> str:
         lines += [group.note, ""]
     if facts := _pairs(group.facts):
         lines += [facts, ""]
-    lines += table(*arm_rows(group))
+    lines += table(*(run_rows(group) if group.part == "runs" else arm_rows(group)))
     return "\n".join(lines) + "\n"
 
 
@@ -30,6 +30,34 @@ def arm_rows(group: Group) -> tuple[list[str], list[list[str]]]:
     rows = [_row(group, arm) for arm in group.arms]
     kept = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in rows)]
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def run_rows(group: Group) -> tuple[list[str], list[list[str]]]:
+    """Whole runs: minutes and accuracies of each seed, and their mean and standard deviation."""
+    measured = [arm.facts.get("metrics", {}) for arm in group.arms]
+    names = sorted({n for found in measured for n in found if n.endswith("/top1")})
+    names += [n for n in ("perf/images_per_second",) if any(n in found for found in measured)]
+    columns = ["arm", "minutes", *names]
+    values = [
+        [arm.seconds[0] / 60.0, *(found.get(name) for name in names)]
+        for arm, found in zip(group.arms, measured, strict=True)
+    ]
+    rows = [
+        [arm.name + (f" ({arm.unavailable})" if arm.unavailable else ""), *map(_number, row)]
+        for arm, row in zip(group.arms, values, strict=True)
+    ]
+    complete = [row for row in values if None not in row]
+    if len(complete) > 1:
+        summary = [
+            f"{_number(statistics.mean(column))} ± {statistics.stdev(column):.2g}"
+            for column in zip(*complete, strict=True)
+        ]
+        rows.append([f"mean ± sd, n = {len(complete)}", *summary])
+    return columns, rows
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _row(group: Group, arm: ArmResult) -> list[str]:
