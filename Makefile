@@ -32,6 +32,7 @@ lint: $(VENV)/.installed-lint  ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy $(wildcard plugins/*/src)
 
 docs: $(VENV)/.installed-docs  ## HTML in docs/_build
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build

@@ -173,7 +173,9 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
     runtime.prepare(method)
     check_encoder(recipe, facts, runtime, method.encoder)
     if runtime.compiled:
-        method.backbone.compile()
+        for module in method.modules():  # a teacher is a backbone too
+            if isinstance(module, Backbone):
+                module.compile()
     optimization = Optimization(
         method,
         recipe.optimizer.build(),
