@@ -9,6 +9,7 @@ from torchvision.transforms import functional as tv
 
 from sslkit.data.evaluation import augmented_pairs, evaluation_batches
 from sslkit.data.store import ImageStore
+from sslkit.data.views import view_maker
 from sslkit.interfaces import Preprocess, ViewSpec
 
 
@@ -106,3 +107,21 @@ def test_pairs_are_the_first_two_global_views(list_reader, photo, crop_augmentat
     a, b = augmented_pairs(store, single, 4, 0, "cpu")
     assert a.shape == b.shape
     assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("resident_bytes", [0, 2**30])
+def test_pairs_do_not_depend_on_threads_or_on_whose_maker_it_is(
+    list_reader, photo, crop_augmentation, resident_bytes
+):
+    images = [photo(i, 24, 24) for i in range(300)]
+    reader = list_reader(images, image_size=(24, 24))
+    expected = None
+    for num_threads in (0, 3):
+        store = store_of(reader, num_threads, resident_bytes=resident_bytes)
+        augmentation = crop_augmentation((16,))  # one view, drawn twice
+        maker = view_maker(store, augmentation, torch.device("cpu"))
+        for given in (None, maker):
+            pair = augmented_pairs(store, augmentation, 280, 0, "cpu", given)
+            expected = expected or pair
+            assert torch.equal(pair[0], expected[0])
+            assert torch.equal(pair[1], expected[1])
