@@ -89,7 +89,8 @@ def _replay(config: SimCLRConfig, image: Tensor, params: Params, row: int) -> Te
     if value.get("jitter"):
         for position in value["jitter_order"]:
             name = JITTER_OPS[position]
-            view = getattr(reference, f"adjust_{name}")(view, value[name])
+            if name in value:
+                view = getattr(reference, f"adjust_{name}")(view, value[name])
     if value.get("grayscale"):
         view = reference.rgb_to_grayscale(view, num_output_channels=3)
     if value.get("blur"):

@@ -62,7 +62,9 @@ def check(views: Views, replay: Any) -> None:
     """Equal to eager mode and to torchvision; and in whichever batch a sample stands."""
     everybody = torch.arange(len(views.images))
     whole = views(everybody)
-    assert (whole - views(everybody, compiled=False)).abs().max() < 1e-5
+    # A rotation reads between pixels; where exactly is rounded in another way.
+    tolerance = 1e-5 if views.config.rotation_degrees == 0.0 else 1e-4
+    assert (whole - views(everybody, compiled=False)).abs().max() < tolerance
     params = views.draw(everybody)
     for row, image in enumerate(views.images):
         expected = replay(views.config, image.float() / 255, params, row)
