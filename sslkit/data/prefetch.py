@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -53,11 +54,16 @@ def ordered_groups(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _work_alone() -> None:
+def alone() -> AbstractContextManager[object]:
     """Limits operators of torch to the calling thread. `torch.set_num_threads` would limit those of
     all threads: OpenMP's own setting counts for the thread that makes it."""
     torch.get_num_threads()  # a thread takes over torch's setting once, at its first operator
-    _libraries().limit(limits=1, user_api="openmp")
+    limit: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="openmp")
+    return limit
+
+
+def _work_alone() -> None:
+    alone()  # for good: the limit holds from here on, whether entered or not
 
 
 @cache

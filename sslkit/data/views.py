@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sslkit.data.prefetch import alone
 from sslkit.data.resize import crop_view
 from sslkit.data.store import ImageStore
 from sslkit.data.transfer import bundle
@@ -47,8 +48,9 @@ class Prepared:
     geometry: list[Geometry]
     targets: Mapping[str, Tensor]
     images: tuple[Tensor, ...] = ()
-    """uint8, of the whole batch, shared by its chunks: V tensors of crops (B, C, S_v, S_v), or one
-    of whole images (B, C, H, W); empty where the images are on the device already."""
+    """Of the whole batch, shared by its chunks: V tensors of crops (B, C, S_v, S_v), uint8, or of
+    finished views, float32; or one of whole images (B, C, H, W), uint8; empty where those are on
+    the device already."""
 
 
 @dataclass(frozen=True)
@@ -231,17 +233,20 @@ class ResidentViews(ViewMaker):
 
 
 class DecodedViews(ViewMaker):
-    """Each image is decoded once and cropped per view into uint8 batches, by loader threads."""
+    """Each image is decoded once and cropped per view into uint8 batches, by loader threads. Where
+    the training device is a CPU, they finish the views as well."""
+
+    def __init__(
+        self, store: ImageStore, augmentation: Augmentation, device: torch.device, compiled: bool
+    ) -> None:
+        super().__init__(store, augmentation, device, compiled)
+        self._rendered_by_threads = device.type == "cpu" and not compiled
 
     def chunks(self, random: SampleRandom) -> list[Chunk]:
         count = len(random.indices)
+        dtype = torch.float32 if self._rendered_by_threads else torch.uint8
         batch = tuple(
-            torch.empty(
-                (count, self.store.channels, view.size, view.size),
-                dtype=torch.uint8,
-                pin_memory=self._pin,
-            )
-            for view in self.augmentation.views
+            torch.empty(shape, dtype=dtype, pin_memory=self._pin) for shape in self._shapes(count)
         )
         starts = range(0, count, _DECODE_CHUNK)
         return [
@@ -253,20 +258,40 @@ class DecodedViews(ViewMaker):
         images = [self.store.read(index) for index in chunk.random.indices.tolist()]
         sizes = torch.tensor([image.shape[-2:] for image in images])
         params, geometry = self._draw(chunk.random, sizes)
-        for crop, crops in zip(geometry, chunk.places, strict=True):
-            boxes, flips = crop.box.long().tolist(), crop.flip.tolist()
-            for image, box, flip, view in zip(images, boxes, flips, crops, strict=True):
-                view.copy_(crop_view(image, box, flip, crop.size, crop.interpolation))
+        if self._rendered_by_threads:
+            crops = [torch.empty(s, dtype=torch.uint8) for s in self._shapes(len(images))]
+            _crop(images, geometry, crops)
+            # Alone also in the training thread: some sums have other bits with more threads.
+            with alone():
+                views = self._render(crops, [None] * len(crops), params)
+            for place, view in zip(chunk.places, views, strict=True):
+                place.copy_(view)
+        else:
+            _crop(images, geometry, chunk.places)
         targets = self.augmentation.targets(params)
         return Prepared(chunk.random, params, geometry, targets, chunk.batch)
 
     def finish(self, parts: Sequence[Prepared]) -> Views:
+        targets = _joined([part.targets for part in parts])
+        if self._rendered_by_threads:
+            return Views(parts[0].images, targets)
         num_views = len(self.augmentation.views)
         joined = [_joined([part.params[view] for part in parts]) for view in range(num_views)]
-        targets = _joined([part.targets for part in parts])
         *params, targets = self._on_device([*joined, targets])
         images = [self.to_device(crops) for crops in parts[0].images]
         return Views(tuple(self._rendered(images, [None] * num_views, params)), targets)
+
+    def _shapes(self, count: int) -> list[tuple[int, int, int, int]]:
+        sizes = [view.size for view in self.augmentation.views]
+        return [(count, self.store.channels, size, size) for size in sizes]
+
+
+def _crop(images: Sequence[Tensor], geometry: Sequence[Geometry], places: Sequence[Tensor]) -> None:
+    """Writes the crop of each image into its row of the place of each view."""
+    for crop, rows in zip(geometry, places, strict=True):
+        boxes, flips = crop.box.long().tolist(), crop.flip.tolist()
+        for image, box, flip, row in zip(images, boxes, flips, rows, strict=True):
+            row.copy_(crop_view(image, box, flip, crop.size, crop.interpolation))
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

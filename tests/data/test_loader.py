@@ -170,3 +170,23 @@ def test_leaving_an_epoch_early_ends_its_threads(mixed, crop_augmentation):
 def test_batch_larger_than_the_set_is_refused(fixed, crop_augmentation):
     with pytest.raises(RecipeError, match=r"train.batch_size: 51 is more than the 50"):
         loader_of(fixed(), crop_augmentation(), batch_size=51)
+
+
+def test_decoded_views_do_not_depend_on_torch_threads(list_reader, photo, request):
+    """Loader threads work alone, and so does the training thread in their place: torch splits the
+    mean of a grey image among its threads, which changes the last bits."""
+    from sslkit.builtin.augmentations import SimCLRAugmentation, SimCLRConfig
+
+    off = {"saturation": 0.0, "hue": 0.0, "grayscale_probability": 0.0}
+    augmentation = SimCLRAugmentation(SimCLRConfig(size=512, blur=False, **off))
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    request.addfinalizer(lambda: torch.set_num_threads(before))
+
+    def views(num_threads):
+        reader = list_reader([photo(i, 40 + i, 50, channels=1) for i in range(4)], None, None, 1)
+        (batch,) = loader_of(reader, augmentation, num_threads, batch_size=4).epoch(0)
+        return batch.views
+
+    assert all(torch.equal(x, y) for x, y in zip(views(0), views(3), strict=True))
+    assert torch.get_num_threads() == 4
