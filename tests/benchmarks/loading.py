@@ -132,8 +132,8 @@ def _loaders(options: Options) -> Group:
         results,
         reference=f"lightly, {options.workers[0]} workers",
         facts={"data": images.description},
-        note="The loader alone, nothing is trained. Ours decodes, crops and, on a CPU, finishes the "
-        "views in threads. No arm normalises.",
+        note="The loader alone, nothing is trained. Ours decodes, crops and, on a CPU, finishes "
+        "the views in threads. No arm normalises.",
     )
 
 
