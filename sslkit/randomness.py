@@ -130,5 +130,15 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
     low, high = stream_key(seed, *names)
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed((high << 31) ^ low)
+        _set_seed((high << 31) ^ low)
         yield
+
+
+def _set_seed(seed: int) -> None:
+    """What `torch.manual_seed` does for the devices in use. It also queues a seed for GPUs that are
+    not, with a copy of the call stack, which costs more than the rest of a step's book-keeping."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)

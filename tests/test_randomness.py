@@ -145,3 +145,12 @@ def test_seeded_restores_the_generator():
         assert torch.equal(torch.rand(3), inside)
     with seeded(1, "init"):
         assert not torch.equal(torch.rand(3), inside)
+
+
+def test_seeded_draws_what_manual_seed_would() -> None:
+    low, high = stream_key(3, "train", 7)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed((high << 31) ^ low)
+        expected = torch.rand(5)
+    with seeded(3, "train", 7):
+        assert torch.equal(torch.rand(5), expected)
