@@ -755,6 +755,15 @@ class Tracker(Component, ABC):
         """The command that opens the service's own pages; None where it has none."""
         return None
 
+    def open_group(self, key: str, name: str) -> Mapping[str, Any]:
+        """Opens what the service shows the runs of a comparison under, or finds it by its unique
+        `key`. Returns the fields of this `Config` that put a run there; none where the service
+        has no such thing."""
+        return {}
+
+    def close_group(self, key: str, artifacts: Sequence[Path]) -> None:
+        """The comparison is made: uploads its files to what `open_group` opened."""
+
 
 class Callback(Component):
     """Watches a run. Runs only where a recipe lists it, and must not change results."""

@@ -16,6 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     ("cli", "__main__"),
+    ("comparison",),
     ("runs", "plan"),
     ("saved_runs",),
     ("report",),

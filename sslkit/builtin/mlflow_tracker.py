@@ -25,6 +25,8 @@ _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _FOLDER_TAG = "sslkit.run_folder"
+_GROUP_TAG = "sslkit.comparison"
+_GROUP_KEY_TAG = "sslkit.comparison_key"
 
 
 class MLflowTracker(Tracker):
@@ -110,6 +112,37 @@ class MLflowTracker(Tracker):
         # The last metric's time: a run that is synchronised days later did not take days.
         end = self._last_time_ms or time.time_ns() // 1_000_000
         self._client.set_terminated(self._run_id, _STATUS[status], end)
+
+    # --- Groups ----------------------------------------------------------------------------------
+
+    def open_group(self, key: str, name: str) -> dict[str, Any]:
+        """A parent run, tagged by `key`; its runs carry `sslkit.comparison`, to be searched by."""
+        parent = self._open_parent(key, name)
+        return {
+            "parent_run_id": str(parent.info.run_id),
+            "tags": {**self.config.tags, _GROUP_TAG: name},
+        }
+
+    def close_group(self, key: str, artifacts: Sequence[Path]) -> None:
+        run_id = str(self._open_parent(key, key).info.run_id)
+        for path in artifacts:
+            self._client.log_artifact(run_id, str(path), None)
+        self._client.set_terminated(run_id)
+
+    def _open_parent(self, key: str, name: str) -> Any:
+        store.probe(self.uri)
+        with store.creation_lock(self.uri):
+            self._client = store.client(self.uri)
+            experiment_id = self._experiment()
+        found = self._client.search_runs(
+            [experiment_id], f"tags.`{_GROUP_KEY_TAG}` = '{key}'", max_results=1
+        )
+        if found:
+            return found[0]
+        tags = {"mlflow.user": _user(), _GROUP_TAG: name, _GROUP_KEY_TAG: key, **self.config.tags}
+        if self.config.parent_run_id is not None:
+            tags["mlflow.parentRunId"] = self.config.parent_run_id
+        return self._client.create_run(experiment_id, tags=tags, run_name=name)
 
     # --- Runs ------------------------------------------------------------------------------------
 

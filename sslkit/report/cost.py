@@ -65,7 +65,7 @@ def run_cost(
                 name = key.removeprefix(f"{COST}_")
                 parts[name] = parts.get(name, 0.0) + value
     return RunCost(
-        _training_seconds(lines, batch_size),
+        training_clock(lines, batch_size)[-1][1],
         math.fsum(metrics[COST] for metrics in evaluations),
         dict(sorted(parts.items(), key=lambda item: -item[1])),
     )
@@ -80,12 +80,13 @@ def total_cost(results: Iterable[SuiteResult]) -> dict[str, float]:
     return total
 
 
-def _training_seconds(lines: Iterable[MetricLine], batch_size: int) -> float:
-    """Images between log steps over the speed that was logged there."""
-    seconds, before = 0.0, 0
+def training_clock(lines: Iterable[MetricLine], batch_size: int) -> list[tuple[int, float]]:
+    """(step, seconds of training up to it) of each log step: images between log steps over the
+    speed that was logged there. Evaluations and checkpoints are not counted."""
+    clock = [(0, 0.0)]
     for line in lines:
         speed = line.metrics.get("perf/images_per_second", math.nan)
+        before, seconds = clock[-1]
         if speed > 0.0 and math.isfinite(speed) and line.step > before:
-            seconds += (line.step - before) * batch_size / speed
-            before = line.step
-    return seconds
+            clock.append((line.step, seconds + (line.step - before) * batch_size / speed))
+    return clock

@@ -1,0 +1,70 @@
+"""What a reader of a comparison must know beside the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .table import Comparison
+
+
+def find_notes(comparison: Comparison) -> list[str]:
+    """One sentence each."""
+    return [*_missing_runs(comparison), *_matched_time(comparison), *_not_measured(comparison),
+            *_unlike_conditions(comparison)]  # fmt: skip
+
+
+def _missing_runs(comparison: Comparison) -> Iterator[str]:
+    single = [arm.label for arm in comparison.arms if len(arm.records) == 1]
+    if single:
+        yield f"n = 1, so no interval over seeds: {', '.join(single)}."
+    for arm in comparison.arms:
+        for seed, reason in arm.failed.items():
+            yield f"{arm.label}: seed {seed} has no result and is left out ({reason})."
+
+
+def _matched_time(comparison: Comparison) -> Iterator[str]:
+    if comparison.time_limit is None:
+        return
+    yield (
+        f"Matched time: accuracies are read at {comparison.time_limit:,.1f} s of training, when "
+        "the fastest run ended, from the last evaluation before; slower arms were then in "
+        "the middle of their learning-rate schedules."
+    )
+    given = {(row.arm, row.metric) for row in comparison.rows}
+    for arm in comparison.arms:
+        measured = {metric for record in arm.records for metric in record.scores}
+        missing = [m for m in comparison.metrics if m in measured and (arm.label, m) not in given]
+        if missing:
+            yield (
+                f"{arm.label}: not available at that time: {', '.join(map(_short, missing))}; a "
+                "protocol with every_epochs would have measured it."
+            )
+
+
+def _not_measured(comparison: Comparison) -> Iterator[str]:
+    for metric in comparison.metrics:
+        without = [
+            arm.label
+            for arm in comparison.arms
+            if arm.records and all(metric not in record.scores for record in arm.records)
+        ]
+        if without:
+            yield f"{_short(metric)}: not measured by {', '.join(without)}."
+
+
+def _unlike_conditions(comparison: Comparison) -> Iterator[str]:
+    records = [record for arm in comparison.arms for record in arm.records]
+    machines = sorted({record.machine for record in records})
+    if len(machines) > 1:
+        yield f"Times are not comparable, runs come from {'; '.join(machines)}."
+    for package in sorted({name for record in records for name in record.versions}):
+        versions = {r.versions[package] for r in records if package in r.versions}
+        if len(versions) > 1:
+            listed = ", ".join(sorted(versions))
+            yield f"Runs were made with different versions of {package}: {listed}."
+
+
+def _short(metric: str) -> str:
+    return metric.removeprefix("eval/")

@@ -1,0 +1,98 @@
+"""The files of a comparison: one HTML page that needs nothing from elsewhere, Markdown, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+
+from sslkit.recipe import hashed_view
+from sslkit.recipe.document import dump_document
+from sslkit.tracking.atomic import write_atomic
+
+from .figures import draw_all, svg_text
+from .table import Comparison
+from .tables import Table, heading, markdown, text_tables
+
+_CAPTIONS = {
+    "learning_curves": "Learning curves: mean over seeds; the band reaches from the lowest to the "
+    "highest seed.",
+    "accuracy_against_time": "Accuracy against training time, evaluation not counted: mean and "
+    "range over seeds.",
+    "final_accuracies": "What the table says: mean and 95 % interval over seeds, each seed as a "
+    "stroke, and the baselines as lines.",
+}
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#1c2430;max-width:1100px;margin:2rem auto}
+body{padding:0 1rem}
+h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
+div.wide{overflow-x:auto}
+th,td{padding:.3rem .8rem;text-align:left;border-bottom:1px solid #dde2e8;white-space:nowrap}
+th{background:#f3f5f8}figure{margin:1.5rem 0}figcaption{color:#55606e;font-size:.9rem}
+svg{max-width:100%;height:auto}pre{background:#f3f5f8;padding:.8rem;overflow-x:auto;font-size:.8rem}
+"""
+# A browser refuses whatever a mistake in this file would load.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """Writes comparison.json, comparison.md, comparison.html and figures; returns their paths."""
+    figures = {name: svg_text(figure, name) for name, figure in draw_all(comparison).items()}
+    pictures = {f"figures/{name}.svg": text for name, text in figures.items()}
+    document = json.dumps(comparison.to_json(folder), indent=2, allow_nan=False) + "\n"
+    files = {
+        **{name: f'<?xml version="1.0" encoding="utf-8"?>\n{text}' for name, text in
+           pictures.items()},
+        "comparison.json": document,
+        "comparison.md": markdown(comparison, list(pictures)),
+        "comparison.html": html_page(comparison, figures),
+    }  # fmt: skip
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+    return [folder / name for name in files]
+
+
+def html_page(comparison: Comparison, figures: Mapping[str, str]) -> str:
+    """The page. figures: name -> `<svg>` element."""
+    return "\n".join(_page(comparison, figures)) + "\n"
+
+
+def _page(comparison: Comparison, figures: Mapping[str, str]) -> Iterator[str]:
+    yield "<!DOCTYPE html>"
+    yield '<html lang="en"><head><meta charset="utf-8">'
+    yield f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    yield f"<title>{escape(comparison.name)}</title><style>{_STYLE}</style></head><body>"
+    yield f"<h1>{escape(comparison.name)}</h1><p>{escape(heading(comparison))}</p>"
+    for table in text_tables(comparison):
+        yield from _table(table)
+    if comparison.notes:
+        yield "<h2>Notes</h2><ul>"
+        yield from (f"<li>{escape(note)}</li>" for note in comparison.notes)
+        yield "</ul>"
+    for name, svg in figures.items():
+        yield f"<figure>{svg}<figcaption>{escape(_CAPTIONS[name])}</figcaption></figure>"
+    yield "<h2>Runs</h2>"
+    for arm in comparison.arms:
+        if not arm.records:
+            continue
+        runs = ", ".join(f"seed {record.seed}: {record.path.name}" for record in arm.records)
+        recipe = dump_document(hashed_view(arm.records[0].recipe))  # no paths, no tracker
+        yield f"<h3>{escape(arm.label)}</h3><p>{escape(runs)}</p>"
+        yield f"<p>Machine: {escape(arm.records[0].machine)}</p>"
+        yield f"<details><summary>Recipe, hash {arm.records[0].hash}</summary>"
+        yield f"<pre>{escape(recipe)}</pre></details>"
+    yield "</body></html>"
+
+
+def _table(table: Table) -> Iterator[str]:
+    title, heads, rows = table
+    yield f'<h2>{escape(title)}</h2><div class="wide"><table><thead><tr>'
+    yield "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr></thead><tbody>"
+    for row in rows:
+        yield f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
+    yield "</tbody></table></div>"

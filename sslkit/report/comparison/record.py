@@ -1,0 +1,199 @@
+"""What a comparison reads of the folder of a finished run."""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sslkit.errors import RunFolderError
+from sslkit.evaluation.collector import named_protocols
+from sslkit.recipe import Recipe, load_recipe, recipe_hash
+from sslkit.report.cost import training_clock
+from sslkit.report.results import ACCURACY
+from sslkit.tracking.folder import RunFolder
+from sslkit.tracking.metrics_file import MetricLine, read_lines
+
+_CURVES = (f"eval/*/{ACCURACY}*", "train/online_probe/top1")
+_BASELINES = ("_pixels", "_untrained")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a learning curve."""
+
+    step: int
+    epoch: float
+    seconds: float
+    """Of training up to this step, evaluation not counted."""
+    value: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy after the last epoch, 0 to 1, and what the baselines reach."""
+
+    trained: float
+    pixels: float | None = None
+    untrained: float | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run, as far as a comparison needs it."""
+
+    path: Path
+    recipe: Recipe
+    hash: str
+    data: Mapping[str, str]
+    """Split -> fingerprint."""
+    steps: int
+    epochs: float
+    images_seen: int
+    """Optimiser steps times the batch size."""
+    scores: Mapping[str, Score]
+    """`eval/knn/top1` -> accuracies after the last epoch."""
+    curves: Mapping[str, Sequence[Point]]
+    """Metric -> its values during the run, the last one included."""
+    training_seconds: float
+    evaluation_seconds: float | None
+    images_per_second: float | None
+    """Median over log steps."""
+    peak_memory_mb: float | None
+    machine: str
+    """Device and processor or accelerator."""
+    versions: Mapping[str, str]
+    """Distributions that change numbers -> version."""
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed
+
+    def last(self, metric: str) -> Point:
+        """What it came to after the last epoch."""
+        value = self.scores[metric].trained
+        return Point(self.steps, self.epochs, self.training_seconds, value)
+
+
+def read_run(path: Path) -> RunRecord:
+    """Reads a run folder. Raises RunFolderError where the run is not finished or its files are
+    not those of a run, and RecipeError where its recipe cannot be read any more."""
+    folder = RunFolder.open(path)
+    results = _json(folder.path / "results.json", f"go on with: sslkit run --resume {path}")
+    environment = _json(folder.environment, "it is written as a run starts")
+    recipe = load_recipe(folder.recipe)
+    lines = list(read_lines(folder.metrics))
+    try:
+        facts = environment["facts"]
+        batch, total = int(facts["batch_size"]), int(facts["total_steps"])
+        if environment.get("forked_from") is not None:
+            raise RunFolderError(
+                f"{path}: was forked from {environment['forked_from']}, so it is no repetition of its "
+                "recipe; compare runs from the first step on"
+            )
+        clock = training_clock(lines, batch)
+        return RunRecord(
+            path=folder.path,
+            recipe=recipe,
+            hash=recipe_hash(recipe),
+            data=dict(environment["data"]),
+            steps=total,
+            epochs=total / int(facts["steps_per_epoch"]),
+            images_seen=total * batch,
+            scores=_scores(results["comparison"]),
+            curves=_curves(lines, clock, int(facts["steps_per_epoch"])),
+            training_seconds=clock[-1][1],
+            evaluation_seconds=(results.get("cost") or {}).get("evaluation_seconds"),
+            images_per_second=_reduce(median, lines, "perf/images_per_second"),
+            peak_memory_mb=_reduce(max, lines, "perf/peak_memory_mb"),
+            machine=_machine(environment),
+            versions={
+                **{name: environment["packages"].get(name, "-") for name in ("torch", "timm")},
+                **environment["plugins"],
+            },
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunFolderError(
+            f"{path}: its files are not those of this version ({type(error).__name__}: {error})"
+        ) from error
+
+
+def protocol_settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Protocol -> the fields that its numbers depend on; how often it runs is none of them."""
+    built = named_protocols([(slot.name, slot.build()) for slot in recipe.evaluate])
+    settings = {
+        protocol.key: {key: value for key, value in slot.dump().items() if key != "every_epochs"}
+        for protocol, slot in zip(built, recipe.evaluate, strict=True)
+    }
+    probe = recipe.train.online_probe
+    return {**settings, **({"online_probe": probe.model_dump(mode="json")} if probe else {})}
+
+
+def seconds_at(clock: Sequence[tuple[int, float]], step: int) -> float:
+    """Seconds of training up to a step, linear between the log steps of `training_clock`."""
+    steps = [at for at, _ in clock]
+    place = bisect_left(steps, step)
+    if place >= len(clock):
+        return clock[-1][1]
+    after, seconds = clock[place]
+    if after == step:
+        return seconds
+    before, earlier = clock[place - 1]
+    return earlier + (seconds - earlier) * (step - before) / (after - before)
+
+
+def _scores(rows: Iterable[Mapping[str, Any]]) -> dict[str, Score]:
+    scores = {}
+    for row in rows:
+        values = {subject: found["value"] for subject, found in row["values"].items()}
+        if row["metric"].startswith(ACCURACY) and values.get("trained") is not None:
+            key = f"eval/{row['protocol']}/{row['metric']}"
+            scores[key] = Score(values["trained"], values.get("pixels"), values.get("untrained"))
+    return scores
+
+
+def _curves(
+    lines: Iterable[MetricLine], clock: Sequence[tuple[int, float]], steps_per_epoch: int
+) -> dict[str, list[Point]]:
+    curves: dict[str, list[Point]] = {}
+    for line in lines:
+        for key, value in line.metrics.items():
+            wanted = any(fnmatchcase(key, pattern) for pattern in _CURVES)
+            if wanted and not key.endswith(_BASELINES) and math.isfinite(value):
+                seconds = seconds_at(clock, line.step)
+                point = Point(line.step, line.step / steps_per_epoch, seconds, value)
+                curves.setdefault(key, []).append(point)
+    return curves
+
+
+def _reduce(function: Any, lines: Iterable[MetricLine], key: str) -> float | None:
+    values = [line.metrics[key] for line in lines if key in line.metrics]
+    return float(function(values)) if values else None
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    hardware, device = environment["hardware"], str(environment["device"])
+    gpus = hardware.get("gpus") or []
+    threads = environment.get("torch", {}).get("num_threads")
+    name = (
+        gpus[0] if device.startswith("cuda") and gpus else f"{hardware['cpu']}, {threads} threads"
+    )
+    return f"{device}: {name}"
+
+
+def _json(path: Path, advice: str) -> dict[str, Any]:
+    if not path.exists():
+        raise RunFolderError(f"{path.parent}: is no finished run, {path.name} is missing; {advice}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise RunFolderError(f"{path}: holds no block of fields")
+    return found

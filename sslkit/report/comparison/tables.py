@@ -1,0 +1,132 @@
+"""The tables of a comparison as text: for the terminal, for Markdown and for HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from sslkit.evaluation.statistics import Interval
+from sslkit.report.console import print_table
+from sslkit.report.report import markdown_table
+from sslkit.report.tables import display_path
+
+from .table import Comparison
+
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, column heads, rows."""
+
+
+def text_tables(comparison: Comparison) -> list[Table]:
+    """The accuracies, and what they cost."""
+    return [_accuracies(comparison), _costs(comparison)]
+
+
+def heading(comparison: Comparison) -> str:
+    """What is compared, and how, in one line."""
+    runs = sum(len(arm.records) for arm in comparison.arms)
+    budget = "images seen" if comparison.match == "epochs" else "training time"
+    return (
+        f"{len(comparison.arms)} arms, {runs} runs, matched by {budget}, baseline "
+        f"{comparison.baseline}."
+    )
+
+
+def print_comparison(comparison: Comparison, folder: Path) -> None:
+    """Tables and notes on the terminal, and where the files are."""
+    print(f"{comparison.name}: {heading(comparison)}")
+    for title, heads, rows in text_tables(comparison):
+        print_table(heads, rows, title=title)
+    for note in comparison.notes:
+        print(f"note: {note}")
+    print(f"report: {display_path(folder / 'comparison.html')}")
+
+
+def markdown(comparison: Comparison, figures: list[str]) -> str:
+    """The whole comparison as Markdown. figures: file names beside it."""
+    return "\n".join(_markdown(comparison, figures)) + "\n"
+
+
+def _markdown(comparison: Comparison, figures: list[str]) -> Iterator[str]:
+    yield f"# {comparison.name}"
+    yield ""
+    yield heading(comparison)
+    for title, heads, rows in text_tables(comparison):
+        yield ""
+        yield f"{title}:"
+        yield ""
+        yield from markdown_table(heads, ([_escaped(cell) for cell in row] for row in rows))
+    if comparison.notes:
+        yield ""
+        yield from (f"- {note}" for note in comparison.notes)
+    for name in figures:
+        yield f"\n![{Path(name).stem.replace('_', ' ')}]({name})"
+
+
+def _accuracies(comparison: Comparison) -> Table:
+    when = "last epoch" if comparison.time_limit is None else "at matched training time"
+    title = f"Accuracy in %, {when}; mean over seeds [95 % interval, Student's t]"
+    heads = [
+        "protocol",
+        "arm",
+        "n",
+        "accuracy",
+        "minus baseline",
+        "minus pixels",
+        "minus untrained",
+    ]
+    if comparison.time_limit is not None:
+        heads.insert(3, "epochs")
+    rows = []
+    for row in comparison.rows:
+        cells = [
+            row.metric.removeprefix("eval/").replace("/", " "),
+            row.arm,
+            str(len(row.values)),
+            percent(row.mean),
+            "baseline" if row.arm == comparison.baseline else percent(row.against_baseline, True),
+            percent(row.against.get("pixels"), True),
+            percent(row.against.get("untrained"), True),
+        ]
+        if row.against_baseline is not None and row.pairs < len(row.values):
+            cells[4] += f" ({row.pairs} pairs)"
+        if comparison.time_limit is not None:
+            cells.insert(3, f"{row.epochs:.3g}")
+        rows.append(cells)
+    return title, heads, rows
+
+
+def _costs(comparison: Comparison) -> Table:
+    heads = ["arm", "runs", "images seen", "training", "evaluation", "images/s", "peak memory"]
+    rows = [
+        [
+            cost.arm,
+            str(cost.runs),
+            f"{cost.images_seen:,}",
+            f"{cost.training_seconds:,.1f} s",
+            _number(cost.evaluation_seconds, "{:,.1f} s"),
+            _number(cost.images_per_second, "{:,.0f}"),
+            _number(cost.peak_memory_mb, "{:,.0f} MB"),
+        ]
+        for cost in comparison.costs
+    ]
+    return "Cost of a run, mean over seeds", heads, rows
+
+
+def percent(interval: Interval | None, signed: bool = False) -> str:
+    """`46.7 [45.9, 47.5]`, without brackets for a single value, `-` for none."""
+    if interval is None:
+        return "-"
+    sign = "+" if signed else ""
+    text = f"{100 * interval.mean:{sign}.1f}"
+    if not math.isnan(interval.low):
+        text += f" [{100 * interval.low:{sign}.1f}, {100 * interval.high:{sign}.1f}]"
+    return text
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|")

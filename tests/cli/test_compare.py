@@ -1,0 +1,234 @@
+"""`sslkit compare` with real runs, and what it refuses before it runs anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sslkit.builtin.augmented_views import AugmentedViews
+from sslkit.cli import main
+from sslkit.comparison import orchestration
+from sslkit.comparison.plan import split_values, variations
+from sslkit.comparison.process import StoppedError
+from sslkit.engine.display import Silent
+from sslkit.errors import RecipeError
+from sslkit.runs import start
+from tests.report.run_folders import make_run
+
+VARY = ("--vary", "method.loss.temperature=0.1,0.5")
+ARMS = ["tiny temperature=0.1", "tiny temperature=0.5"]
+
+
+def call(*words: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(["compare", *words])
+    return int(exit_.value.code or 0)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Makes runs in this process, which is faster; lists the folders of those that were made."""
+    folders: list[str] = []
+
+    def run(recipe: str, overrides: Sequence[str]) -> Path:
+        result = start(recipe, overrides, resume="auto", display=Silent())
+        folders.append(result.run_dir.name)
+        if result.status == "stopped":
+            raise StoppedError
+        return result.run_dir
+
+    monkeypatch.setattr(orchestration, "run_in_process", run)
+    return folders
+
+
+@pytest.fixture
+def compare(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Compares variations of the tiny recipe in `tmp_path / "out"`; gives exit code and JSON."""
+
+    def run(*words: str, inputs: Sequence[str] = (str(tiny),), out: str = "out") -> Any:
+        code = call(*inputs, *words, "--out", str(tmp_path / out), "--json")
+        printed = capsys.readouterr().out
+        return code, json.loads(printed) if printed else None
+
+    return run
+
+
+def accuracies(document: Any) -> dict[tuple[str, str], Any]:
+    return {(row["arm"], row["metric"]): row for row in document["accuracies"]}
+
+
+def test_recipes_variations_and_seeds(
+    compare: Callable[..., Any], made: list[str], tmp_path: Path
+) -> None:
+    short = ("-o", "train.epochs=1")
+    code, found = compare(*VARY, *short, "--seeds", "2", "--baseline", ARMS[1])
+    assert (code, found["status"], len(made)) == (0, "finished", 4)
+    assert [arm["label"] for arm in found["arms"]] == ARMS
+    rows = accuracies(found)
+    first = rows[ARMS[0], "eval/knn/top1"]
+    other = rows[ARMS[1], "eval/knn/top1"]
+    differences = [first["values"][seed] - other["values"][seed] for seed in ("0", "1")]
+    assert first["minus_baseline"]["mean"] == pytest.approx(sum(differences) / 2)
+    assert (first["n"], first["minus_baseline"]["pairs"], other["minus_baseline"]) == (2, 2, None)
+    assert {"minus_pixels", "minus_untrained"} <= first.keys()
+    run = tmp_path / "out" / found["arms"][0]["runs"]["1"]
+    results = json.loads((run / "results.json").read_text())
+    assert first["values"]["1"] == results["trained"]["metrics"]["eval/knn/top1"]
+    assert (tmp_path / "out" / "comparison.html").exists()
+
+    # The same command makes nothing again; one more seed is added; fewer are shown.
+    made.clear()
+    assert compare(*VARY, *short, "--seeds", "2", "--baseline", ARMS[1])[1] == found
+    assert made == []
+    more = compare(*VARY, *short, "--seeds", "3")[1]
+    assert len(made) == 2
+    assert accuracies(more)[ARMS[0], "eval/knn/top1"]["n"] == 3
+    assert accuracies(compare(*VARY, *short)[1])[ARMS[0], "eval/knn/top1"]["n"] == 1
+
+    # Finished runs alone, and beside the recipe whose seed 0 they are, give the same numbers.
+    made.clear()
+    runs = [str(tmp_path / "out" / arm["runs"][seed]) for arm in found["arms"] for seed in "01"]
+    alone = compare(inputs=runs, out="alone")[1]
+    assert sorted(row["mean"] for row in alone["accuracies"]) == pytest.approx(
+        sorted(row["mean"] for row in found["accuracies"])
+    )
+    words = ("--vary", "method.loss.temperature=0.1", *short)
+    mixed = compare(*words, inputs=[str(tmp_path / "tiny.yaml"), *runs], out="mixed")[1]
+    assert [len(arm["runs"]) for arm in mixed["arms"]] == [2, 2]
+    assert made == []
+
+
+def test_a_failed_run_does_not_stop_the_others(
+    compare: Callable[..., Any], made: list[str]
+) -> None:
+    code, found = compare("--vary", "optimizer.lr=1e30,1e-3", "-o", "train.epochs=1")
+    assert (code, found["status"], len(made)) == (1, "failed", 1)
+    broken, whole = found["arms"]
+    assert broken["runs"] == {}
+    assert "the loss is" in broken["failed"]["0"]
+    assert list(whole["runs"]) == ["0"]
+    assert any("is left out" in note for note in found["notes"])
+
+
+def test_a_stopped_comparison_says_how_to_go_on(
+    compare: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stop(recipe: str, overrides: Sequence[str]) -> Path:
+        raise StoppedError
+
+    monkeypatch.setattr(orchestration, "run_in_process", stop)
+    assert compare() == (1, {"folder": str(tmp_path / "out"), "status": "stopped"})
+
+
+def test_stop_in_the_middle_of_a_run_and_go_on(
+    compare: Callable[..., Any], made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback = ("-o", "callbacks=[{name: augmented_views}]")
+    undisturbed = compare(*VARY, out="undisturbed")[1]
+    made.clear()
+
+    def stop(self: object, run: Any, metrics: object, progress: Any) -> None:
+        if "temperature-0.5" in run.run_name and progress.step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AugmentedViews, "on_step", stop)
+        assert compare(*VARY, *callback)[1]["status"] == "stopped"
+    first, stopped = made
+    code, found = compare(*VARY, *callback)
+    assert (code, made) == (0, [first, stopped, stopped])  # resumed, and the first not repeated
+    assert found["accuracies"] == undisturbed["accuracies"]
+
+
+@pytest.mark.slow
+def test_kill_and_go_on(
+    compare: Callable[..., Any], made: list[str], tiny: Path, tmp_path: Path
+) -> None:
+    """A comparison that is killed in its second run goes on there, and comes to the same table."""
+    undisturbed = compare(*VARY, out="undisturbed")[1]
+    words = ["compare", str(tiny), *VARY, "--out", str(tmp_path / "killed"), "--json"]
+    command = [sys.executable, "-m", "sslkit", *words]
+    runs = tmp_path / "killed" / "runs"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 100
+        while not list(runs.glob("tiny-temperature-0.5-*/checkpoints/step-*.pt")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()  # until the process of the run is gone too
+    first, second = sorted(runs.iterdir())
+    assert (first / "results.json").exists()
+    assert not (second / "results.json").exists()
+    before = (first / "metrics.jsonl").stat().st_mtime_ns
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "[1/2] tiny temperature=0.1, seed 0: done before" in done.stderr
+    assert f"going on with {second}" in done.stderr
+    assert sorted(runs.iterdir()) == [first, second]
+    assert (first / "metrics.jsonl").stat().st_mtime_ns == before
+    assert json.loads(done.stdout)["accuracies"] == undisturbed["accuracies"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--vary", "evaluate.0.k=3,5"], "protocol knn has k 3 in one and 5 in the other"),
+        (["--vary", "train.epochs=1,2"], "96 and 192 images seen (2 times); set train.epochs"),
+        (["--vary", "data.num_train=96,80", "--match", "time"], "the train data differ"),
+        (["--vary", "method.loss.temperature"], "--vary method.loss.temperature: expected PATH="),
+        (["--vary", "method.loss.temperature=0.1,0.1"], "two arms are the same experiment"),
+        (["--vary", "method.loss.temprature=0.1"], "unknown field 'temprature'"),
+        (["--baseline", "simclr"], "--baseline simclr: is no arm; valid: 'tiny'"),
+        (["--match", "steps"], "valid are epochs and time"),
+        (["-o", "train.batch_size=97"], "train.batch_size: 97 is more than the 96"),
+    ],
+)
+def test_what_is_refused_before_anything_runs(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+) -> None:
+    assert call(str(tiny), *words, "--out", str(tmp_path / "out")) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_that_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, again = (str(make_run(tmp_path, "a", 0, 0.5)) for _ in range(2))
+    assert call(first, again) == 2
+    assert "both are seed 0 of one recipe; give one of them" in capsys.readouterr().err
+    assert call(first, "--seeds", "2") == 2
+    assert "change recipes, and only runs were given" in capsys.readouterr().err
+    assert call(str(tmp_path)) == 2
+    assert "not a run folder" in capsys.readouterr().err
+    other = str(make_run(tmp_path, "b", 0, 0.5))
+    assert call(first, other, "--out", str(tmp_path / "out")) == 0
+    assert call(first, "--out", str(tmp_path / "out")) == 2
+    assert "holds another comparison, which differs in b" in capsys.readouterr().err
+
+
+def test_runs_of_one_name_are_told_apart_by_their_fields(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    temperatures = [["method.loss.temperature=0.1"], ["method.loss.temperature=0.5"]]
+    runs = [str(make_run(tmp_path, "a", 0, 0.5, overrides=each)) for each in temperatures]
+    assert call(*runs, "--out", str(tmp_path / "out"), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [arm["label"] for arm in found["arms"]] == ["a temperature=0.1", "a temperature=0.5"]
+
+
+def test_variations_are_every_combination() -> None:
+    assert variations([]) == [()]
+    assert variations(["a=1,2", "b.c=3"]) == [("a=1", "b.c=3"), ("a=2", "b.c=3")]
+    assert split_values("{a: 1, b: [2, 3]}, 'x,y',4") == ["{a: 1, b: [2, 3]}", "'x,y'", "4"]
+    with pytest.raises(RecipeError, match="expected PATH=VALUE"):
+        variations(["a=1,,2"])

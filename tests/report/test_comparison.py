@@ -1,0 +1,246 @@
+"""Statistics, agreement and files of a comparison, from run folders with chosen numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from sslkit.errors import RunFolderError
+from sslkit.report.comparison.agreement import Match, Terms, disagreements
+from sslkit.report.comparison.figures import curve_band
+from sslkit.report.comparison.page import write_comparison
+from sslkit.report.comparison.record import read_run, seconds_at
+from sslkit.report.comparison.table import Arm, Comparison, Row
+from sslkit.report.comparison.tables import print_comparison, text_tables
+from tests.report.run_folders import make_run
+
+A, B = (0.50, 0.52, 0.57), (0.55, 0.58, 0.59)
+IMAGES = 18 * 16
+
+
+def arm(label: str, folders: Sequence[Path]) -> Arm:
+    return Arm(label, [read_run(path) for path in folders])
+
+
+@pytest.fixture
+def two_arms(tmp_path: Path) -> list[Arm]:
+    """Three seeds each; `b` trains at half the speed, and both were measured after each epoch."""
+    first = [make_run(tmp_path, "a", seed, top1, speed=100, during=(0.2, 0.3),
+                      baselines={"pixels": 0.4, "untrained": 0.3 + seed / 100})
+             for seed, top1 in enumerate(A)]  # fmt: skip
+    second = [make_run(tmp_path, "b", seed, top1, speed=50, during=(0.30 + seed / 100, 0.45))
+              for seed, top1 in enumerate(B)]  # fmt: skip
+    return [arm("a", first), arm("b", second)]
+
+
+def row_of(comparison: Comparison, label: str) -> Row:
+    (row,) = [row for row in comparison.rows if row.arm == label]
+    return row
+
+
+def test_statistics_are_those_worked_out_by_hand(two_arms: list[Arm]) -> None:
+    # A: mean 0.53, squares 0.0026 / 2 / 3, t(2) = 4.302653; B - A: 0.05, 0.06, 0.02.
+    comparison = Comparison("x", two_arms, "a")
+    a, b = row_of(comparison, "a"), row_of(comparison, "b")
+    assert a.mean == pytest.approx((0.53, 0.53 - 0.0895670, 0.53 + 0.0895670), abs=1e-6)
+    assert a.against_baseline is None
+    middle = 0.13 / 3
+    assert b.against_baseline == pytest.approx(
+        (middle, middle - 0.0517114, middle + 0.0517114), abs=1e-6
+    )
+    assert b.pairs == 3
+    assert a.against["pixels"] == pytest.approx(
+        (0.13, 0.13 - 0.0895670, 0.13 + 0.0895670), abs=1e-6
+    )
+    # Paired by run, 0.20, 0.21, 0.25: not the difference of two means with two spreads.
+    assert a.against["untrained"].mean == pytest.approx(0.22)
+    assert a.against["untrained"].high == pytest.approx(0.22 + 4.302653 * (0.0007 / 3) ** 0.5)
+    assert a.epochs == 3
+
+
+def test_costs_are_means_over_seeds(two_arms: list[Arm]) -> None:
+    a, b = Comparison("x", two_arms, "a").costs
+    assert a.training_seconds == pytest.approx(IMAGES / 100)
+    assert b.training_seconds == pytest.approx(IMAGES / 50)
+    assert (b.images_per_second, b.peak_memory_mb, b.evaluation_seconds) == (50, 103, 7)
+    assert b.images_seen == IMAGES
+
+
+def test_only_shared_seeds_are_paired(tmp_path: Path) -> None:
+    first = [make_run(tmp_path, "a", seed, 0.5) for seed in (0, 1)]
+    second = [make_run(tmp_path, "b", seed, top1) for seed, top1 in ((1, 0.6), (2, 0.9))]
+    comparison = Comparison("x", [arm("a", first), arm("b", second)], "a")
+    b = row_of(comparison, "b")
+    assert b.pairs == 1
+    assert b.against_baseline is not None
+    assert b.against_baseline.mean == pytest.approx(0.1)  # of seed 1 alone
+    assert "+10.0 (1 pairs)" in str(text_tables(comparison))
+
+
+def test_one_run_has_no_interval_and_says_so(tmp_path: Path) -> None:
+    comparison = Comparison("x", [arm("a", [make_run(tmp_path, "a", 0, 0.5)])], "a")
+    assert comparison.to_json(tmp_path)["accuracies"][0]["low"] is None
+    assert "n = 1, so no interval over seeds: a." in comparison.notes
+    assert "[" not in str(text_tables(comparison)[0][2][0][3])
+
+
+def test_matched_time_reads_the_curves_where_the_fastest_ended(two_arms: list[Arm]) -> None:
+    comparison = Comparison("x", two_arms, "a", "time")
+    assert comparison.time_limit == pytest.approx(IMAGES / 100)
+    a, b = row_of(comparison, "a"), row_of(comparison, "b")
+    assert a.values == pytest.approx(A)  # its own end
+    # b had done 1.5 epochs: the evaluation after the first counts, the next one not yet.
+    assert b.values == pytest.approx((0.30, 0.31, 0.32))
+    assert (a.epochs, b.epochs) == (3, 1)
+    assert any("Matched time: accuracies are read at 2.9 s" in note for note in comparison.notes)
+
+
+def test_matched_time_without_evaluations_on_the_way_is_not_available(tmp_path: Path) -> None:
+    fast = arm("a", [make_run(tmp_path, "a", 0, 0.5, speed=100)])
+    slow = arm("b", [make_run(tmp_path, "b", 0, 0.6, speed=50)])
+    comparison = Comparison("x", [fast, slow], "a", "time")
+    assert [row.arm for row in comparison.rows] == ["a"]
+    assert any("b: not available at that time: knn/top1" in note for note in comparison.notes)
+
+
+def test_failed_seeds_and_other_machines_are_noted(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path, "a", 0, 0.5), make_run(tmp_path, "b", 0, 0.5)
+    environment = json.loads((second / "environment.json").read_text())
+    environment["hardware"]["cpu"] = "another processor"
+    environment["packages"]["torch"] = "2.1"
+    (second / "environment.json").write_text(json.dumps(environment))
+    broken = Arm("b", [read_run(second)], {1: "the loss is nan"})
+    notes = "\n".join(Comparison("x", [arm("a", [first]), broken], "a").notes)
+    assert "b: seed 1 has no result and is left out (the loss is nan)" in notes
+    assert "Times are not comparable" in notes
+    assert "different versions of torch: 2.0, 2.1" in notes
+
+
+@pytest.mark.parametrize(
+    ("fields", "match", "expected"),
+    [
+        ({"data": "cccc"}, "epochs", "the train data differ (fingerprints aaaa and cccc)"),
+        ({"overrides": ["evaluate.0.k=7"]}, "epochs", "protocol knn has k 5 in one and 7"),
+        ({"overrides": ["evaluate.0.temperature=0.07"]}, "time", "has temperature 0.1 in one"),
+        ({"overrides": ["train.epochs=4"]}, "epochs", "288 and 384 images seen (1.33 times)"),
+        ({"overrides": ["train.epochs=4"]}, "time", None),
+        ({"overrides": ["evaluate.0.every_epochs=2"]}, "epochs", None),
+        ({"overrides": ["method.loss.temperature=0.1"]}, "epochs", None),
+    ],
+)
+def test_what_must_agree(
+    tmp_path: Path, fields: dict[str, object], match: Match, expected: str | None
+) -> None:
+    folders = [make_run(tmp_path, "a", 0, 0.5), make_run(tmp_path, "b", 0, 0.5, **fields)]  # type: ignore[arg-type]
+    problems = disagreements([Terms.of_run(read_run(path)) for path in folders], match)
+    assert len(problems) == (expected is not None)
+    assert expected is None or expected in problems[0]
+
+
+def test_folders_that_are_no_finished_runs(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", 0, 0.5)
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**environment, "forked_from": "elsewhere"}))
+    with pytest.raises(RunFolderError, match="was forked from elsewhere"):
+        read_run(run)
+    (run / "environment.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="not those of this version"):
+        read_run(run)
+    (run / "results.json").unlink()
+    with pytest.raises(RunFolderError, match=r"is no finished run.*--resume"):
+        read_run(run)
+
+
+def test_bands_reach_from_the_lowest_to_the_highest_seed(two_arms: list[Arm]) -> None:
+    band = curve_band(two_arms[1], "eval/knn/top1", lambda point: point.epoch)
+    assert [x for x, *_ in band] == [1, 2, 3]
+    assert band[0][1:] == pytest.approx((0.31, 0.30, 0.32))
+    assert band[2][1:] == pytest.approx((sum(B) / 3, 0.55, 0.59))
+
+
+def test_seconds_between_log_steps_are_interpolated() -> None:
+    clock = [(0, 0.0), (10, 2.0), (20, 6.0)]
+    assert [seconds_at(clock, step) for step in (0, 5, 10, 15, 20, 99)] == [0, 1, 2, 4, 6, 6]
+
+
+VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that elements are closed; collects ids, text and what is referred to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(str(value))
+            elif name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                self.references.append(str(value))
+            elif not name.startswith("xmlns"):
+                self.references += [part.split(")")[0] for part in str(value).split("url(")[1:]]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere(
+    two_arms: list[Arm], tmp_path: Path
+) -> None:
+    two_arms[1] = Arm("<script>alert(1)</script> & b", two_arms[1].records)
+    out = tmp_path / "out"
+    written = write_comparison(Comparison("x <y>", two_arms, "a"), out)
+    text = (out / "comparison.html").read_text()
+    page = Page()
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    assert {"table", "svg", "details"} <= page.tags
+    assert not page.tags & {"script", "link", "iframe", "img", "object", "embed"}
+    assert page.references
+    assert all(reference.startswith("#") for reference in page.references)
+    assert {reference[1:] for reference in page.references} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert "@import" not in text
+    assert "53.0 [44.0, 62.0]" in page.texts
+    assert "+4.3 [-0.8, +9.5]" in page.texts
+    assert {path.name for path in written} == {
+        "comparison.html", "comparison.md", "comparison.json",
+        "learning_curves.svg", "accuracy_against_time.svg", "final_accuracies.svg",
+    }  # fmt: skip
+    before = {path: path.read_bytes() for path in written}
+    write_comparison(Comparison("x <y>", two_arms, "a"), out)
+    assert {path: path.read_bytes() for path in written} == before  # the same bytes again
+
+
+def test_markdown_and_terminal(
+    two_arms: list[Arm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    comparison = Comparison("x", two_arms, "a")
+    write_comparison(comparison, tmp_path / "out")
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| knn top1 | a | 3 | 53.0 [44.0, 62.0] | baseline |" in text
+    assert "![learning curves](figures/learning_curves.svg)" in text
+    print_comparison(comparison, tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "+4.3 [-0.8, +9.5]" in printed
+    assert "2 arms, 6 runs, matched by images seen, baseline a." in printed

@@ -1,0 +1,92 @@
+"""A comparison in MLflow: a parent run, and the runs below it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sslkit.builtin import mlflow_store
+from sslkit.builtin.mlflow_tracker import MLflowTracker
+from sslkit.builtin.no_tracker import NoTracker
+from sslkit.cli import main
+from sslkit.comparison import orchestration
+from sslkit.engine.display import Silent
+from sslkit.interfaces import ComponentConfig
+from sslkit.runs import start
+
+
+def runs_of(store: Path) -> list[Any]:
+    client = mlflow_store.client(f"sqlite:///{store}")
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    return list(client.search_runs(experiments))
+
+
+def test_a_group_is_found_again_and_takes_files(store: Path, tmp_path: Path) -> None:
+    config = MLflowTracker.Config(tracking_uri=f"sqlite:///{store}", tags={"team": "vision"})
+    fields = MLflowTracker(config).open_group("key-1", "methods")
+    assert fields == MLflowTracker(config).open_group("key-1", "methods")
+    assert fields["tags"] == {"team": "vision", "sslkit.comparison": "methods"}
+    (parent,) = runs_of(store)
+    assert (parent.info.run_id, parent.info.run_name) == (fields["parent_run_id"], "methods")
+    assert parent.info.status == "RUNNING"
+    report = tmp_path / "comparison.html"
+    report.write_text("<p>")
+    MLflowTracker(config).close_group("key-1", [report])
+    (parent,) = runs_of(store)
+    assert parent.info.status == "FINISHED"
+    client = mlflow_store.client(f"sqlite:///{store}")
+    assert [found.path for found in client.list_artifacts(parent.info.run_id)] == [report.name]
+
+
+def test_trackers_without_groups_need_nothing() -> None:
+    tracker = NoTracker(ComponentConfig())
+    assert tracker.open_group("key", "name") == {}
+    tracker.close_group("key", [])
+
+
+def test_runs_of_a_comparison_stand_below_its_parent(
+    store: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(recipe: str, overrides: Sequence[str]) -> Path:
+        return start(recipe, overrides, resume="auto", display=Silent()).run_dir
+
+    monkeypatch.setattr(orchestration, "run_in_process", run)
+    tracking = {"name": "mlflow", "tracking_uri": f"sqlite:///{store}", "tags": {"a": "b"}}
+    words = ["--vary", "method.loss.temperature=0.1,0.5", "--out", str(tmp_path / "methods")]
+    words += ["-o", f"tracking={json.dumps(tracking)}", "-o", "train.max_steps=1"]
+    with pytest.raises(SystemExit) as exit_:
+        main(["compare", str(tiny), *words])
+    assert not exit_.value.code
+    found = {run.info.run_name: run for run in runs_of(store)}
+    parent = found.pop("methods")
+    assert sorted(found) == ["tiny-temperature-0.1-s0", "tiny-temperature-0.5-s0"]
+    for child in found.values():
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["sslkit.comparison"] == "methods"
+        assert child.data.tags["a"] == "b"
+        assert child.info.status == "FINISHED"
+    client = mlflow_store.client(f"sqlite:///{store}")
+    files = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert {"comparison.html", "comparison.md", "comparison.json"} <= files
+
+
+def test_a_store_that_is_away_stops_no_comparison(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(recipe: str, overrides: Sequence[str]) -> Path:
+        assert not [text for text in overrides if text.startswith("tracking.")]
+        wanted = [*overrides, "tracking={name: none}"]
+        return start(recipe, wanted, resume="auto", display=Silent()).run_dir
+
+    monkeypatch.setattr(orchestration, "run_in_process", run)
+    tracking = "tracking={name: mlflow, tracking_uri: 'http://127.0.0.1:9'}"
+    words = ["-o", tracking, "-o", "train.max_steps=1", "--out", str(tmp_path / "away")]
+    with pytest.raises(SystemExit) as exit_:
+        main(["compare", str(tiny), *words])
+    assert not exit_.value.code
+    assert "mlflow did not take the comparison (ConnectionError" in capsys.readouterr().err
+    assert (tmp_path / "away" / "comparison.html").exists()
