@@ -78,7 +78,7 @@ def test_only_shared_seeds_are_paired(tmp_path: Path) -> None:
     assert b.pairs == 1
     assert b.against_baseline is not None
     assert b.against_baseline.mean == pytest.approx(0.1)  # of seed 1 alone
-    assert "+10.0 (1 pairs)" in str(text_tables(comparison))
+    assert "+10.0 (1 of 2 paired)" in str(text_tables(comparison))
 
 
 def test_one_run_has_no_interval_and_says_so(tmp_path: Path) -> None:

@@ -159,8 +159,11 @@ def _has_curve(comparison: Comparison, metric: str) -> bool:
 
 def _curve_metrics(comparison: Comparison) -> list[str]:
     every = (record.curves for arm in comparison.arms for record in arm.records)
-    return list(dict.fromkeys(key for curves in every for key in curves))
+    found = dict.fromkeys(key for curves in every for key in curves)
+    return sorted(found, key=lambda key: key.startswith("train/"))
 
 
 def _title(metric: str) -> str:
-    return metric.removeprefix("eval/").removeprefix("train/").replace("/", " ")
+    if metric.startswith("train/"):
+        return f"{metric.removeprefix('train/')} (training batches)".replace("/", " ")
+    return metric.removeprefix("eval/").replace("/", " ")

@@ -94,8 +94,8 @@ def read_run(path: Path) -> RunRecord:
         batch, total = int(facts["batch_size"]), int(facts["total_steps"])
         if environment.get("forked_from") is not None:
             raise RunFolderError(
-                f"{path}: was forked from {environment['forked_from']}, so it is no repetition of its "
-                "recipe; compare runs from the first step on"
+                f"{path}: was forked from {environment['forked_from']}, so it is no repetition of "
+                "its recipe; compare runs from the first step on"
             )
         clock = training_clock(lines, batch)
         return RunRecord(

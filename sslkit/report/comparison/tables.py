@@ -89,7 +89,7 @@ def _accuracies(comparison: Comparison) -> Table:
             percent(row.against.get("untrained"), True),
         ]
         if row.against_baseline is not None and row.pairs < len(row.values):
-            cells[4] += f" ({row.pairs} pairs)"
+            cells[4] += f" ({row.pairs} of {len(row.values)} paired)"
         if comparison.time_limit is not None:
             cells.insert(3, f"{row.epochs:.3g}")
         rows.append(cells)
