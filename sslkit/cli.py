@@ -201,6 +201,10 @@ def compare(
             help="The budget that arms share: images seen, or training time of the fastest run.",
         ),
     ] = "epochs",
+    time_tolerance: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="With --match time: how much longer counts as equal."),
+    ] = 0.1,
     out: Annotated[
         Path | None,
         typer.Option("-O", "--out", help="Folder of the comparison; default: comparisons/..."),
@@ -219,7 +223,8 @@ def compare(
         raise typer.BadParameter(f"--match {match}: valid are epochs and time")
     outcome = make_comparison(
         inputs, override or [], vary=vary or [], seeds=seeds, baseline=baseline,
-        match="time" if match == "time" else "epochs", out=out, display=make_display(sys.stderr),
+        match="time" if match == "time" else "epochs", time_tolerance=time_tolerance, out=out,
+        display=make_display(sys.stderr),
     )  # fmt: skip
     found = outcome.comparison
     if as_json:

@@ -44,6 +44,7 @@ def compare(
     seeds: int = 1,
     baseline: str | None = None,
     match: Match = "epochs",
+    time_tolerance: float = 0.1,
     out: Path | None = None,
     display: Display,
 ) -> Outcome:
@@ -73,7 +74,9 @@ def compare(
             display.message("stopped; the same command goes on from here")
             return Outcome(folder.path, "stopped")
         arms = collect(labels, planned, given, folder, failed)
-        comparison = Comparison(folder.path.name, arms, baseline or arms[0].label, match)
+        comparison = Comparison(
+            folder.path.name, arms, baseline or arms[0].label, match, time_tolerance
+        )
         refuse_what_cannot_be_shown(comparison)
         report = write_comparison(comparison, folder.path)
         groups.close([arm.recipe.tracking for arm in planned], report)

@@ -96,7 +96,10 @@ def test_matched_time_reads_the_curves_where_the_fastest_ended(two_arms: list[Ar
     # b had done 1.5 epochs: the evaluation after the first counts, the next one not yet.
     assert b.values == pytest.approx((0.30, 0.31, 0.32))
     assert (a.epochs, b.epochs) == (3, 1)
-    assert any("Matched time: accuracies are read at 2.9 s" in note for note in comparison.notes)
+    assert b.seconds == pytest.approx(IMAGES / 3 / 50)
+    notes = "\n".join(comparison.notes)
+    assert "the fastest run ended after 2.9 s of training" in notes
+    assert "in the middle of its learning-rate schedule: b." in notes
 
 
 def test_matched_time_without_evaluations_on_the_way_is_not_available(tmp_path: Path) -> None:
@@ -105,6 +108,16 @@ def test_matched_time_without_evaluations_on_the_way_is_not_available(tmp_path: 
     comparison = Comparison("x", [fast, slow], "a", "time")
     assert [row.arm for row in comparison.rows] == ["a"]
     assert any("b: not available at that time: knn/top1" in note for note in comparison.notes)
+
+
+def test_times_that_are_nearly_equal_count_as_equal(tmp_path: Path) -> None:
+    arms = [
+        arm(name, [make_run(tmp_path, name, 0, top1, speed=speed)])
+        for name, top1, speed in (("a", 0.5, 100.0), ("b", 0.6, 95.0), ("c", 0.7, 90.0))
+    ]
+    assert [row.arm for row in Comparison("x", arms, "a", "time").rows] == ["a", "b"]
+    assert [row.arm for row in Comparison("x", arms, "a", "time", 0.12).rows] == ["a", "b", "c"]
+    assert [row.arm for row in Comparison("x", arms, "a", "time", 0.0).rows] == ["a"]
 
 
 def test_failed_seeds_and_other_machines_are_noted(tmp_path: Path) -> None:

@@ -28,10 +28,17 @@ def _matched_time(comparison: Comparison) -> Iterator[str]:
     if comparison.time_limit is None:
         return
     yield (
-        f"Matched time: accuracies are read at {comparison.time_limit:,.1f} s of training, when "
-        "the fastest run ended, from the last evaluation before; slower arms were then in "
-        "the middle of their learning-rate schedules."
+        f"Matched time: the fastest run ended after {comparison.time_limit:,.1f} s of training; "
+        "accuracies are those of each run's last evaluation up to then, or up to "
+        f"{comparison.time_tolerance:.0%} later."
     )
+    whole = {arm.label: arm.records[0].epochs for arm in comparison.arms if arm.records}
+    early = [label for label in whole
+             if any(row.arm == label and row.epochs < whole[label] for row in comparison.rows)]  # fmt: skip
+    if early:
+        yield (
+            f"Read before its end, in the middle of its learning-rate schedule: {', '.join(early)}."
+        )
     given = {(row.arm, row.metric) for row in comparison.rows}
     for arm in comparison.arms:
         measured = {metric for record in arm.records for metric in record.scores}

@@ -17,7 +17,7 @@ from .agreement import Match
 from .notes import find_notes
 from .record import Point, RunRecord
 
-_ROUNDING_S = 1e-6
+_ROUNDING = 1e-9
 SUBJECTS = ("pixels", "untrained")
 
 
@@ -54,6 +54,8 @@ class Row:
     """`pixels`, `untrained` -> minus this baseline, paired by run; absent where not measured."""
     epochs: float
     """After how many epochs it was measured, the mean over seeds."""
+    seconds: float
+    """After how many seconds of training, the mean over seeds."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Comparison:
     arms: Sequence[Arm]
     baseline: str
     match: Match = "epochs"
+    time_tolerance: float = 0.1
+    """For matched time: by what part of the time limit a run may go beyond it."""
 
     @cached_property
     def time_limit(self) -> float | None:
@@ -116,7 +120,8 @@ class Comparison:
         found = {}
         for record in measured:
             points = [*record.curves.get(metric, ()), record.last(metric)]
-            inside = [p for p in points if p.seconds <= self.time_limit + _ROUNDING_S]
+            latest = self.time_limit * (1 + self.time_tolerance + _ROUNDING)
+            inside = [point for point in points if point.seconds <= latest]
             if inside:
                 found[record.seed] = inside[-1]
         return found
@@ -148,6 +153,7 @@ class Comparison:
                 if (difference := _against(subject, measured, metric, values)) is not None
             },
             epochs=fmean(point.epoch for point in points.values()),
+            seconds=fmean(point.seconds for point in points.values()),
         )
 
     def to_json(self, folder: Path) -> dict[str, Any]:
@@ -158,6 +164,7 @@ class Comparison:
             "baseline": self.baseline,
             "match": self.match,
             "time_limit_seconds": self.time_limit,
+            "time_tolerance": self.time_tolerance if self.match == "time" else None,
             "arms": [
                 {
                     "label": arm.label,
@@ -211,6 +218,7 @@ def _row_json(row: Row) -> dict[str, Any]:
         "metric": row.metric,
         "n": len(row.values),
         "epochs": row.epochs,
+        "training_seconds": row.seconds,
         "values": {str(seed): value for seed, value in zip(row.seeds, row.values, strict=True)},
         **_interval_json(row.mean),
         "minus_baseline": row.against_baseline

@@ -27,8 +27,8 @@ def heading(comparison: Comparison) -> str:
     runs = sum(len(arm.records) for arm in comparison.arms)
     budget = "images seen" if comparison.match == "epochs" else "training time"
     return (
-        f"{len(comparison.arms)} arms, {runs} runs, matched by {budget}, baseline "
-        f"{comparison.baseline}."
+        f"{_count(len(comparison.arms), 'arm')}, {_count(runs, 'run')}, matched by {budget}, "
+        f"baseline {comparison.baseline}."
     )
 
 
@@ -76,7 +76,7 @@ def _accuracies(comparison: Comparison) -> Table:
         "minus untrained",
     ]
     if comparison.time_limit is not None:
-        heads.insert(3, "epochs")
+        heads[3:3] = ["epochs", "training"]
     rows = []
     for row in comparison.rows:
         cells = [
@@ -91,7 +91,7 @@ def _accuracies(comparison: Comparison) -> Table:
         if row.against_baseline is not None and row.pairs < len(row.values):
             cells[4] += f" ({row.pairs} of {len(row.values)} paired)"
         if comparison.time_limit is not None:
-            cells.insert(3, f"{row.epochs:.3g}")
+            cells[3:3] = [f"{row.epochs:.3g}", f"{row.seconds:,.1f} s"]
         rows.append(cells)
     return title, heads, rows
 
@@ -122,6 +122,10 @@ def percent(interval: Interval | None, signed: bool = False) -> str:
     if not math.isnan(interval.low):
         text += f" [{100 * interval.low:{sign}.1f}, {100 * interval.high:{sign}.1f}]"
     return text
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _number(value: float | None, form: str) -> str:
