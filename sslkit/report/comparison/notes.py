@@ -33,8 +33,7 @@ def _matched_time(comparison: Comparison) -> Iterator[str]:
         f"{comparison.time_tolerance:.0%} later."
     )
     whole = {arm.label: arm.records[0].epochs for arm in comparison.arms if arm.records}
-    early = [label for label in whole
-             if any(row.arm == label and row.epochs < whole[label] for row in comparison.rows)]  # fmt: skip
+    early = {row.arm: None for row in comparison.rows if row.epochs < whole[row.arm]}
     if early:
         yield (
             f"Read before its end, in the middle of its learning-rate schedule: {', '.join(early)}."
