@@ -155,6 +155,7 @@ def test_stop_in_the_middle_of_a_run_and_go_on(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_kill_and_go_on(
     compare: Callable[..., Any], made: list[str], tiny: Path, tmp_path: Path
 ) -> None:
