@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -261,6 +261,44 @@ def verify(
 
 
 @app.command()
+def embed(
+    run: Annotated[
+        str, typer.Argument(help="A run folder, a checkpoint or an encoder.safetensors.")
+    ],
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE|DATA",
+            help="A recipe, whose data is taken, or a data block: '{name: digits}'. Default: the "
+            "data of the run.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-O", "--out", help="The Parquet file to write.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="The images to take: train or test.")] = "train",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    override: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the features of a data source, by the encoder of a run, to a Parquet file."""
+    from .embedding import embed_source
+
+    if out is None:
+        raise typer.BadParameter("name the file to write with --out")
+    written = embed_source(
+        run, out, source, override or [], split=_one_of(split, _SPLITS, "--split"),
+        device=_one_of(device, _DEVICES, "--device"),
+    )  # fmt: skip
+    if as_json:
+        print_json(written.to_json())
+        return
+    labels = "with labels" if written.labels else "without labels"
+    left_out = f"; {written.left_out} unreadable images left out" if written.left_out else ""
+    print(f"{written.path}: {written.rows:,} features of width {written.width}, {labels}{left_out}")
+
+
+@app.command()
 def pack(
     source: Annotated[
         str | None,
@@ -422,6 +460,18 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_Choice = TypeVar("_Choice", bound=str)
+_SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+_DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def _one_of(given: str, valid: tuple[_Choice, ...], option: str) -> _Choice:
+    for choice in valid:
+        if choice == given:
+            return choice
+    raise typer.BadParameter(f"{option}: got {given!r}; valid is {', '.join(valid)}")
 
 
 def _required(recipe: str | None) -> str:

@@ -19,6 +19,7 @@ from .engine.display import Display
 from .engine.loop import NoLog, Training
 from .engine.online_probe import OnlineProbe, ProbeAccuracy
 from .engine.optimization import Optimization
+from .engine.peek import Peek
 from .engine.runtime import Runtime, make_runtime, resolve_compile, resolve_device
 from .errors import PluginError, RecipeError
 from .evaluation.features import eval_mode
@@ -186,8 +187,21 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
     probe = make_probe(recipe, facts, runtime, method)
     check_disk_space(recipe, folder, method)
 
+    def make_untrained() -> Method:
+        untrained = make_method(recipe, facts)
+        runtime.prepare(untrained)
+        return untrained
+
+    peek = Peek(
+        loader,
+        method,
+        runtime,
+        seed=recipe.seed,
+        images=recipe.train.micro_batch_size or recipe.train.batch_size,
+        make_untrained=make_untrained,
+    )
     suite = make_suite(
-        recipe, runtime, train_store, test_store, augmentation, method, probe, loader.maker
+        recipe, runtime, train_store, test_store, augmentation, method, probe, loader.maker, peek
     )
     view = RunView(folder.path, f"{recipe.name}-s{recipe.seed}", flatten(recipe), run_tags(recipe))
     training = Training(
@@ -207,7 +221,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         checkpoint_every_steps=recipe.train.checkpoint_every_steps,
         checkpoint_every_epochs=recipe.train.checkpoint_every_epochs,
         micro_batch_size=recipe.train.micro_batch_size,
-        evaluate=lambda epoch: suite.run(method.encoder, epoch, final=False).logged,
+        evaluate=lambda epoch: suite.run(method.encoder, epoch, final=False),
         evaluation_due=lambda epoch: bool(suite.due(epoch, final=False)),
     )
     return Experiment(
@@ -295,10 +309,12 @@ def make_suite(
     method: Method,
     probe: OnlineProbe | None = None,
     maker: ViewMaker | None = None,
+    peek: Peek | None = None,
 ) -> EvaluationSuite:
     """The protocols of the recipe, on this data, and the accuracy of the online probe.
 
-    maker: of the training views, where there is one already."""
+    maker: of the training views, where there is one already. peek: into the method, during a run.
+    """
     preprocess = method.encoder.preprocess
     protocols = [(slot.name, slot.build()) for slot in recipe.evaluate]
     if probe is not None and protocols:
@@ -325,6 +341,7 @@ def make_suite(
         positive_pairs=lambda num: augmented_pairs(
             train_store, augmentation, num, recipe.seed, runtime.device, maker
         ),
+        embeddings=None if peek is None else (peek.now, peek.untrained),
         seed=recipe.seed,
         precision=recipe.train.precision,
         channels_last=recipe.train.channels_last,

@@ -659,6 +659,11 @@ class Subject:
     """In eval mode; None for pixels. A protocol that trains it works on a copy."""
     positive_pairs: Callable[[int], tuple[Tensor, Tensor]] | None = None
     """positive_pairs(n): encoder features of two augmented views of n images, each (n, F)."""
+    embeddings: Callable[[], Mapping[str, Tensor]] | None = None
+    """What `Method.embed` makes of the first batch of the run in training mode, without gradient;
+    present for the trained encoder, during and at the end of a run."""
+    untrained_embeddings: Callable[[], Mapping[str, Tensor]] | None = None
+    """The same batch, through the method as it was before the first step."""
 
 
 @dataclass(frozen=True)
@@ -667,12 +672,17 @@ class Evaluation:
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     """name -> value; logged as `eval/<protocol>/<name>` unless the name holds a slash. Names that
-    begin with `top1` are accuracies, 0 to 1, and stand in the tables."""
+    begin with `top1` are accuracies, 0 to 1, and stand in the tables; so do `recall_at_...`,
+    `map`, `nmi` and `ari`."""
     draws: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """name -> the values whose mean the metric is, for intervals and paired differences."""
     figures: Mapping[str, Figure] = field(default_factory=dict)
     skipped: str | None = None
     """The reason, where nothing could be measured."""
+    warning: str | None = None
+    """What is wrong with the training, in one line, for the user to see."""
+    stop: str | None = None
+    """Why training should end here, in one line: the run then ends with a checkpoint."""
 
 
 class EvaluatorConfig(ComponentConfig):

@@ -123,6 +123,17 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> Tensor:
     return ((words[0] << 31) | (words[1] >> 1)).argsort(stable=True)
 
 
+def random_subset(seed: int, stream: str, total: int, count: int) -> Tensor:
+    """(count,) int64 tensor: ascending positions in 0..total-1 that depend on the seed and the
+    stream alone; all of them where there are no more than `count`."""
+    index = torch.arange(total)
+    if total <= count:
+        return index
+    words = SampleRandom(seed, stream, 0, index).bits("subset", 2)
+    order = ((words[:, 0] << 31) | (words[:, 1] >> 1)).argsort(stable=True)
+    return order[:count].sort().values
+
+
 @contextmanager
 def seeded(seed: int, *names: str | int) -> Iterator[None]:
     """Runs library randomness (initialisation, dropout, drop path) under its own named seed and

@@ -243,6 +243,8 @@ def finish(experiment: Experiment, log: RunLog) -> FinalResults:
             training.method.encoder, training.progress.epochs_done, final=True
         )
         baselines = experiment.suite.baselines(experiment.untrained_encoder())
+    for protocol, found in {**trained.warnings, **trained.stops}.items():
+        training.display.message(f"warning: the last epoch: {protocol}: {found}")
     metrics = {**trained.metrics, **baselines.metrics}
     step, last = training.progress.step, [trained, baselines]
     cost = run_cost(list(read_lines(folder.metrics)), step, experiment.facts.batch_size, last)

@@ -252,16 +252,35 @@ def load_encoder(run_or_checkpoint: str | Path) -> Backbone:
     return encoder.eval()
 
 
+def input_channels(run_or_checkpoint: str | Path) -> int:
+    """Channels of the images that the encoder of `load_encoder` takes. Raises CheckpointError."""
+    path = Path(run_or_checkpoint)
+    if path.suffix == ".safetensors":
+        return int(_encoder_metadata(path)["channels"])
+    return read_facts(run_folder_of(path).path).channels
+
+
 def _encoder_from_file(path: Path) -> Backbone:
-    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     from .plugins import load_plugins
 
+    described = _encoder_metadata(path)
+    slot = resolve_component(load_plugins().registry, "backbone", described["backbone"])
+    encoder: Backbone = slot.build(
+        channels=described["channels"], image_size=described["image_size"]
+    )
+    encoder.import_state(load_file(path))
+    return encoder
+
+
+def _encoder_metadata(path: Path) -> dict[str, Any]:
+    """What `save_encoder` wrote beside the weights."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get(_META)
-        weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as an encoder ({error})") from error
     if metadata is None:
@@ -269,13 +288,8 @@ def _encoder_from_file(path: Path) -> Backbone:
             f"{path}: not written by sslkit (no '{_META}' in its metadata); "
             "load plain timm weights with backbone.weights"
         )
-    described = json.loads(metadata)
-    slot = resolve_component(load_plugins().registry, "backbone", described["backbone"])
-    encoder: Backbone = slot.build(
-        channels=described["channels"], image_size=described["image_size"]
-    )
-    encoder.import_state(weights)
-    return encoder
+    described: dict[str, Any] = json.loads(metadata)
+    return described
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

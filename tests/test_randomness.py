@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslkit.randomness import SampleRandom, epoch_order, philox, seeded, stream_key
+from sslkit.randomness import (
+    SampleRandom,
+    epoch_order,
+    philox,
+    random_subset,
+    seeded,
+    stream_key,
+)
 
 
 @pytest.mark.parametrize(
@@ -154,3 +161,15 @@ def test_seeded_draws_what_manual_seed_would() -> None:
         expected = torch.rand(5)
     with seeded(3, "train", 7):
         assert torch.equal(torch.rand(5), expected)
+
+
+def test_subsets_depend_on_seed_and_stream():
+    chosen = random_subset(0, "a", 1000, 100)
+    assert len(chosen.unique()) == 100
+    assert torch.equal(chosen, chosen.sort().values)
+    assert 400 < chosen.float().mean() < 600
+    assert torch.equal(random_subset(0, "a", 1000, 100), chosen)
+    assert not torch.equal(random_subset(1, "a", 1000, 100), chosen)
+    assert not torch.equal(random_subset(0, "b", 1000, 100), chosen)
+    assert torch.equal(random_subset(0, "a", 7, 7), torch.arange(7))
+    assert torch.equal(random_subset(0, "a", 7, 9), torch.arange(7))

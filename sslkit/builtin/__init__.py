@@ -53,6 +53,8 @@ def register_evaluators() -> Mapping[str, str]:
         "knn": "sslkit.builtin.protocols.knn:KNN",
         "linear": "sslkit.builtin.protocols.linear:Linear",
         "few_label": "sslkit.builtin.protocols.few_label:FewLabel",
+        "clustering": "sslkit.builtin.protocols.clustering:Clustering",
+        "retrieval": "sslkit.builtin.protocols.retrieval:Retrieval",
         "collapse": "sslkit.builtin.protocols.collapse:Collapse",
     }
 

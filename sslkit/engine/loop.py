@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sslkit.errors import TrainingError
 from sslkit.interfaces import Batch, Callback, Method, Progress, RunView
 
 from .checkpoint import Checkpoints
@@ -35,6 +36,19 @@ class Log(Protocol):
     """What the loop needs of the tracking."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+
+class Findings(Protocol):
+    """What the loop needs of an evaluation."""
+
+    @property
+    def logged(self) -> Mapping[str, float]: ...
+
+    @property
+    def warnings(self) -> Mapping[str, str]: ...
+
+    @property
+    def stops(self) -> Mapping[str, str]: ...
 
 
 class NoLog:
@@ -67,7 +81,7 @@ class Training:
     """Images that go through the networks at a time; None: the whole batch."""
     evaluation_due: Callable[[int], bool]
     """Whether a protocol is due when so many epochs are done."""
-    evaluate: Callable[[int], Mapping[str, float]]
+    evaluate: Callable[[int], Findings]
     """Runs the protocols that are due then."""
     meter: Meter = field(default_factory=Meter)
     saved_step: int | None = None
@@ -158,15 +172,23 @@ def finish_epoch(t: Training) -> None:
 
 
 def evaluate_epoch(t: Training, epoch: int) -> None:
-    """Runs the protocols that are due after `epoch` epochs and logs what they found."""
+    """Runs the protocols that are due after `epoch` epochs and logs what they found. The step has
+    its checkpoint already.
+
+    Raises TrainingError where a protocol finds that training should end."""
     if not t.evaluation_due(epoch):
         return
     with t.runtime.eager():
-        metrics = t.evaluate(epoch)
+        found = t.evaluate(epoch)
+    metrics = found.logged
     t.log.log(metrics, t.progress.step)
     t.display.metrics(metrics, t.progress.step)
     for callback in t.callbacks:
         callback.on_evaluation(t.run, metrics, t.progress)
+    for protocol, warning in found.warnings.items():
+        t.display.message(f"warning: epoch {epoch}: {protocol}: {warning}")
+    for protocol, reason in found.stops.items():
+        raise TrainingError(f"epoch {epoch}: stopped by {protocol}: {reason}. {_way_on(t)}")
     t.meter.restart_clock()
     t.loader.wait_s = 0.0
 
@@ -205,6 +227,14 @@ def log_compilation(t: Training, since: float, loss: Tensor) -> None:
 
 def _divides(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
+
+
+def _way_on(t: Training) -> str:
+    saved = t.checkpoints.paths()[-1]
+    return (
+        f"Saved in {saved}; mend the cause and start a new run, or go on all the same: "
+        f"sslkit run --resume {t.run.run_dir} (to the next evaluation)"
+    )
 
 
 def _advice(t: Training) -> str:

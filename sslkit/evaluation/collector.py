@@ -58,6 +58,8 @@ class Collector:
     figures: dict[str, Figure] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
+    stops: dict[str, str] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
@@ -77,6 +79,10 @@ class Collector:
         if subject == "trained":
             for name, figure in found.figures.items():
                 self.figures[f"{protocol.key}/{name}"] = figure
+            if found.warning is not None:
+                self.warnings[protocol.key] = found.warning
+            if found.stop is not None:
+                self.stops[protocol.key] = found.stop
 
     def skip(self, protocol: Protocol, subject: str, reason: str) -> None:
         self.evaluations.setdefault(subject, {})[protocol.key] = Evaluation(skipped=reason)
@@ -100,4 +106,6 @@ class Collector:
             self.errors,
             time.perf_counter() - self.started,
             self.timings,
+            self.warnings,
+            self.stops,
         )

@@ -39,6 +39,10 @@ class SuiteResult:
     """Wall time of the whole evaluation."""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds per part: "features/<subject>" and "<protocol>/<subject>"."""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """Protocol -> what it found wrong with the training."""
+    stops: Mapping[str, str] = field(default_factory=dict)
+    """Protocol -> why it wants training to end."""
 
     @property
     def cost(self) -> dict[str, float]:
@@ -68,6 +72,7 @@ class SuiteResult:
             "errors": dict(self.errors),
             "seconds": self.seconds,
             "timings": dict(self.timings),
+            "warnings": {**self.warnings, **self.stops},
         }
 
 

@@ -14,7 +14,7 @@ that cannot run at all, raises.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -36,6 +36,9 @@ from .features import (
 )
 from .isolation import isolated, unchanged
 from .results import SuiteResult
+
+Embeddings = Callable[[], Mapping[str, Tensor]]
+"""See `Subject.embeddings`."""
 
 Batches = Callable[[], Iterable[Tensor]]
 """Each call starts again: (B, C, S, S) float images in [0, 1], in the order of the labels."""
@@ -64,6 +67,7 @@ class EvaluationSuite:
         class_names: Sequence[str] | None = None,
         positive_pairs: Callable[[int], tuple[Tensor, Tensor]] | None = None,
         calibration_batches: Batches | None = None,
+        embeddings: tuple[Embeddings, Embeddings] | None = None,
         seed: int = 0,
         precision: Precision = "fp32",
         channels_last: bool = False,
@@ -74,7 +78,8 @@ class EvaluationSuite:
         features are.
         positive_pairs(n): two views of n images, each (n, C, S, S) in [0, 1].
         calibration_batches: training images in random order for the statistics of the untrained
-        baseline; `train_batches` where None."""
+        baseline; `train_batches` where None.
+        embeddings: of one batch, by the method that is trained and by the untrained one."""
         self._protocols = named_protocols(evaluators)
         self._train_batches = train_batches
         self._test_batches = test_batches
@@ -85,6 +90,7 @@ class EvaluationSuite:
         self._class_names = tuple(class_names or _numbered(train_labels, test_labels))
         self._positive_pairs = positive_pairs
         self._calibration_batches = calibration_batches or train_batches
+        self._embeddings = embeddings
         self._device = device
         self._seed = seed
         self._extract: dict[str, Any] = {"precision": precision, "channels_last": channels_last}
@@ -195,6 +201,9 @@ class EvaluationSuite:
         with eval_mode(encoder):
             pairs_or_none = pairs if self._positive_pairs else None
             subject = Subject(name, bank, self._seed, encoder, pairs_or_none)
+            if name == "trained" and self._embeddings is not None:
+                now, untrained = self._embeddings
+                subject = replace(subject, embeddings=now, untrained_embeddings=untrained)
             self._measure(protocols, subject, report)
 
     def _bank(self, features: Features, with_train: bool = True) -> FeatureBank:

@@ -64,6 +64,8 @@ def _markdown(
         yield ""
     for protocol, reason in results.trained.skipped.items():
         yield f"- {protocol}: skipped: {reason}"
+    for protocol, found in {**results.trained.warnings, **results.trained.stops}.items():
+        yield f"- {protocol}: warning: {found}"
     yield from _cost(lines, results)
     for figure in figures:
         yield f"\n![{figure.stem}](figures/{figure.name})"

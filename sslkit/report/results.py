@@ -12,6 +12,13 @@ from .cost import RunCost
 
 ACCURACY = "top1"
 """Metrics whose name begins so are accuracies, 0 to 1: the tables show them in percent."""
+_AGREEMENTS = frozenset({"nmi", "ari", "map"})
+"""Other metrics on the same scale, by their usual names; so is what begins with `recall_at_`."""
+
+
+def in_tables(metric: str) -> bool:
+    """Whether a metric stands in the tables, in percent."""
+    return metric.startswith((ACCURACY, "recall_at_")) or metric in _AGREEMENTS
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class FinalResults:
         }
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Column heads and rows of the accuracies, in percent, with 95 % intervals."""
+        """Column heads and rows of accuracies and the like, in percent, with 95 % intervals."""
         heads = ["protocol", *SUBJECTS, "trained - pixels", "trained - untrained"]
         rows = [
             [
@@ -51,18 +58,18 @@ class FinalResults:
                 _cell(row.differences.get("untrained"), signed=True),
             ]
             for row in self.rows
-            if row.metric.startswith(ACCURACY)
+            if in_tables(row.metric)
         ]
         return heads, rows
 
     def compared(self) -> list[ComparisonRow]:
-        """The rows of the table that have a baseline to be compared with."""
+        """The accuracies that have a baseline to be compared with."""
         return [row for row in self.rows if row.metric.startswith(ACCURACY) and len(row.values) > 1]
 
     def others(self) -> dict[str, float]:
         """The trained encoder's metrics that the table leaves out, such as `collapse/std`."""
         shown = {f"eval/{row.protocol}/{row.metric}" for row in self.rows
-                 if row.metric.startswith(ACCURACY)}  # fmt: skip
+                 if in_tables(row.metric)}  # fmt: skip
         return {key: value for key, value in self.trained.metrics.items() if key not in shown}
 
 

@@ -10,7 +10,7 @@ from .console import print_table
 if TYPE_CHECKING:
     from .results import FinalResults
 
-TITLE = "Accuracy in %, last epoch; [95 % intervals] over draws of labels"
+TITLE = "Accuracy in %, last epoch; [95 % intervals] over draws"
 
 
 def print_evaluation(results: FinalResults) -> None:

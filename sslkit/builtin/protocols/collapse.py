@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -26,7 +28,15 @@ class Collapse(Evaluator):
     arXiv:2210.02885); `collapse/uniformity`, 0 when all features are equal, towards -4 when they
     are spread out; `collapse/alignment`, the squared distance of two views of an image, 0 when
     they agree, 2 when they are unrelated (both Wang and Isola 2020, arXiv:2005.10242).
-    Alignment is left out where no augmented views are at hand.
+    Alignment is left out where no augmented views are at hand. `collapse/embedding_spread`, during
+    a run, is the same deviation for the embeddings that the loss sees, in units of 1 / sqrt(width):
+    the largest over the method's embeddings of the first batch, in training mode. It is near 1 when
+    healthy and falls towards 0 at once when embeddings collapse, while the features of the encoder
+    below them may look healthy for long.
+
+    The policy compares, at every evaluation: the embeddings' spread with `min_embedding_spread`
+    times what it was before the first step (at most 1), the features' deviation with `min_std`,
+    and RankMe with `min_rankme`. One below its threshold is a collapse.
 
     Figure: `spectrum`, the singular values of the centred features."""
 
@@ -40,6 +50,17 @@ class Collapse(Evaluator):
         fewer. RankMe is at most this number; the paper takes 25,600."""
         num_pairs: Annotated[int, Field(ge=2)] = 512
         """Pairs of augmented views for `alignment`."""
+        policy: Literal["warn", "stop", "off"] = "warn"
+        """At a collapse: `warn` says so and goes on, `stop` ends the run with a checkpoint, `off`
+        only measures. It is found at evaluations, so set `every_epochs`."""
+        min_embedding_spread: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+        """Least spread of the embeddings, as a part of the untrained method's. Healthy SimCLR, BYOL
+        and MoCo stay above 0.95 of it, runs without stop-gradient fall below 0.3."""
+        min_std: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.002
+        """Least `std` of the features, in units of 1 / sqrt(F). Low on purpose: features of healthy
+        networks fall to 0.02 in the first epochs, while batch statistics settle."""
+        min_rankme: Annotated[float, Field(ge=0.0)] = 1.05
+        """Least RankMe of the features, in dimensions. 1: one direction is all there is."""
 
     def evaluate(self, subject: Subject) -> Evaluation:
         features = subject.bank.test if len(subject.bank.test) else subject.bank.train
@@ -55,7 +76,65 @@ class Collapse(Evaluator):
         if subject.positive_pairs is not None:
             first, second = subject.positive_pairs(self.config.num_pairs)
             metrics["collapse/alignment"] = float(alignment(first, second))
-        return Evaluation(metrics=metrics, figures={"spectrum": _spectrum(features)})
+        if subject.embeddings is not None:
+            spread = embedding_spread(subject.embeddings())
+            if spread is not None:
+                metrics["collapse/embedding_spread"] = spread
+        policy = self.config.policy
+        found = None if policy == "off" else self._collapse(metrics, features.shape[1], subject)
+        return Evaluation(
+            metrics=metrics,
+            figures={"spectrum": _spectrum(features)},
+            warning=found if policy == "warn" else None,
+            stop=found if policy == "stop" else None,
+        )
+
+    def _collapse(self, metrics: Mapping[str, float], width: int, subject: Subject) -> str | None:
+        """What has collapsed, in a line; None if nothing has."""
+        config: Collapse.Config = self.config
+        spread = metrics.get("collapse/embedding_spread")
+        if spread is not None and subject.untrained_embeddings is not None:
+            untrained = min(embedding_spread(subject.untrained_embeddings()) or 0.0, 1.0)
+            if spread < config.min_embedding_spread * untrained:
+                return (
+                    f"the embeddings of different images are nearly equal: their spread is "
+                    f"{spread:.2g}, was {untrained:.2g} before training, and must stay above "
+                    f"{config.min_embedding_spread:g} of that (min_embedding_spread)"
+                )
+        std = metrics["collapse/std"] * math.sqrt(width)
+        if std < config.min_std:
+            return (
+                f"the features of different images are nearly equal: their std is {std:.2g} of "
+                f"1 / sqrt({width}), and must stay above {config.min_std:g} (min_std)"
+            )
+        rank = metrics["collapse/rankme"]
+        if rank < config.min_rankme:
+            return (
+                f"the features lie along one line: RankMe is {rank:.4g} of {width} dimensions, and "
+                f"must stay above {config.min_rankme:g} (min_rankme)"
+            )
+        return None
+
+
+def embedding_spread(embeddings: Mapping[str, Tensor]) -> float | None:
+    """`feature_std` of embeddings in units of 1 / sqrt(D): about 1 when spread over the sphere, 0
+    when all images have the same. The largest over the entries, so that a predictor that begins by
+    predicting the mean is no collapse; "features", which lie before the heads, count only where
+    there is nothing else. Entries are (B, ..., D) of floating point: images are compared within
+    each of the positions between. None where there is no such entry."""
+    usable = {
+        name: value.flatten(1, -2) if value.ndim > 2 else value[:, None]
+        for name, value in embeddings.items()
+        if value.is_floating_point() and value.ndim >= 2 and len(value) >= 2 and value.shape[-1] > 1
+    }
+    others = {name: value for name, value in usable.items() if name != "features"} or usable
+    return max((_spread(value) for value in others.values()), default=None)
+
+
+def _spread(embedding: Tensor) -> float:
+    """embedding: (B, P, D)."""
+    positions = [feature_std(position) for position in embedding.unbind(dim=1)]
+    return float(torch.stack(positions).mean()) * math.sqrt(embedding.shape[-1])
 
 
 def _subset(features: Tensor, count: int, seed: int) -> Tensor:

@@ -1,0 +1,62 @@
+"""Finding images of the same class by the similarity of their features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, Subject
+from sslkit.nn.retrieval import score_retrieval
+from sslkit.randomness import random_subset
+
+
+class Retrieval(Evaluator):
+    """Each test image is a query; a gallery is ranked by cosine similarity to it, and the images of
+    its class are the relevant ones. The gallery is the rest of the test split (the query itself is
+    left out), or the whole training split. No training and no random part, but for the choice of
+    queries where there are more than `num_queries`. A query whose class does not occur in the
+    gallery does not count.
+
+    Metrics: `recall_at_<k>`, the part of the queries that have an image of their class among the k
+    nearest (the Recall@K of metric learning, Jegou et al. 2011, not the part of all relevant images
+    that is found); `map`, the mean over queries of the average precision over the whole ranking."""
+
+    class Config(EvaluatorConfig):
+        gallery: Literal["test", "train"] = "test"
+        """What is searched: `test`, the other test images; `train`, the training split."""
+        k: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10)
+        """Numbers of nearest images for recall."""
+        num_queries: PositiveInt = 10_000
+        """Test images that are queries, chosen by the seed; all where there are fewer. Time grows
+        with queries times gallery; the gallery is never cut."""
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+        if len(set(config.k)) < len(config.k):
+            yield "k", f"{list(config.k)} names a number twice; name each once"
+
+    def evaluate(self, subject: Subject) -> Evaluation:
+        bank, config = subject.bank, self.config
+        assert bank.train_labels is not None
+        assert bank.test_labels is not None
+        within = config.gallery == "test"
+        if within and len(bank.test) < 2:
+            return Evaluation(skipped=f"needs two test images, there is {len(bank.test)}")
+        rows = random_subset(subject.seed, "retrieval", len(bank.test), config.num_queries)
+        found = score_retrieval(
+            bank.test[rows.to(bank.test.device)],
+            bank.test_labels[rows.to(bank.test_labels.device)],
+            bank.test if within else bank.train,
+            bank.test_labels if within else bank.train_labels,
+            ks=config.k,
+            own=rows if within else None,
+            device=bank.compute_device,
+        )
+        if not found.queries:
+            return Evaluation(
+                skipped=f"no query has an image of its class in the {config.gallery} split"
+            )
+        recall = {f"recall_at_{k}": value for k, value in found.recall.items()}
+        return Evaluation(metrics={**recall, "map": found.mean_average_precision})

@@ -1,0 +1,157 @@
+"""`sslkit embed`: features to Parquet and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+import sslkit
+from sslkit import embedding
+from sslkit.cli import main
+from sslkit.data.evaluation import evaluation_batches
+from sslkit.embedding import embed_source, read_embeddings
+from sslkit.engine.display import Silent
+from sslkit.errors import DataError, RecipeError
+from sslkit.evaluation.features import extract, state_digest
+from sslkit.experiment import open_stores
+from sslkit.recipe import load_recipe
+from sslkit.runs import start
+
+
+@pytest.fixture
+def run(tiny: Path) -> Path:
+    return start(tiny, ["train.max_steps=2", "evaluate=[]"], display=Silent()).run_dir
+
+
+def sslkit_command(*words: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    return int(exit_.value.code or 0)
+
+
+def photos(folder: Path, count: int) -> Path:
+    """Images of several sizes, some of which are damaged."""
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / ("cat" if number % 2 else "dog") / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = (20 + number % 3, 24, 3)
+        Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)).save(path)
+    return folder
+
+
+@pytest.mark.parametrize("row_group", [8192, 40])
+def test_round_trip(
+    run: Path, tmp_path: Path, row_group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "_ROW_GROUP", row_group)
+    monkeypatch.setattr(embedding, "_BATCH", 20)
+    out = tmp_path / "new" / "features.parquet"
+    written = embed_source(run, out, device="cpu")
+    assert written.rows == 96
+    assert written.left_out == 0
+
+    encoder = sslkit.load_encoder(run)
+    train, _ = open_stores(load_recipe(run / "recipe.resolved.yaml"), Silent())
+    batches = evaluation_batches(train, encoder.preprocess, 20, "cpu")
+    expected = extract(encoder, batches, precision="fp32", channels_last=False)
+    indices, labels, features, origin = read_embeddings(out)
+    assert torch.equal(indices, torch.arange(96))
+    assert torch.equal(labels, train.labels)
+    assert features.dtype == torch.float32
+    assert torch.equal(features, expected)
+    assert origin["run"] == str(run)
+    assert origin["encoder"] == state_digest(encoder)
+    assert origin["preprocess"]["size"] == encoder.preprocess.size
+    assert origin["fingerprint"] == train.fingerprint
+    assert origin == json.loads(json.dumps(written.origin))
+
+    schema = parquet.read_schema(out)
+    assert schema.field("feature").type == pa.list_(pa.float32(), encoder.num_features)
+    assert parquet.ParquetFile(out).num_row_groups == -(-96 // row_group)
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_other_data_splits_and_checkpoints(run: Path, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features.parquet"
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    whole = embed_source(run, out, str(tiny), ["data.num_test=10"], split="test", device="cpu")
+    first = read_embeddings(out)
+    assert whole.rows == 10
+    embed_source(checkpoint, out, str(tiny), ["data.num_test=10"], split="test", device="cpu")
+    assert torch.equal(read_embeddings(out)[2], first[2])
+    alone = run / "encoder.safetensors"
+    block = "{name: synthetic, num_train: 8, num_test: 10, size: 16}"
+    embed_source(alone, out, block, split="test", device="cpu")
+    assert torch.equal(read_embeddings(out)[2], first[2])
+
+
+def test_unreadable_images_have_no_row(run: Path, tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 30)
+    (folder / "cat" / "003.png").write_bytes(b"no image")
+    out = tmp_path / "features.parquet"
+    block = f"{{name: image_folder, train: {folder}, max_corrupt_fraction: 0.1}}"
+    written = embed_source(run, out, block, device="cpu")
+    indices, labels, features, origin = read_embeddings(out)
+    assert written.rows == len(indices) == len(features) == 29
+    assert written.left_out == 1
+    assert indices.tolist() == [0, *range(2, 30)]
+    assert origin["class_names"] == ["cat", "dog"]
+    assert labels.tolist() == [0] * 14 + [1] * 15
+
+
+def test_a_stop_leaves_what_was_there(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "to" / "features.parquet"
+    embed_source(run, out, device="cpu")
+    before = out.read_bytes()
+    monkeypatch.setattr(embedding, "_ROW_GROUP", 40)
+    calls = []
+
+    def fail(*args: object, **options: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:  # the check, a row group, then
+            raise KeyboardInterrupt
+        return extract(*args, **options)
+
+    monkeypatch.setattr(embedding, "extract", fail)
+    with pytest.raises(sslkit.errors.SSLKitError, match="stopped; nothing was kept"):
+        embed_source(run, out, device="cpu")
+    assert out.read_bytes() == before
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "features.parquet"
+    words = ["embed", str(run), "--out", str(out), "--split", "test", "--device", "cpu"]
+    assert sslkit_command(*words) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"{out}: 48 features of width ")
+    assert "embedding: split=test images=48 of=48" in shown.err
+    assert sslkit_command(*words, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["rows"] == 48
+    assert facts["origin"]["split"] == "test"
+
+
+def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features.parquet"
+    with pytest.raises(RecipeError, match=r"takes images with 3 channel\(s\)"):
+        embed_source(run, out, "{name: digits}", device="cpu")
+    block = f"{{name: image_folder, train: {photos(tmp_path / 'photos', 4)}}}"
+    with pytest.raises(RecipeError, match="--split test: 'image_folder' has no test images"):
+        embed_source(run, out, block, split="test", device="cpu")
+    with pytest.raises(RecipeError, match="an encoder alone has no data"):
+        embed_source(run / "encoder.safetensors", out, device="cpu")
+    assert not out.exists()
+    out.write_bytes(b"other")
+    with pytest.raises(DataError, match="not readable as a file of `sslkit embed`"):
+        read_embeddings(out)
