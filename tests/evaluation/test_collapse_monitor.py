@@ -213,12 +213,15 @@ def test_spread_of_embeddings() -> None:
     assert embedding_spread({"weight": torch.ones(64)}) is None
 
 
-def test_looking_leaves_the_method_as_it_was(recipe: Path) -> None:
+@pytest.mark.parametrize("micro_batch", [None, 32])
+def test_looking_leaves_the_method_as_it_was(recipe: Path, micro_batch: int | None) -> None:
+    """And takes no more images at a time than training does."""
     from sslkit.experiment import build, check, resolve
     from sslkit.recipe import load_recipe
     from sslkit.tracking.folder import RunFolder
 
-    loaded = resolve(load_recipe(recipe))
+    size = "null" if micro_batch is None else micro_batch
+    loaded = resolve(load_recipe(recipe, [f"train.micro_batch_size={size}"]))
     facts = check(loaded)
     with RunFolder.create(loaded.runs_dir, loaded.name) as folder:
         experiment = build(loaded, facts, folder, Messages())
@@ -227,7 +230,7 @@ def test_looking_leaves_the_method_as_it_was(recipe: Path) -> None:
         modes, digest = [module.training for module in method.modules()], state_digest(method)
         generator = torch.get_rng_state()
         subject = embeddings_seen_by_protocols(experiment)
-        assert subject["z"].shape == (128, 2, 32)
+        assert subject["z"].shape == (micro_batch or 128, 2, 32)
         assert not subject["z"].requires_grad
         assert [module.training for module in method.modules()] == modes
         assert state_digest(method) == digest
