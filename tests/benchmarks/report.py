@@ -66,7 +66,15 @@ def _write_page(
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     # Linked from the index, and in no table of contents: pages come and go with measurements.
-    lines = ["---", "orphan: true", "---", "", f"# {_heading(document)}", "", *_preamble(document)]
+    lines = [
+        "---",
+        "orphan: true",
+        "---",
+        "",
+        f"# {_heading(document, groups)}",
+        "",
+        *_preamble(document),
+    ]
     written: list[Path] = []
     for part in _ORDER:
         of_part = [group for group in groups if group.part == part]
@@ -99,10 +107,13 @@ def _figures(part: str, groups: list[Group]) -> list[tuple[str, Any]]:
     return [(kind, figure) for kind, figure in found if figure is not None]
 
 
-def _heading(document: dict[str, Any]) -> str:
+def _heading(document: dict[str, Any], groups: Sequence[Group]) -> str:
     hardware = document["machine"]["hardware"]
     device = ", ".join(hardware["gpus"]) or hardware["cpu"]
-    return f"Measured on {device}, {document['began'][:10]}"
+    parts = dict.fromkeys(group.part for group in groups)
+    tables = {str(group.facts["table"]) for group in groups if "table" in group.facts}
+    named = ", ".join([*parts, *(sorted(tables) if len(tables) == 1 else [])])
+    return f"{device}, {document['began'][:10]}: {named}"
 
 
 def _preamble(document: dict[str, Any]) -> list[str]:
