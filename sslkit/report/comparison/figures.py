@@ -145,7 +145,7 @@ def svg_text(figure: Figure, name: str) -> str:
     buffer = io.StringIO()
     nothing: Mapping[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata=nothing)
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
