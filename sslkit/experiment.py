@@ -78,9 +78,7 @@ class Experiment:
 
     def untrained_encoder(self) -> Backbone:
         """The encoder as it was before the first step, made again from the seed."""
-        method = make_method(self.recipe, self.facts)
-        self.runtime.prepare(method)
-        return method.encoder
+        return untrained_method(self.recipe, self.facts, self.runtime).encoder
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -155,6 +153,20 @@ def make_method(recipe: Recipe, facts: Facts) -> Method:
         return recipe.method.build(backbone, facts)
 
 
+def untrained_method(recipe: Recipe, facts: Facts, runtime: Runtime) -> Method:
+    """The method as it was before the first step, made again from the seed, on the device."""
+    method = make_method(recipe, facts)
+    runtime.prepare(method)
+    return method
+
+
+def compile_backbones(method: Method) -> None:
+    """Compiles the encoder, and a teacher's, which is a backbone too."""
+    for module in method.modules():
+        if isinstance(module, Backbone):
+            module.compile()
+
+
 def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> Experiment:
     """Builds a resolved recipe whose facts `check` found, in a run folder."""
     runtime = make_runtime(recipe.train)
@@ -170,13 +182,10 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         compiled=runtime.compiled_augmentation,
     )
 
-    method = make_method(recipe, facts)
-    runtime.prepare(method)
+    method = untrained_method(recipe, facts, runtime)
     check_encoder(recipe, facts, runtime, method.encoder)
     if runtime.compiled:
-        for module in method.modules():  # a teacher is a backbone too
-            if isinstance(module, Backbone):
-                module.compile()
+        compile_backbones(method)
     optimization = Optimization(
         method,
         recipe.optimizer.build(),
@@ -187,18 +196,13 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
     probe = make_probe(recipe, facts, runtime, method)
     check_disk_space(recipe, folder, method)
 
-    def make_untrained() -> Method:
-        untrained = make_method(recipe, facts)
-        runtime.prepare(untrained)
-        return untrained
-
     peek = Peek(
         loader,
         method,
         runtime,
         seed=recipe.seed,
         images=recipe.train.micro_batch_size or recipe.train.batch_size,
-        make_untrained=make_untrained,
+        make_untrained=lambda: untrained_method(recipe, facts, runtime),
     )
     suite = make_suite(
         recipe, runtime, train_store, test_store, augmentation, method, probe, loader.maker, peek

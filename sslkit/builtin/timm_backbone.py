@@ -247,7 +247,9 @@ def _refusal(model: nn.Module, channels: int, size: int) -> str | None:
         with torch.no_grad():
             model.eval()(torch.empty(2, channels, size, size, device="meta"))
     except NotImplementedError:
-        return None  # an operation that cannot run without data: training will tell
+        # Not the model's fault: some operation has no form without data. Before the first step the
+        # real model takes two images (`check_encoder`), and refuses there if it must.
+        return None
     except Exception as error:
         return _line(error)
     return None

@@ -2,7 +2,8 @@
 
 `prepare` runs in loader threads on a chunk of a batch and stays on the CPU; `finish` joins the
 chunks of a batch and works on whole batches on the training device. Resident images are cropped in
-`finish`; images read on demand are cropped while they are decoded. A batch is always cut into the
+`finish`; images read on demand are cropped while they are decoded and, where the training device is
+a CPU and nothing is compiled, finished by the loader threads too. A batch is always cut into the
 same chunks, so results do not depend on the number of threads.
 
 Shapes: B images of the batch, V views, C channels, S_v side of view v.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sslkit.interfaces import MetricPoint, Tracker
@@ -58,23 +60,26 @@ class Feed:
             self._save()
         self._started = True
 
-    def send_piece(self) -> bool:
-        """Sends about 64 KiB of metrics, or one artifact. False where there is nothing to send."""
+    @contextmanager
+    def _connection(self) -> Iterator[None]:
+        """Connected to the service. Trackers raise what their libraries raise: whatever it is, it
+        goes on to the caller, who tries again later, and the next attempt connects anew."""
         try:
             self.connect()
-            return self._send_metrics() or self._send_artifact()
+            yield
         except Exception:
             self._started = False
             raise
 
+    def send_piece(self) -> bool:
+        """Sends about 64 KiB of metrics, or one artifact. False where there is nothing to send."""
+        with self._connection():
+            return self._send_metrics() or self._send_artifact()
+
     def finish(self, status: Status) -> None:
         """Tells the service how the run ended."""
-        try:
-            self.connect()
+        with self._connection():
             self.tracker.finish(status)
-        except Exception:
-            self._started = False
-            raise
         with self.lock:
             self.cursor.closed = True
             self._save()
