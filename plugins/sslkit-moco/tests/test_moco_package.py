@@ -71,10 +71,10 @@ def test_a_recipe_states_every_field_of_its_method(path: Path) -> None:
 def test_the_cpu_recipe_differs_from_its_sibling_in_the_method_alone() -> None:
     own, other = (
         yaml.safe_load(find_recipe(found).read_text())
-        for found in ("cpu/moco_cifar10", "cpu/simclr_cifar10")
+        for found in ("cpu/moco_cifar10_short", "cpu/simclr_cifar10_short")
     )
     for recipe in (own, other):
-        del recipe["name"], recipe["method"], recipe["train"]["epochs"]
+        del recipe["name"], recipe["method"]
         recipe.pop("expect", None)
     assert own == other
 
