@@ -236,7 +236,7 @@ def test_ui_on_a_busy_port(sslkit: Callable[..., Outcome]) -> None:
 
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
-    from sslkit.cli import print_json
+    from sslkit.cli.output import print_json
 
     print_json({"a": [float("nan"), 1.0], "b": float("inf")})
     assert json.loads(capsys.readouterr().out) == {"a": [None, 1.0], "b": None}

@@ -1,0 +1,5 @@
+"""`python -m sslkit.cli`."""
+
+from . import main
+
+main()

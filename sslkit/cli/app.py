@@ -1,0 +1,98 @@
+"""The command line as a whole: every command under its name, and how errors end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from sslkit import __version__
+from sslkit.errors import SSLKitError
+from sslkit.plugin_errors import describe_failure
+
+from . import images, listing, measuring, running, tracking
+
+app = typer.Typer(
+    name="sslkit",
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="--debug, anywhere on the line, shows the traceback of an error.",
+)
+plugins_app = typer.Typer(no_args_is_help=True, help="What is installed, and what is broken.")
+recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with the packages.")
+
+_COMMANDS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
+    app: {
+        "run": running.run,
+        "plan": running.plan,
+        "validate": running.validate,
+        "eval": measuring.evaluate,
+        "compare": measuring.compare,
+        "verify": measuring.verify,
+        "embed": images.embed,
+        "pack": images.pack,
+        "schema": listing.schema,
+        "sync": tracking.sync,
+        "ui": tracking.ui,
+        "doctor": tracking.doctor,
+    },
+    plugins_app: {"list": listing.plugins_list, "show": listing.plugins_show},
+    recipes_app: {"list": listing.recipes_list, "copy": listing.recipes_copy},
+}
+"""In the order of `--help`."""
+
+for _group, _commands in _COMMANDS.items():
+    for _name, _command in _commands.items():
+        _group.command(name=_name)(_command)
+app.add_typer(plugins_app, name="plugins")
+app.add_typer(recipes_app, name="recipes")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sslkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Self-supervised learning on images, as an experiment that a recipe describes."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"] or ["--help"]
+    try:
+        app(words, prog_name="sslkit")
+    except SSLKitError as error:
+        if debug:
+            raise
+        lines = str(error).splitlines()
+        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:  # a plugin's, or ours: one line, and the rest on request
+        if debug:
+            raise
+        print(
+            f"error: {describe_failure(error)}. The same command with --debug shows the traceback",
+            file=sys.stderr,
+        )
+        sys.exit(1)

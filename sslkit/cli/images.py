@@ -1,0 +1,98 @@
+"""The commands on images: `embed` and `pack`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import DEVICES, SPLITS, AsJson, Overrides, one_of, required
+from .output import print_json
+
+
+def embed(
+    run: Annotated[
+        str, typer.Argument(help="A run folder, a checkpoint or an encoder.safetensors.")
+    ],
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE|DATA",
+            help="A recipe, whose data is taken, or a data block: '{name: digits}'. Default: the "
+            "data of the run.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-O", "--out", help="The Parquet file to write.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="The images to take: train or test.")] = "train",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    override: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the features of a data source, by the encoder of a run, to a Parquet file."""
+    from sslkit.embedding import embed_source
+
+    if out is None:
+        raise typer.BadParameter("name the file to write with --out")
+    written = embed_source(
+        run, out, source, override or [], split=one_of(split, SPLITS, "--split"),
+        device=one_of(device, DEVICES, "--device"),
+    )  # fmt: skip
+    if as_json:
+        print_json(written.to_json())
+        return
+    labels = "with labels" if written.labels else "without labels"
+    left_out = f"; {written.left_out} unreadable images left out" if written.left_out else ""
+    print(f"{written.path}: {written.rows:,} features of width {written.width}, {labels}{left_out}")
+
+
+def pack(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE|DATA",
+            help="A recipe, whose data is packed, or a data block: '{name: digits}'.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-O", "--out", help="The pack to write.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Side of the square images to store, in pixels: the shorter side is resized to "
+            "it, then the centre is cut out. Default: images as they are, if all have one size.",
+        ),
+    ] = None,
+    interpolation: Annotated[
+        str, typer.Option(help="Of the resize, which is antialiased: bilinear or bicubic.")
+    ] = "bilinear",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Threads that decode; no effect on the file. Default: one a core."
+        ),
+    ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option(metavar="PACK", help="Check every pixel of a pack, and write nothing."),
+    ] = None,
+    override: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decode a data source once, into one file that the source `pack` maps into memory.
+
+    Both splits go into the file. A command that was stopped goes on where it was when it is given
+    again."""
+    from sslkit.report.packing import pack_facts, pack_source, print_pack, verify_pack
+
+    if verify is not None:
+        found = verify_pack(verify, threads)
+    elif out is None:
+        raise typer.BadParameter("name the file to write with --out")
+    else:
+        found = pack_source(
+            required(source), out, override or [], size, interpolation, threads=threads
+        )
+    print_json(pack_facts(found)) if as_json else print_pack(found)

@@ -1,0 +1,123 @@
+"""The commands that measure and compare runs: `eval`, `compare`, `verify`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import AsJson, Overrides
+from .output import print_json
+
+
+def evaluate(
+    run_or_checkpoint: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder or a checkpoint.")
+    ],
+    protocol: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Protocols; default: those of the run's recipe."),
+    ] = None,
+    override: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a finished or stopped run again, with any protocol."""
+    from sslkit.engine.display import make_display
+    from sslkit.report.tables import print_evaluation
+    from sslkit.runs import evaluate_run
+
+    names = [name.strip() for name in protocol.split(",")] if protocol else None
+    results = evaluate_run(
+        run_or_checkpoint, names, override or [], display=make_display(sys.stderr)
+    )
+    print_json(results.to_json()) if as_json else print_evaluation(results)
+
+
+def compare(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN_OR_RECIPE...",
+            help="Finished run folders, recipe files and names of shipped recipes.",
+        ),
+    ],
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each recipe; seeds count up from the recipe's.")
+    ] = 1,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH=VALUE,VALUE,...",
+            help="Run each recipe with each of these values; given again: every combination.",
+        ),
+    ] = None,
+    override: Overrides = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="ARM", help="The arm that others are held against; default: first."),
+    ] = None,
+    match: Annotated[
+        str,
+        typer.Option(
+            metavar="epochs|time",
+            help="The budget that arms share: images seen, or training time of the fastest run.",
+        ),
+    ] = "epochs",
+    time_tolerance: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="With --match time: how much longer counts as equal."),
+    ] = 0.1,
+    out: Annotated[
+        Path | None,
+        typer.Option("-O", "--out", help="Folder of the comparison; default: comparisons/..."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare experiments over seeds: intervals, paired differences, baselines, cost, a report.
+
+    Recipes are run first, one after the other. A command that was stopped goes on where it was
+    when it is given again."""
+    from sslkit.comparison.orchestration import compare as make_comparison
+    from sslkit.engine.display import make_display
+    from sslkit.report.comparison.tables import print_comparison
+
+    if match not in ("epochs", "time"):
+        raise typer.BadParameter(f"--match {match}: valid are epochs and time")
+    outcome = make_comparison(
+        inputs, override or [], vary=vary or [], seeds=seeds, baseline=baseline,
+        match="time" if match == "time" else "epochs", time_tolerance=time_tolerance, out=out,
+        display=make_display(sys.stderr),
+    )  # fmt: skip
+    found = outcome.comparison
+    if as_json:
+        document = found.to_json(outcome.folder) if found else {}
+        print_json({"folder": str(outcome.folder), "status": outcome.status, **document})
+    elif found is not None:
+        print_comparison(found, outcome.folder)
+    if outcome.status != "finished":
+        raise typer.Exit(1)
+
+
+def verify(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe file, or the name of a shipped recipe.")
+    ] = None,
+    override: Overrides = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Check this finished run, and run nothing."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe and hold the result against its `expect` block; exit 1 where it is missed."""
+    from sslkit.comparison.verification import verify as make_verification
+    from sslkit.engine.display import make_display
+    from sslkit.report.verification import print_verification
+
+    found = make_verification(recipe, override or [], run=run, display=make_display(sys.stderr))
+    document = found.to_json()
+    print_json(document) if as_json else print_verification(document)
+    if not found.met:
+        raise typer.Exit(1)

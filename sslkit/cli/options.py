@@ -1,0 +1,33 @@
+"""Options that several commands have, and checks of what was given."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+import typer
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("-o", "--override", metavar="PATH=VALUE", help="Change a field: train.epochs=5."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+_Choice = TypeVar("_Choice", bound=str)
+
+
+def one_of(given: str, valid: tuple[_Choice, ...], option: str) -> _Choice:
+    """`given` as one of the valid words of an option."""
+    for choice in valid:
+        if choice == given:
+            return choice
+    raise typer.BadParameter(f"{option}: got {given!r}; valid is {', '.join(valid)}")
+
+
+def required(recipe: str | None) -> str:
+    """The recipe of a command that can do without one only in another mode."""
+    if recipe is None:
+        raise typer.BadParameter("a recipe is needed here")
+    return recipe
