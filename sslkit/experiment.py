@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .data.evaluation import augmented_pairs, evaluation_batches
+from .data.evaluation import StoredImages, augmented_pairs, evaluation_batches
 from .data.loader import TrainLoader
 from .data.store import ImageStore
 from .data.views import ViewMaker
@@ -28,6 +28,7 @@ from .interfaces import (
     Augmentation,
     Backbone,
     DatasetConfig,
+    Evaluator,
     Facts,
     ImageReader,
     Method,
@@ -76,9 +77,9 @@ class Experiment:
         self.training.log = log
         return log
 
-    def untrained_encoder(self) -> Backbone:
-        """The encoder as it was before the first step, made again from the seed."""
-        return untrained_method(self.recipe, self.facts, self.runtime).encoder
+    def untrained(self) -> Method:
+        """The method as it was before the first step, made again from the seed."""
+        return untrained_method(self.recipe, self.facts, self.runtime)
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -225,7 +226,9 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         checkpoint_every_steps=recipe.train.checkpoint_every_steps,
         checkpoint_every_epochs=recipe.train.checkpoint_every_epochs,
         micro_batch_size=recipe.train.micro_batch_size,
-        evaluate=lambda epoch: suite.run(method.encoder, epoch, final=False),
+        evaluate=lambda epoch: suite.run(
+            method.encoder, epoch, final=False, projection_layers=method.projection_layers
+        ),
         evaluation_due=lambda epoch: bool(suite.due(epoch, final=False)),
     )
     return Experiment(
@@ -321,8 +324,10 @@ def make_suite(
     """
     preprocess = method.encoder.preprocess
     protocols = [(slot.name, slot.build()) for slot in recipe.evaluate]
-    if probe is not None and protocols:
-        protocols.append(("online_probe", ProbeAccuracy.beside(protocols, probe)))
+    check_projection(recipe, protocols, method)
+    takers = [(name, protocol) for name, protocol in protocols if protocol.uses_features]
+    if probe is not None and takers:
+        protocols.append(("online_probe", ProbeAccuracy.beside(takers, probe)))
 
     def batches(store: ImageStore, rows: Tensor | None = None) -> Callable[[], Iterable[Tensor]]:
         return lambda: evaluation_batches(store, preprocess, _EVAL_BATCH, runtime.device, rows)
@@ -346,10 +351,37 @@ def make_suite(
             train_store, augmentation, num, recipe.seed, runtime.device, maker
         ),
         embeddings=None if peek is None else (peek.now, peek.untrained),
+        images=StoredImages(
+            train_store,
+            test_store,
+            preprocess,
+            seed=recipe.seed,
+            device=runtime.device,
+            precision=recipe.train.precision,
+            channels_last=recipe.train.channels_last,
+            maker=maker,
+        ),
         seed=recipe.seed,
         precision=recipe.train.precision,
         channels_last=recipe.train.channels_last,
     )
+
+
+def check_projection(
+    recipe: Recipe, protocols: Iterable[tuple[str, Evaluator]], method: Method
+) -> None:
+    """Raises RecipeError where a protocol asks for a layer that the projection head lacks: before
+    the first step, since an hour later it could only be skipped."""
+    layers = len(method.projection_layers)
+    problems = [
+        f"evaluate.{place}: {name} asks for layer {protocol.projection_layer} of the projection "
+        f"head, and method '{recipe.method.name}' gives {layers or 'no'} "
+        f"layer{'' if layers == 1 else 's'}; set {f'0 to {layers}' if layers else '0'}"
+        for place, (name, protocol) in enumerate(protocols)
+        if protocol.projection_layer > layers
+    ]
+    if problems:
+        raise RecipeError(*problems)
 
 
 def run_tags(recipe: Recipe) -> dict[str, str]:

@@ -19,10 +19,11 @@ D embedding width, N images of a data set, F feature width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from pydantic_core import PydanticCustomError, core_schema
 from torch import Tensor, nn
 
 from .errors import PluginError
+from .nn.blocks import map_rows
+from .nn.depth import Named, groups_by_module_order
 from .randomness import SampleRandom
 
 if TYPE_CHECKING:
@@ -92,6 +95,12 @@ class Component:
         before a run, such as "negatives per anchor"; shown by `sslkit plan`. Where components
         inside others state the same name, the outermost is believed."""
         return {}
+
+    @classmethod
+    def facts_inside(cls, config: Any, facts: Facts) -> Facts:
+        """The facts for the components inside this one, where they serve a training of its own: a
+        protocol that fine-tunes has another batch size, and other steps, than the run."""
+        return facts
 
 
 C = TypeVar("C", bound=Component)
@@ -383,6 +392,11 @@ class Backbone(Component, nn.Module, ABC):
         """Takes back what `export_state` gave."""
         self.load_state_dict(dict(state))
 
+    def depth_groups(self) -> Sequence[Sequence[Named]]:
+        """Every parameter with its name, once, in groups from the input to the output: the layers
+        of fine-tuning with layer-wise decay. By default they follow from the order of modules."""
+        return groups_by_module_order(self)
+
     @classmethod
     def architecture(cls, config: Any) -> Any:
         """`config` without its starting weights: what builds the network that trained weights are
@@ -402,6 +416,11 @@ class Head(Component, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor: ...
+
+    def as_layers(self) -> Sequence[nn.Module]:
+        """The head as layers that are applied one after the other, a layer being a linear map with
+        its normalisation and activation. By default the head is one layer."""
+        return (self,)
 
 
 @dataclass(frozen=True)
@@ -514,6 +533,12 @@ class Method(Component, nn.Module, ABC):
         """The network that is evaluated and exported."""
         return self.backbone
 
+    @property
+    def projection_layers(self) -> Sequence[nn.Module]:
+        """The projection head as layers, the first of which takes the features of `encoder`; see
+        `Head.as_layers`. Protocols can measure, and fine-tune from, any of them. Empty: none."""
+        return ()
+
     @abstractmethod
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Per-sample tensors, each (B, ...), from networks. The entry "features", (B, ..., F), if
@@ -565,6 +590,25 @@ class OptimizerConfig(ComponentConfig):
         ratio = batch_size / self.lr_reference_batch
         factor: float = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[self.lr_scaling]
         return self.lr * factor
+
+
+def optimizer_groups(
+    config: OptimizerConfig, groups: Iterable[ParamGroup], lr: float
+) -> list[dict[str, Any]]:
+    """What `Optimizer.create` takes: biases and norms apart from weights, which are decayed.
+
+    Beside torch's keys each has `lr_scale` and `lr_constant`, for whoever sets learning rates."""
+    parts = []
+    for group in groups:
+        shared = {"lr": lr, "lr_scale": group.lr_scale, "lr_constant": group.lr_constant}
+        decay = config.weight_decay * group.weight_decay_scale
+        excluded = [p for _, p in group.params if config.exclude_bias_and_norm and p.ndim < 2]
+        kept = [p for _, p in group.params if not (config.exclude_bias_and_norm and p.ndim < 2)]
+        parts += [
+            {"params": kept, "weight_decay": decay, "adapt": True, **shared},
+            {"params": excluded, "weight_decay": 0.0, "adapt": False, **shared},
+        ]
+    return [part for part in parts if part["params"]]
 
 
 class Optimizer(Component, ABC):
@@ -646,6 +690,75 @@ class FeatureBank:
         return len(self.class_names)
 
 
+class Batches(Protocol):
+    """Batches of augmented training images; see `Images.augmented`."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, on the training device."""
+
+
+class Images(ABC):
+    """The images of both splits, for protocols that send them through networks of their own:
+
+        batches = images.augmented(augmentation, batch_size=256, rows=images.labelled("train"))
+        for epoch in range(epochs):
+            for batch in batches.epoch(epoch):
+                with images.autocast():
+                    logits = network(batch.views[0])
+                ...                                        # loss against batch.labels
+        for views in images.preprocessed("test"): ...      # in the order of images.labels("test")
+
+    Batches are made as they are needed, on the training device; no data set is copied."""
+
+    device: torch.device
+    """The training device, where every batch is."""
+    channels: int
+    preprocess: Preprocess
+    """Of the encoder: what `preprocessed` does."""
+    class_names: Sequence[str]
+    precision: Literal["fp32", "bf16"]
+    """Number format of the run's activations; see `autocast`."""
+    channels_last: bool
+    """Whether the run keeps images and networks so; batches come in this layout."""
+
+    @abstractmethod
+    def labels(self, split: Literal["train", "test"]) -> Tensor | None:
+        """(N,) int64 on the CPU, negative where an image has none; None without labels. Where an
+        image turns out to be unreadable as it is first read, its label is replaced with it."""
+
+    @abstractmethod
+    def augmented(
+        self, augmentation: Augmentation, *, batch_size: int, rows: Tensor | None = None
+    ) -> Batches:
+        """Training images through an augmentation. Order and views of an epoch follow from the
+        seed of the recipe, the epoch and the positions of the images, and from nothing else; they
+        are not those of the run. The last, partial batch of an epoch is left out.
+
+        rows: (n,) positions of the images to use, default all; fewer than `batch_size` of them
+        make one batch of all. Each batch has `labels` where there are any."""
+
+    @abstractmethod
+    def preprocessed(
+        self, split: Literal["train", "test"], rows: Tensor | None = None, batch_size: int = 512
+    ) -> Iterator[Tensor]:
+        """(B, C, S, S) float32 in [0, 1]: the images as the encoder is evaluated on them, once
+        each and in order, the last batch partial. rows: (n,) positions, default all."""
+
+    def labelled(self, split: Literal["train", "test"]) -> Tensor:
+        """Positions of the images that have a label; the rows of `Subject.bank`, where a protocol
+        requires labels, are these."""
+        labels = self.labels(split)
+        return torch.arange(0) if labels is None else (labels >= 0).nonzero().squeeze(1)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision in which the run's networks compute; losses belong outside."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
 @dataclass(frozen=True)
 class Subject:
     """What a protocol measures: the trained encoder, the untrained one, or raw pixels."""
@@ -664,6 +777,25 @@ class Subject:
     present for the trained encoder, during and at the end of a run."""
     untrained_embeddings: Callable[[], Mapping[str, Tensor]] | None = None
     """The same batch, through the method as it was before the first step."""
+    images: Images | None = None
+    """The images themselves; None for raw pixels."""
+    projection_layers: Sequence[nn.Module] = ()
+    """The layers of the projection head, in eval mode; the first takes the encoder's features.
+    Empty for pixels, and where the method gives none."""
+
+    def projected(self, layer: int) -> Subject:
+        """This subject with the output of layer `layer` of the projection head as its features; 0:
+        as it is. Raises ValueError where there is no such layer."""
+        if layer == 0:
+            return self
+        if layer > len(self.projection_layers):
+            raise ValueError(f"the projection head has {len(self.projection_layers)} layers")
+        head = nn.Sequential(*self.projection_layers[:layer])
+        train, test = (
+            map_rows(head, features, self.bank.compute_device)
+            for features in (self.bank.train, self.bank.test)
+        )
+        return replace(self, bank=replace(self.bank, train=train, test=test))
 
 
 @dataclass(frozen=True)
@@ -703,6 +835,15 @@ class Evaluator(Component, ABC):
     uses_train: ClassVar[bool] = True
     """False: it works on the test split where there is one. The features of the training split may
     then be missing (no rows), which saves most of the time where nothing else needs them."""
+    uses_features: bool = True
+    """False: it works on `Subject.images` alone. `Subject.bank` may then be empty, and raw pixels
+    are no baseline of it: the untrained encoder is the only one. It may follow from the
+    configuration: set it in `__init__`."""
+    pixel_baseline: bool = True
+    """False: the untrained encoder is the only baseline."""
+    projection_layer: int = 0
+    """The highest layer of the projection head that it needs; a run whose method has fewer is
+    refused before its first step."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -240,9 +240,13 @@ def finish(experiment: Experiment, log: RunLog) -> FinalResults:
     training.display.message("evaluating the last epoch and the baselines")
     with training.runtime.eager():
         trained = experiment.suite.run(
-            training.method.encoder, training.progress.epochs_done, final=True
+            training.method.encoder,
+            training.progress.epochs_done,
+            final=True,
+            projection_layers=training.method.projection_layers,
         )
-        baselines = experiment.suite.baselines(experiment.untrained_encoder())
+        untrained = experiment.untrained()
+        baselines = experiment.suite.baselines(untrained.encoder, untrained.projection_layers)
     for protocol, found in {**trained.warnings, **trained.stops}.items():
         training.display.message(f"warning: the last epoch: {protocol}: {found}")
     metrics = {**trained.metrics, **baselines.metrics}
@@ -277,10 +281,11 @@ def evaluate_run(
     train_store, test_store = open_stores(recipe, display)
     augmentation = recipe.augmentation.build()
     suite = make_suite(recipe, runtime, train_store, test_store, augmentation, method)
-    trained = suite.run(method.encoder, 0, final=True)
+    trained = suite.run(method.encoder, 0, True, method.projection_layers)
     untrained = make_method(recipe, facts)
     runtime.prepare(untrained)
-    return FinalResults.collect(trained, suite.baselines(untrained.encoder))
+    baselines = suite.baselines(untrained.encoder, untrained.projection_layers)
+    return FinalResults.collect(trained, baselines)
 
 
 def find_problems(recipe: str | Path, overrides: Sequence[str]) -> tuple[str, ...]:

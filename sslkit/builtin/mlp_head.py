@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslkit.interfaces import ComponentConfig, Head
 from sslkit.nn.mlp import HiddenNorm, Init, OutputNorm, mlp
@@ -61,3 +63,6 @@ class MLPHead(Head):
     def forward(self, features: Tensor) -> Tensor:
         embeddings: Tensor = self.layers(features)
         return embeddings
+
+    def as_layers(self) -> Sequence[nn.Module]:
+        return tuple(self.layers)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslkit.interfaces import (
     Backbone,
@@ -58,6 +58,10 @@ class SimCLR(Method):
         super().__init__(config, backbone, facts)
         self.head = config.head.build(in_dim=backbone.num_features)
         self.loss = config.loss.build()
+
+    @property
+    def projection_layers(self) -> Sequence[nn.Module]:
+        return self.head.as_layers()
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """features: (B, V, F) and z: (B, V, D), one row per image."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from sslkit.errors import CheckpointError
 from sslkit.interfaces import Backbone, ComponentConfig, Facts, Preprocess
+from sslkit.nn.depth import Named, groups_by_names
 from sslkit.nn.stem import has_resnet_stem, use_small_stem
 from sslkit.nn.weights import misfits, read_weights
 
@@ -193,6 +194,16 @@ class TimmBackbone(Backbone):
 
     def import_state(self, state: Mapping[str, Tensor]) -> None:
         self.model.load_state_dict(dict(state))
+
+    def depth_groups(self) -> Sequence[Sequence[Named]]:
+        """timm's own grouping: the stem, then stages (ResNets, ConvNeXts, Swins) or blocks (ViTs);
+        a final norm belongs to the last of them."""
+        matcher = getattr(self.model, "group_matcher", None)
+        if matcher is None:
+            return super().depth_groups()
+        from timm.models import group_parameters
+
+        return groups_by_names(self, group_parameters(self.model, matcher(coarse=True)), "model.")
 
     @classmethod
     def architecture(cls, config: Config) -> Config:

@@ -1,19 +1,24 @@
-"""Images for evaluation: deterministic batches of a split, and pairs of augmented views."""
+"""Images for evaluation: deterministic batches of a split, pairs of augmented views, and what a
+protocol needs to train networks of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sslkit.data.loader import TrainLoader
 from sslkit.data.prefetch import ordered_groups
 from sslkit.data.resize import prepare_for_encoder
 from sslkit.data.store import ImageStore
 from sslkit.data.views import Chunk, ViewMaker, view_maker
-from sslkit.interfaces import Augmentation, Preprocess
-from sslkit.randomness import SampleRandom
+from sslkit.errors import DataError
+from sslkit.interfaces import Augmentation, Batch, Images, Preprocess
+from sslkit.randomness import SampleRandom, stream_key
 
 _PAIR_CHUNK = 256
 _DECODE_CHUNK = 16
@@ -25,7 +30,7 @@ def evaluation_batches(
     batch_size: int,
     device: torch.device | str,
     indices: Tensor | None = None,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Yields (B, C, S, S) float32 in [0, 1]: every image once and in order, the last batch partial.
 
     The shorter side is resized to `preprocess.resize`, then the centre is cropped. indices: (M,)
@@ -103,3 +108,90 @@ def augmented_pairs(
     made = list(views(0))
     others = [view[first] for view in views(1)] if second is None else [v[second] for v in made]
     return torch.cat([view[first] for view in made]), torch.cat(others)
+
+
+class StoredImages(Images):
+    """The images of two stores, for protocols. Images that lie on the training device already, for
+    the views of the run, are used where they are."""
+
+    def __init__(
+        self,
+        train: ImageStore,
+        test: ImageStore | None,
+        preprocess: Preprocess,
+        *,
+        seed: int,
+        device: torch.device,
+        precision: Literal["fp32", "bf16"],
+        channels_last: bool,
+        maker: ViewMaker | None = None,
+    ) -> None:
+        """maker: of the training views, where there is one."""
+        self.device = device
+        self.channels = train.channels
+        self.preprocess = preprocess
+        self.class_names = train.class_names or ()
+        self.precision = precision
+        self.channels_last = channels_last
+        self._train = train
+        self._test = test
+        self._seed = stream_key(seed, "evaluation", "images")[0]
+        self._maker = maker
+
+    def labels(self, split: Literal["train", "test"]) -> Tensor | None:
+        store = self._train if split == "train" else self._test
+        return None if store is None else store.labels
+
+    def augmented(
+        self, augmentation: Augmentation, *, batch_size: int, rows: Tensor | None = None
+    ) -> TrainingBatches:
+        if self._maker is None:
+            self._maker = view_maker(self._train, augmentation, self.device)
+        rows = None if rows is None else rows.cpu()
+        loader = TrainLoader(
+            self._train,
+            augmentation,
+            batch_size=min(batch_size, len(self._train) if rows is None else len(rows)),
+            seed=self._seed,
+            device=self.device,
+            num_threads=self._train.num_threads,
+            maker=self._maker.with_augmentation(augmentation),
+            rows=rows,
+        )
+        return TrainingBatches(loader, self._layout)
+
+    def preprocessed(
+        self, split: Literal["train", "test"], rows: Tensor | None = None, batch_size: int = 512
+    ) -> Iterator[Tensor]:
+        store = self._train if split == "train" else self._test
+        if store is None:
+            raise DataError(f"data: there is no {split} split; choose protocols that need none")
+        batches = evaluation_batches(store, self.preprocess, batch_size, self.device, rows)
+        with closing(batches):
+            for images in batches:
+                yield images.contiguous(memory_format=self._layout)
+
+    @property
+    def _layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+class TrainingBatches:
+    """The batches of a loader, in the memory format of the networks."""
+
+    def __init__(self, loader: TrainLoader, layout: torch.memory_format) -> None:
+        self._loader = loader
+        self._layout = layout
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self._loader.steps_per_epoch
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, on the training device."""
+        batches = self._loader.epoch(epoch)
+        with closing(batches):
+            for batch in batches:
+                views = (view.contiguous(memory_format=self._layout) for view in batch.views)
+                yield replace(batch, views=tuple(views))

@@ -7,7 +7,7 @@ entered at any step, and nothing needs to be saved for a resume.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -40,12 +40,17 @@ class TrainLoader:
         device: torch.device | str,
         num_threads: int,
         compiled: bool = False,
+        maker: ViewMaker | None = None,
+        rows: Tensor | None = None,
     ) -> None:
-        """compiled: see `view_maker`."""
-        if batch_size > len(store):
+        """compiled: see `view_maker`. maker: of this store and this augmentation, where there is
+        one already. rows: (n,) positions of the images to use, on the CPU; default all."""
+        self._rows = rows
+        self._num_images = len(store) if rows is None else len(rows)
+        if batch_size > self._num_images:
             raise RecipeError(
-                f"train.batch_size: {batch_size} is more than the {len(store)} training images; "
-                f"choose at most {len(store)}"
+                f"train.batch_size: {batch_size} is more than the {self._num_images} training "
+                f"images; choose at most {self._num_images}"
             )
         self.store = store
         self.batch_size = batch_size
@@ -54,7 +59,7 @@ class TrainLoader:
         self.wait_s = 0.0
         """Seconds that the consumer has waited for prepared data, over all epochs."""
         self._device = torch.device(device)
-        self._maker = view_maker(store, augmentation, self._device, compiled=compiled)
+        self._maker = maker or view_maker(store, augmentation, self._device, compiled=compiled)
         self._side = SideStream(self._device) if self._device.type == "cuda" else None
 
     @property
@@ -65,14 +70,16 @@ class TrainLoader:
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in an epoch."""
-        return len(self.store) // self.batch_size
+        return self._num_images // self.batch_size
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch from `start_step` on, on the training device.
 
         Close the iterator (or let it go out of scope) to end its threads early. Raises DataError.
         """
-        order = epoch_order(self.seed, epoch, len(self.store))
+        order = epoch_order(self.seed, epoch, self._num_images)
+        if self._rows is not None:
+            order = self._rows[order]
 
         def groups() -> Iterator[tuple[Tensor, list[Chunk]]]:
             for step in range(start_step, self.steps_per_epoch):

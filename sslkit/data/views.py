@@ -11,10 +11,11 @@ Shapes: B images of the batch, V views, C channels, S_v side of view v.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -81,6 +82,14 @@ class ViewMaker(ABC):
         # A compiled function works on few samples at a time on a CPU, whose cache then holds them.
         values = store.channels * max(view.size**2 for view in augmentation.views)
         self._rows = block_rows(values) if compiled and device.type == "cpu" else None
+
+    def with_augmentation(self, augmentation: Augmentation) -> Self:
+        """A maker of other views of the same images, which share their memory; not compiled."""
+        other = copy.copy(self)
+        other.augmentation = augmentation
+        other._render = other.render
+        other._rows = None
+        return other
 
     @abstractmethod
     def chunks(self, random: SampleRandom) -> list[Chunk]:
@@ -242,6 +251,11 @@ class DecodedViews(ViewMaker):
     ) -> None:
         super().__init__(store, augmentation, device, compiled)
         self._rendered_by_threads = device.type == "cpu" and not compiled
+
+    def with_augmentation(self, augmentation: Augmentation) -> Self:
+        other = super().with_augmentation(augmentation)
+        other._rendered_by_threads = self.device.type == "cpu"
+        return other
 
     def chunks(self, random: SampleRandom) -> list[Chunk]:
         count = len(random.indices)

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from sslkit.errors import RecipeError
-from sslkit.interfaces import Method, Optimizer, OptimizerConfig, ParamGroup, Progress, Schedule
+from sslkit.interfaces import (
+    Method,
+    Optimizer,
+    OptimizerConfig,
+    ParamGroup,
+    Progress,
+    Schedule,
+    optimizer_groups,
+)
 
 
 def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
@@ -35,9 +43,7 @@ class Optimization:
         self.max_grad_norm = max_grad_norm
         self.groups = method.param_groups()
         _check_groups(method, self.groups)
-        self.optimizer = optimizer.create(
-            [part for group in self.groups for part in _split(group, config, self.peak_lr)]
-        )
+        self.optimizer = optimizer.create(optimizer_groups(config, self.groups, self.peak_lr))
         self._rules = [_rules(group) for group in self.optimizer.param_groups]
 
     def set_lr(self, progress: Progress) -> float:
@@ -87,19 +93,6 @@ class Optimization:
             for name, value in entry.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _split(group: ParamGroup, config: OptimizerConfig, lr: float) -> list[dict[str, Any]]:
-    """A method's group as optimiser groups: biases and norms apart from weights."""
-    excluded = [p for _, p in group.params if config.exclude_bias_and_norm and p.ndim < 2]
-    kept = [p for _, p in group.params if not (config.exclude_bias_and_norm and p.ndim < 2)]
-    shared = {"lr": lr, "lr_scale": group.lr_scale, "lr_constant": group.lr_constant}
-    decay = config.weight_decay * group.weight_decay_scale
-    parts = [
-        {"params": kept, "weight_decay": decay, "adapt": True, **shared},
-        {"params": excluded, "weight_decay": 0.0, "adapt": False, **shared},
-    ]
-    return [part for part in parts if part["params"]]
 
 
 def _rules(group: dict[str, Any]) -> dict[str, Any]:

@@ -27,12 +27,9 @@ def isolated(seed: int, key: str) -> Iterator[None]:
 
 
 @contextmanager
-def unchanged(encoder: nn.Module | None) -> Iterator[None]:
+def unchanged(encoder: nn.Module) -> Iterator[None]:
     """Raises RuntimeError if the block changed a bit of the encoder, and puts it back. Gradients
     and `requires_grad` flags that it leaves behind are put back silently."""
-    if encoder is None:
-        yield
-        return
     before = {name: tensor.clone() for name, tensor in encoder_state(encoder).items()}
     trainable = [(p, p.requires_grad, p.grad) for p in encoder.parameters()]
     try:

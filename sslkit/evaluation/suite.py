@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sslkit.interfaces import Evaluator, FeatureBank, Subject
+from sslkit.interfaces import Evaluator, FeatureBank, Images, Subject
 
 from .collector import Collector, Protocol, named_protocols
 from .features import (
@@ -68,6 +68,7 @@ class EvaluationSuite:
         positive_pairs: Callable[[int], tuple[Tensor, Tensor]] | None = None,
         calibration_batches: Batches | None = None,
         embeddings: tuple[Embeddings, Embeddings] | None = None,
+        images: Images | None = None,
         seed: int = 0,
         precision: Precision = "fp32",
         channels_last: bool = False,
@@ -79,7 +80,8 @@ class EvaluationSuite:
         positive_pairs(n): two views of n images, each (n, C, S, S) in [0, 1].
         calibration_batches: training images in random order for the statistics of the untrained
         baseline; `train_batches` where None.
-        embeddings: of one batch, by the method that is trained and by the untrained one."""
+        embeddings: of one batch, by the method that is trained and by the untrained one.
+        images: the same images, for protocols that train networks of their own."""
         self._protocols = named_protocols(evaluators)
         self._train_batches = train_batches
         self._test_batches = test_batches
@@ -91,6 +93,7 @@ class EvaluationSuite:
         self._positive_pairs = positive_pairs
         self._calibration_batches = calibration_batches or train_batches
         self._embeddings = embeddings
+        self._images = images
         self._device = device
         self._seed = seed
         self._extract: dict[str, Any] = {"precision": precision, "channels_last": channels_last}
@@ -104,21 +107,31 @@ class EvaluationSuite:
         """The protocols to run when `epoch` epochs are done. All of them run after the last."""
         return [protocol.key for protocol in self._due(epoch, final)]
 
-    def run(self, encoder: nn.Module, epoch: int, final: bool) -> SuiteResult:
+    def run(
+        self,
+        encoder: nn.Module,
+        epoch: int,
+        final: bool,
+        projection_layers: Sequence[nn.Module] = (),
+    ) -> SuiteResult:
         """Measures the encoder with the protocols that are due. Features are taken once for all
-        of them; the encoder is left as it was, to the bit."""
+        of them; the encoder is left as it was, to the bit.
+
+        projection_layers: see `Method.projection_layers`."""
         report = Collector(f"after epoch {epoch}")
         protocols = self._measurable(self._due(epoch, final), "trained", report)
         if protocols:
-            self._measure_encoder(protocols, encoder, "trained", report)
+            self._measure_encoder(protocols, encoder, projection_layers, "trained", report)
         return report.result()
 
-    def baselines(self, untrained: nn.Module) -> SuiteResult:
+    def baselines(
+        self, untrained: nn.Module, projection_layers: Sequence[nn.Module] = ()
+    ) -> SuiteResult:
         """Measures mean-centred pixels and the untrained encoder, its batch statistics
         calibrated on the training images, with every protocol that asks for baselines."""
         report = Collector("of the baselines")
         wanted = [protocol for protocol in self._protocols if protocol.evaluator.baselines]
-        pixels = self._measurable(wanted, "pixels", report)
+        pixels = self._measurable([p for p in wanted if _measures_pixels(p)], "pixels", report)
         encoder = self._measurable(wanted, "untrained", report)
         if pixels:
             with report.timed("features/pixels"):
@@ -128,10 +141,12 @@ class EvaluationSuite:
             del bank
         if encoder:
             with report.timed("features/untrained"):
+                network = nn.Sequential(untrained, *projection_layers)
                 calibrated = calibrate_batch_norm(
-                    untrained, self._calibration_batches(), **self._extract
+                    network, self._calibration_batches(), **self._extract
                 )
-            self._measure_encoder(encoder, calibrated, "untrained", report)
+                assert isinstance(calibrated, nn.Sequential)
+            self._measure_encoder(encoder, calibrated[0], calibrated[1:], "untrained", report)
         return report.result()
 
     def seconds_per_image(self, encoder: nn.Module) -> float:
@@ -178,6 +193,7 @@ class EvaluationSuite:
         self,
         protocols: Sequence[Protocol],
         encoder: nn.Module,
+        projection_layers: Iterable[nn.Module],
         name: Literal["trained", "untrained"],
         report: Collector,
     ) -> None:
@@ -189,18 +205,30 @@ class EvaluationSuite:
             first, second = self._positive_pairs(num)
             return features(torch.split(first, 256)), features(torch.split(second, 256))
 
-        with report.timed(f"features/{name}"):
-            with_train = any(protocol.evaluator.uses_train for protocol in protocols)
-            bank = self._bank(features, with_train)
+        users = [p.evaluator for p in protocols if p.evaluator.uses_features]
+        nothing = torch.empty(0, 0)
+        bank = FeatureBank(nothing, nothing, class_names=self._class_names, device=self._device)
+        if users:
+            with report.timed(f"features/{name}"):
+                bank = self._bank(features, any(user.uses_train for user in users))
         broken = count_not_finite(bank.train) + count_not_finite(bank.test)
         if broken:
             total = len(bank.train) + len(bank.test)
             for protocol in protocols:
                 report.skip(protocol, name, f"features of {broken} of {total} images not finite")
             return
-        with eval_mode(encoder):
+        layers = tuple(projection_layers)
+        with eval_mode(nn.Sequential(encoder, *layers)):
             pairs_or_none = pairs if self._positive_pairs else None
-            subject = Subject(name, bank, self._seed, encoder, pairs_or_none)
+            subject = Subject(
+                name,
+                bank,
+                self._seed,
+                encoder,
+                pairs_or_none,
+                images=self._images,
+                projection_layers=layers,
+            )
             if name == "trained" and self._embeddings is not None:
                 now, untrained = self._embeddings
                 subject = replace(subject, embeddings=now, untrained_embeddings=untrained)
@@ -238,11 +266,13 @@ class EvaluationSuite:
 
     def _measure(self, protocols: Sequence[Protocol], subject: Subject, report: Collector) -> None:
         labelled = replace(subject, bank=_labelled(subject.bank))
+        networks = [] if subject.encoder is None else [subject.encoder, *subject.projection_layers]
+        whole = nn.Sequential(*networks)
         for protocol in protocols:
             each = labelled if protocol.evaluator.requires_labels else subject
             with report.timed(f"{protocol.key}/{subject.name}"):
                 try:
-                    with isolated(self._seed, protocol.key), unchanged(subject.encoder):
+                    with isolated(self._seed, protocol.key), unchanged(whole):
                         found = protocol.evaluator.evaluate(each)
                     report.add(protocol, subject.name, found)
                 except Exception as error:
@@ -250,6 +280,11 @@ class EvaluationSuite:
 
 
 # --- Parts ----------------------------------------------------------------------------------------
+
+
+def _measures_pixels(protocol: Protocol) -> bool:
+    evaluator = protocol.evaluator
+    return evaluator.pixel_baseline and evaluator.uses_features
 
 
 def _placed(labels: Tensor | None, rows: Tensor) -> Tensor | None:

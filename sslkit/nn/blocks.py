@@ -51,3 +51,14 @@ def _select(argument: Any, begin: int, rows: int) -> Any:
     if isinstance(argument, Sequence) and not isinstance(argument, str):
         return tuple(_select(value, begin, rows) for value in argument)
     return argument
+
+
+_MAPPED_ROWS = 1 << 13
+
+
+@torch.no_grad()
+def map_rows(function: Callable[[Tensor], Tensor], rows: Tensor, device: torch.device) -> Tensor:
+    """`function(rows)`, float32, computed on `device` for some of the rows at a time; without
+    gradients. rows: (N, F); the result lies where they do."""
+    parts = torch.split(rows, _MAPPED_ROWS)
+    return torch.cat([function(part.to(device)).float().to(rows.device) for part in parts])

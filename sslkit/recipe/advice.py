@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sslkit.interfaces import Evaluator, Facts
 from sslkit.plugin_errors import describe_failure
 
-from .model import Recipe, components
+from .model import Recipe, components_with_facts
 
 _LARGE_REST = 0.1
 """Part of the images that may be left out of each epoch without a warning."""
@@ -39,9 +39,9 @@ def find_warnings(recipe: Recipe, facts: Facts) -> list[Advice]:
 
     Call it for a recipe that `check_recipe` has passed."""
     found = []
-    for path, slot in components(recipe):
+    for path, slot, known in components_with_facts(recipe, facts):
         try:
-            said = [(inside, message) for inside, message in slot.cls.warnings(slot.config, facts)]
+            said = [(inside, message) for inside, message in slot.cls.warnings(slot.config, known)]
         except Exception as error:  # a plugin's: no reason to stop a run
             reason = describe_failure(error, slot.cls.__module__)
             said = [("", f"the warnings of {slot.cls.kind} '{slot.name}' failed: {reason}")]
@@ -85,9 +85,9 @@ def batch_norm_layers(method: nn.Module) -> int:
 def plan_facts(recipe: Recipe, facts: Facts) -> dict[str, str | int | float]:
     """What components say of themselves; the outermost is believed where names repeat."""
     known: dict[str, str | int | float] = {}
-    for path, slot in components(recipe):
+    for path, slot, here in components_with_facts(recipe, facts):
         try:
-            said = dict(slot.cls.plan_facts(slot.config, facts))
+            said = dict(slot.cls.plan_facts(slot.config, here))
         except Exception as error:  # a plugin's: no reason to give no plan
             said = {path: f"failed: {describe_failure(error, slot.cls.__module__)}"}
         known = {**said, **known}

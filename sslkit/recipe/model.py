@@ -24,6 +24,7 @@ from sslkit.interfaces import (
     ComponentConfig,
     Dataset,
     Evaluator,
+    Facts,
     Method,
     Optimizer,
     Schedule,
@@ -218,6 +219,19 @@ def components(recipe: BaseModel) -> Iterator[tuple[str, Slot[Any]]]:
     """(dotted path, slot) of every component, outer ones first, in the order of the fields."""
     for path, found in _components(recipe, ()):
         yield ".".join(map(str, path)), found
+
+
+def components_with_facts(
+    recipe: BaseModel, facts: Facts
+) -> Iterator[tuple[str, Slot[Any], Facts]]:
+    """`components`, and the facts that each works under; see `Component.facts_inside`."""
+    around: list[tuple[str, Facts]] = []
+    for path, found in components(recipe):
+        while around and not path.startswith(around[-1][0]):
+            around.pop()
+        here = around[-1][1] if around else facts
+        yield path, found, here
+        around.append((f"{path}.", found.cls.facts_inside(found.config, here)))
 
 
 def _components(

@@ -16,7 +16,7 @@ from sslkit.registry import Registry, did_you_mean
 
 from .document import Document, Mark, Marks, Path, describe
 from .fields import Place
-from .model import Recipe, components
+from .model import Recipe, components_with_facts
 
 _EXPECTED = {
     "bool_type": "true or false",
@@ -231,12 +231,12 @@ def check_recipe(recipe: Recipe, facts: Facts) -> list[str]:
     """Every reason why this recipe cannot run on this data, in one line each; empty if it can."""
     marks = recipe.marks or Marks(recipe.name)
     lines = []
-    for dotted, slot in components(recipe):
+    for dotted, slot, known in components_with_facts(recipe, facts):
         path: Path = tuple(int(p) if p.isdecimal() else p for p in dotted.split("."))
-        missing = _missing_labels(slot.cls, slot.name, facts)
+        missing = _missing_labels(slot.cls, slot.name, known)
         lines += [_line(recipe, marks, path, message) for message in missing]
         try:
-            found = list(slot.cls.problems(slot.config, facts))
+            found = list(slot.cls.problems(slot.config, known))
         except Exception as error:
             reason = describe_failure(error, slot.cls.__module__)
             message = f"the check of {slot.cls.kind} '{slot.name}' failed: {reason}"

@@ -277,3 +277,50 @@ def test_the_training_split_is_not_encoded_where_nothing_needs_it(pictures: Pict
     assert pictures.passes == {"train": 1, "test": 2}
     assert alone == {key: value for key, value in beside.items() if key in alone}
     assert "eval/knn/top1" in beside
+
+
+def test_protocols_on_images_alone_take_no_features(pictures: Pictures) -> None:
+    class OnImages(Recorder):
+        uses_features = False
+
+        def evaluate(self, subject: Subject) -> Evaluation:
+            self.subjects.append(subject)
+            return Evaluation({"top1": 0.5})
+
+    alone, shown = OnImages(), object()
+    suite = pictures.suite(("images", alone), images=shown)
+    trained, untrained = suite.run(encoder(), 1, final=True), encoder()
+    assert pictures.passes == {"train": 0, "test": 0}
+    baselines = suite.baselines(untrained)
+    assert pictures.passes == {"train": 1, "test": 0}, "batch statistics of the untrained encoder"
+    assert [subject.name for subject in alone.subjects] == ["trained", "untrained"]
+    assert all(subject.images is shown for subject in alone.subjects)
+    assert alone.subjects[0].bank.train.numel() == 0
+    assert alone.subjects[0].bank.num_classes == 3
+    assert trained.metrics == {"eval/images/top1": 0.5}
+    assert baselines.metrics == {"eval/images/top1_untrained": 0.5}
+    assert set(trained.timings) == {"images/trained"}
+
+
+def test_layers_of_the_projection_head_are_measured_and_left_as_they_were(
+    pictures: Pictures,
+) -> None:
+    class AtLayers(Evaluator):
+        def evaluate(self, subject: Subject) -> Evaluation:
+            return Evaluation(
+                {f"width_{k}": subject.projected(k).bank.train.shape[1] for k in range(3)}
+            )
+
+    layers = [nn.Sequential(nn.Linear(8, 5), nn.BatchNorm1d(5), nn.ReLU()), nn.Linear(5, 2)]
+    head = nn.Sequential(*layers).train()
+    before = state_digest(head)
+    suite = pictures.suite(("at", AtLayers(EvaluatorConfig())))
+    suite_metrics = suite.run(encoder(), 1, True, layers).metrics
+    assert suite_metrics == {"eval/at/width_0": 8, "eval/at/width_1": 5, "eval/at/width_2": 2}
+    with pytest.warns(UserWarning, match="the projection head has 0 layers"):
+        assert suite.run(encoder(), 1, final=True).skipped.keys() == {"at"}
+    with pytest.warns(UserWarning, match="at on pixels failed"):
+        calibrated = suite.baselines(encoder(), layers).metrics
+    assert calibrated["eval/at/width_1_untrained"] == 5
+    assert head.training
+    assert state_digest(head) == before

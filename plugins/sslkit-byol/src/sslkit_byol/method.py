@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -92,6 +92,10 @@ class BYOL(Method):
             )
         self.loss = config.loss.build()
         self.teacher = EMATeacher(self.taught)
+
+    @property
+    def projection_layers(self) -> Sequence[nn.Module]:
+        return self.projector.as_layers()
 
     @property
     def taught(self) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 import torch
@@ -108,6 +108,10 @@ class MoCoV3(Method):
         self.teacher = EMATeacher(self.taught)
         temperature = _temperature(config) if config.temperature_scaling else None
         self.scale = config.loss_weight * (1.0 if temperature is None else 2.0 * temperature)
+
+    @property
+    def projection_layers(self) -> Sequence[nn.Module]:
+        return self.projector.as_layers()
 
     @property
     def taught(self) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -124,6 +124,10 @@ class MoCoV1(Method):
         # A tuple: the layers are registered where they belong, and not here.
         self._grouped = (*grouped, *splittable_layers(self.teacher)) if grouped else ()
         self.queue = FeatureQueue(config.queue_size, self.head.out_dim)
+
+    @property
+    def projection_layers(self) -> Sequence[nn.Module]:
+        return self.head.as_layers()
 
     @property
     def taught(self) -> nn.Module:
