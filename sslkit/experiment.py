@@ -20,7 +20,13 @@ from .engine.loop import NoLog, Training
 from .engine.online_probe import OnlineProbe, ProbeAccuracy
 from .engine.optimization import Optimization
 from .engine.peek import Peek
-from .engine.runtime import Runtime, make_runtime, resolve_compile, resolve_device
+from .engine.runtime import (
+    Runtime,
+    check_cuda_graphs,
+    make_runtime,
+    resolve_compile,
+    resolve_device,
+)
 from .errors import PluginError, RecipeError
 from .evaluation.features import eval_mode
 from .evaluation.suite import EvaluationSuite
@@ -93,7 +99,9 @@ def resolve(recipe: Recipe) -> Recipe:
             train.compile if augmentation is None else augmentation, "compile_augmentation"
         ),
     }
-    return recipe.model_copy(update={"train": train.model_copy(update=settled)})
+    resolved = train.model_copy(update=settled)
+    check_cuda_graphs(resolved)
+    return recipe.model_copy(update={"train": resolved})
 
 
 def open_splits(recipe: Recipe) -> tuple[ImageReader, ImageReader | None]:
@@ -161,11 +169,11 @@ def untrained_method(recipe: Recipe, facts: Facts, runtime: Runtime) -> Method:
     return method
 
 
-def compile_backbones(method: Method) -> None:
+def compile_backbones(method: Method, *, cuda_graphs: bool = False) -> None:
     """Compiles the encoder, and a teacher's, which is a backbone too."""
     for module in method.modules():
         if isinstance(module, Backbone):
-            module.compile()
+            module.compile(mode="reduce-overhead" if cuda_graphs else None)
 
 
 def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> Experiment:
@@ -186,13 +194,14 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
     method = untrained_method(recipe, facts, runtime)
     check_encoder(recipe, facts, runtime, method.encoder)
     if runtime.compiled:
-        compile_backbones(method)
+        compile_backbones(method, cuda_graphs=runtime.cuda_graphs)
     optimization = Optimization(
         method,
         recipe.optimizer.build(),
         recipe.schedule.build(),
         batch_size=recipe.train.batch_size,
         max_grad_norm=recipe.train.max_grad_norm,
+        scaler=runtime.make_scaler(),
     )
     probe = make_probe(recipe, facts, runtime, method)
     check_disk_space(recipe, folder, method)

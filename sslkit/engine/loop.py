@@ -203,6 +203,7 @@ def log_training(t: Training, lr: float, step_metrics: Mapping[str, Tensor | flo
         "train/lr": lr,
         "train/epoch": t.progress.epoch,
         **read,
+        **{f"train/{name}": value for name, value in t.optimization.metrics().items()},
         "perf/images_per_second": speed,
         "perf/data_wait_fraction": min(t.loader.wait_s / seconds, 1.0),
         "perf/peak_memory_mb": t.runtime.peak_memory_mb(),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from sslkit.errors import RecipeError
 from sslkit.interfaces import (
@@ -36,11 +37,14 @@ class Optimization:
         *,
         batch_size: int,
         max_grad_norm: float | None = None,
+        scaler: GradScaler | None = None,
     ) -> None:
+        """scaler: of the loss, for gradients in float16."""
         config: OptimizerConfig = optimizer.config
         self.schedule = schedule
         self.peak_lr = scaled_lr(config, batch_size)
         self.max_grad_norm = max_grad_norm
+        self.scaler = scaler
         self.groups = method.param_groups()
         _check_groups(method, self.groups)
         self.optimizer = optimizer.create(optimizer_groups(config, self.groups, self.peak_lr))
@@ -54,6 +58,16 @@ class Optimization:
             group["lr"] = base * group["lr_scale"]
         return lr
 
+    def backward(self, loss: Tensor) -> None:
+        """The gradient of the loss, times the scale where there is one, until `unscale`."""
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self) -> None:
+        """Brings gradients to their true size; they may be infinite then, in float16."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+
     def clip(self) -> None:
         """Clips gradients as the recipe (whole) and the method's groups (each tensor) say."""
         for group in self.groups:
@@ -65,13 +79,23 @@ class Optimization:
             nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
 
     def step(self) -> None:
-        """Updates the parameters and drops the gradients."""
-        self.optimizer.step()
+        """Updates the parameters, unless a gradient in float16 overflowed, and drops the
+        gradients."""
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def metrics(self) -> dict[str, float]:
+        """What is worth a line in the log; waits for the device."""
+        return {} if self.scaler is None else {"loss_scale": self.scaler.get_scale()}
+
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state."""
-        return self.optimizer.state_dict()
+        """The optimiser's state, and the scale of the loss where there is one."""
+        state = self.optimizer.state_dict()
+        return state if self.scaler is None else {**state, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the optimiser's state: its moments, and not its rules (weight decay, momentum),
@@ -81,7 +105,9 @@ class Optimization:
         for rules, saved in zip(self._rules, state["param_groups"], strict=False):
             if rules.keys() != _rules(saved).keys():
                 raise ValueError("it is the state of another optimiser")
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict({key: state[key] for key in ("state", "param_groups")})
+        if self.scaler is not None and "scaler" in state:  # a fork may come from another precision
+            self.scaler.load_state_dict(state["scaler"])
         self._match_layouts()
         for group, rules in zip(self.optimizer.param_groups, self._rules, strict=True):
             group.update(rules)

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from sslkit.errors import RecipeError
+from sslkit.nn.numerics import Precision, autocast
 
 if TYPE_CHECKING:
     from sslkit.recipe import TrainConfig
@@ -25,11 +27,13 @@ class Runtime:
     """The resolved execution settings of a run."""
 
     device: torch.device
-    precision: str
+    precision: Precision
     channels_last: bool
     compiled: bool
     """Whether the backbone is."""
     compiled_augmentation: bool = False
+    cuda_graphs: bool = False
+    """Whether the compiled backbone is replayed as CUDA graphs."""
 
     @property
     def compiles(self) -> bool:
@@ -38,9 +42,16 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of the forward pass; losses leave it by themselves."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return autocast(self.device, self.precision)
+
+    def make_scaler(self) -> GradScaler | None:
+        """What keeps small gradients above the smallest float16; None where nothing has to."""
+        return GradScaler(self.device.type) if self.precision == "fp16" else None
+
+    def begin_step(self) -> None:
+        """Tells CUDA graphs that what they gave in the last step is no longer used."""
+        if self.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
     def eager(self) -> AbstractContextManager[object]:
         """Evaluation runs uncompiled: its batches have other shapes, and its numbers are then
@@ -104,6 +115,23 @@ def resolve_compile(setting: bool | str, field: str = "compile") -> bool:
     return missing is None
 
 
+def check_cuda_graphs(train: TrainConfig) -> None:
+    """Raises RecipeError where graphs are asked for and cannot be. train: with its device and
+    whether to compile resolved."""
+    if not train.cuda_graphs:
+        return
+    if train.device != "cuda":
+        raise RecipeError(
+            f"train.cuda_graphs: true, but the device is {train.device}; set train.device=cuda or "
+            "train.cuda_graphs=false"
+        )
+    if not train.compile:
+        raise RecipeError(
+            "train.cuda_graphs: true, but the backbone is not compiled; set train.compile=true or "
+            "train.cuda_graphs=false"
+        )
+
+
 def _missing_compiler() -> str | None:
     if torch.cuda.is_available():
         from importlib.util import find_spec
@@ -132,4 +160,5 @@ def make_runtime(train: TrainConfig) -> Runtime:
         train.channels_last,
         compiled=bool(train.compile),
         compiled_augmentation=bool(train.compile_augmentation),
+        cuda_graphs=train.cuda_graphs,
     )

@@ -23,15 +23,17 @@ Embeddings = dict[str, Tensor]
 
 def train_step(t: Training, batch: Batch) -> tuple[StepOutput, Mapping[str, Tensor]]:
     """One optimiser step on one batch; also the online probe's metrics."""
+    t.runtime.begin_step()
     batch = replace(batch, views=tuple(t.runtime.layout(view) for view in batch.views))
     with _randomness(t, micro_batch=0):
         t.method.before_step(t.progress)
         if t.micro_batch_size is None or t.micro_batch_size >= len(batch):
             embeddings = embed(t, batch)
             output = objective(t.method, embeddings, batch)
-            output.loss.backward()  # type: ignore[no-untyped-call]
+            t.optimization.backward(output.loss)
         else:
             embeddings, output = backward_in_parts(t, batch, t.micro_batch_size)
+        t.optimization.unscale()
         t.method.after_backward(t.progress)
         t.optimization.clip()
         t.optimization.step()
@@ -88,7 +90,7 @@ def backward_in_parts(t: Training, batch: Batch, size: int) -> tuple[Embeddings,
         for name, value in kept.items()
     }
     output = objective(t.method, joined, replace(batch, views=()))
-    output.loss.backward()  # type: ignore[no-untyped-call]
+    t.optimization.backward(output.loss)
 
     _send_back(kept, joined, parts[last])
     del kept

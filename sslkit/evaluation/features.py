@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslkit.interfaces import FeatureBank
-
-Precision = Literal["fp32", "bf16"]
+from sslkit.nn.numerics import Precision, autocast
 
 DEVICE_BYTES = 1 << 31
 """Features of both splits up to this size stay on the training device, others in CPU memory."""
@@ -83,7 +81,7 @@ def extract(
     with frozen(encoder):
         for images in batches:
             images = images.to(device=device, memory_format=layout)
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with autocast(images.device, precision):
                 rows.add(encoder(images).float())
     return rows.joined()
 
@@ -241,7 +239,7 @@ def calibrate_batch_norm(
             stack.callback(layer.register_forward_pre_hook(collect.hook).remove)
         for images in _without_single_images(batches):
             images = images.to(device=device, memory_format=layout)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with autocast(device, precision):
                 encoder(images)
     with torch.no_grad():
         for layer, collect in zip(layers, moments, strict=True):

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from sslkit.interfaces import Evaluator, FeatureBank, Images, Subject
+from sslkit.nn.numerics import Precision
 
 from .collector import Collector, Protocol, named_protocols
 from .features import (
-    Precision,
     Room,
     calibrate_batch_norm,
     centre_,

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""Number formats of activations; weights are float32 in all of them."""
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """The scope in which networks compute in this precision."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_HALF[precision])
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from sslkit.interfaces import (
     Tracker,
     slot,
 )
+from sslkit.nn.numerics import Precision
 
 from .document import Marks
 
@@ -79,8 +80,9 @@ class TrainConfig(Block):
     time. BatchNorm sees the images of a micro-batch only. null: the whole batch."""
     max_steps: PositiveInt | None = None
     """Stops after so many optimiser steps; the schedule then ends there too."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the networks' activations; weights and losses stay in float32."""
+    precision: Precision = "fp32"
+    """Number format of the networks' activations; weights and losses stay in float32. `fp16`, for
+    GPUs without bf16, scales the loss and leaves out steps whose gradient overflows."""
     channels_last: bool = True
     """Keeps images in memory channel by channel per pixel, which convolutions run faster on."""
     compile: bool | Literal["if_available"] = False
@@ -89,6 +91,9 @@ class TrainConfig(Block):
     compile_augmentation: bool | Literal["if_available"] | None = None
     """Compiles what the augmentation does to whole batches; null: as `compile`. On a CPU it pays
     where compiling the backbone does not."""
+    cuda_graphs: bool = False
+    """Replays the compiled backbone as CUDA graphs, which saves the time between small kernels;
+    needs `compile` and a CUDA device."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; `auto` takes the first of cuda, mps and cpu that works and is recorded."""
     deterministic: bool = False

@@ -23,6 +23,7 @@ from .machine import describe_machine
 from .micro_batches import run_micro_batches
 from .options import Options
 from .overhead import run_overhead
+from .profiling import run_profile
 from .report import write_report
 from .results import Group, write_results
 from .steps import run_steps
@@ -40,7 +41,12 @@ CPU_PARTS: dict[str, Part] = {
     "decoding": run_decoding,
     "overhead": run_overhead,
 }
-GPU_PARTS: dict[str, Part] = {"ceilings": run_ceilings, **CPU_PARTS, "checks": run_checks}
+GPU_PARTS: dict[str, Part] = {
+    "ceilings": run_ceilings,
+    **CPU_PARTS,
+    "profile": run_profile,
+    "checks": run_checks,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

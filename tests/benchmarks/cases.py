@@ -16,8 +16,9 @@ from .images import DATA_DIR, Images, images_in_files, images_in_memory, registr
 from .options import Options
 
 Table = Literal["same settings", "as shipped"]
-Mode = Literal["eager", "compiled augmentation", "compiled"]
-"""What torch.compile works on in our arms: nothing, the augmentation, or the backbone too."""
+Mode = Literal["eager", "compiled augmentation", "compiled", "graphed"]
+"""What torch.compile works on in our arms: nothing, the augmentation, or the backbone too; and that
+replayed as CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Case:
 
 
 _CPU_MODES: tuple[Mode, ...] = ("eager", "compiled augmentation")
+_GPU_MODES: tuple[Mode, ...] = ("eager", "compiled", "graphed")
 _CIFAR = Case(
     "",
     "",
@@ -86,14 +88,14 @@ CPU_CASES = (
 )  # fmt: skip
 
 _GPU_PHOTOS = replace(
-    _PHOTOS, batch_size=256, num_images=8192, steps=16, lead_steps=4, modes=("eager", "compiled")
+    _PHOTOS, batch_size=256, num_images=8192, steps=16, lead_steps=4, modes=_GPU_MODES
 )
 
 GPU_CASES = (
     replace(
         _CIFAR, name="r18-32", title="ResNet-18 (small stem), 32 px, batch 512", model="resnet18",
         stem="small", batch_size=512, num_images=50_000, steps=32, lead_steps=8,
-        modes=("eager", "compiled"), min_rounds=4,
+        modes=_GPU_MODES, min_rounds=4,
     ),
     replace(_GPU_PHOTOS, name="r50-224", title="ResNet-50, 224 px, batch 256", model="resnet50"),
     replace(
@@ -167,7 +169,8 @@ def make_recipe(
     overrides = [
         f"train.device={options.device.type}",
         f"train.loader_threads={options.loader_threads}",
-        f"train.compile={str(mode == 'compiled').lower()}",
+        f"train.compile={str(mode in ('compiled', 'graphed')).lower()}",
+        f"train.cuda_graphs={str(mode == 'graphed').lower()}",
         f"train.compile_augmentation={str(mode != 'eager').lower()}",
         *further,
     ]

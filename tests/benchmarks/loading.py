@@ -60,6 +60,8 @@ def _decoders(options: Options) -> Group:
         Arm(name, of_calls(partial(run, find)), float(len(encoded)))
         for name, find in decoders.items()
     ]
+    on_gpu = of_calls(partial(_nvjpeg, encoded, options), device=options.device)
+    arms.append(Arm("nvJPEG (torchvision), on the GPU", on_gpu, float(len(encoded))))
     results = measure(arms, options.plan(10.0))
     facts = {"data": images.description, "threads": 1}
     return Group("decoding", "JPEG bytes to RGB pixels, one core", results, "Pillow", facts=facts)
@@ -107,6 +109,16 @@ def _simplejpeg() -> Decoder:
         raise Unavailable(f"simplejpeg is not installed: {error}") from error
     decode: Decoder = partial(module.decode_jpeg, colorspace="RGB")
     return decode
+
+
+def _nvjpeg(encoded: list[bytes], options: Options) -> Callable[[], object]:
+    """All images in one call, from bytes in host memory to pixels in the GPU's."""
+    if not options.on_gpu:
+        raise Unavailable("needs a CUDA device")
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    data = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in encoded]
+    return lambda: decode_jpeg(data, mode=ImageReadMode.RGB, device=options.device)
 
 
 def _loaders(options: Options) -> Group:

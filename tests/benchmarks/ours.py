@@ -125,10 +125,11 @@ def bare_step(experiment: Experiment) -> Callable[[], None]:
     optimization.set_lr(training.progress)
 
     def step() -> None:
+        runtime.begin_step()
         with runtime.autocast():
             embeddings = method.embed(batch)
         output = method.objective({k: v.float() for k, v in embeddings.items()}, batch)
-        output.loss.backward()  # type: ignore[no-untyped-call]
+        optimization.backward(output.loss)
         optimization.step()
 
     return step

@@ -13,7 +13,7 @@ from .tables import group_table
 
 _ORDER = (
     "ceilings", "steps", "augmentation", "losses", "memory", "micro-batches", "decoding",
-    "overhead", "checks", "runs",
+    "overhead", "profile", "checks", "runs",
 )  # fmt: skip
 _TITLES = {
     "ceilings": "Ceilings",
@@ -24,6 +24,7 @@ _TITLES = {
     "micro-batches": "Large batches in parts",
     "decoding": "Decoding",
     "overhead": "The loop itself",
+    "profile": "Where the time goes",
     "checks": "Checks",
     "runs": "Whole runs",
 }

@@ -19,6 +19,7 @@ from tests.benchmarks.images import images_in_files, images_in_memory, registry
 from tests.benchmarks.memory import extra_peak_mb
 from tests.benchmarks.options import Options
 from tests.benchmarks.pairing import paired_ratios, ratio_interval
+from tests.benchmarks.profiling import Span, busy_time
 from tests.benchmarks.results import Group, read_results
 
 
@@ -91,6 +92,23 @@ def test_both_sides_are_fed_the_same_images(tmp_path: Path) -> None:
         assert reader is not None
         assert len(reader) == images.num
         assert np.array_equal(reader.read(3), np.asarray(images.open(3)))
+
+
+def test_busy_time_counts_what_overlaps_once() -> None:
+    spans = [Span("b", 5.0, 7.0, 2.0), Span("a", 0.0, 4.0, 3.0), Span("in a", 1.0, 2.0, 1.0)]
+    assert busy_time(spans) == 6.0
+    assert busy_time([*spans, Span("across", 3.0, 6.0, 3.0)]) == 7.0
+    assert busy_time([]) == 0.0
+
+
+def test_the_profile_of_a_step_names_the_convolutions(results: Path) -> None:
+    _, groups = read_results(results)
+    (group,) = [group for group in groups if group.part == "profile"]
+    shares = {arm.name: arm.facts["share"] for arm in group.arms}
+    assert any("conv" in name for name in shares)
+    assert math.isclose(sum(shares.values()), 1.0, rel_tol=1e-6)
+    assert 0.0 <= group.facts["idle_share"] < 1.0
+    assert group.facts["milliseconds_per_step"] > 0.0
 
 
 def test_cases_have_names_of_their_own() -> None:
