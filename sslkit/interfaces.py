@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from .errors import PluginError
 from .nn.blocks import map_rows
 from .nn.depth import Named, groups_by_module_order
+from .nn.numerics import Precision, autocast
 from .randomness import SampleRandom
 
 if TYPE_CHECKING:
@@ -720,7 +721,7 @@ class Images(ABC):
     preprocess: Preprocess
     """Of the encoder: what `preprocessed` does."""
     class_names: Sequence[str]
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     """Number format of the run's activations; see `autocast`."""
     channels_last: bool
     """Whether the run keeps images and networks so; batches come in this layout."""
@@ -755,8 +756,10 @@ class Images(ABC):
         return torch.arange(0) if labels is None else (labels >= 0).nonzero().squeeze(1)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The precision in which the run's networks compute; losses belong outside."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        """The precision in which the run's networks compute, float32 where that is `fp16`; losses
+        belong outside."""
+        # float16 would need a scaled loss, which every protocol would have to know of.
+        return autocast(self.device, "fp32" if self.precision == "fp16" else self.precision)
 
 
 @dataclass(frozen=True)

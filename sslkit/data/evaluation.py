@@ -18,6 +18,7 @@ from sslkit.data.store import ImageStore
 from sslkit.data.views import Chunk, ViewMaker, view_maker
 from sslkit.errors import DataError
 from sslkit.interfaces import Augmentation, Batch, Images, Preprocess
+from sslkit.nn.numerics import Precision
 from sslkit.randomness import SampleRandom, stream_key
 
 _PAIR_CHUNK = 256
@@ -122,7 +123,7 @@ class StoredImages(Images):
         *,
         seed: int,
         device: torch.device,
-        precision: Literal["fp32", "bf16"],
+        precision: Precision,
         channels_last: bool,
         maker: ViewMaker | None = None,
     ) -> None:

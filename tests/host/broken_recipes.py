@@ -158,8 +158,8 @@ BROKEN_RECIPES = (
     ),
     BrokenRecipe(
         "not one of the choices",
-        changed("  epochs: 2\n", "  epochs: 2\n  precision: fp16\n"),
-        ("FILE:14:14: train.precision: expected 'fp32' or 'bf16', got the text 'fp16'",),
+        changed("  epochs: 2\n", "  epochs: 2\n  precision: fp8\n"),
+        ("FILE:14:14: train.precision: expected 'fp32' or 'bf16' or 'fp16', got the text 'fp8'",),
     ),
     BrokenRecipe(
         "neither member of a union",
