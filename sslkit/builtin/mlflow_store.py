@@ -117,10 +117,11 @@ def without_login(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
-def page(server: str) -> str:
-    """The address that opens the UI of a server on experiments and runs; by default MLflow 3 opens
-    on pages about language models."""
-    return f"{without_login(server)}/#/experiments?workflowType=machine_learning"
+def page(server: str, experiment_id: str | None = None) -> str:
+    """The address that opens the UI of a server on the runs of an experiment, or on the list of
+    experiments; by default MLflow 3 opens on pages about language models."""
+    where = "experiments" if experiment_id is None else f"experiments/{experiment_id}/runs"
+    return f"{without_login(server)}/#/{where}?workflowType=machine_learning"
 
 
 def metric_key(key: str) -> str:
@@ -128,6 +129,14 @@ def metric_key(key: str) -> str:
     cleaned = re.sub(r"[^\w.\-/: ]", "_", key)
     parts = [part for part in cleaned.split("/") if part not in ("", ".", "..")]
     return "/".join(parts)[:MAX_KEY].rstrip("/") or "unnamed"
+
+
+def note(markdown: str) -> str:
+    """A report as the description of a run: without its title, which is the name of the run, and
+    without pictures, which are files beside it; cut at a line."""
+    lines = [line for line in markdown.splitlines() if not line.startswith(("# ", "!["))]
+    text = "\n".join(lines).strip()
+    return text if len(text) <= MAX_TAG_VALUE else text[:MAX_TAG_VALUE].rpartition("\n")[0]
 
 
 def cut(value: object, limit: int) -> str:

@@ -74,7 +74,8 @@ class MLflowTracker(Tracker):
         """The command that shows the store in a browser."""
         if self.uri.startswith(("http://", "https://")):
             return [sys.executable, "-m", "webbrowser", store.page(self.uri)]
-        return [sys.executable, "-m", "sslkit.builtin.mlflow_ui", self.uri, host, str(port)]
+        arguments = [self.uri, host, str(port), self.config.experiment]
+        return [sys.executable, "-m", "sslkit.builtin.mlflow_ui", *arguments]
 
     def start(self, run: RunView, run_id: str | None) -> str:
         """Opens or continues the run. Also called after a failure: it finds out what the service
@@ -124,9 +125,13 @@ class MLflowTracker(Tracker):
         }
 
     def close_group(self, key: str, artifacts: Sequence[Path]) -> None:
+        """Uploads the files; a Markdown file among them is the description of the parent run."""
         run_id = str(self._open_parent(key, key).info.run_id)
         for path in artifacts:
             self._client.log_artifact(run_id, str(path), None)
+            if path.suffix == ".md":
+                note = store.note(path.read_text(encoding="utf-8"))
+                self._client.set_tag(run_id, "mlflow.note.content", note)
         self._client.set_terminated(run_id)
 
     def _open_parent(self, key: str, name: str) -> Any:
@@ -139,7 +144,7 @@ class MLflowTracker(Tracker):
         )
         if found:
             return found[0]
-        tags = {"mlflow.user": _user(), _GROUP_TAG: name, _GROUP_KEY_TAG: key, **self.config.tags}
+        tags = {**_origin(), _GROUP_TAG: name, _GROUP_KEY_TAG: key, **self.config.tags}
         if self.config.parent_run_id is not None:
             tags["mlflow.parentRunId"] = self.config.parent_run_id
         return self._client.create_run(experiment_id, tags=tags, run_name=name)
@@ -193,9 +198,7 @@ class MLflowTracker(Tracker):
 
     def _tags(self, run: RunView) -> dict[str, str]:
         tags = {
-            "mlflow.user": _user(),
-            "mlflow.source.name": Path(sys.argv[0]).name or "python",
-            "mlflow.source.type": "LOCAL",
+            **_origin(),
             _FOLDER_TAG: run.run_dir.name,
             **run.tags,
             **self.config.tags,
@@ -263,6 +266,17 @@ def _dataset_inputs(run: RunView) -> list[Any]:
         )
         for split, fingerprint in fingerprints.items()
     ]
+
+
+def _origin() -> dict[str, str]:
+    """Who ran what: the script, or sslkit where it runs by itself."""
+    script = Path(sys.argv[0])
+    own = Path(__file__).parents[1] in script.absolute().parents
+    return {
+        "mlflow.user": _user(),
+        "mlflow.source.name": "sslkit" if own else script.name or "python",
+        "mlflow.source.type": "LOCAL",
+    }
 
 
 def _user() -> str:

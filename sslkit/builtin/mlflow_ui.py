@@ -1,4 +1,4 @@
-"""Shows an MLflow store: `python -m sslkit.builtin.mlflow_ui URI HOST PORT`.
+"""Shows an MLflow store: `python -m sslkit.builtin.mlflow_ui URI HOST PORT EXPERIMENT`.
 
 What `mlflow ui` does, without telemetry and job workers, and with the store created under the lock
 that runs use."""
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 from sslkit.builtin import mlflow_store as store
 
@@ -17,19 +18,35 @@ SERVER_ENVIRONMENT = {
 }
 
 
-def main(uri: str, host: str, port: str) -> int:
+HINT = (
+    "MLflow begins with pages about language models: choose 'Model training' at the top left once, "
+    "and the browser remembers it"
+)
+
+
+def main(uri: str, host: str, port: str, experiment: str) -> int:
     """Runs the server until it is stopped; returns its exit code."""
-    path = store.sqlite_path(uri)
-    with store.creation_lock(uri):
-        if path is not None and not path.exists():
-            store.client(uri)
+    shown = None
+    if store.sqlite_path(uri) is not None:
+        with store.creation_lock(uri):
+            shown = experiment_to_show(store.client(uri), experiment)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--host", host, "--port", port, "--workers", "1"]
     os.environ.update(SERVER_ENVIRONMENT)
-    print(f"open {store.page(f'http://{host}:{port}')}", flush=True)
+    print(f"open {store.page(f'http://{host}:{port}', shown)}\n{HINT}", flush=True)
     if os.name == "posix":
         os.execv(sys.executable, command)  # noqa: S606  (signals reach the server itself)
     return subprocess.call(command)
+
+
+def experiment_to_show(client: Any, name: str) -> str | None:
+    """The id of the experiment with this name, else of the one with the newest run, else None."""
+    named = client.get_experiment_by_name(name)
+    if named is not None and named.lifecycle_stage == "active":
+        return str(named.experiment_id)
+    every = [found.experiment_id for found in client.search_experiments()]
+    newest = client.search_runs(every, order_by=["attributes.start_time DESC"], max_results=1)
+    return str(newest[0].info.experiment_id) if newest else None
 
 
 if __name__ == "__main__":

@@ -35,11 +35,22 @@ def test_a_group_is_found_again_and_takes_files(store: Path, tmp_path: Path) -> 
     assert parent.info.status == "RUNNING"
     report = tmp_path / "comparison.html"
     report.write_text("<p>")
-    MLflowTracker(config).close_group("key-1", [report])
+    summary = tmp_path / "comparison.md"
+    summary.write_text("# methods\n\n| arm | n |\n|---|---|\n| a | 3 |\n\n![curves](c.svg)\n")
+    MLflowTracker(config).close_group("key-1", [report, summary])
     (parent,) = runs_of(store)
     assert parent.info.status == "FINISHED"
+    assert parent.data.tags["mlflow.note.content"] == "| arm | n |\n|---|---|\n| a | 3 |"
     client = mlflow_store.client(f"sqlite:///{store}")
-    assert [found.path for found in client.list_artifacts(parent.info.run_id)] == [report.name]
+    files = [found.path for found in client.list_artifacts(parent.info.run_id)]
+    assert files == [report.name, summary.name]
+
+
+def test_a_long_report_is_cut_at_a_line() -> None:
+    line = "| arm | accuracy |\n"
+    note = mlflow_store.note(line * 1000)
+    assert len(note) <= mlflow_store.MAX_TAG_VALUE
+    assert note.endswith(line.strip())
 
 
 def test_trackers_without_groups_need_nothing() -> None:

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+import sslkit
 from sslkit.builtin import mlflow_store
 from sslkit.builtin.mlflow_tracker import MLflowTracker
+from sslkit.builtin.mlflow_ui import experiment_to_show
 from sslkit.interfaces import Facts, MetricPoint, RunView
 from sslkit.tracking.folder import RunFolder
 from sslkit.tracking.log import FeedTiming, RunLog, sync
@@ -262,8 +264,41 @@ def test_store_is_resolved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert MLflowTracker(MLflowTracker.Config()).uri == "http://host:5000"
     given = MLflowTracker(MLflowTracker.Config(tracking_uri="sqlite:///a.db"))
     assert given.uri == f"sqlite:///{tmp_path}/a.db"
-    assert given.ui_command("127.0.0.1", 5001)[-3:] == [given.uri, "127.0.0.1", "5001"]
+    assert given.ui_command("127.0.0.1", 5001)[-4:] == [given.uri, "127.0.0.1", "5001", "sslkit"]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_ui_opens_on_the_experiment_or_on_the_newest_run(store: Path) -> None:
+    client = client_of(store)
+    assert experiment_to_show(client, "cifar10") is None
+    old, new = client.create_experiment("old"), client.create_experiment("new")
+    client.create_run(old, start_time=1000)
+    client.create_run(new, start_time=2000)
+    assert experiment_to_show(client, "old") == old
+    assert experiment_to_show(client, "cifar10") == new
+    client.delete_experiment(old)
+    assert experiment_to_show(client, "old") == new
+    address = mlflow_store.page("http://127.0.0.1:5000", new)
+    assert address == (
+        f"http://127.0.0.1:5000/#/experiments/{new}/runs?workflowType=machine_learning"
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "source"),
+    [
+        ("train.py", "train.py"),
+        ("-c", "-c"),
+        ("", "python"),
+        (str(Path(sslkit.__file__).parent / "comparison" / "worker.py"), "sslkit"),
+    ],
+)
+def test_a_run_names_the_script_of_the_user(
+    view: RunView, store: Path, monkeypatch: pytest.MonkeyPatch, script: str, source: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script])
+    run_id = tracker_of(store).start(view, None)
+    assert client_of(store).get_run(run_id).data.tags["mlflow.source.name"] == source
 
 
 def test_login_stays_out_of_messages() -> None:
