@@ -1,0 +1,168 @@
+"""The pages of the methods against the code: fields and defaults, recipes, metrics."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import generated_reference as reference
+import pytest
+from pages import DOCS, REPOSITORY
+
+from sslkit.engine.display import Silent
+from sslkit.interfaces import resolve_component
+from sslkit.plugins import load_plugins
+from sslkit.recipe import find_recipe, load_recipe, shipped_recipes
+from sslkit.runs import start
+
+METHODS = DOCS / "methods"
+PAGES = {
+    "simclr": "simclr.md",
+    "byol": "byol.md",
+    "moco_v1": "moco.md",
+    "moco_v2": "moco.md",
+    "moco_v3": "moco.md",
+}
+"""Method -> its page."""
+
+_PERCENT = re.compile(r"\b0\.\d{3}\b")
+
+
+def shipped_methods() -> dict[str, type[Any]]:
+    """The methods of the packages of this repository that are installed."""
+    distributions = {"sslkit", *(path.name for path in (REPOSITORY / "plugins").iterdir())}
+    registry = load_plugins().registry
+    return {
+        entry.name: registry.resolve("method", entry.name).cls
+        for entry in registry.entries("method")
+        if entry.distribution in distributions
+    }
+
+
+def shipped_files() -> dict[str, Path]:
+    """Name -> file of the recipes of this repository, those of absent plugins left out."""
+    files = shipped_recipes().items()
+    return {name: path for name, path in files if REPOSITORY in path.resolve().parents}
+
+
+def text_of(method: str) -> str:
+    return (METHODS / PAGES[method]).read_text(encoding="utf-8")
+
+
+def sections(text: str) -> dict[str, str]:
+    """Heading of the first level below the title -> its text."""
+    parts = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    return {head: body for head, _, body in (part.partition("\n") for part in parts)}
+
+
+def rows(text: str, first: str) -> dict[str, list[str]]:
+    """First cell, without backticks -> further cells, of the table whose first head this is."""
+    found: dict[str, list[str]] = {}
+    inside = False
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            inside = False
+        elif cells[0] == first:
+            inside = True
+        elif inside and not cells[0].startswith("-"):
+            found[cells[0].strip("`")] = cells[1:]
+    return found
+
+
+def section_of(method: str) -> str:
+    """The part of a page that describes a method: the page, unless it describes several."""
+    page = text_of(method)
+    heading = {
+        "moco_v1": "MoCo v1 and v2",
+        "moco_v2": "MoCo v1 and v2",
+        "moco_v3": "MoCo v3",
+    }.get(method)
+    return page if heading is None else sections(page)[heading]
+
+
+def test_every_shipped_method_has_a_page() -> None:
+    methods = shipped_methods()
+    assert set(methods) <= set(PAGES)
+    index = (METHODS / "index.md").read_text(encoding="utf-8")
+    for method in methods:
+        assert f"`{method}`" in index
+        assert f"{PAGES[method].removesuffix('.md')}\n" in index  # the table of contents
+        assert f"`{method}`" in text_of(method) or f"name: {method}}}" in text_of(method)
+
+
+@pytest.mark.parametrize("method", PAGES)
+def test_a_page_gives_every_field_with_its_default(method: str) -> None:
+    methods = shipped_methods()
+    if method not in methods:
+        pytest.skip(f"the plugin of {method} is not installed")
+    config = methods[method].Config
+    defaults = resolve_component(load_plugins().registry, "method", {"name": method}).config
+    table = rows(section_of(method), "field")
+    assert {name for name in table if "." not in name} == set(config.model_fields)
+    for name, (default, *_) in table.items():
+        if "." in name:
+            part, inner = name.split(".")
+            expected = f"`{reference.yaml_words(getattr(getattr(defaults, part).config, inner))}`"
+        else:
+            expected = reference.default_words(config, name)
+        of_several = dict(re.findall(r"`(\w+)`: (`[^`]*`)", default))
+        assert of_several.get(method, default) == expected, f"{PAGES[method]}: {name}"
+
+
+def recipes_of(method: str) -> list[str]:
+    return [
+        name for name, path in shipped_files().items() if load_recipe(path).method.name == method
+    ]
+
+
+@pytest.mark.parametrize("page", sorted(set(PAGES.values())))
+def test_a_page_lists_its_recipes_as_their_headers_do(page: str) -> None:
+    """Published and measured figures are those of the header, and what the header calls not yet
+    measured the page does too."""
+    table = rows((METHODS / page).read_text(encoding="utf-8"), "recipe")
+    expected = [name for method in PAGES if PAGES[method] == page for name in recipes_of(method)]
+    if not expected:
+        pytest.skip("the plugin of the page is not installed")
+    assert set(table) == set(expected)
+    for name, (_, published, measured) in table.items():
+        text = find_recipe(name).read_text(encoding="utf-8")
+        header = " ".join(re.findall(r"^# ?(.*)$", text, flags=re.MULTILINE))
+        figures = {f"{100 * float(number):.1f}" for number in _PERCENT.findall(header)}
+        shown = set(re.findall(r"\b\d\d\.\d\b", f"{published} {measured}"))
+        assert shown - figures == set(), f"{page}: {name}: not in the header of the recipe"
+        unmeasured = "not yet measured" in header.lower()
+        assert (measured == "not yet measured") is unmeasured, f"{page}: {name}: {measured}"
+
+
+SMALL = [
+    "data={name: synthetic, num_train: 32, num_test: 16, size: 32}",
+    "backbone={name: timm, model: test_resnet}",
+    "train.batch_size=16",
+    "train.epochs=1",
+    "train.max_steps=1",
+    "train.compile=false",
+    "train.device=cpu",
+    "evaluate=[{name: collapse}]",
+    "expect={}",
+    "tracking={name: none}",
+]
+
+
+@pytest.mark.parametrize("method", PAGES)
+def test_the_metrics_on_a_page_are_those_of_a_run(method: str, tmp_path: Path) -> None:
+    if method not in shipped_methods():
+        pytest.skip(f"the plugin of {method} is not installed")
+    recipe = next(name for name in recipes_of(method) if "cifar10" in name)
+    overrides = [*SMALL, f"runs_dir={tmp_path}"]
+    logged = set(start(recipe, overrides, display=Silent()).metrics)
+    table = rows(text_of(method), "metric")
+    named = {name.strip("` ") for cell in table for name in cell.split(",")}
+    own = {name for name in named if name.startswith(("train/", "collapse/"))}
+    assert own <= logged, f"{PAGES[method]}: {own - logged} is not logged"
+    common = rows((METHODS / "index.md").read_text(encoding="utf-8"), "metric")
+    everywhere = {name.strip("` ") for cell in common for name in cell.split(",")}
+    trained = {name for name in logged if name.startswith(("train/", "collapse/"))}
+    silent = {"train/lr", "train/epoch", "train/online_probe/loss"}
+    assert trained - named - everywhere <= silent, "a metric that no page explains"
