@@ -126,13 +126,18 @@ class MLflowTracker(Tracker):
 
     def close_group(self, key: str, artifacts: Sequence[Path]) -> None:
         """Uploads the files; a Markdown file among them is the description of the parent run."""
-        run_id = str(self._open_parent(key, key).info.run_id)
+        parent = self._open_parent(key, key).info
+        run_id = str(parent.run_id)
         for path in artifacts:
             self._client.log_artifact(run_id, str(path), None)
             if path.suffix == ".md":
                 note = store.note(path.read_text(encoding="utf-8"))
                 self._client.set_tag(run_id, "mlflow.note.content", note)
-        self._client.set_terminated(run_id)
+        # Shown again days later, a comparison did not take days.
+        below = f"tags.`mlflow.parentRunId` = '{run_id}'"
+        runs = self._client.search_runs([parent.experiment_id], below)
+        ends = [run.info.end_time for run in runs if run.info.end_time is not None]
+        self._client.set_terminated(run_id, end_time=max(ends, default=None))
 
     def _open_parent(self, key: str, name: str) -> Any:
         store.probe(self.uri)

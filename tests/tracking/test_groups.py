@@ -46,6 +46,18 @@ def test_a_group_is_found_again_and_takes_files(store: Path, tmp_path: Path) -> 
     assert files == [report.name, summary.name]
 
 
+def test_a_comparison_ends_with_its_last_run(store: Path) -> None:
+    tracker = MLflowTracker(MLflowTracker.Config(tracking_uri=f"sqlite:///{store}"))
+    parent = tracker.open_group("key-1", "methods")["parent_run_id"]
+    client = mlflow_store.client(f"sqlite:///{store}")
+    experiment = client.get_run(parent).info.experiment_id
+    for end in (2_000_000_000_000, 2_000_000_005_000):
+        child = client.create_run(experiment, tags={"mlflow.parentRunId": parent})
+        client.set_terminated(child.info.run_id, end_time=end)
+    tracker.close_group("key-1", [])
+    assert client.get_run(parent).info.end_time == 2_000_000_005_000
+
+
 def test_a_long_report_is_cut_at_a_line() -> None:
     line = "| arm | accuracy |\n"
     note = mlflow_store.note(line * 1000)
