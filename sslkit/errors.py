@@ -47,3 +47,7 @@ class RunFolderError(SSLKitError):
 
 class TrackingError(SSLKitError):
     """The tracking service could not be reached when that was the task (`sync`)."""
+
+
+class ExportError(SSLKitError):
+    """An encoder cannot be exported in this format, or the export is not equal to it."""

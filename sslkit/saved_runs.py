@@ -14,6 +14,7 @@ from .errors import CheckpointError, RecipeError
 from .experiment import Experiment, make_method
 from .interfaces import Backbone, Facts, Method, Slot, ViewSpec, resolve_component
 from .recipe import Recipe, components, hashed_view, load_recipe, recipe_hash
+from .tracking.atomic import UMASK
 from .tracking.folder import RunFolder, sanitise_name
 from .tracking.metrics_file import read_lines
 
@@ -238,6 +239,7 @@ def save_encoder(experiment: Experiment) -> Path:
     }
     temporary = experiment.folder.encoder.with_suffix(".tmp")
     save_file(weights, temporary, {_META: json.dumps(metadata), "format": "pt"})
+    temporary.chmod(0o666 & ~UMASK)  # safetensors lets only the owner read
     temporary.replace(experiment.folder.encoder)
     return experiment.folder.encoder
 
@@ -256,7 +258,7 @@ def input_channels(run_or_checkpoint: str | Path) -> int:
     """Channels of the images that the encoder of `load_encoder` takes. Raises CheckpointError."""
     path = Path(run_or_checkpoint)
     if path.suffix == ".safetensors":
-        return int(_encoder_metadata(path)["channels"])
+        return int(encoder_metadata(path)["channels"])
     return read_facts(run_folder_of(path).path).channels
 
 
@@ -265,7 +267,7 @@ def _encoder_from_file(path: Path) -> Backbone:
 
     from .plugins import load_plugins
 
-    described = _encoder_metadata(path)
+    described = encoder_metadata(path)
     slot = resolve_component(load_plugins().registry, "backbone", described["backbone"])
     encoder: Backbone = slot.build(
         channels=described["channels"], image_size=described["image_size"]
@@ -274,7 +276,7 @@ def _encoder_from_file(path: Path) -> Backbone:
     return encoder
 
 
-def _encoder_metadata(path: Path) -> dict[str, Any]:
+def encoder_metadata(path: Path) -> dict[str, Any]:
     """What `save_encoder` wrote beside the weights."""
     from safetensors import SafetensorError, safe_open
 

@@ -12,7 +12,7 @@ from sslkit import __version__
 from sslkit.errors import SSLKitError
 from sslkit.plugin_errors import describe_failure
 
-from . import images, listing, measuring, running, tracking
+from . import exporting, images, listing, measuring, running, tracking
 
 app = typer.Typer(
     name="sslkit",
@@ -34,6 +34,7 @@ _COMMANDS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
         "compare": measuring.compare,
         "verify": measuring.verify,
         "embed": images.embed,
+        "export": exporting.export,
         "pack": images.pack,
         "schema": listing.schema,
         "sync": tracking.sync,

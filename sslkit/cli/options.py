@@ -14,6 +14,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stand
 
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+EXPORT_FORMATS = ("timm", "onnx", "torch-export")
 
 _Choice = TypeVar("_Choice", bound=str)
 

@@ -18,7 +18,7 @@ def write_atomic(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_UMASK)  # mkstemp makes files that only the owner can read
+        temporary.chmod(0o666 & ~UMASK)  # mkstemp makes files that only the owner can read
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -31,4 +31,4 @@ def _umask() -> int:
     return mask
 
 
-_UMASK = _umask()  # once: reading it sets it for a moment, for all threads
+UMASK = _umask()  # once: reading it sets it for a moment, for all threads

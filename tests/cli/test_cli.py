@@ -48,7 +48,15 @@ def process(words: Sequence[str], code: str = "") -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["run", "--help"], ["plugins", "list"], ["recipes", "list"], []]
+    "words",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["export", "--help"],
+        ["plugins", "list"],
+        ["recipes", "list"],
+        [],
+    ],
 )
 def test_light_commands_import_nothing_heavy(words: list[str]) -> None:
     heavy = "['torch', 'timm', 'mlflow', 'torchvision', 'matplotlib', 'sklearn', 'pyarrow']"

@@ -1,0 +1,1 @@
+"""The encoder of a run for other programs: written, loaded back, compared, and only then kept."""
