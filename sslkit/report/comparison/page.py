@@ -28,7 +28,7 @@ body{font:15px/1.5 system-ui,sans-serif;color:#1c2430;max-width:1100px;margin:2r
 body{padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
-div.wide{overflow-x:auto}
+div.wide,figure{overflow-x:auto}@media(max-width:700px){svg{min-width:45rem}}
 th,td{padding:.3rem .8rem;text-align:left;border-bottom:1px solid #dde2e8;white-space:nowrap}
 th{background:#f3f5f8}figure{margin:1.5rem 0}figcaption{color:#55606e;font-size:.9rem}
 svg{max-width:100%;height:auto}pre{background:#f3f5f8;padding:.8rem;overflow-x:auto;font-size:.8rem}
