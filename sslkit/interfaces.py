@@ -210,8 +210,31 @@ class UnreadableImageError(Exception):
     """Raised by `ImageReader.read` for an image that is damaged and will stay so."""
 
 
+IGNORED_PIXEL = 255
+"""The value of `ImageReader.mask` where a pixel belongs to no class and counts nowhere."""
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The annotated objects of one image, M of them."""
+
+    corners: NDArray[np.float32]
+    """(M, 4) left, top, right, bottom in pixels; right > left, bottom > top."""
+    labels: NDArray[np.int64]
+    """(M,) positions in `ImageReader.box_classes`."""
+    difficult: NDArray[np.bool_]
+    """(M,) True: need not be found, and is no error where it is (VOC's `difficult`)."""
+    crowd: NDArray[np.bool_]
+    """(M,) True: a region with many objects of the class; like `difficult`, and any number of
+    detections inside it is no error (COCO's `iscrowd`)."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
 class ImageReader(ABC):
-    """One split of a data set. `read` is called from several threads at once."""
+    """One split of a data set. `read`, `mask` and `boxes` are called from several threads at
+    once."""
 
     channels: int
     image_size: tuple[int, int] | None = None
@@ -222,6 +245,10 @@ class ImageReader(ABC):
     pixels: NDArray[np.uint8] | None = None
     """(N, C, H, W), where all images are at hand as one array, such as a memory-mapped file; `read`
     gives the same. It is used where it is: neither copied as a whole nor written to."""
+    mask_classes: Sequence[str] | None = None
+    """Names of the classes of `mask`, at most 255; None where there are no masks."""
+    box_classes: Sequence[str] | None = None
+    """Names of the classes of `boxes`; None where there are no boxes."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -230,6 +257,15 @@ class ImageReader(ABC):
     def read(self, index: int) -> NDArray[np.uint8]:
         """Image `index` as (H, W, C) uint8. Raises UnreadableImageError for a damaged image and
         OSError for a fault that may pass (it is retried)."""
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """The class of every pixel of image `index`: (H, W), the size of the image, positions in
+        `mask_classes` or IGNORED_PIXEL. Raises DataError for a bad annotation."""
+        raise NotImplementedError(f"{type(self).__name__} has no masks")
+
+    def boxes(self, index: int) -> Boxes:
+        """The objects of image `index`. Raises DataError for a bad annotation."""
+        raise NotImplementedError(f"{type(self).__name__} has no boxes")
 
     def describe(self, index: int) -> str:
         """What to call this image in a report, for example its path."""
@@ -369,6 +405,20 @@ class Preprocess:
     std: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class FeatureStage:
+    """A place in a backbone where features lie on a grid."""
+
+    name: str
+    channels: int
+    stride: int
+    """Pixels of the image from one position to the next."""
+
+
+class NoFeatureMapsError(Exception):
+    """Raised by `Backbone.feature_maps` where a backbone has none; the message is one line."""
+
+
 class Backbone(Component, nn.Module, ABC):
     """An image encoder, (B, C, S, S) in [0, 1] to (B, num_features). Owns its normalisation.
 
@@ -377,6 +427,8 @@ class Backbone(Component, nn.Module, ABC):
     kind = "backbone"
     num_features: int
     preprocess: Preprocess
+    feature_stages: Sequence[FeatureStage] = ()
+    """Where `feature_maps` can take features, first to last; empty where it cannot."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -384,6 +436,14 @@ class Backbone(Component, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor: ...
+
+    def feature_maps(self, images: Tensor, stages: Sequence[int] = (-1,)) -> list[Tensor]:
+        """Features on a grid, for dense tasks: one (B, channels, H, W) for each of `stages`, which
+        are positions in `feature_stages`, from the end where negative. images: as for `forward`,
+        and of other sizes and shapes where the network takes them. Optional.
+
+        Raises NoFeatureMapsError where the backbone has no such features."""
+        raise NoFeatureMapsError(f"the backbone {type(self).__name__} offers no feature maps")
 
     def export_state(self) -> dict[str, Tensor]:
         """The weights for `encoder.safetensors`, under the names that other tools expect."""

@@ -38,12 +38,15 @@ def register_augmentations() -> Mapping[str, str]:
 @hookimpl
 def register_datasets() -> Mapping[str, str]:
     return {
+        "coco": "sslkit.builtin.sources.coco:COCO",
         "digits": "sslkit.builtin.sources.digits:Digits",
         "image_folder": "sslkit.builtin.sources.image_folder:ImageFolder",
         "pack": "sslkit.data.pack:Pack",
         "parquet": "sslkit.builtin.sources.parquet:Parquet",
+        "scenes": "sslkit.builtin.sources.scenes:Scenes",
         "synthetic": "sslkit.builtin.sources.synthetic:Synthetic",
         "torchvision": "sslkit.builtin.sources.torchvision:Torchvision",
+        "voc": "sslkit.builtin.sources.voc:VOC",
     }
 
 
@@ -56,6 +59,8 @@ def register_evaluators() -> Mapping[str, str]:
         "clustering": "sslkit.builtin.protocols.clustering:Clustering",
         "retrieval": "sslkit.builtin.protocols.retrieval:Retrieval",
         "collapse": "sslkit.builtin.protocols.collapse:Collapse",
+        "segmentation": "sslkit.builtin.protocols.segmentation:Segmentation",
+        "detection": "sslkit.builtin.protocols.detection:Detection",
     }
 
 

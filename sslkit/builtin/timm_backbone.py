@@ -23,6 +23,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
+from sslkit.builtin.timm_maps import feature_stages, take_feature_maps
 from sslkit.errors import CheckpointError
 from sslkit.interfaces import Backbone, ComponentConfig, Facts, Preprocess
 from sslkit.nn.depth import Named, groups_by_names
@@ -42,7 +43,7 @@ _OWN_ARGUMENTS = {
     "drop_path_rate": "use drop_path_rate",
     "pretrained": "use pretrained",
     "checkpoint_path": "use weights",
-    "features_only": "a backbone returns one vector per image",
+    "features_only": "a backbone returns one vector per image, and maps by feature_maps",
 }
 _SMALL_IMAGE = 96
 """Up to this many pixels images are evaluated whole, without a centre crop."""
@@ -160,6 +161,7 @@ class TimmBackbone(Backbone):
             weights = _fitting_weights(self.model, config.weights)
             self.model.load_state_dict(weights, strict=False)
         self.num_features = _width(self.model)
+        self.feature_stages = feature_stages(self.model)
         mean, std = _statistics(config, channels)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -178,6 +180,12 @@ class TimmBackbone(Backbone):
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.model(self.normalized(images))
         return features
+
+    def feature_maps(self, images: Tensor, stages: Sequence[int] = (-1,)) -> list[Tensor]:
+        """timm's `forward_intermediates`, patch tokens as (B, channels, H, W), after the norm that
+        the model applies to its last features where that can be told apart from pooling. The mean
+        over the last map of a ResNet is what `forward` gives."""
+        return take_feature_maps(self.model, self.normalized(images), stages)
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images as `self.model` expects them, for methods that work on its layers."""

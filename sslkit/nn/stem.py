@@ -36,6 +36,15 @@ def use_small_stem(model: nn.Module, *, keep_pool: bool = False, padding: int = 
         model.maxpool = nn.Identity()
 
 
+def stem_strides(model: nn.Module) -> tuple[int, int] | None:
+    """Strides of the first convolution (1 or 2) and of the max-pool (1 where it was removed) of a
+    ResNet's stem; None for other models."""
+    first = _first_convolution(model)
+    if first is None or not has_resnet_stem(model):
+        return None
+    return min(first.stride[0], 2), 1 if isinstance(model.maxpool, nn.Identity) else 2
+
+
 def _first_convolution(model: nn.Module) -> nn.Conv2d | None:
     stem = getattr(model, "conv1", None)
     if isinstance(stem, nn.Sequential) and len(stem) > 0:

@@ -12,7 +12,7 @@ from .cost import RunCost
 
 ACCURACY = "top1"
 """Metrics whose name begins so are accuracies, 0 to 1: the tables show them in percent."""
-_AGREEMENTS = frozenset({"nmi", "ari", "map"})
+_AGREEMENTS = frozenset({"nmi", "ari", "map", "miou", "pixel_accuracy", "ap", "ap50", "ap75"})
 """Other metrics on the same scale, by their usual names; so is what begins with `recall_at_`."""
 
 

@@ -1,4 +1,4 @@
-"""Drawing of one textured shape on a shaded background.
+"""Drawing of textured shapes on a shaded background.
 
 Shapes are implicit functions of position, negative inside and growing by about one per unit of
 length, which gives antialiased edges without supersampling.
@@ -7,7 +7,7 @@ length, which gives antialiased edges without supersampling.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -43,36 +43,57 @@ class Scene:
 def render(scene: Scene, size: int, channels: int) -> NDArray[np.float32]:
     """(size, size, channels) float32 in [0, 1]."""
     d = [float(value) for value in scene.details]
-    axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2.0 - 1.0
-    y, x = np.meshgrid(axis, axis, indexing="ij")
+    x, y = grid(size)
     radius = (0.30, 0.42, 0.54)[scene.scale] * (0.92 + 0.16 * d[0])
     free = 1.0 - radius
     centre_x = min(free, 0.12 + 0.3 * d[1]) * (1.0 if scene.column else -1.0)
     centre_y = min(free, 0.12 + 0.3 * d[2]) * (1.0 if scene.row else -1.0)
     angle = (d[3] - 0.5) * math.radians(50.0)
-    u, v = _turned(x - centre_x, y - centre_y, angle)
-    edge = _SHAPE_FUNCTIONS[scene.shape](u / radius, v / radius) * radius
-    cover = np.clip(0.5 - edge * (size / 2.0), 0.0, 1.0)[:, :, None]
-    pattern = _texture(scene.texture, *_turned(x, y, d[4] * math.pi), phase=d[5])[:, :, None]
+    cover = coverage(scene.shape, x - centre_x, y - centre_y, radius, angle, size)[:, :, None]
+    front = surface(scene.texture, scene.hue, x, y, d[4:9])
+    return in_channels(background(x, y, d[9:]) * (1.0 - cover) + front * cover, channels)
 
+
+def grid(size: int) -> tuple[Field, Field]:
+    """x and y of the centres of the pixels, each (size, size), from -1 to 1."""
+    axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2.0 - 1.0
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    return x, y
+
+
+def coverage(shape: str, x: Field, y: Field, radius: float, angle: float, size: int) -> Field:
+    """(size, size): the part of each pixel that a shape around the origin covers, 0 to 1."""
+    u, v = _turned(x, y, angle)
+    edge = _SHAPE_FUNCTIONS[shape](u / radius, v / radius) * radius
+    cover: Field = np.clip(0.5 - edge * (size / 2.0), 0.0, 1.0)
+    return cover
+
+
+def surface(texture: str, hue: float, x: Field, y: Field, d: Sequence[float]) -> Field:
+    """(S, S, 3): the texture in two tones of the hue. d: five details in [0, 1)."""
+    pattern = _texture(texture, *_turned(x, y, d[0] * math.pi), phase=d[1])[:, :, None]
     # Hues stay within 0.4 of the width of their range, so that colours remain apart.
-    hue = scene.hue + (d[6] - 0.5) * 0.1
-    light = _rgb(hue, 0.75 + 0.25 * d[7], 0.75 + 0.25 * d[8])
-    dark = light * (0.25 + 0.2 * d[7])
-    foreground = light * pattern + dark * (1.0 - pattern)
-    background = _background(x, y, d)
-    pixels = background * (1.0 - cover) + foreground * cover
+    hue = hue + (d[2] - 0.5) * 0.1
+    light = _rgb(hue, 0.75 + 0.25 * d[3], 0.75 + 0.25 * d[4])
+    dark = light * (0.25 + 0.2 * d[3])
+    tones: Field = light * pattern + dark * (1.0 - pattern)
+    return tones
+
+
+def in_channels(pixels: Field, channels: int) -> NDArray[np.float32]:
+    """RGB (S, S, 3), or its grey values (S, S, 1), as float32."""
     if channels == 1:
         pixels = pixels @ np.array([[0.299], [0.587], [0.114]])
     result: NDArray[np.float32] = pixels.astype(np.float32)
     return result
 
 
-def _background(x: Field, y: Field, d: list[float]) -> Field:
-    """A gradient between two muted colours that do not depend on the shape's."""
-    along = (_turned(x, y, d[9] * 2.0 * math.pi)[0] / math.sqrt(2.0) + 1.0)[:, :, None] / 2.0
-    first = _rgb(d[10], 0.35, 0.25 + 0.5 * d[11])
-    second = _rgb(d[10] + 0.3 + 0.4 * d[11], 0.35, 0.75 - 0.5 * d[9])
+def background(x: Field, y: Field, d: Sequence[float]) -> Field:
+    """(S, S, 3): a gradient between two muted colours that do not depend on the shape's. d: three
+    details in [0, 1)."""
+    along = (_turned(x, y, d[0] * 2.0 * math.pi)[0] / math.sqrt(2.0) + 1.0)[:, :, None] / 2.0
+    first = _rgb(d[1], 0.35, 0.25 + 0.5 * d[2])
+    second = _rgb(d[1] + 0.3 + 0.4 * d[2], 0.35, 0.75 - 0.5 * d[0])
     blend: Field = first * (1.0 - along) + second * along
     return blend
 

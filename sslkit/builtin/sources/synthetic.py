@@ -96,7 +96,8 @@ class SyntheticReader(ImageReader):
             details=self._details[index],
         )
         pixels = render(scene, self._config.size, self.channels)
-        return self._noisy(pixels, index)
+        name = f"{self._config.data_seed}\0{self._split}\0{index}"
+        return with_noise(pixels, self._config.noise, name)
 
     def describe(self, index: int) -> str:
         factors = ", ".join(FACTORS[name][value[index]] for name, value in self.factors.items())
@@ -106,12 +107,12 @@ class SyntheticReader(ImageReader):
         text = f"{_VERSION}\0{self._split}\0{self._count}\0{self._config.model_dump_json()}"
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def _noisy(self, pixels: NDArray[np.float32], index: int) -> NDArray[np.uint8]:
-        """(H, W, C) in [0, 1] to uint8, with noise from a generator of this image's own."""
-        name = f"{self._config.data_seed}\0{self._split}\0{index}".encode()
-        key = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
-        words = np.random.Philox(key=key).random_raw(pixels.size)
-        unit = (words >> 40).astype(np.float32) * np.float32(2.0**-24)
-        noise = (unit.reshape(pixels.shape) * 2.0 - 1.0) * self._config.noise
-        noisy: NDArray[np.uint8] = np.rint((pixels + noise).clip(0.0, 1.0) * 255.0).astype(np.uint8)
-        return noisy
+
+def with_noise(pixels: NDArray[np.float32], amount: float, name: str) -> NDArray[np.uint8]:
+    """(H, W, C) in [0, 1] to uint8, with uniform noise from a generator of the image's own."""
+    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
+    words = np.random.Philox(key=key).random_raw(pixels.size)
+    unit = (words >> 40).astype(np.float32) * np.float32(2.0**-24)
+    noise = (unit.reshape(pixels.shape) * 2.0 - 1.0) * amount
+    noisy: NDArray[np.uint8] = np.rint((pixels + noise).clip(0.0, 1.0) * 255.0).astype(np.uint8)
+    return noisy

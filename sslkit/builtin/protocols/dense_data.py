@@ -1,0 +1,145 @@
+"""Annotated images for protocols that bring data of their own."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from sslkit.errors import DataError, PluginError, RecipeError
+from sslkit.interfaces import Dataset, Facts, ImageReader, Slot, UnreadableImageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Annotation = Literal["masks", "boxes"]
+T = TypeVar("T")
+R = TypeVar("R")
+
+_THREADS = 4
+_AHEAD = 16
+"""Images that are read before they are asked for. Neither has an effect on results."""
+_FIELD = re.compile(r"data\.(\w+): (.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class AnnotatedData:
+    """Both splits of annotated data, with the same classes."""
+
+    train: ImageReader
+    test: ImageReader
+    classes: tuple[str, ...]
+
+
+def open_annotated(data: Slot[Dataset], annotation: Annotation) -> AnnotatedData:
+    """Opens both splits. Raises RecipeError where one is missing, or lacks the annotations, and
+    whatever the source raises."""
+    source = data.build()
+    readers = [_annotated(source, data.name, split, annotation) for split in ("train", "test")]
+    train, test = (_classes(reader, annotation) for reader in readers)
+    if train is None or train != test:
+        raise RecipeError(
+            f"data: the splits of {data.name} have other classes ({_few(train)}; {_few(test)}); "
+            "expected the same ones in the same order"
+        )
+    if len({reader.channels for reader in readers}) > 1:
+        raise RecipeError(f"data: the splits of {data.name} differ in their channels")
+    return AnnotatedData(readers[0], readers[1], train)
+
+
+def _annotated(
+    source: Dataset, name: str, split: Literal["train", "test"], annotation: Annotation
+) -> ImageReader:
+    reader = source.open(split)
+    if reader is None or not len(reader):
+        raise RecipeError(
+            f"data: {name} has no {split} images; dense protocols need a training and a test split"
+        )
+    if _classes(reader, annotation) is None:
+        raise RecipeError(
+            f"data: {name} has no {annotation} as it is configured; built-in sources with masks: "
+            "scenes, voc (task: segmentation); with boxes: scenes, voc (task: detection), coco"
+        )
+    return reader
+
+
+def _classes(reader: ImageReader, annotation: Annotation) -> tuple[str, ...] | None:
+    names = reader.mask_classes if annotation == "masks" else reader.box_classes
+    return tuple(names) if names is not None else None
+
+
+def _few(names: Sequence[str] | None) -> str:
+    return ", ".join((names or ())[:4]) + (", ..." if names and len(names) > 4 else "")
+
+
+def data_problems(
+    data: Slot[Dataset], annotation: Annotation, facts: Facts
+) -> Iterator[tuple[str, str]]:
+    """What `Evaluator.problems` yields for a field `data`: paths that are not there, annotations
+    that are missing, channels that the encoder does not take."""
+    try:
+        found = open_annotated(data, annotation)
+    except (RecipeError, DataError, PluginError) as error:
+        for line in str(error).splitlines():
+            inside = _FIELD.fullmatch(line)
+            if inside and inside[1] in type(data.config).model_fields:
+                yield f"data.{inside[1]}", inside[2]
+            else:
+                yield "data", line.removeprefix("data: ")
+        return
+    if found.train.channels != facts.channels:
+        yield (
+            "data",
+            f"its images have {found.train.channels} channel(s), and the encoder takes "
+            f"{facts.channels}; choose other data, or set its channels",
+        )
+
+
+def read_image(reader: ImageReader, index: int) -> Tensor:
+    """(C, H, W) uint8. Raises DataError for an image that cannot be read: annotated data is small
+    and chosen, so that none is replaced."""
+    try:
+        pixels = reader.read(index)
+    except (UnreadableImageError, OSError) as error:
+        raise DataError(
+            f"{reader.describe(index)}: {error}; mend the image, or leave it out of its list"
+        ) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def in_order(work: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
+    """`map(work, items)` by threads that are a few items ahead. Raises what `work` raises."""
+    pool = ThreadPoolExecutor(_THREADS)
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def class_bars(names: Sequence[str], values: Sequence[float], what: str) -> Figure:
+    """A bar for each class, 0 to 100 %; none for a value that is not a number."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, max(2.0, 0.6 + 0.2 * len(names))), layout="constrained")
+    axes = figure.add_subplot()
+    heights = [100.0 * value if value == value else 0.0 for value in values]
+    bars = axes.barh(range(len(names)), heights)
+    labels = [f"{100.0 * value:.1f}" if value == value else "-" for value in values]
+    axes.bar_label(bars, labels, padding=2, fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 108), xlabel=f"{what}, %")
+    axes.grid(axis="x", alpha=0.3)
+    return figure

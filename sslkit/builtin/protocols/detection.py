@@ -1,0 +1,267 @@
+"""Object detection by a detector that is fine-tuned from a copy of the encoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from sslkit.builtin.protocols.dense_data import (
+    AnnotatedData,
+    class_bars,
+    data_problems,
+    in_order,
+    open_annotated,
+    read_image,
+)
+from sslkit.builtin.protocols.detector import Pyramid, faster_rcnn, pyramid_stages
+from sslkit.builtin.protocols.encoder_maps import check_images, device_of, with_feature_maps
+from sslkit.errors import DataError, PluginError, RecipeError
+from sslkit.interfaces import (
+    Backbone,
+    Boxes,
+    Dataset,
+    Evaluation,
+    Evaluator,
+    EvaluatorConfig,
+    Facts,
+    ImageReader,
+    NoFeatureMapsError,
+    Slot,
+    Subject,
+)
+from sslkit.nn.average_precision import THRESHOLDS, Detections, average_precision
+from sslkit.randomness import SampleRandom, seeded
+
+_DROPS = (3 / 4, 11 / 12)
+"""Parts of the training after which the learning rate falls to a tenth: 18,000 and 22,000 of 24,000
+steps (He et al. 2019)."""
+_MOMENTUM = 0.9
+
+Sample = tuple[Tensor, dict[str, Tensor]]
+"""An image (C, H, W) in [0, 1], and its `boxes` (M, 4) and `labels` (M,) from 1 on."""
+
+
+class Detection(Evaluator):
+    """Faster R-CNN with a feature pyramid (torchvision's, Ren et al. 2015, arXiv:1506.01497, and
+    Lin et al. 2017, arXiv:1612.03144), all of whose layers are trained from a copy of the encoder:
+    what the features are worth as a start. It brings annotated `data` of its own. The defaults
+    are the schedule of He et al. 2019 (MoCo, arXiv:1911.05722) for Pascal VOC, which has another
+    head (C4) there. Augmentation: horizontal flips, and one of `sizes` for each image. Order and
+    flips follow from the seed; on a GPU, gradients of RoIAlign are summed in any order, so results
+    differ by a little.
+
+    Metrics by COCO's definition, on the test split after the last step: `ap`, average precision
+    averaged over overlaps of 0.50 to 0.95 and over the classes that occur; `ap50` and `ap75`, at
+    one overlap.
+
+    Baseline: the untrained encoder, fine-tuned alike. There is none from raw pixels.
+
+    Figure: `classes`, `ap` of each class."""
+
+    requires_labels = False
+    uses_train = False
+    uses_features = False
+    pixel_baseline = False
+
+    class Config(EvaluatorConfig):
+        data: Slot[Dataset]
+        """Images with boxes, with a training and a test split: `{name: scenes}`, `{name: voc, task:
+        detection, root: ...}`, `{name: coco, root: ...}`, or a plugin's."""
+        steps: PositiveInt = 24_000
+        """Training steps."""
+        batch_size: PositiveInt = 16
+        """Images of a step."""
+        lr: PositiveFloat = 0.02
+        """Peak learning rate of SGD with momentum 0.9; a tenth of it after 3/4 of the steps, a
+        hundredth after 11/12."""
+        warmup_steps: NonNegativeInt = 100
+        """Steps in which the learning rate rises from 0 to its peak."""
+        weight_decay: NonNegativeFloat = 1e-4
+        """Weight decay of all parameters."""
+        sizes: Annotated[tuple[Annotated[int, Field(ge=16)], ...], Field(min_length=1)] = (
+            480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800,
+        )  # fmt: skip
+        """Lengths of the shorter side that training draws from, pixels. The last one is taken for
+        testing."""
+        max_size: PositiveInt = 1333
+        """Greatest length of the longer side, pixels."""
+        stages: tuple[int, ...] | None = None
+        """The encoder's feature maps that the pyramid is built on, of growing stride; null: the
+        last one of each stride, at most the four coarsest."""
+        batch_norm: Literal["train", "frozen"] = "train"
+        """The encoder's BatchNorm: `train` goes on with the statistics of batches; `frozen` keeps
+        statistics and weights as they are, for batches of a few images."""
+        pyramid_width: PositiveInt = 256
+        """Channels of the feature pyramid."""
+        head_width: PositiveInt = 1024
+        """Width of the two layers of the box head."""
+        untrained: bool = True
+        """Also fine-tunes the untrained encoder, which takes as long once more."""
+
+    config: Config
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+        if config.max_size < max(config.sizes):
+            yield (
+                "max_size",
+                f"{config.max_size} is below a length of the shorter side, {max(config.sizes)}; "
+                "take at least that",
+            )
+        yield from data_problems(config.data, "boxes", facts)
+
+    def evaluate(self, subject: Subject) -> Evaluation:
+        if subject.encoder is None or (subject.name == "untrained" and not self.config.untrained):
+            return Evaluation()
+        try:
+            return self._evaluate(with_feature_maps(subject.encoder), subject.seed)
+        except (DataError, RecipeError, PluginError, NoFeatureMapsError) as error:
+            return Evaluation(skipped=str(error).splitlines()[0])
+
+    @cached_property
+    def _data(self) -> AnnotatedData:
+        return open_annotated(self.config.data, "boxes")
+
+    @cached_property
+    def _truths(self) -> tuple[list[Boxes], list[Boxes]]:
+        """The boxes of both splits: bad annotations are found before hours of training."""
+        train, test = (
+            list(in_order(reader.boxes, range(len(reader))))
+            for reader in (self._data.train, self._data.test)
+        )
+        return train, test
+
+    def _evaluate(self, encoder: Backbone, seed: int) -> Evaluation:
+        config, data = self.config, self._data
+        chosen = config.stages
+        stages = pyramid_stages(encoder.feature_stages) if chosen is None else list(chosen)
+        side = config.sizes[-1]
+        check_images(encoder, stages, data.train.channels, (side, side + 32))
+        train, test = self._truths
+        rows = [i for i, boxes in enumerate(train) if (~boxes.crowd).any()]
+        if not rows:
+            return Evaluation(skipped="no training image has an object")
+        if not any((~(boxes.crowd | boxes.difficult)).any() for boxes in test):
+            return Evaluation(skipped="no test image has an object to find")
+        device = device_of(encoder)
+        with seeded(seed, "detection"):
+            frozen = config.batch_norm == "frozen"
+            detector = faster_rcnn(
+                Pyramid(encoder, stages, config.pyramid_width, frozen),
+                num_classes=len(data.classes),
+                channels=data.train.channels,
+                sizes=config.sizes,
+                max_size=config.max_size,
+                head_width=config.head_width,
+            ).to(device)
+            self._train(detector, rows, seed, device)
+        found = detections(detector, data.test, device)
+        return _scored(average_precision(test, found, len(data.classes)), data.classes)
+
+    def _train(self, detector: Any, rows: Sequence[int], seed: int, device: torch.device) -> None:
+        """Fine-tunes in place. Raises DataError where the loss is not finite."""
+        config, reader = self.config, self._data.train
+        optimizer = torch.optim.SGD(
+            [p for p in detector.parameters() if p.requires_grad],
+            lr=config.lr,
+            momentum=_MOMENTUM,
+            weight_decay=config.weight_decay,
+        )
+
+        def sample(drawn: tuple[int, bool]) -> Sample:
+            return _sample(reader, self._truths[0][drawn[0]], *drawn)
+
+        drawn = draws(rows, config.steps * config.batch_size, seed)
+        detector.train()
+        with closing(in_order(sample, drawn)) as samples:
+            for step in range(config.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step)
+                batch = [next(samples) for _ in range(config.batch_size)]
+                loss = _loss(detector, batch, device)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise DataError(
+                        f"detection: the loss is {value} at step {step}; lower lr or raise "
+                        "warmup_steps"
+                    )
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+
+
+def _loss(detector: Any, batch: Sequence[Sample], device: torch.device) -> Tensor:
+    images = [image.to(device) for image, _ in batch]
+    targets = [{name: value.to(device) for name, value in target.items()} for _, target in batch]
+    with torch.enable_grad():
+        return torch.stack(list(detector(images, targets).values())).sum()
+
+
+def learning_rate(config: Detection.Config, step: int) -> float:
+    """For the step that follows `step` finished ones."""
+    warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    drops = sum(step >= part * config.steps for part in _DROPS)
+    return float(config.lr * warm * 0.1**drops)
+
+
+def draws(rows: Sequence[int], count: int, seed: int) -> Iterator[tuple[int, bool]]:
+    """`count` training images and whether each is flipped: epoch after epoch, every image once an
+    epoch, by the seed, the epoch and the position of the image alone."""
+    given, epoch = torch.tensor(rows), 0
+    while count > 0:
+        random = SampleRandom(seed, "detection", epoch, given)
+        order = random.bits("order", 1)[:, 0].argsort(stable=True)[:count]
+        flips = random.integers("flip", 1, 2)[:, 0]
+        yield from zip(given[order].tolist(), flips[order].bool().tolist(), strict=True)
+        count, epoch = count - len(order), epoch + 1
+
+
+def detections(detector: Any, reader: ImageReader, device: torch.device) -> list[Detections]:
+    """What a detector finds in every image."""
+    detector.eval()
+    found = []
+    for image in in_order(lambda index: _image(reader, index), range(len(reader))):
+        with torch.no_grad():
+            (output,) = detector([image.to(device)])
+        corners, labels, scores = (
+            output[name].cpu().numpy() for name in ("boxes", "labels", "scores")
+        )
+        found.append(Detections(corners, labels.astype(np.int64) - 1, scores))
+    return found
+
+
+def _image(reader: ImageReader, index: int) -> Tensor:
+    return read_image(reader, index).float() / 255.0
+
+
+def _sample(reader: ImageReader, boxes: Boxes, index: int, flip: bool) -> Sample:
+    image = _image(reader, index)
+    corners = torch.from_numpy(boxes.corners[~boxes.crowd])
+    if flip:
+        image = image.flip(-1)
+        left, top, right, bottom = corners.unbind(1)
+        width = image.shape[-1]
+        corners = torch.stack([width - right, top, width - left, bottom], dim=1)
+    labels = torch.from_numpy(boxes.labels[~boxes.crowd]) + 1
+    return image, {"boxes": corners, "labels": labels}
+
+
+def _scored(table: np.ndarray[Any, np.dtype[np.float64]], classes: Sequence[str]) -> Evaluation:
+    """table: (T, C), see `average_precision`."""
+    occur = ~np.isnan(table[0])
+    means = table[:, occur].mean(axis=1)
+    at = {
+        round(100 * threshold): float(ap) for threshold, ap in zip(THRESHOLDS, means, strict=True)
+    }
+    return Evaluation(
+        metrics={"ap": float(means.mean()), "ap50": at[50], "ap75": at[75]},
+        figures={"classes": class_bars(classes, table.mean(axis=0).tolist(), "average precision")},
+    )

@@ -1,0 +1,159 @@
+"""Scores of segmentations, and linear classifiers of positions on a feature map.
+
+Shapes: H x W pixels of a mask, h x w positions of a map, C classes, N positions, F feature width,
+P penalties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .lbfgs import minimize
+from .logistic_regression import LinearClassifiers
+
+_BLOCK_ELEMENTS = 1 << 24
+"""Logits held at once; the rows of a block follow from the shapes."""
+
+# --- Scores ---------------------------------------------------------------------------------------
+
+
+def pixel_confusion(target: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
+    """(C, C) int64: pixels of class i (row) that were given class j (column).
+
+    target: class indices of any shape and integer type; values from `num_classes` on are ignored.
+    predicted: class indices of the same shape, all below `num_classes`."""
+    target, predicted = target.flatten().long(), predicted.flatten().long()
+    known = (target >= 0) & (target < num_classes)
+    pairs = target[known] * num_classes + predicted[known]
+    return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def intersection_over_union(confusion: Tensor) -> Tensor:
+    """(C,) float64, the Jaccard index of every class over all pixels together (Everingham et al.
+    2010, PASCAL VOC); NaN for a class that neither occurs nor was predicted."""
+    table = confusion.double()
+    hits = table.diagonal()
+    return hits / (table.sum(dim=0) + table.sum(dim=1) - hits)
+
+
+def mean_intersection_over_union(confusion: Tensor) -> float:
+    """The mean over the classes that occur or were predicted; NaN where there are none."""
+    return float(intersection_over_union(confusion).nanmean())
+
+
+def pixel_accuracy(confusion: Tensor) -> float:
+    """The part of the pixels that have the right class; NaN where there are none."""
+    table = confusion.double()
+    return float(table.diagonal().sum() / table.sum())
+
+
+# --- Linear classifiers of positions --------------------------------------------------------------
+
+
+def class_fractions(mask: Tensor, size: tuple[int, int], num_classes: int) -> Tensor:
+    """(h * w, C) float32: the part of each position's pixels that has each class. Pixels from
+    `num_classes` on are ignored and belong to none, so that a row sums to the part that is known.
+
+    mask: (H, W) class indices. size: (h, w)."""
+    classes = torch.arange(num_classes, device=mask.device).view(-1, 1, 1)
+    one_hot = (mask == classes).float()
+    return F.adaptive_avg_pool2d(one_hot, size).flatten(1).T.contiguous()
+
+
+def soft_confusion(fractions: Tensor, predicted: Tensor) -> Tensor:
+    """(C, C) float64 as `pixel_confusion`, from the `class_fractions` (N, C) of positions and the
+    classes (N,) that they were given as a whole."""
+    num_classes = fractions.shape[1]
+    table = fractions.new_zeros(num_classes, num_classes, dtype=torch.float64)
+    return table.index_add_(0, predicted, fractions.double()).T.contiguous()
+
+
+Blocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Each call starts again: (n, F) float32 features and (n, C) float32 class fractions, on the device
+where the classifiers are computed."""
+
+
+def fit_class_fractions(
+    blocks: Blocks,
+    *,
+    l2: Sequence[float],
+    start: LinearClassifiers | None = None,
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+) -> LinearClassifiers:
+    """One classifier for each penalty in `l2`: minimises the cross entropy between a position's
+    class fractions and its prediction, averaged over the known pixels, + l2 / 2 * the squared norm
+    of the weights. It is the cross entropy of the pixels where all pixels of a position have its
+    logits: the loss of a 1x1 convolution. Convex, full-batch L-BFGS (`minimize`), nothing random.
+
+    Features should be standardised: the search is preconditioned with their covariance. start:
+    P = len(l2) classifiers, default zero."""
+    factors, num_classes, known = _prepared(blocks, l2)
+    width = factors.shape[-1]
+    size = width * num_classes
+    if start is None:
+        points = factors.new_zeros(len(l2), size + num_classes)
+    else:
+        points = torch.cat([start.weight.flatten(1), start.bias], dim=1)
+
+    def objective(problems: Sequence[int], points: Tensor) -> tuple[list[float], Tensor]:
+        weight = points[:, :size].view(len(problems), num_classes, width)
+        strengths = points.new_tensor([l2[problem] for problem in problems])
+        losses, by_weight, by_bias = _gradient(blocks, weight, points[:, size:], known)
+        by_weight += strengths[:, None, None] * weight
+        losses += 0.5 * (strengths * weight.square().sum(dim=(1, 2))).cpu().double()
+        return losses.tolist(), torch.cat([by_weight.flatten(1), by_bias], dim=1)
+
+    def precondition(problem: int, vector: Tensor) -> Tensor:
+        weight = vector[:size].view(num_classes, width)
+        solved = torch.cholesky_solve(weight.T, factors[problem]).T
+        return torch.cat([solved.flatten(), num_classes * vector[size:]])
+
+    found, passes = minimize(
+        objective, points, precondition, max_iterations=max_iterations, tolerance=tolerance
+    )
+    weight = found[:, :size].view(len(l2), num_classes, width)
+    return LinearClassifiers(weight, found[:, size:], passes)
+
+
+def _prepared(blocks: Blocks, l2: Sequence[float]) -> tuple[Tensor, int, float]:
+    """(P, F, F) Cholesky factors of the Hessian at zero, covariance / C + l2, by weights of one
+    class; the number of classes; the positions, counted by their known part."""
+    gram, rows, known, num_classes = torch.zeros(()), 0, 0.0, 0
+    for x, fractions in blocks():
+        gram = gram.to(x) + x.T @ x
+        rows, known, num_classes = rows + len(x), known + float(fractions.sum()), fractions.shape[1]
+    if not known > 0.0:
+        raise ValueError("no position has a pixel of a known class")
+    hessian = gram.cpu().double() / (rows * num_classes)
+    one = torch.eye(len(hessian), dtype=torch.float64)
+    factors = [torch.linalg.cholesky(hessian + strength * one).float() for strength in l2]
+    return torch.stack(factors).to(gram.device), num_classes, known
+
+
+def _gradient(
+    blocks: Blocks, weight: Tensor, bias: Tensor, known: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean cross entropies of A problems (A,), float64 on the CPU, and their gradients by
+    weight (A, C, F) and bias (A, C)."""
+    problems, num_classes, width = weight.shape
+    columns = problems * num_classes
+    flat, by_weight = weight.flatten(0, 1), weight.new_zeros(columns, width)
+    by_bias = torch.zeros_like(bias)
+    losses = []
+    rows = max(1, _BLOCK_ELEMENTS // columns)
+    for features, fractions in blocks():
+        for x, t in zip(torch.split(features, rows), torch.split(fractions, rows), strict=True):
+            logits = torch.addmm(bias.flatten(), x, flat.T).view(len(x), problems, num_classes)
+            log_p = F.log_softmax(logits, dim=2)
+            target = t[:, None, :]
+            losses.append(-(target * log_p).sum(dim=(0, 2)))
+            residual = log_p.exp_() * target.sum(dim=2, keepdim=True) - target
+            by_weight.addmm_(residual.flatten(1).T, x)
+            by_bias += residual.sum(dim=0)
+    total = torch.stack(losses).cpu().double().sum(dim=0)
+    return total / known, by_weight.view_as(weight) / known, by_bias / known

@@ -1,0 +1,194 @@
+"""The protocol `segmentation`: what it measures, on what, and what it leaves alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import sslkit
+from sslkit.builtin.protocols.segmentation import Segmentation
+from sslkit.builtin.timm_backbone import TimmBackbone
+from sslkit.evaluation.features import state_digest
+from sslkit.evaluation.suite import EvaluationSuite
+from sslkit.interfaces import IGNORED_PIXEL, Facts, ImageReader
+from sslkit.nn.segmentation import mean_intersection_over_union, pixel_confusion
+from sslkit.report.results import FinalResults, in_tables
+from tests.data.dense_folders import write_voc
+from tests.evaluation.dense import Averages, changed, protocol, subject
+
+COLOURS = {"name": "scenes", "label": "colour", "size": 32, "num_train": 48, "num_test": 24}
+
+
+def network(**fields: Any) -> TimmBackbone:
+    torch.manual_seed(0)
+    config = TimmBackbone.Config(**{"model": "test_resnet", "stem": "small", **fields})
+    return TimmBackbone(config, channels=3, image_size=32).eval()
+
+
+def chance(data: dict[str, Any], constant: int = 0) -> float:
+    """The score of giving every pixel the most frequent class, the background."""
+    reader = protocol("segmentation", data)._data.test
+    masks = torch.stack([torch.from_numpy(reader.mask(i)) for i in range(len(reader))])
+    predicted = torch.full_like(masks, constant)
+    classes = len(reader.mask_classes)
+    return mean_intersection_over_union(pixel_confusion(masks, predicted, classes))
+
+
+def test_features_that_know_the_classes_and_features_that_hardly_do() -> None:
+    known = protocol("segmentation", COLOURS).evaluate(subject(Averages(stride=2)))
+    untrained = protocol("segmentation", COLOURS, stage=1).evaluate(subject(network()))
+    pixels = protocol("segmentation", COLOURS).evaluate(subject(None))
+    by_chance = chance(COLOURS)
+    assert by_chance < 0.15
+    assert known.metrics["miou"] > 0.5
+    assert untrained.metrics["miou"] > by_chance + 0.1
+    assert pixels.metrics["miou"] > by_chance + 0.05
+    for found in (known, untrained, pixels):
+        assert set(found.metrics) == {"miou", "pixel_accuracy", "l2", "selection_miou"}
+        assert found.metrics["pixel_accuracy"] > 0.85
+    (bars,) = known.figures["classes"].axes
+    assert len(bars.patches) == 9
+
+
+def test_masks_of_other_images_stay_at_chance() -> None:
+    """The control: each training image has the mask of the next one."""
+
+    def next_mask(reader: ImageReader, index: int) -> NDArray[np.uint8]:
+        if len(reader) == COLOURS["num_test"]:
+            return reader.mask(index)
+        return reader.mask((index + 1) % len(reader))
+
+    found = protocol("segmentation", changed(COLOURS, next_mask)).evaluate(subject(Averages()))
+    assert found.metrics["miou"] < chance(COLOURS) + 0.02
+
+
+def test_ignored_pixels_count_nowhere() -> None:
+    """With the upper half ignored, what stands there has no part in fit or score."""
+
+    def half(reader: ImageReader, index: int) -> NDArray[np.uint8]:
+        mask = reader.mask(index).copy()
+        mask[:16] = IGNORED_PIXEL
+        return mask
+
+    def nothing(reader: ImageReader, index: int) -> NDArray[np.uint8]:
+        return np.full_like(reader.mask(index), IGNORED_PIXEL)
+
+    whole = protocol("segmentation", COLOURS).evaluate(subject(Averages())).metrics
+    lower = protocol("segmentation", changed(COLOURS, half)).evaluate(subject(Averages()))
+    assert lower.metrics["miou"] != whole["miou"]
+    assert lower.metrics["pixel_accuracy"] > 0.85
+    empty = protocol("segmentation", changed(COLOURS, nothing)).evaluate(subject(Averages()))
+    assert empty.skipped == "needs two training images with pixels of known classes"
+
+
+def test_it_depends_on_the_seed_alone_and_leaves_the_encoder_as_it_was() -> None:
+    encoder = network()
+    before = state_digest(encoder)
+    scored = []
+    for torch_seed, seed in ((1, 0), (2, 0), (1, 1)):
+        torch.manual_seed(torch_seed)
+        few = protocol("segmentation", COLOURS, stage=1, num_positions=1200, max_iterations=20)
+        scored.append(few.evaluate(subject(encoder, seed)).metrics)
+    assert scored[0] == scored[1] != scored[2]
+    assert state_digest(encoder) == before
+
+
+def test_the_size_of_images_and_masks_may_differ() -> None:
+    """Images are stretched; masks are scored as they are."""
+    at = {
+        size: protocol("segmentation", COLOURS, size=size).evaluate(subject(Averages(stride=4)))
+        for size in (32, 64)
+    }
+    assert at[64].metrics["miou"] > at[32].metrics["miou"] + 0.05  # a grid of twice the side
+
+
+def test_voc_from_disk(tmp_path: Path) -> None:
+    data = {"name": "voc", "task": "segmentation", "root": str(write_voc(tmp_path, count=6))}
+    found = protocol("segmentation", data).evaluate(subject(Averages(stride=2)))
+    assert found.skipped is None
+    assert 0.0 < found.metrics["miou"] < 1.0
+    (tmp_path / "VOC2012" / "SegmentationClass" / "2012_val_000001.png").write_text("x")
+    broken = protocol("segmentation", data).evaluate(subject(Averages(stride=2)))
+    assert broken.skipped is not None
+    assert "2012_val_000001.png: not a whole PNG" in broken.skipped
+
+
+@pytest.mark.parametrize(
+    ("encoder", "fields", "reason"),
+    [
+        (torch.nn.Flatten(), {}, "the encoder Flatten offers no feature maps"),
+        (network(), {"stage": 7}, "ResNet has no stage 7; valid: -5 to 4"),
+        (
+            network(model="vit_tiny_patch16_224", stem="default", patch_size=8),
+            {"size": 40},
+            "the encoder takes no images of 40 x 40 pixels: Input height",
+        ),
+        (network(), {"data": {**COLOURS, "num_test": 0}}, "data: scenes has no test images"),
+        (
+            network(),
+            {"data": {**COLOURS, "channels": 1}},
+            "images of 3 channel(s), and the data has 1",
+        ),
+        (network(), {"data": {"name": "synthetic", "size": 16}}, "data: synthetic has no masks"),
+    ],
+    ids=range(6),
+)
+def test_what_cannot_be_measured_is_skipped_with_its_reason(
+    encoder: torch.nn.Module, fields: dict[str, Any], reason: str
+) -> None:
+    found = protocol("segmentation", **{"data": COLOURS, **fields}).evaluate(subject(encoder))
+    assert found.skipped is not None
+    assert reason in found.skipped
+    assert "\n" not in found.skipped
+
+
+def test_problems_are_found_before_a_run(tmp_path: Path) -> None:
+    def problems(**data: Any) -> list[tuple[str, str]]:
+        config = protocol("segmentation", data).config
+        return list(Segmentation.problems(config, Facts(100, 3, None, None, 8, 12, 120)))
+
+    assert problems(**COLOURS) == []
+    ((field, message),) = problems(name="voc", task="segmentation", root=str(tmp_path / "no"))
+    assert field == "data.root"
+    assert "expected the folder VOCdevkit" in message
+    ((field, message),) = problems(name="digits")
+    assert (field, "digits has no masks" in message) == ("data", True)
+    ((field, message),) = problems(**COLOURS, channels=1)
+    assert (field, "1 channel(s), and the encoder takes 3" in message) == ("data", True)
+
+
+def test_it_stands_in_the_table_beside_the_baselines() -> None:
+    def batches() -> list[torch.Tensor]:
+        return [torch.rand(4, 3, 32, 32)]
+
+    few = {**COLOURS, "num_train": 8, "num_test": 4}
+    suite = EvaluationSuite(
+        [("segmentation", protocol("segmentation", few, max_iterations=5))],
+        train_batches=batches,
+        test_batches=batches,
+    )
+    trained = suite.run(Averages(), 1, final=True)
+    results = FinalResults.collect(trained, suite.baselines(Averages()))
+    rows = {row.metric: set(row.values) for row in results.rows}
+    assert rows["miou"] == {"trained", "untrained", "pixels"}
+    assert in_tables("miou")
+    assert in_tables("pixel_accuracy")
+    assert not in_tables("selection_miou")
+    assert "segmentation/classes" in trained.figures
+    assert "eval/segmentation/miou_pixels" in results.baselines.metrics
+
+
+@pytest.mark.slow
+def test_in_a_run(tiny: Path) -> None:
+    few = "{name: scenes, size: 16, num_train: 8, num_test: 4}"
+    block = f"evaluate=[{{name: segmentation, stage: 1, data: {few}}}]"
+    result = sslkit.run(tiny, overrides=[block, "train.epochs=1"])
+    assert 0.0 < result.metrics["eval/segmentation/miou"] < 1.0
+    assert {f"eval/segmentation/miou_{name}" for name in ("pixels", "untrained")} <= set(
+        result.metrics
+    )
