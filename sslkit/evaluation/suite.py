@@ -134,9 +134,11 @@ class EvaluationSuite:
         pixels = self._measurable([p for p in wanted if _measures_pixels(p)], "pixels", report)
         encoder = self._measurable(wanted, "untrained", report)
         if pixels:
-            with report.timed("features/pixels"):
-                bank = self._bank(lambda batches, room: pixel_features(batches, room=room))
-                centre_(bank)
+            bank = self._empty_bank()
+            if any(protocol.evaluator.uses_features for protocol in pixels):
+                with report.timed("features/pixels"):
+                    bank = self._bank(lambda batches, room: pixel_features(batches, room=room))
+                    centre_(bank)
             self._measure(pixels, Subject("pixels", bank, self._seed), report)
             del bank
         if encoder:
@@ -206,8 +208,7 @@ class EvaluationSuite:
             return features(torch.split(first, 256)), features(torch.split(second, 256))
 
         users = [p.evaluator for p in protocols if p.evaluator.uses_features]
-        nothing = torch.empty(0, 0)
-        bank = FeatureBank(nothing, nothing, class_names=self._class_names, device=self._device)
+        bank = self._empty_bank()
         if users:
             with report.timed(f"features/{name}"):
                 bank = self._bank(features, any(user.uses_train for user in users))
@@ -233,6 +234,10 @@ class EvaluationSuite:
                 now, untrained = self._embeddings
                 subject = replace(subject, embeddings=now, untrained_embeddings=untrained)
             self._measure(protocols, subject, report)
+
+    def _empty_bank(self) -> FeatureBank:
+        nothing = torch.empty(0, 0)
+        return FeatureBank(nothing, nothing, class_names=self._class_names, device=self._device)
 
     def _bank(self, features: Features, with_train: bool = True) -> FeatureBank:
         """Features of both splits; without those of the training split where nothing uses them."""
@@ -284,7 +289,8 @@ class EvaluationSuite:
 
 def _measures_pixels(protocol: Protocol) -> bool:
     evaluator = protocol.evaluator
-    return evaluator.pixel_baseline and evaluator.uses_features
+    chosen = evaluator.pixel_baseline
+    return evaluator.uses_features if chosen is None else chosen
 
 
 def _placed(labels: Tensor | None, rows: Tensor) -> Tensor | None:

@@ -302,6 +302,23 @@ def test_protocols_on_images_alone_take_no_features(pictures: Pictures) -> None:
     assert set(trained.timings) == {"images/trained"}
 
 
+def test_pixels_without_features_are_measured_where_a_protocol_asks(pictures: Pictures) -> None:
+    class OnDataOfItsOwn(Recorder):
+        uses_features = False
+        pixel_baseline = True
+
+        def evaluate(self, subject: Subject) -> Evaluation:
+            self.subjects.append(subject)
+            return Evaluation({"top1": 0.5})
+
+    alone = OnDataOfItsOwn()
+    suite = pictures.suite(("own", alone))
+    suite.baselines(encoder())
+    assert [subject.name for subject in alone.subjects] == ["pixels", "untrained"]
+    assert alone.subjects[0].bank.train.numel() == 0
+    assert pictures.passes == {"train": 1, "test": 0}, "batch statistics of the untrained encoder"
+
+
 def test_layers_of_the_projection_head_are_measured_and_left_as_they_were(
     pictures: Pictures,
 ) -> None:

@@ -67,9 +67,7 @@ class Detection(Evaluator):
     Figure: `classes`, `ap` of each class."""
 
     requires_labels = False
-    uses_train = False
     uses_features = False
-    pixel_baseline = False
 
     class Config(EvaluatorConfig):
         data: Slot[Dataset]

@@ -74,8 +74,8 @@ class Segmentation(Evaluator):
     Figure: `classes`, the intersection over union of each class."""
 
     requires_labels = False
-    uses_train = False
     uses_features = False
+    pixel_baseline = True
 
     class Config(EvaluatorConfig):
         data: Slot[Dataset]
