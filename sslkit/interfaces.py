@@ -899,11 +899,13 @@ class Evaluator(Component, ABC):
     """False: it works on the test split where there is one. The features of the training split may
     then be missing (no rows), which saves most of the time where nothing else needs them."""
     uses_features: bool = True
-    """False: it works on `Subject.images`, or on data of its own. `Subject.bank` may then be empty.
-    It may follow from the configuration: set it in `__init__`."""
-    pixel_baseline: bool | None = None
-    """Whether raw pixels are a baseline of it, beside the untrained encoder; None: where it uses
-    features."""
+    """False: it works on `Subject.images` alone, or on data of its own. `Subject.bank` may then be
+    empty, and raw pixels are no baseline of it, unless the data is its own. It may follow from the
+    configuration: set it in `__init__`."""
+    own_data: ClassVar[bool] = False
+    """True: it measures on data that its configuration names, and not on that of the run."""
+    pixel_baseline: bool = True
+    """False: the untrained encoder is the only baseline."""
     projection_layer: int = 0
     """The highest layer of the projection head that it needs; a run whose method has fewer is
     refused before its first step."""

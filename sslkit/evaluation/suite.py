@@ -289,8 +289,7 @@ class EvaluationSuite:
 
 def _measures_pixels(protocol: Protocol) -> bool:
     evaluator = protocol.evaluator
-    chosen = evaluator.pixel_baseline
-    return evaluator.uses_features if chosen is None else chosen
+    return evaluator.pixel_baseline and (evaluator.uses_features or evaluator.own_data)
 
 
 def _placed(labels: Tensor | None, rows: Tensor) -> Tensor | None:

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 import sslkit
-from sslkit.builtin.protocols.segmentation import Segmentation
+from sslkit.builtin.protocols.encoder_maps import Source
+from sslkit.builtin.protocols.segmentation import Segmentation, take_positions
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.suite import EvaluationSuite
@@ -96,6 +97,32 @@ def test_it_depends_on_the_seed_alone_and_leaves_the_encoder_as_it_was() -> None
         scored.append(few.evaluate(subject(encoder, seed)).metrics)
     assert scored[0] == scored[1] != scored[2]
     assert state_digest(encoder) == before
+
+
+def test_positions_are_drawn_evenly_and_where_something_is_known() -> None:
+    few = {**COLOURS, "num_train": 5}
+    reader = protocol("segmentation", few)._data.train
+    numbers = torch.arange(1024.0).view(1, 1, 32, 32)
+    source = Source(lambda x: numbers.expand(len(x), -1, -1, -1), 32, torch.device("cpu"))
+    taken = take_positions(source, reader, 9, most=52, seed=0)
+    assert taken.images.bincount().tolist() == [10] * 5
+    for number in range(5):
+        rows = taken.images == number
+        mask = torch.from_numpy(reader.mask(number)).flatten().long()
+        places = taken.features[rows, 0].long()
+        assert torch.equal(places, places.unique())
+        assert torch.equal(taken.fractions[rows].argmax(dim=1), mask[places])
+    others = take_positions(source, reader, 9, most=52, seed=1)
+    assert not torch.equal(taken.features, others.features)
+    half = taken.only(taken.images < 2)
+    assert sum(len(x) for x, _ in half.blocks()) == 20
+
+
+def test_features_that_are_not_finite_are_said_to_be() -> None:
+    encoder = Averages()
+    encoder.scale.data.fill_(float("nan"))
+    found = protocol("segmentation", COLOURS).evaluate(subject(encoder))
+    assert found.skipped == "the feature maps are not finite"
 
 
 def test_the_size_of_images_and_masks_may_differ() -> None:

@@ -302,10 +302,10 @@ def test_protocols_on_images_alone_take_no_features(pictures: Pictures) -> None:
     assert set(trained.timings) == {"images/trained"}
 
 
-def test_pixels_without_features_are_measured_where_a_protocol_asks(pictures: Pictures) -> None:
+def test_pixels_of_its_own_data_are_a_baseline_without_features(pictures: Pictures) -> None:
     class OnDataOfItsOwn(Recorder):
         uses_features = False
-        pixel_baseline = True
+        own_data = True
 
         def evaluate(self, subject: Subject) -> Evaluation:
             self.subjects.append(subject)

@@ -68,6 +68,8 @@ class Detection(Evaluator):
 
     requires_labels = False
     uses_features = False
+    own_data = True
+    pixel_baseline = False
 
     class Config(EvaluatorConfig):
         data: Slot[Dataset]

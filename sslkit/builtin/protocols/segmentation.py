@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Annotated, Any
 
@@ -75,7 +75,7 @@ class Segmentation(Evaluator):
 
     requires_labels = False
     uses_features = False
-    pixel_baseline = True
+    own_data = True
 
     class Config(EvaluatorConfig):
         data: Slot[Dataset]
@@ -196,13 +196,15 @@ class Segmentation(Evaluator):
 
 @dataclass(frozen=True)
 class Positions:
-    """Positions of the training maps, N of them."""
+    """Positions of the training maps, N of them, or some of these."""
 
     features: Tensor  # (N, F) float32
     fractions: Tensor  # (N, C) float32, see `class_fractions`
     images: Tensor  # (N,) int64 on the CPU: position of the image
     device: torch.device
     """Where classifiers are computed."""
+    rows: Tensor | None = None
+    """(n,) which of them, on the CPU; None: all."""
 
     @property
     def present(self) -> Tensor:
@@ -212,27 +214,29 @@ class Positions:
 
     def standardise_(self) -> tuple[Tensor, Tensor]:
         """Brings the features to mean 0 and variance 1, in place; returns what they were, on the
-        computing device. Features that hardly vary are not blown up."""
+        computing device. Features that hardly vary are not blown up. Raises DataError where they
+        are not finite."""
         mean = self.features.mean(dim=0)
         std = self.features.std(dim=0, correction=0)
+        if not bool((mean + std).isfinite().all()):
+            raise DataError("the feature maps are not finite")
         std = std.clamp_min(max(1e-3 * float(std.max()), 1e-12))
         self.features.sub_(mean).div_(std)
         return mean.to(self.device), std.to(self.device)
 
     def only(self, chosen: Tensor) -> Positions:
-        """Some of the positions. chosen: (N,) bool on the CPU."""
-        rows = chosen.nonzero().squeeze(1).to(self.features.device)
-        return Positions(
-            self.features[rows], self.fractions[rows], self.images[chosen], self.device
-        )
+        """Some of all positions, not copied. chosen: (N,) bool on the CPU."""
+        return replace(self, rows=chosen.nonzero().squeeze(1))
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Features and fractions, block by block, on the computing device."""
-        rows = max(1, _BLOCK_ELEMENTS // self.features.shape[1])
-        for x, t in zip(
-            torch.split(self.features, rows), torch.split(self.fractions, rows), strict=True
-        ):
-            yield x.to(self.device), t.to(self.device)
+        count = len(self.features if self.rows is None else self.rows)
+        size = max(1, _BLOCK_ELEMENTS // self.features.shape[1])
+        for start in range(0, count, size):
+            part: slice | Tensor = slice(start, start + size)
+            if self.rows is not None:
+                part = self.rows[part].to(self.features.device)
+            yield self.features[part].to(self.device), self.fractions[part].to(self.device)
 
     def confusion(self, classifiers: LinearClassifiers, problem: int) -> Tensor:
         """See `soft_confusion`."""
@@ -248,17 +252,18 @@ def take_positions(
     """At most `most` positions of the training images, those with a known pixel, the same number of
     each image (one, where there are more images than that)."""
     each = max(1, most // len(reader))
-    features: list[Tensor] = []
-    fractions: list[Tensor] = []
-    images: list[Tensor] = []
-    where: torch.device | None = None
-    first = 0
+    features = fractions = torch.empty(0)
+    images = torch.empty(0, dtype=torch.int64)
+    first = filled = 0
     for maps, masks in source.batches(reader):
         grid = (maps.shape[-2], maps.shape[-1])
-        if where is None:
+        if first == 0:
             rows = len(reader) * min(each, grid[0] * grid[1])
             fits = 4 * rows * maps.shape[1] <= _DEVICE_BYTES
             where = source.device if fits else torch.device("cpu")
+            features = torch.empty(rows, maps.shape[1], device=where)
+            fractions = torch.empty(rows, classes, device=where)
+            images = torch.empty(rows, dtype=torch.int64)
         numbers = torch.arange(first, first + len(maps))
         first += len(maps)
         chosen = _drawn(numbers, grid[0] * grid[1], each, seed)
@@ -267,10 +272,11 @@ def take_positions(
         ):
             target = class_fractions(mask, grid, classes)[row]
             known = target.sum(dim=1) > 0.0
-            features.append(found[row][known].to(where))
-            fractions.append(target[known].to(where))
-            images.append(torch.full((int(known.sum()),), number))
-    return Positions(torch.cat(features), torch.cat(fractions), torch.cat(images), source.device)
+            part = slice(filled, filled + int(known.sum()))
+            features[part], fractions[part] = found[row][known], target[known]
+            images[part] = number
+            filled = part.stop
+    return Positions(features[:filled], fractions[:filled], images[:filled], source.device)
 
 
 def _drawn(images: Tensor, positions: int, each: int, seed: int) -> Tensor:
