@@ -12,10 +12,10 @@ import torch
 
 from sslkit.builtin.protocols.detection import (
     Detection,
-    _sample,
     _scored,
     draws,
     learning_rate,
+    sample,
 )
 from sslkit.builtin.protocols.detector import Pyramid, pyramid_stages
 from sslkit.builtin.timm_backbone import TimmBackbone
@@ -184,8 +184,9 @@ def test_the_learning_rate_rises_and_falls_twice() -> None:
 def test_flips_take_boxes_along() -> None:
     reader = scenes(3)
     for index in range(3):
-        image, target = _sample(reader, reader.boxes(index), index, True)
-        assert (image.flip(-1) == torch.from_numpy(reader.read(index)).permute(2, 0, 1) / 255).all()
+        pixels = torch.from_numpy(reader.read(index)).permute(2, 0, 1)
+        image, target = sample(pixels, reader.boxes(index), True)
+        assert torch.equal(image.flip(-1), pixels / 255.0)
         mask = torch.from_numpy(reader.mask(index)).flip(-1)
         for corners, label in zip(target["boxes"].int(), target["labels"], strict=True):
             left, top, right, bottom = corners.tolist()

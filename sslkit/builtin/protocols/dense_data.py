@@ -114,7 +114,8 @@ def read_image(reader: ImageReader, index: int) -> Tensor:
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
-    """`map(work, items)` by threads that are a few items ahead. Raises what `work` raises."""
+    """`map(work, items)` by threads that are a few items ahead. Raises what `work` raises. It
+    should decode and not compute: torch starts threads of its own in each of these."""
     pool = ThreadPoolExecutor(_THREADS)
     waiting: deque[Future[R]] = deque()
     try:

@@ -176,17 +176,20 @@ class Detection(Evaluator):
             weight_decay=config.weight_decay,
         )
 
-        def sample(drawn: tuple[int, bool]) -> Sample:
-            return _sample(reader, self._truths[0][drawn[0]], *drawn)
+        def read(drawn: tuple[int, bool]) -> tuple[Tensor, int, bool]:
+            return read_image(reader, drawn[0]), *drawn
 
         drawn = draws(rows, config.steps * config.batch_size, seed)
         detector.train()
-        with closing(in_order(sample, drawn)) as samples:
+        with closing(in_order(read, drawn)) as images:
             for step in range(config.steps):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step)
-                batch = [next(samples) for _ in range(config.batch_size)]
-                loss = _loss(detector, batch, device)
+                batch = [next(images) for _ in range(config.batch_size)]
+                loss = _loss(
+                    detector,
+                    [sample(x.to(device), self._truths[0][i], flip) for x, i, flip in batch],
+                )
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise DataError(
@@ -198,11 +201,10 @@ class Detection(Evaluator):
                 optimizer.step()
 
 
-def _loss(detector: Any, batch: Sequence[Sample], device: torch.device) -> Tensor:
-    images = [image.to(device) for image, _ in batch]
-    targets = [{name: value.to(device) for name, value in target.items()} for _, target in batch]
+def _loss(detector: Any, batch: Sequence[Sample]) -> Tensor:
+    images, targets = zip(*batch, strict=True)
     with torch.enable_grad():
-        return torch.stack(list(detector(images, targets).values())).sum()
+        return torch.stack(list(detector(list(images), list(targets)).values())).sum()
 
 
 def learning_rate(config: Detection.Config, step: int) -> float:
@@ -228,9 +230,9 @@ def detections(detector: Any, reader: ImageReader, device: torch.device) -> list
     """What a detector finds in every image."""
     detector.eval()
     found = []
-    for image in in_order(lambda index: _image(reader, index), range(len(reader))):
+    for image in in_order(lambda index: read_image(reader, index), range(len(reader))):
         with torch.no_grad():
-            (output,) = detector([image.to(device)])
+            (output,) = detector([image.to(device) / 255.0])
         corners, labels, scores = (
             output[name].cpu().numpy() for name in ("boxes", "labels", "scores")
         )
@@ -238,19 +240,17 @@ def detections(detector: Any, reader: ImageReader, device: torch.device) -> list
     return found
 
 
-def _image(reader: ImageReader, index: int) -> Tensor:
-    return read_image(reader, index).float() / 255.0
-
-
-def _sample(reader: ImageReader, boxes: Boxes, index: int, flip: bool) -> Sample:
-    image = _image(reader, index)
-    corners = torch.from_numpy(boxes.corners[~boxes.crowd])
+def sample(pixels: Tensor, boxes: Boxes, flip: bool) -> Sample:
+    """An image (C, H, W) uint8 and its objects as the detector learns them: mirrored or not, and
+    without crowds, which have no box of their own."""
+    image = pixels / 255.0
+    corners = torch.from_numpy(boxes.corners[~boxes.crowd]).to(image.device)
     if flip:
         image = image.flip(-1)
         left, top, right, bottom = corners.unbind(1)
         width = image.shape[-1]
         corners = torch.stack([width - right, top, width - left, bottom], dim=1)
-    labels = torch.from_numpy(boxes.labels[~boxes.crowd]) + 1
+    labels = torch.from_numpy(boxes.labels[~boxes.crowd]).to(image.device) + 1
     return image, {"boxes": corners, "labels": labels}
 
 

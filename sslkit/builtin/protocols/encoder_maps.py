@@ -68,29 +68,34 @@ class Source:
         in the order of the images. Raises DataError."""
 
         def read(index: int) -> tuple[Tensor, Tensor]:
-            return _read(reader, index, self.size)
+            return _read(reader, index)
 
         images: list[Tensor] = []
         masks: list[Tensor] = []
-        for number, (image, mask) in enumerate(in_order(read, range(len(reader))), start=1):
-            images.append(image)
+        for number, (pixels, mask) in enumerate(in_order(read, range(len(reader))), start=1):
+            images.append(self._stretched(pixels.to(self.device)))
             masks.append(mask.to(self.device))
             if len(images) == _BATCH or number == len(reader):
                 with torch.no_grad():
-                    maps = self.maps(torch.stack(images).to(self.device)).float()
+                    maps = self.maps(torch.stack(images)).float()
                 yield maps, masks
                 images, masks = [], []
 
+    def _stretched(self, pixels: Tensor) -> Tensor:
+        """(C, H, W) uint8 to (C, size, size) float32 in [0, 1]."""
+        image = pixels[None] / 255.0
+        size = (self.size, self.size)
+        if image.shape[-2:] != size:
+            image = F.interpolate(image, size, mode="bilinear", antialias=True)
+        return image[0].clamp_(0.0, 1.0)
 
-def _read(reader: ImageReader, index: int, size: int) -> tuple[Tensor, Tensor]:
-    """(C, size, size) float32 in [0, 1], and the mask (H, W) uint8."""
+
+def _read(reader: ImageReader, index: int) -> tuple[Tensor, Tensor]:
+    """Pixels (C, H, W) uint8, and the mask (H, W) uint8."""
     pixels, mask = read_image(reader, index), torch.from_numpy(reader.mask(index))
     if mask.shape != pixels.shape[1:]:
         raise DataError(
             f"{reader.describe(index)}: its mask has {mask.shape[1]} x {mask.shape[0]} pixels and "
             f"it has {pixels.shape[2]} x {pixels.shape[1]}; expected the same"
         )
-    image = pixels[None].float() / 255.0
-    if image.shape[-2:] != (size, size):
-        image = F.interpolate(image, (size, size), mode="bilinear", antialias=True)
-    return image[0].clamp_(0.0, 1.0), mask
+    return pixels, mask

@@ -273,7 +273,8 @@ def take_positions(
             target = class_fractions(mask, grid, classes)[row]
             known = target.sum(dim=1) > 0.0
             part = slice(filled, filled + int(known.sum()))
-            features[part], fractions[part] = found[row][known], target[known]
+            features[part].copy_(found[row][known])
+            fractions[part].copy_(target[known])
             images[part] = number
             filled = part.stop
     return Positions(features[:filled], fractions[:filled], images[:filled], source.device)
