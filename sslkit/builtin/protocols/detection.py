@@ -23,7 +23,7 @@ from sslkit.builtin.protocols.dense_data import (
 )
 from sslkit.builtin.protocols.detector import Pyramid, faster_rcnn, pyramid_stages
 from sslkit.builtin.protocols.encoder_maps import check_images, device_of, with_feature_maps
-from sslkit.errors import DataError, PluginError, RecipeError
+from sslkit.errors import SSLKitError, TrainingError
 from sslkit.interfaces import (
     Backbone,
     Boxes,
@@ -123,7 +123,7 @@ class Detection(Evaluator):
             return Evaluation()
         try:
             return self._evaluate(with_feature_maps(subject.encoder), subject.seed)
-        except (DataError, RecipeError, PluginError, NoFeatureMapsError) as error:
+        except (SSLKitError, NoFeatureMapsError) as error:
             return Evaluation(skipped=str(error).splitlines()[0])
 
     @cached_property
@@ -167,7 +167,7 @@ class Detection(Evaluator):
         return _scored(average_precision(test, found, len(data.classes)), data.classes)
 
     def _train(self, detector: Any, rows: Sequence[int], seed: int, device: torch.device) -> None:
-        """Fine-tunes in place. Raises DataError where the loss is not finite."""
+        """Fine-tunes in place. Raises TrainingError where the loss is not finite, and DataError."""
         config, reader = self.config, self._data.train
         optimizer = torch.optim.SGD(
             [p for p in detector.parameters() if p.requires_grad],
@@ -192,9 +192,8 @@ class Detection(Evaluator):
                 )
                 value = float(loss.detach())
                 if not math.isfinite(value):
-                    raise DataError(
-                        f"detection: the loss is {value} at step {step}; lower lr or raise "
-                        "warmup_steps"
+                    raise TrainingError(
+                        f"the loss is {value} at step {step}; lower lr or raise warmup_steps"
                     )
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

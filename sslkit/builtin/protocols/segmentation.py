@@ -24,7 +24,7 @@ from sslkit.builtin.protocols.encoder_maps import (
     device_of,
     with_feature_maps,
 )
-from sslkit.errors import DataError, PluginError, RecipeError
+from sslkit.errors import DataError, SSLKitError
 from sslkit.interfaces import (
     Dataset,
     Evaluation,
@@ -112,7 +112,7 @@ class Segmentation(Evaluator):
     def evaluate(self, subject: Subject) -> Evaluation:
         try:
             return self._evaluate(subject)
-        except (DataError, RecipeError, PluginError, NoFeatureMapsError) as error:
+        except (SSLKitError, NoFeatureMapsError) as error:
             return Evaluation(skipped=str(error).splitlines()[0])
 
     @cached_property
