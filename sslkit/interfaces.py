@@ -780,7 +780,6 @@ class Images(ABC):
     channels: int
     preprocess: Preprocess
     """Of the encoder: what `preprocessed` does."""
-    class_names: Sequence[str]
     precision: Precision
     """Number format of the run's activations; see `autocast`."""
     channels_last: bool

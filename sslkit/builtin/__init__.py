@@ -32,7 +32,10 @@ def register_losses() -> Mapping[str, str]:
 
 @hookimpl
 def register_augmentations() -> Mapping[str, str]:
-    return {"simclr": "sslkit.builtin.augmentations:SimCLRAugmentation"}
+    return {
+        "simclr": "sslkit.builtin.augmentations:SimCLRAugmentation",
+        "crop_flip": "sslkit.builtin.crop_flip:CropFlip",
+    }
 
 
 @hookimpl
@@ -56,6 +59,8 @@ def register_evaluators() -> Mapping[str, str]:
         "knn": "sslkit.builtin.protocols.knn:KNN",
         "linear": "sslkit.builtin.protocols.linear:Linear",
         "few_label": "sslkit.builtin.protocols.few_label:FewLabel",
+        "semi_supervised": "sslkit.builtin.protocols.semi_supervised:SemiSupervised",
+        "finetune": "sslkit.builtin.protocols.finetune:Finetune",
         "clustering": "sslkit.builtin.protocols.clustering:Clustering",
         "retrieval": "sslkit.builtin.protocols.retrieval:Retrieval",
         "collapse": "sslkit.builtin.protocols.collapse:Collapse",

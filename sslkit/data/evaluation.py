@@ -131,7 +131,6 @@ class StoredImages(Images):
         self.device = device
         self.channels = train.channels
         self.preprocess = preprocess
-        self.class_names = train.class_names or ()
         self.precision = precision
         self.channels_last = channels_last
         self._train = train

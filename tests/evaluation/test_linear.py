@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sslkit.builtin.protocols import linear
-from sslkit.builtin.protocols.linear import Linear, stratified_split
-from sslkit.interfaces import FeatureBank, Subject
-from sslkit.nn import logistic_regression
+from sslkit.builtin.protocols import linear_solvers
+from sslkit.builtin.protocols.knn import KNN
+from sslkit.builtin.protocols.linear import Linear
+from sslkit.interfaces import Evaluator, FeatureBank, Subject
+from sslkit.nn import logistic_regression, standardised
+from sslkit.nn.labels import stratified_split
 from sslkit.nn.lbfgs import minimize
+from sslkit.nn.linear_sgd import fit_by_sgd
 from sslkit.nn.logistic_regression import (
     Blocks,
     LinearClassifiers,
@@ -60,7 +64,7 @@ def test_the_test_split_has_no_part_in_the_fit_or_the_choice(
         fitted.append((sum(len(features) for features, _ in blocks()), len(l2)))
         return fit_penalties(blocks, *args, l2=l2, **kwargs)
 
-    monkeypatch.setattr(linear, "fit_penalties", spy)
+    monkeypatch.setattr(linear_solvers, "fit_penalties", spy)
     first = Linear(Linear.Config()).evaluate(subject())
     assert fitted == [(360, 6), (400, 1)]  # the grid on 90 %, then all of the training split
     given = subject()
@@ -88,7 +92,7 @@ def test_the_split_is_stratified_disjoint_and_keyed_by_the_seed() -> None:
 def test_one_image_per_class_is_skipped_with_the_reason() -> None:
     bank = FeatureBank(torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3), list("abc"))
     found = Linear(Linear.Config()).evaluate(Subject("trained", bank, seed=0))
-    assert found.skipped == "no class has two labelled images to choose l2 with"
+    assert found.skipped == "no class has two labelled images to choose settings with"
 
 
 def test_gradient_agrees_with_autograd_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +147,7 @@ def test_penalties_fitted_together_are_those_fitted_alone() -> None:
 
 def test_features_in_blocks_made_anew_give_the_same_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Linear(Linear.Config()).evaluate(subject()).metrics
-    monkeypatch.setattr(linear, "_BLOCK_ELEMENTS", 8 * 70)  # 70 rows at once
+    monkeypatch.setattr(standardised, "_BLOCK_ELEMENTS", 8 * 70)  # 70 rows at once
     parts = Linear(Linear.Config()).evaluate(subject()).metrics
     assert parts == pytest.approx(whole, abs=0.011)
 
@@ -167,3 +171,69 @@ def test_minimize_shortens_steps_and_solves_badly_scaled_problems() -> None:
     assert passes == len(shortened)
     assert shortened[0] == 2
     assert shortened[-1] == 1, "a solved problem is left out"
+
+
+# --- SGD ------------------------------------------------------------------------------------------
+
+
+def by_sgd(**changes: Any) -> Linear:
+    return Linear(Linear.Config(solver="sgd", epochs=20, batch_size=64, **changes))
+
+
+def test_sgd_learns_reports_its_choice_and_stays_at_chance_on_shuffled_labels() -> None:
+    found = by_sgd(lr=(0.1,), weight_decay=(0.0, 1e30)).evaluate(subject()).metrics
+    assert found["top1"] > 0.99
+    assert (found["lr"], found["weight_decay"]) == (0.1, 0.0)
+    assert found["selection_top1"] > 0.95
+    assert "l2" not in found
+    _, labels = clusters(400, 0.0)
+    shuffled = labels[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
+    assert abs(by_sgd().evaluate(subject(shuffled)).metrics["top1"] - 0.25) < 0.13
+    assert by_sgd().evaluate(subject()).metrics == by_sgd().evaluate(subject()).metrics
+
+
+def test_sgd_chooses_on_held_out_training_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[tuple[int, int, bool]] = []
+    given = subject()
+
+    def spy(data: standardised.Standardised, *args: Any, lr: Any, **kwargs: Any) -> Any:
+        fitted.append((len(data), len(lr), data.features is given.bank.train))
+        return fit_by_sgd(data, *args, lr=lr, **kwargs)
+
+    monkeypatch.setattr(linear_solvers, "fit_by_sgd", spy)
+    protocol = by_sgd(lr=(0.1, 0.01), weight_decay=(0.0, 1e-3, 1e-2))
+    first = protocol.evaluate(given).metrics
+    assert fitted == [(360, 6, True), (400, 1, True)]
+    assert given.bank.test_labels is not None
+    given.bank.test_labels.copy_((given.bank.test_labels + 1) % 4)
+    second = protocol.evaluate(given).metrics
+    assert second["top1"] < 0.01
+    for chosen in ("lr", "weight_decay", "selection_top1"):
+        assert second[chosen] == first[chosen]
+
+
+def test_equal_accuracies_go_to_the_lowest_rate_and_the_strongest_decay() -> None:
+    found = by_sgd(lr=(0.3, 0.1, 0.2), weight_decay=(0.0, 1e-3)).evaluate(subject()).metrics
+    assert (found["lr"], found["weight_decay"]) == (0.1, 1e-3)
+
+
+# --- Layers of the projection head ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "protocol", [Linear(Linear.Config(layer=1)), KNN(KNN.Config(k=5, layer=1))]
+)
+def test_probes_measure_layers_of_the_projection_head(protocol: Evaluator) -> None:
+    blind = torch.nn.Linear(8, 3)
+    torch.nn.init.zeros_(blind.weight)
+    sharp = torch.nn.Linear(8, 4)
+    with torch.no_grad():
+        sharp.weight.copy_(torch.eye(4, 8))
+    assert protocol.projection_layer == 1
+    assert not protocol.pixel_baseline
+    for layer, low, high in ((sharp, 0.9, 1.0), (blind, 0.0, 0.4)):
+        given = replace(subject(), projection_layers=(layer,))
+        found = protocol.evaluate(given).metrics
+        assert low <= found["top1_projector_1"] <= high
+        assert all(name.endswith("_projector_1") for name in found)
+    assert Linear(Linear.Config()).pixel_baseline

@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, FeatureBank, Subject
+from sslkit.nn.labels import grouped_by_class, random_order
 from sslkit.nn.logistic_regression import fit_logistic_regression
 from sslkit.randomness import SampleRandom
 
@@ -96,10 +97,8 @@ def draw_labelled(
     indices = torch.arange(len(labels))
     result = []
     for draw in range(draws):
-        words = SampleRandom(seed, "few_label", draw, indices).bits("order", 2)
-        order = ((words[:, 0] << 31) | (words[:, 1] >> 1)).argsort(stable=True)
-        grouped = order[labels[order].argsort(stable=True)]
-        result.append(grouped[places])
+        order = random_order(SampleRandom(seed, "few_label", draw, indices))
+        result.append(grouped_by_class(labels, order)[places])
     return torch.stack(result)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, Subject
 from sslkit.nn.classification import knn_predict, mean_class_accuracy, top1_accuracy
+
+from .linear import at_layer
 
 
 class KNN(Evaluator):
@@ -16,7 +18,8 @@ class KNN(Evaluator):
     similarity (Wu et al. 2018, arXiv:1805.01978). The bank is the whole training split, both
     splits seen through the evaluation transform. Needs no training and has no random part.
 
-    Metrics: `top1`, and `mean_per_class`, which weighs every class alike."""
+    Metrics: `top1`, and `mean_per_class`, which weighs every class alike; at a layer of the
+    projection head the names end in `_projector_<layer>`."""
 
     class Config(EvaluatorConfig):
         k: PositiveInt = 200
@@ -25,6 +28,14 @@ class KNN(Evaluator):
         temperature: PositiveFloat = 0.1
         """A neighbour's weight is exp(similarity / temperature). Wu et al. print 0.07; their
         code, MoCo's and most CIFAR tables use 0.1."""
+        layer: NonNegativeInt = 0
+        """0: the features of the encoder; k: the output of layer k of the projection head. Raw
+        pixels are then no baseline."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.projection_layer = config.layer
+        self.pixel_baseline = config.layer == 0
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
@@ -46,7 +57,7 @@ class KNN(Evaluator):
             )
 
     def evaluate(self, subject: Subject) -> Evaluation:
-        bank = subject.bank
+        bank = subject.projected(self.config.layer).bank
         assert bank.train_labels is not None
         assert bank.test_labels is not None
         predictions = knn_predict(
@@ -58,9 +69,9 @@ class KNN(Evaluator):
             temperature=self.config.temperature,
             device=bank.compute_device,
         )
-        return Evaluation(
-            metrics={
-                "top1": top1_accuracy(predictions, bank.test_labels),
-                "mean_per_class": mean_class_accuracy(predictions, bank.test_labels),
-            }
-        )
+        metrics = {
+            "top1": top1_accuracy(predictions, bank.test_labels),
+            "mean_per_class": mean_class_accuracy(predictions, bank.test_labels),
+        }
+        layer = self.config.layer
+        return Evaluation({at_layer(name, layer): value for name, value in metrics.items()})

@@ -2,179 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-import torch
-from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Subject
 from sslkit.nn.classification import mean_class_accuracy, top1_accuracy
-from sslkit.nn.logistic_regression import LinearClassifiers, fit_penalties
-from sslkit.randomness import SampleRandom
+from sslkit.randomness import stream_key
 
-_BLOCK_ELEMENTS = 1 << 28
-"""Standardised features held at once (1 GiB of float32)."""
-_TOLERANCE = 1e-4
-"""Largest entry of the gradient at which a fit ends (scikit-learn's default). Below it accuracies
-move by less than a fifth of their standard error."""
+from .linear_solvers import LBFGS, SGD, Solver, choose_and_fit, standardised_splits
+
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+def at_layer(name: str, layer: int) -> str:
+    """The name of a metric of features that come from a layer of the projection head."""
+    return f"{name}_projector_{layer}" if layer else name
 
 
 class Linear(Evaluator):
-    """Multinomial logistic regression on frozen features by full-batch L-BFGS, the penalty chosen
-    on a part of the training split that is held out for it: the transfer protocol of Chen et al.
-    2020 (arXiv:2002.05709, B.8). Features are standardised by the training split. No augmentation;
-    deterministic. It is close to, but not the same as, 90 epochs of SGD on augmented images.
+    """A linear classifier on frozen features, its settings chosen on a part of the training split
+    that is held out for it and then fitted on all of it. Features are standardised by the training
+    split. No augmentation; deterministic. Two solvers, each of which fits its whole grid in the
+    same passes over the features:
 
-    Metrics: `top1`, `mean_per_class`, `l2` (the penalty chosen), `selection_top1` (its accuracy on
-    the held-out part; the test split has no part in the choice)."""
+    - `lbfgs`: multinomial logistic regression by full-batch L-BFGS, the penalty chosen: the
+      transfer protocol of Chen et al. 2020 (arXiv:2002.05709, B.8). Close to, but not the same as,
+      90 epochs of SGD on augmented images.
+    - `sgd`: 90 epochs of SGD with Nesterov momentum and a cosine, learning rate and weight decay
+      chosen: the linear evaluation of B.6 with the grid of BYOL (Grill et al. 2020,
+      arXiv:2006.07733, C.1), on features that are not augmented.
+
+    Metrics: `top1`, `mean_per_class`; what was chosen, `l2` or `lr` and `weight_decay`; and
+    `selection_top1`, its accuracy on the held-out part: the test split has no part in the choice.
+    At a layer of the projection head the names end in `_projector_<layer>`."""
 
     class Config(EvaluatorConfig):
+        layer: NonNegativeInt = 0
+        """0: the features of the encoder; k: the output of layer k of the projection head. Raw
+        pixels are then no baseline."""
+        solver: Literal["lbfgs", "sgd"] = "lbfgs"
+        """How the classifier is fitted."""
         l2: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
             1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5,
         )  # fmt: skip
-        """Penalties to choose from: l2 / 2 * squared norm of the weights, beside the mean cross
-        entropy. Equal accuracies go to the strongest. All are fitted in the same passes over the
-        features."""
-        selection_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-        """Part of each class of the training split that is held out to choose `l2`. The chosen
-        one is then fitted on the whole training split."""
+        """`lbfgs`: penalties to choose from: l2 / 2 * squared norm of the weights, beside the mean
+        cross entropy. Equal accuracies go to the strongest. All are fitted in the same passes over
+        the features."""
+        selection_fraction: Fraction = 0.1
+        """Part of each class of the training split that is held out to choose on. What is chosen
+        is then fitted on the whole training split."""
         max_iterations: PositiveInt = 100
-        """L-BFGS iterations for each penalty, at most."""
+        """`lbfgs`: iterations for each penalty, at most."""
+        lr: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
+            1.0, 0.3, 0.1, 0.03, 0.01, 0.003,
+        )  # fmt: skip
+        """`sgd`: learning rates to choose from, at 256 images; they follow `batch_size` linearly.
+        Equal accuracies go to the lowest. All are trained at once."""
+        weight_decay: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (0.0,)
+        """`sgd`: weight decays to choose from, with each learning rate."""
+        epochs: PositiveInt = 90
+        """`sgd`: passes over the training features."""
+        batch_size: PositiveInt = 256
+        """`sgd`: images per step."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.projection_layer = config.layer
+        self.pixel_baseline = config.layer == 0
 
     def evaluate(self, subject: Subject) -> Evaluation:
-        bank = subject.bank
-        assert bank.train_labels is not None
-        assert bank.test_labels is not None
-        fraction = self.config.selection_fraction
-        fitting, held_out = stratified_split(bank.train_labels.cpu(), fraction, subject.seed)
-        if len(held_out) == 0:
-            return Evaluation(skipped="no class has two labelled images to choose l2 with")
-        mean, std = _scale(bank.train)
-
-        def standardised(
-            features: Tensor, labels: Tensor, rows: Tensor | None = None
-        ) -> _Standardised:
-            return _Standardised(features, labels, mean, std, bank.compute_device, rows)
-
-        train = standardised(bank.train, bank.train_labels)
-        l2, selected, start = self._select(
-            standardised(bank.train, bank.train_labels, fitting),
-            standardised(bank.train, bank.train_labels, held_out),
+        bank, config = subject.projected(self.config.layer).bank, self.config
+        train, test = standardised_splits(bank)
+        chosen = choose_and_fit(
+            train,
             bank.num_classes,
+            self._solver(subject.seed),
+            config.selection_fraction,
+            subject.seed,
         )
-        classifier = self._fit(train, bank.num_classes, [l2], start)
-        test = standardised(bank.test, bank.test_labels)
-        (predictions,) = test.predictions(classifier)
-        return Evaluation(
-            metrics={
-                "top1": top1_accuracy(predictions, bank.test_labels),
-                "mean_per_class": mean_class_accuracy(predictions, bank.test_labels),
-                "l2": l2,
-                "selection_top1": selected,
-            }
+        if chosen is None:
+            return Evaluation(skipped="no class has two labelled images to choose settings with")
+        (predictions,) = test.predictions(chosen.classifier)
+        metrics = {
+            "top1": top1_accuracy(predictions, test.labels),
+            "mean_per_class": mean_class_accuracy(predictions, test.labels),
+            **chosen.candidate,
+            "selection_top1": chosen.selection_top1,
+        }
+        return Evaluation({at_layer(name, config.layer): value for name, value in metrics.items()})
+
+    def _solver(self, seed: int) -> Solver:
+        config = self.config
+        if config.solver == "lbfgs":
+            return LBFGS(config.l2, config.max_iterations)
+        return SGD(
+            config.lr,
+            config.weight_decay,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=stream_key(seed, "linear", "sgd")[0],
         )
-
-    def _select(
-        self, fitting: _Standardised, held_out: _Standardised, num_classes: int
-    ) -> tuple[float, float, LinearClassifiers]:
-        """The best penalty, its accuracy on the held-out part, its classifier."""
-        penalties = sorted(self.config.l2, reverse=True)
-        classifiers = self._fit(fitting, num_classes, penalties)
-        predictions = held_out.predictions(classifiers)
-        accuracies = [top1_accuracy(found, held_out.chosen_labels) for found in predictions]
-        best = accuracies.index(max(accuracies))
-        chosen = LinearClassifiers(
-            classifiers.weight[best, None], classifiers.bias[best, None], classifiers.iterations
-        )
-        return penalties[best], accuracies[best], chosen
-
-    def _fit(
-        self,
-        data: _Standardised,
-        num_classes: int,
-        penalties: list[float],
-        start: LinearClassifiers | None = None,
-    ) -> LinearClassifiers:
-        parts = list(data.blocks()) if data.fits else None
-        return fit_penalties(
-            lambda: data.blocks() if parts is None else parts,
-            len(data),
-            num_classes,
-            l2=penalties,
-            start=start,
-            max_iterations=self.config.max_iterations,
-            tolerance=_TOLERANCE,
-        )
-
-
-def _scale(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each feature. Features that hardly vary (below a thousandth of the
-    largest deviation) are not blown up."""
-    mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
-    return mean, std.clamp_min(max(1e-3 * float(std.max()), 1e-12))
-
-
-@dataclass(frozen=True)
-class _Standardised:
-    """Rows of a split with mean 0 and variance 1 over the training split, on the device where the
-    classifiers are computed: kept where they fit into one block, else made anew at every pass."""
-
-    features: Tensor
-    labels: Tensor
-    mean: Tensor
-    std: Tensor
-    device: torch.device
-    rows: Tensor | None = None
-    """(n,) indices of the rows, on the CPU; None: all."""
-
-    def __len__(self) -> int:
-        return len(self.features if self.rows is None else self.rows)
-
-    @property
-    def chosen_labels(self) -> Tensor:
-        """The labels of the rows."""
-        labels = self.labels
-        return labels if self.rows is None else labels[self.rows.to(labels.device)]
-
-    @property
-    def fits(self) -> bool:
-        """Whether all rows make one block."""
-        return len(self) <= self._block_rows
-
-    @property
-    def _block_rows(self) -> int:
-        return max(1, _BLOCK_ELEMENTS // self.features.shape[1])
-
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(n, F) standardised features and (n,) labels, block by block."""
-        mean, std = self.mean.to(self.device), self.std.to(self.device)
-        for start in range(0, len(self), self._block_rows):
-            part: slice | Tensor = slice(start, start + self._block_rows)
-            if self.rows is not None:
-                part = self.rows[part].to(self.features.device)
-            features = self.features[part].to(self.device)
-            features = features.sub_(mean) if self.rows is not None else features - mean
-            yield features.div_(std), self.labels[part].to(self.device)
-
-    def predictions(self, classifiers: LinearClassifiers) -> Tensor:
-        """(P, n) classes under each classifier, where the labels are."""
-        parts = [classifiers.predict_all(features) for features, _ in self.blocks()]
-        return torch.cat(parts, dim=1).to(self.labels.device)
-
-
-def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of (the rest, the held-out part), each ascending. labels: (N,) int64 on the CPU.
-
-    Of each class, `fraction` rounded is held out, at least one image where the class has two, and
-    never all. Which ones depends on the seed and the images' indices only."""
-    counts = labels.bincount()
-    held = (counts * fraction).round().long().clamp_min(1).minimum(counts - 1).clamp_min(0)
-    words = SampleRandom(seed, "linear", 0, torch.arange(len(labels))).bits("order", 2)
-    order = ((words[:, 0] << 31) | (words[:, 1] >> 1)).argsort(stable=True)
-    grouped = order[labels[order].argsort(stable=True)]
-    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[grouped]]
-    is_held = rank < held[labels[grouped]]
-    return grouped[~is_held].sort().values, grouped[is_held].sort().values

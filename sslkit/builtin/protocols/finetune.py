@@ -1,0 +1,81 @@
+"""Full fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import PositiveInt
+
+from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, Subject
+from sslkit.nn.classification import mean_class_accuracy, top1_accuracy
+
+from .fine_tuning import DivergedError, FineTuningConfig, fine_tune, labels_of_test
+
+
+class Finetune(Evaluator):
+    """Trains a copy of the encoder and a linear classifier on all labels, and classifies the test
+    split after the last epoch; no epoch is picked and nothing is tuned. The encoder of the run is
+    left as it was. Its baseline is the untrained encoder after the same fine-tuning: training from
+    scratch on the same budget, not the best that supervised training can reach.
+
+    The defaults are those of SimCLR (Chen et al. 2020, arXiv:2002.05709, B.5) at 256 images: SGD
+    with Nesterov momentum, learning rate 0.05, a cosine, no weight decay, random resized crops and
+    flips. For a ViT see MAE (He et al. 2022, arXiv:2111.06377, A.2): AdamW, `layer_decay` 0.75,
+    warm-up, label smoothing 0.1. Initialisation, order and augmentation follow from the seed.
+
+    Metrics: `top1`, `mean_per_class`, and `train_loss`, the mean of the last epoch."""
+
+    uses_features = False
+
+    class Config(FineTuningConfig, EvaluatorConfig):
+        epochs: PositiveInt = 30
+        """Passes over the labelled training images."""
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+        return config.problems_with_views()  # type: ignore[no-any-return]
+
+    @classmethod
+    def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+        if config.every_epochs is not None:
+            yield (
+                "every_epochs",
+                f"each time {config.epochs} epochs of fine-tuning; leave it out to fine-tune after "
+                "the last epoch only",
+            )
+        share = 2 * config.epochs * facts.num_images / (facts.total_steps * facts.batch_size)
+        if share > 1.0:
+            yield (
+                "epochs",
+                f"fine-tuning the trained and the untrained encoder for {config.epochs} epochs "
+                f"each sees {share:.1f} times the images of the training itself; lower epochs, or "
+                "measure later with sslkit eval",
+            )
+
+    @classmethod
+    def plan_facts(cls, config: Any, facts: Facts) -> Mapping[str, str | int | float]:
+        images = config.epochs * facts.num_images
+        return {"fine-tuning": f"{config.epochs} epochs, {images:,} images, twice (untrained too)"}
+
+    @classmethod
+    def facts_inside(cls, config: Any, facts: Facts) -> Facts:
+        inside: Facts = config.inner_facts(facts, facts.num_images, config.epochs)
+        return inside
+
+    def evaluate(self, subject: Subject) -> Evaluation:
+        images = subject.images
+        assert images is not None
+        rows = images.labelled("train")
+        try:
+            found = fine_tune(subject, self.config, rows, epochs=self.config.epochs)
+        except DivergedError as error:
+            return Evaluation(skipped=str(error))
+        labels = labels_of_test(images)
+        return Evaluation(
+            {
+                "top1": top1_accuracy(found.predictions, labels),
+                "mean_per_class": mean_class_accuracy(found.predictions, labels),
+                "train_loss": found.train_loss,
+            }
+        )

@@ -1,0 +1,228 @@
+"""Accuracy from 1 % and 10 % of the labels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from math import log10
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, Images, Subject
+from sslkit.nn.classification import top1_accuracy
+from sslkit.nn.labels import balanced_subset
+
+from .fine_tuning import DivergedError, FineTuningConfig, fine_tune, labels_of_test
+from .linear import Fraction, at_layer
+from .linear_solvers import LBFGS, choose_and_fit, standardised_splits
+
+Way = Literal["probe", "finetune"]
+
+
+class SemiSupervised(Evaluator):
+    """Accuracy on the test split from a few per cent of the labels, the other images being used
+    without: as many labelled images of each class as of any other, drawn by the seed, the same for
+    every subject, so that differences are paired. Two ways:
+
+    - `probe`: logistic regression on frozen features, the penalty chosen on a part of the chosen
+      labels that is held out for it. Raw pixels are a baseline of it.
+    - `finetune`: a copy of the encoder and a classifier are trained on the chosen images, as
+      `finetune` does on all; the last epoch counts. The untrained encoder, which is then trained
+      from scratch, is the only baseline.
+
+    Chen et al. 2020 (arXiv:2002.05709, B.5) fine-tune for 60 epochs with 1 % and 30 with 10 %;
+    SimCLR v2 (arXiv:2006.10029) starts from the first of three layers of the projection head
+    (`from_layer: 1`).
+
+    Metrics, each the mean over the draws, which are kept for intervals: `top1_<p>pct_<way>`, such
+    as `top1_1pct_probe`; for the probe also `selection_top1_...`, the accuracy on the held-out
+    labels, and `log10_l2_...` of the penalty chosen; for fine-tuning `train_loss_...`. From a layer
+    of the projection head the names end in `_projector_<layer>`."""
+
+    class Config(FineTuningConfig, EvaluatorConfig):
+        fractions: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.01, 0.1)
+        """Parts of the labels that are used. One that has fewer images than there are classes is
+        left out with a warning."""
+        ways: Annotated[tuple[Way, ...], Field(min_length=1)] = ("probe", "finetune")
+        """How the labels are used: `probe`, `finetune`."""
+        draws: PositiveInt = 3
+        """Independent draws of the labelled images; from 2 on there are intervals."""
+        from_layer: NonNegativeInt = 0
+        """0: the features of the encoder; k: the output of layer k of the projection head, whose
+        first layers are fine-tuned too."""
+        epochs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (60, 30)
+        """`finetune`: passes over the chosen images, one number for each fraction."""
+        l2: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
+            10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4,
+        )  # fmt: skip
+        """`probe`: penalties to choose from, as for `linear`."""
+        selection_fraction: Fraction = 0.2
+        """`probe`: part of the chosen labels of each class that is held out to choose `l2`."""
+        max_iterations: PositiveInt = 100
+        """`probe`: L-BFGS iterations for each penalty, at most."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.projection_layer = config.from_layer
+        self.uses_features = "probe" in config.ways
+        self.pixel_baseline = config.from_layer == 0
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+        for name in ("fractions", "ways"):
+            values = getattr(config, name)
+            if len(set(values)) < len(values):
+                yield name, f"{list(values)} names one twice; name each once"
+        if "finetune" in config.ways and len(config.epochs) != len(config.fractions):
+            yield (
+                "epochs",
+                f"{len(config.epochs)} numbers for {len(config.fractions)} fractions; give one for "
+                "each",
+            )
+        yield from config.problems_with_views()
+
+    @classmethod
+    def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+        for fraction in config.fractions:
+            labels = round(fraction * facts.num_images)
+            if facts.num_classes and labels < facts.num_classes:
+                yield (
+                    "fractions",
+                    f"{fraction:.3g} of {facts.num_images:,} images are {labels}, fewer than one "
+                    f"of each of {facts.num_classes} classes, and will be left out; take at least "
+                    f"{facts.num_classes / facts.num_images:.2g}",
+                )
+        if "finetune" in config.ways and config.every_epochs is not None:
+            yield (
+                "every_epochs",
+                f"each time {config.draws} draws of fine-tuning; leave it out or set ways: [probe]",
+            )
+        share = 2 * _images(config, facts) / (facts.total_steps * facts.batch_size)
+        if share > 1.0:
+            yield (
+                "draws",
+                f"fine-tuning {config.draws} draws of the labels, trained and untrained, sees "
+                f"{share:.1f} times the images of the training itself; lower draws or epochs",
+            )
+
+    @classmethod
+    def plan_facts(cls, config: Any, facts: Facts) -> Mapping[str, str | int | float]:
+        if "finetune" not in config.ways:
+            return {}
+        images = _images(config, facts)
+        return {
+            "semi-supervised fine-tuning": f"{config.draws} draws, {images:,} images, twice "
+            "(untrained too)"
+        }
+
+    @classmethod
+    def facts_inside(cls, config: Any, facts: Facts) -> Facts:
+        num, epochs = round(max(config.fractions) * facts.num_images), min(config.epochs)
+        inside: Facts = config.inner_facts(facts, num, epochs)
+        return inside
+
+    def evaluate(self, subject: Subject) -> Evaluation:
+        config, labels = self.config, _training_labels(subject)
+        classes = int((labels.bincount() > 0).sum())
+        draws: dict[str, Sequence[float]] = {}
+        probe = _Probe(subject.projected(config.from_layer), config) if self.uses_features else None
+        for place, fraction in enumerate(config.fractions):
+            total = round(fraction * len(labels))
+            if total < classes:
+                _warn(f"{total} of {len(labels)} labels are fewer than {classes} classes; left out")
+                continue
+            chosen = [
+                balanced_subset(labels, total, subject.seed, draw) for draw in range(config.draws)
+            ]
+            percent = f"{100 * fraction:g}pct"
+            if probe is not None:
+                found = probe.measure(chosen)
+                draws |= {self._name(name, percent, "probe"): found[name] for name in found}
+            if "finetune" in config.ways and subject.images is not None:
+                found = self._finetune(subject, subject.images, chosen, config.epochs[place])
+                draws |= {self._name(name, percent, "finetune"): found[name] for name in found}
+        if not draws:
+            return Evaluation(skipped="the labels are too few; see the warnings")
+        means = {name: sum(values) / len(values) for name, values in draws.items()}
+        return Evaluation(means, draws)
+
+    def _name(self, metric: str, percent: str, way: Way) -> str:
+        return at_layer(f"{metric}_{percent}_{way}", self.config.from_layer)
+
+    def _finetune(
+        self, subject: Subject, images: Images, chosen: Sequence[Tensor], epochs: int
+    ) -> dict[str, list[float]]:
+        """Metric -> value of each draw; none where one diverged."""
+        labels, positions = labels_of_test(images), images.labelled("train")
+        found: dict[str, list[float]] = {"top1": [], "train_loss": []}
+        for rows in chosen:
+            try:
+                tuned = fine_tune(
+                    subject,
+                    self.config,
+                    positions[rows],
+                    epochs=epochs,
+                    layer=self.config.from_layer,
+                )
+            except DivergedError as error:
+                _warn(f"fine-tuning with {len(rows)} labels: {error}")
+                return {}
+            found["top1"].append(top1_accuracy(tuned.predictions, labels))
+            found["train_loss"].append(tuned.train_loss)
+        return found
+
+
+class _Probe:
+    """Logistic regression on the features of a subject, from some of its labels."""
+
+    def __init__(self, subject: Subject, config: Any) -> None:
+        self._train, self._test = standardised_splits(subject.bank)
+        self._solver = LBFGS(config.l2, config.max_iterations)
+        self._num_classes = subject.bank.num_classes
+        self._fraction = config.selection_fraction
+        self._seed = subject.seed
+
+    def measure(self, chosen: Sequence[Tensor]) -> dict[str, list[float]]:
+        """Metric -> value of each draw. chosen: of each draw, the labelled training images."""
+        found: dict[str, list[float]] = {"top1": [], "selection_top1": [], "log10_l2": []}
+        for rows in chosen:
+            best = choose_and_fit(
+                self._train.select(rows),
+                self._num_classes,
+                self._solver,
+                self._fraction,
+                self._seed,
+            )
+            if best is None:
+                _warn(f"{len(rows)} labels are one of a class: none is left to choose l2 with")
+                return {}
+            (predictions,) = self._test.predictions(best.classifier)
+            found["top1"].append(top1_accuracy(predictions, self._test.labels))
+            found["selection_top1"].append(best.selection_top1)
+            found["log10_l2"].append(log10(best.candidate["l2"]))
+        return found
+
+
+def _training_labels(subject: Subject) -> Tensor:
+    """(N,) labels of the labelled training images, on the CPU."""
+    if subject.images is not None:
+        labels = subject.images.labels("train")
+        assert labels is not None
+        return labels[subject.images.labelled("train")]
+    assert subject.bank.train_labels is not None
+    return subject.bank.train_labels.cpu()
+
+
+def _images(config: Any, facts: Facts) -> int:
+    """Images that all draws of one subject are fine-tuned on, epochs counted."""
+    if "finetune" not in config.ways:
+        return 0
+    each = zip(config.fractions, config.epochs, strict=False)
+    per_draw = sum(round(part * facts.num_images) * epochs for part, epochs in each)
+    return int(config.draws * per_draw)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(f"semi_supervised: {message}", stacklevel=3)
