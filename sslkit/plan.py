@@ -165,10 +165,10 @@ def estimate_time(experiment: Experiment, steps: Steps) -> dict[str, Any]:
 def count_evaluations(experiment: Experiment) -> int:
     """How often features are taken: during training, after it, and of the untrained encoder."""
     facts, suite = experiment.facts, experiment.suite
-    if not suite.protocols:
+    if not suite.takes_features(0, final=True):
         return 0
     epochs = range(1, math.ceil(facts.total_steps / facts.steps_per_epoch))
-    return sum(bool(suite.due(epoch, final=False)) for epoch in epochs) + 2
+    return sum(suite.takes_features(epoch, final=False) for epoch in epochs) + 2
 
 
 def count_parameters(experiment: Experiment) -> dict[str, int]:

@@ -35,6 +35,7 @@ from .features import (
     pixel_features,
 )
 from .isolation import isolated, unchanged
+from .labels import beside, labelled_rows, numbered_classes
 from .results import SuiteResult
 
 Embeddings = Callable[[], Mapping[str, Tensor]]
@@ -89,7 +90,7 @@ class EvaluationSuite:
         self._test_labels = test_labels
         self._num_train = len(train_labels) if train_labels is not None else num_train
         self._num_test = len(test_labels) if test_labels is not None else num_test
-        self._class_names = tuple(class_names or _numbered(train_labels, test_labels))
+        self._class_names = tuple(class_names or numbered_classes(train_labels, test_labels))
         self._positive_pairs = positive_pairs
         self._calibration_batches = calibration_batches or train_batches
         self._embeddings = embeddings
@@ -106,6 +107,10 @@ class EvaluationSuite:
     def due(self, epoch: int, final: bool) -> list[str]:
         """The protocols to run when `epoch` epochs are done. All of them run after the last."""
         return [protocol.key for protocol in self._due(epoch, final)]
+
+    def takes_features(self, epoch: int, final: bool) -> bool:
+        """Whether a protocol that is then due needs features, and not images alone."""
+        return any(protocol.evaluator.uses_features for protocol in self._due(epoch, final))
 
     def run(
         self,
@@ -185,11 +190,11 @@ class EvaluationSuite:
         return [p for p in protocols if not (reason and p.evaluator.requires_labels)]
 
     def _label_problem(self) -> str | None:
-        if not _any_labelled(self._train_labels):
+        if not any_labelled(self._train_labels):
             return NO_LABELS
         if self._test_batches is None:
             return NO_TEST_SPLIT
-        return None if _any_labelled(self._test_labels) else NO_LABELS
+        return None if any_labelled(self._test_labels) else NO_LABELS
 
     def _measure_encoder(
         self,
@@ -263,14 +268,14 @@ class EvaluationSuite:
         return FeatureBank(
             train,
             test,
-            _placed(train_labels, train),
-            _placed(test_labels, test),
+            beside(train_labels, train),
+            beside(test_labels, test),
             self._class_names,
             self._device,
         )
 
     def _measure(self, protocols: Sequence[Protocol], subject: Subject, report: Collector) -> None:
-        labelled = replace(subject, bank=_labelled(subject.bank))
+        labelled = replace(subject, bank=labelled_rows(subject.bank))
         networks = [] if subject.encoder is None else [subject.encoder, *subject.projection_layers]
         whole = nn.Sequential(*networks)
         for protocol in protocols:
@@ -284,45 +289,6 @@ class EvaluationSuite:
                     report.fail(protocol, subject.name, error)
 
 
-# --- Parts ----------------------------------------------------------------------------------------
-
-
 def _measures_pixels(protocol: Protocol) -> bool:
     evaluator = protocol.evaluator
     return evaluator.pixel_baseline and (evaluator.uses_features or evaluator.own_data)
-
-
-def _placed(labels: Tensor | None, rows: Tensor) -> Tensor | None:
-    """The labels of these rows, beside them."""
-    if labels is not None and len(labels) != len(rows):
-        raise ValueError(f"{len(labels)} labels for {len(rows)} images")
-    return None if labels is None else labels.to(rows.device, torch.int64)
-
-
-def _numbered(*labels: Tensor | None) -> list[str]:
-    """Class names for labels that came without."""
-    highest = max(
-        (int(part.max()) for part in labels if part is not None and len(part)), default=-1
-    )
-    return [str(index) for index in range(highest + 1)]
-
-
-def _any_labelled(labels: Tensor | None) -> bool:
-    return labels is not None and bool((labels >= 0).any())
-
-
-def _labelled(bank: FeatureBank) -> FeatureBank:
-    """The bank without the images that have no label (negative)."""
-    if bank.train_labels is None or bank.test_labels is None:
-        return bank
-    train, test = bank.train_labels >= 0, bank.test_labels >= 0
-    if train.all() and test.all():
-        return bank
-    return FeatureBank(
-        bank.train[train],
-        bank.test[test],
-        bank.train_labels[train],
-        bank.test_labels[test],
-        bank.class_names,
-        bank.device,
-    )

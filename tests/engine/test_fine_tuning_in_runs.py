@@ -50,7 +50,8 @@ def test_a_run_measures_reports_and_repeats_them(tiny: Path) -> None:
 
 def test_fine_tuning_alone_trains_no_probe_on_the_side(tiny: Path) -> None:
     protocols = "evaluate=[{name: finetune, epochs: 1, batch_size: 24, every_epochs: 1}]"
-    result = start(str(tiny), [protocols, "train.epochs=2"], display=Silent())
+    changes = [protocols, "train.epochs=2", "train.precision=bf16"]
+    result = start(str(tiny), changes, display=Silent())
     assert "eval/finetune/top1" in result.metrics
     assert "perf/evaluation_seconds_features" in result.metrics, "the untrained batch statistics"
     assert "eval/online_probe/top1" not in result.metrics
@@ -84,7 +85,8 @@ def test_parts_of_a_protocol_are_judged_by_its_own_steps(tiny: Path) -> None:
 
 
 def test_a_plan_states_the_cost(tiny: Path) -> None:
-    plan = make_plan(str(tiny), ["evaluate=[{name: finetune}]"], Silent())
+    plan = make_plan(str(tiny), ["evaluate=[{name: finetune}]"], Silent(), measure=True)
+    assert plan["time"]["evaluations"] == 0, "no features are taken"
     assert plan["facts"]["fine-tuning"].startswith("30 epochs, 2,880 images")
     assert any("times the images" in warning["message"] for warning in plan["warnings"])
 
