@@ -23,7 +23,7 @@ def numbered_classes(*labels: Tensor | None) -> list[str]:
     return [str(index) for index in range(highest + 1)]
 
 
-def anylabelled_rows(labels: Tensor | None) -> bool:
+def any_labelled(labels: Tensor | None) -> bool:
     return labels is not None and bool((labels >= 0).any())
 
 

@@ -35,7 +35,7 @@ from .features import (
     pixel_features,
 )
 from .isolation import isolated, unchanged
-from .labels import beside, labelled_rows, numbered_classes
+from .labels import any_labelled, beside, labelled_rows, numbered_classes
 from .results import SuiteResult
 
 Embeddings = Callable[[], Mapping[str, Tensor]]

@@ -176,3 +176,11 @@ def test_problems(loss: type[Loss], given: Facts, field: str, message: str) -> N
 def test_no_problems() -> None:
     assert list(SimCLR.problems(config(), facts(8, 8))) == []
     assert list(SimCLR.problems(config(NeedsLabels), facts(8, 8, num_classes=3))) == []
+
+
+def test_the_projection_layers_are_the_head() -> None:
+    simclr = method().eval()
+    features = torch.rand(4, simclr.backbone.num_features)
+    first, last = simclr.projection_layers
+    assert isinstance(list(first.children())[-1], torch.nn.ReLU), "SimCLR v2 fine-tunes from here"
+    assert torch.equal(last(first(features)), simclr.head(features))

@@ -13,7 +13,7 @@ from sslkit.builtin.protocols.fine_tuning import Classifier, FineTuningConfig
 from sslkit.builtin.protocols.fine_tuning import _train as train
 from sslkit.builtin.protocols.finetune import Finetune
 from sslkit.evaluation.features import state_digest
-from sslkit.interfaces import Facts, FeatureBank, Images, Subject
+from sslkit.interfaces import Facts, FeatureBank, Images, Subject, ViewSpec
 from tests.evaluation.image_subjects import Network, projection, protocol, study
 
 NOTHING = FeatureBank(torch.empty(0, 0), torch.empty(0, 0), class_names=["0", "1", "2"])
@@ -153,6 +153,9 @@ def test_what_is_rarely_meant_is_said_before_the_run() -> None:
     assert "6.0 times the images" in said["epochs"]
     assert not dict(Finetune.warnings(protocol("finetune").config, facts(total_steps=10_000)))
     assert "30,000 images" in str(Finetune.plan_facts(config, facts())["fine-tuning"])
+    large = protocol("finetune", augmentation={"name": "crop_flip", "size": 16})
+    views = facts(total_steps=10_000, views=(ViewSpec(8), ViewSpec(8)))
+    assert "views of 16 px" in dict(Finetune.warnings(large.config, views))["augmentation"]
     two = protocol("finetune", augmentation={"name": "crop_flip", "size": 8, "num_views": 2})
     ((field, message),) = Finetune.problems(two.config, facts())
     assert field == "augmentation"

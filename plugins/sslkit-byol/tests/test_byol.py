@@ -24,7 +24,7 @@ from byol_setup import (
     train,
 )
 from sslkit_byol.losses import normalized_mse
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslkit.errors import RecipeError
@@ -163,6 +163,13 @@ def test_the_teacher_is_not_trained_and_passes_no_gradient() -> None:
 def test_the_predictor_has_no_teacher() -> None:
     names = {name.split(".")[2] for name, _ in make_byol().teacher.named_parameters(prefix="t")}
     assert names == {"0", "1"}  # encoder and projector
+
+
+def test_the_projection_layers_are_the_projector_without_the_predictor() -> None:
+    byol, features = make_byol(), torch.rand(BATCH, 6, dtype=torch.float64)
+    assert len(byol.projection_layers) == 2
+    found = nn.Sequential(*byol.projection_layers)(features)
+    torch.testing.assert_close(found, byol.projector(features), rtol=0, atol=0)
 
 
 def test_each_view_has_its_own_batch_statistics() -> None:

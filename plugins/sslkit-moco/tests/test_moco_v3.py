@@ -129,6 +129,13 @@ def test_shapes_and_the_encoder() -> None:
     torch.testing.assert_close(found["query"][:, 1], query)
 
 
+def test_the_projection_layers_are_the_projector_without_the_predictor() -> None:
+    method, features = moco_v3(), torch.rand(BATCH, 6, dtype=torch.float64)
+    assert len(method.projection_layers) == 2
+    found = nn.Sequential(*method.projection_layers)(features)
+    torch.testing.assert_close(found, method.projector(features), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("part", [1, 5, 12])
 def test_parts_and_the_whole_agree(part: int) -> None:
     method, batch = moco_v3(), make_batch()

@@ -306,3 +306,13 @@ class WithoutQueue(Loss):
 def test_what_ignores_a_queue() -> None:
     assert ignores_negatives(WithoutQueue(ComponentConfig()))
     assert not ignores_negatives(WithQueue(ComponentConfig()))
+
+
+def test_the_projection_layers_are_the_head() -> None:
+    method = build("moco_v2", SmallNet(False), bn_groups=1, queue_size=8)
+    features = torch.rand(BATCH, 6, dtype=torch.float64)
+    assert len(method.projection_layers) == 2
+    found = nn.Sequential(*method.projection_layers)(features)
+    torch.testing.assert_close(found, method.head(features), rtol=0, atol=0)
+    linear = build("moco_v1", SmallNet(False), bn_groups=1, queue_size=8)
+    assert len(linear.projection_layers) == 1

@@ -62,6 +62,17 @@ class FineTuningConfig(ComponentConfig):
         if len(views) > 1:
             yield "augmentation", f"fine-tuning takes 1 view, and it makes {len(views)}: use 1"
 
+    def warnings_of_views(self, facts: Facts) -> Iterator[tuple[str, str]]:
+        """What `Component.warnings` yields where the augmentation makes views of another size."""
+        views = self.augmentation.build().views if self.augmentation else ()
+        size = max((view.size for view in facts.views), default=0)
+        if views and size and views[0].size != size:
+            yield (
+                "augmentation",
+                f"fine-tunes on views of {views[0].size} px, and the encoder is evaluated at "
+                f"{size} px, which most ViTs cannot take; set size: {size}",
+            )
+
     def inner_facts(self, facts: Facts, num_images: int, epochs: int) -> Facts:
         """`Component.facts_inside` for this training."""
         batch = max(1, min(self.batch_size, num_images))
@@ -130,6 +141,8 @@ class FineTuned:
 
     predictions: Tensor
     """(M,) classes of the labelled test images, on the CPU."""
+    labels: Tensor
+    """(M,) their true classes."""
     train_loss: float
     """Mean loss of the last epoch, on augmented images and with label smoothing."""
 
@@ -147,7 +160,7 @@ def fine_tune(
     assert images is not None
     network = Classifier(subject, layer, subject.bank.num_classes)
     loss = _train(network, images, config, rows, epochs)
-    return FineTuned(_predict(network, images), loss)
+    return FineTuned(*_predict(network, images), loss)
 
 
 def _train(
@@ -176,7 +189,10 @@ def _train(
                 logits = network(batch.views[0])
             assert batch.labels is not None
             loss = F.cross_entropy(
-                logits.float(), batch.labels, label_smoothing=config.label_smoothing
+                logits.float(),
+                batch.labels,
+                ignore_index=-1,  # what stands in for an unreadable image may have no label
+                label_smoothing=config.label_smoothing,
             )
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -195,17 +211,13 @@ def _crop_flip(images: Images) -> Augmentation:
 
 
 @torch.no_grad()
-def _predict(network: Classifier, images: Images) -> Tensor:
+def _predict(network: Classifier, images: Images) -> tuple[Tensor, Tensor]:
+    """Predicted and true classes of the labelled test images, on the CPU."""
     network.eval()
-    predictions = []
-    for part in images.preprocessed("test", images.labelled("test")):
+    rows, predictions = images.labelled("test"), []
+    for part in images.preprocessed("test", rows):
         with images.autocast():
-            predictions.append(network(part).argmax(dim=1).cpu())
-    return torch.cat(predictions)
-
-
-def labels_of_test(images: Images) -> Tensor:
-    """The labels that `FineTuned.predictions` are held against."""
+            predictions.append(network(part).argmax(dim=1))
     labels = images.labels("test")
     assert labels is not None
-    return labels[images.labelled("test")]
+    return torch.cat(predictions).cpu(), labels[rows]

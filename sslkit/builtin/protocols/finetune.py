@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, Subject
 from sslkit.nn.classification import mean_class_accuracy, top1_accuracy
 
-from .fine_tuning import DivergedError, FineTuningConfig, fine_tune, labels_of_test
+from .fine_tuning import DivergedError, FineTuningConfig, fine_tune
 
 
 class Finetune(Evaluator):
@@ -21,8 +21,9 @@ class Finetune(Evaluator):
 
     The defaults are those of SimCLR (Chen et al. 2020, arXiv:2002.05709, B.5) at 256 images: SGD
     with Nesterov momentum, learning rate 0.05, a cosine, no weight decay, random resized crops and
-    flips. For a ViT see MAE (He et al. 2022, arXiv:2111.06377, A.2): AdamW, `layer_decay` 0.75,
-    warm-up, label smoothing 0.1. Initialisation, order and augmentation follow from the seed.
+    flips. For a ViT see MAE (He et al. 2022, arXiv:2111.06377): AdamW, `layer_decay` 0.75,
+    warm-up, label smoothing 0.1. The classifier starts from zero; order, augmentation, drop-out and
+    drop path follow from the seed.
 
     Metrics: `top1`, `mean_per_class`, and `train_loss`, the mean of the last epoch."""
 
@@ -38,6 +39,7 @@ class Finetune(Evaluator):
 
     @classmethod
     def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+        yield from config.warnings_of_views(facts)
         if config.every_epochs is not None:
             yield (
                 "every_epochs",
@@ -71,11 +73,10 @@ class Finetune(Evaluator):
             found = fine_tune(subject, self.config, rows, epochs=self.config.epochs)
         except DivergedError as error:
             return Evaluation(skipped=str(error))
-        labels = labels_of_test(images)
         return Evaluation(
             {
-                "top1": top1_accuracy(found.predictions, labels),
-                "mean_per_class": mean_class_accuracy(found.predictions, labels),
+                "top1": top1_accuracy(found.predictions, found.labels),
+                "mean_per_class": mean_class_accuracy(found.predictions, found.labels),
                 "train_loss": found.train_loss,
             }
         )

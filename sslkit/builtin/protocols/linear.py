@@ -30,8 +30,8 @@ class Linear(Evaluator):
       transfer protocol of Chen et al. 2020 (arXiv:2002.05709, B.8). Close to, but not the same as,
       90 epochs of SGD on augmented images.
     - `sgd`: 90 epochs of SGD with Nesterov momentum and a cosine, learning rate and weight decay
-      chosen: the linear evaluation of B.6 with the grid of BYOL (Grill et al. 2020,
-      arXiv:2006.07733, C.1), on features that are not augmented.
+      chosen: the linear evaluation of B.6, with a grid as in BYOL (Grill et al. 2020,
+      arXiv:2006.07733), on features that are not augmented.
 
     Metrics: `top1`, `mean_per_class`; what was chosen, `l2` or `lr` and `weight_decay`; and
     `selection_top1`, its accuracy on the held-out part: the test split has no part in the choice.

@@ -14,7 +14,7 @@ from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, Ima
 from sslkit.nn.classification import top1_accuracy
 from sslkit.nn.labels import balanced_subset
 
-from .fine_tuning import DivergedError, FineTuningConfig, fine_tune, labels_of_test
+from .fine_tuning import DivergedError, FineTuningConfig, fine_tune
 from .linear import Fraction, at_layer
 from .linear_solvers import LBFGS, choose_and_fit, standardised_splits
 
@@ -85,6 +85,7 @@ class SemiSupervised(Evaluator):
 
     @classmethod
     def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+        yield from config.warnings_of_views(facts)
         for fraction in config.fractions:
             labels = round(fraction * facts.num_images)
             if facts.num_classes and labels < facts.num_classes:
@@ -155,7 +156,7 @@ class SemiSupervised(Evaluator):
         self, subject: Subject, images: Images, chosen: Sequence[Tensor], epochs: int
     ) -> dict[str, list[float]]:
         """Metric -> value of each draw; none where one diverged."""
-        labels, positions = labels_of_test(images), images.labelled("train")
+        positions = images.labelled("train")
         found: dict[str, list[float]] = {"top1": [], "train_loss": []}
         for rows in chosen:
             try:
@@ -169,7 +170,7 @@ class SemiSupervised(Evaluator):
             except DivergedError as error:
                 _warn(f"fine-tuning with {len(rows)} labels: {error}")
                 return {}
-            found["top1"].append(top1_accuracy(tuned.predictions, labels))
+            found["top1"].append(top1_accuracy(tuned.predictions, tuned.labels))
             found["train_loss"].append(tuned.train_loss)
         return found
 
