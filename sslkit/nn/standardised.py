@@ -19,9 +19,10 @@ _BLOCK_ELEMENTS = 1 << 28
 
 def feature_scale(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each feature. Features that hardly vary (below a thousandth of the
-    largest deviation) are not blown up."""
+    largest deviation, or by what float32 rounds the largest mean to) are not blown up."""
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
-    return mean, std.clamp_min(max(1e-3 * float(std.max()), 1e-12))
+    rounding = 1e-6 * float(mean.abs().max())
+    return mean, std.clamp_min(max(1e-3 * float(std.max()), rounding, 1e-12))
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,15 @@ def test_minimize_shortens_steps_and_solves_badly_scaled_problems() -> None:
     assert shortened[-1] == 1, "a solved problem is left out"
 
 
+def test_features_that_are_all_equal_are_at_chance() -> None:
+    bank = subject().bank
+    for value in (0.0, 0.3, 1e4):
+        train, test = torch.full_like(bank.train, value), torch.full_like(bank.test, value)
+        collapsed = replace(subject(), bank=replace(bank, train=train, test=test))
+        for protocol in (Linear(Linear.Config()), by_sgd()):
+            assert protocol.evaluate(collapsed).metrics["top1"] <= 0.25
+
+
 # --- SGD ------------------------------------------------------------------------------------------
 
 
