@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,26 @@ from .cost import RunCost
 
 ACCURACY = "top1"
 """Metrics whose name begins so are accuracies, 0 to 1: the tables show them in percent."""
-_AGREEMENTS = frozenset({"nmi", "ari", "map", "miou", "pixel_accuracy", "ap", "ap50", "ap75"})
-"""Other metrics on the same scale, by their usual names; so is what begins with `recall_at_`."""
+_OTHER_SCORES = re.compile(r"recall_at_.*|map|nmi|ari|miou|pixel_accuracy|ap(\d*|_.*)")
+"""Other scores on the same scale, by their usual names: retrieval, clustering, segmentation and
+detection (`ap`, `ap50`, `ap_small`)."""
 
 
 def in_tables(metric: str) -> bool:
-    """Whether a metric stands in the tables, in percent."""
-    return metric.startswith((ACCURACY, "recall_at_")) or metric in _AGREEMENTS
+    """Whether a metric is a score, 0 to 1, which stands in the tables in percent."""
+    return metric.startswith(ACCURACY) or _OTHER_SCORES.fullmatch(metric) is not None
+
+
+def in_percent(key: str) -> bool:
+    """The same for the full key of a metric, such as `eval/knn/top1`."""
+    return in_tables(key.rpartition("/")[2])
+
+
+def main_metrics(metrics: Iterable[str]) -> list[str]:
+    """Of the metrics of one protocol, in its order, those by which arms are compared: its scores
+    or, where it has none, the first. A name with a slash is a diagnostic and never one of them."""
+    own = [metric for metric in metrics if "/" not in metric]
+    return [metric for metric in own if in_tables(metric)] or own[:1]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from sslkit.recipe import hashed_view
 from sslkit.recipe.document import dump_document
 from sslkit.tracking.atomic import write_atomic
 
-from .figures import draw_all, svg_text
+from .figures import draw_all
+from .svg import svg_text
 from .table import Comparison
 from .tables import Table, heading, markdown, text_tables
 

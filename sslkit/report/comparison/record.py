@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,12 +15,11 @@ from sslkit.errors import RunFolderError
 from sslkit.evaluation.collector import named_protocols
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
 from sslkit.report.cost import training_clock
-from sslkit.report.results import ACCURACY
+from sslkit.report.results import main_metrics
 from sslkit.tracking.folder import RunFolder
 from sslkit.tracking.metrics_file import MetricLine, read_lines
 
-_CURVES = (f"eval/*/{ACCURACY}*", "train/online_probe/top1")
-_BASELINES = ("_pixels", "_untrained")
+_ONLINE = "train/online_probe/top1"
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy after the last epoch, 0 to 1, and what the baselines reach."""
+    """A main metric after the last epoch, and what the baselines reach."""
 
     trained: float
     pixels: float | None = None
@@ -58,7 +56,7 @@ class RunRecord:
     images_seen: int
     """Optimiser steps times the batch size."""
     scores: Mapping[str, Score]
-    """`eval/knn/top1` -> accuracies after the last epoch."""
+    """`eval/knn/top1` -> values after the last epoch, for the main metrics of every protocol."""
     curves: Mapping[str, Sequence[Point]]
     """Metric -> its values during the run, the last one included."""
     training_seconds: float
@@ -98,6 +96,7 @@ def read_run(path: Path) -> RunRecord:
                 "its recipe; compare runs from the first step on"
             )
         clock = training_clock(lines, batch)
+        scores = _scores(results["comparison"])
         return RunRecord(
             path=folder.path,
             recipe=recipe,
@@ -106,8 +105,8 @@ def read_run(path: Path) -> RunRecord:
             steps=total,
             epochs=total / int(facts["steps_per_epoch"]),
             images_seen=total * batch,
-            scores=_scores(results["comparison"]),
-            curves=_curves(lines, clock, int(facts["steps_per_epoch"])),
+            scores=scores,
+            curves=_curves(lines, {*scores, _ONLINE}, clock, int(facts["steps_per_epoch"])),
             training_seconds=clock[-1][1],
             evaluation_seconds=(results.get("cost") or {}).get("evaluation_seconds"),
             images_per_second=_reduce(median, lines, "perf/images_per_second"),
@@ -148,24 +147,30 @@ def seconds_at(clock: Sequence[tuple[int, float]], step: int) -> float:
     return earlier + (seconds - earlier) * (step - before) / (after - before)
 
 
-def _scores(rows: Iterable[Mapping[str, Any]]) -> dict[str, Score]:
+def _scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
+    metrics: dict[str, list[str]] = {}
+    for row in rows:
+        metrics.setdefault(row["protocol"], []).append(row["metric"])
     scores = {}
     for row in rows:
+        protocol, metric = row["protocol"], row["metric"]
         values = {subject: found["value"] for subject, found in row["values"].items()}
-        if row["metric"].startswith(ACCURACY) and values.get("trained") is not None:
-            key = f"eval/{row['protocol']}/{row['metric']}"
-            scores[key] = Score(values["trained"], values.get("pixels"), values.get("untrained"))
+        if metric in main_metrics(metrics[protocol]) and values.get("trained") is not None:
+            others = values.get("pixels"), values.get("untrained")
+            scores[f"eval/{protocol}/{metric}"] = Score(values["trained"], *others)
     return scores
 
 
 def _curves(
-    lines: Iterable[MetricLine], clock: Sequence[tuple[int, float]], steps_per_epoch: int
+    lines: Iterable[MetricLine],
+    wanted: Container[str],
+    clock: Sequence[tuple[int, float]],
+    steps_per_epoch: int,
 ) -> dict[str, list[Point]]:
     curves: dict[str, list[Point]] = {}
     for line in lines:
         for key, value in line.metrics.items():
-            wanted = any(fnmatchcase(key, pattern) for pattern in _CURVES)
-            if wanted and not key.endswith(_BASELINES) and math.isfinite(value):
+            if key in wanted and math.isfinite(value):
                 seconds = seconds_at(clock, line.step)
                 point = Point(line.step, line.step / steps_per_epoch, seconds, value)
                 curves.setdefault(key, []).append(point)

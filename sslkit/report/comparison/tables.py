@@ -9,6 +9,7 @@ from pathlib import Path
 from sslkit.evaluation.statistics import Interval
 from sslkit.report.console import print_table
 from sslkit.report.report import markdown_table
+from sslkit.report.results import in_percent
 from sslkit.report.tables import display_path
 
 from .table import Comparison
@@ -18,8 +19,8 @@ Table = tuple[str, list[str], list[list[str]]]
 
 
 def text_tables(comparison: Comparison) -> list[Table]:
-    """The accuracies, and what they cost."""
-    return [_accuracies(comparison), _costs(comparison)]
+    """The main metrics of every protocol, and what they cost."""
+    return [_scores(comparison), _costs(comparison)]
 
 
 def heading(comparison: Comparison) -> str:
@@ -63,14 +64,14 @@ def _markdown(comparison: Comparison, figures: list[str]) -> Iterator[str]:
         yield f"\n![{Path(name).stem.replace('_', ' ')}]({name})"
 
 
-def _accuracies(comparison: Comparison) -> Table:
+def _scores(comparison: Comparison) -> Table:
     when = "last epoch" if comparison.time_limit is None else "at matched training time"
-    title = f"Accuracy in %, {when}; mean over seeds [95 % interval, Student's t]"
+    title = f"Scores in %, {when}; mean over seeds [95 % interval, Student's t]"
     heads = [
         "protocol",
         "arm",
         "n",
-        "accuracy",
+        "score",
         "minus baseline",
         "minus pixels",
         "minus untrained",
@@ -80,13 +81,15 @@ def _accuracies(comparison: Comparison) -> Table:
     rows = []
     for row in comparison.rows:
         cells = [
-            row.metric.removeprefix("eval/").replace("/", " "),
+            _metric_name(row.metric),
             row.arm,
             str(len(row.values)),
-            percent(row.mean),
-            "baseline" if row.arm == comparison.baseline else percent(row.against_baseline, True),
-            percent(row.against.get("pixels"), True),
-            percent(row.against.get("untrained"), True),
+            cell(row.metric, row.mean),
+            "baseline"
+            if row.arm == comparison.baseline
+            else cell(row.metric, row.against_baseline, signed=True),
+            cell(row.metric, row.against.get("pixels"), signed=True),
+            cell(row.metric, row.against.get("untrained"), signed=True),
         ]
         if row.against_baseline is not None and row.pairs < len(row.values):
             cells[4] += f" ({row.pairs} of {len(row.values)} paired)"
@@ -113,15 +116,19 @@ def _costs(comparison: Comparison) -> Table:
     return "Cost of a run, mean over seeds", heads, rows
 
 
-def percent(interval: Interval | None, signed: bool = False) -> str:
-    """`46.7 [45.9, 47.5]`, without brackets for a single value, `-` for none."""
+def cell(metric: str, interval: Interval | None, *, signed: bool = False) -> str:
+    """`46.7 [45.9, 47.5]`: in percent for scores, as it is for other metrics; without brackets for
+    a single value, `-` for none."""
     if interval is None:
         return "-"
-    sign = "+" if signed else ""
-    text = f"{100 * interval.mean:{sign}.1f}"
-    if not math.isnan(interval.low):
-        text += f" [{100 * interval.low:{sign}.1f}, {100 * interval.high:{sign}.1f}]"
-    return text
+    scale, form = (100, ".1f") if in_percent(metric) else (1, ".4g")
+    mean, low, high = (f"{scale * value:{'+' if signed else ''}{form}}" for value in interval)
+    return mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"
+
+
+def _metric_name(metric: str) -> str:
+    name = metric.removeprefix("eval/").replace("/", " ")
+    return name if in_percent(metric) else f"{name} (not in %)"
 
 
 def _count(number: int, word: str) -> str:
