@@ -1,4 +1,4 @@
-"""Features of a data source by the encoder of a run, as a Parquet file."""
+"""Features of a data source by the encoder of a run, as a Parquet file and as maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from .errors import DataError, RecipeError, SSLKitError
 from .evaluation.features import count_not_finite, extract, state_digest
 from .interfaces import Backbone, Dataset, DatasetConfig, Slot
 from .recipe import load_recipe
+from .report.maps import choose_images, draw_map
 from .report.packing import PackProgress, available_cores, make_pack_progress
+from .report.projection import LEAST_IMAGES, project
 from .saved_runs import input_channels, load_encoder, run_folder_of
 
 if TYPE_CHECKING:
@@ -223,6 +225,47 @@ def _tables(
         columns.append(pa.FixedSizeListArray.from_arrays(flat, features.shape[1]))
         progress(split, start + len(kept), total)
         yield pa.table(columns, schema=schema)
+
+
+def draw_maps(path: Path, methods: Sequence[str]) -> list[Path]:
+    """Maps of at most 2,000 rows of a file that `embed_source` wrote, beside it: `features.pca.png`
+    of `features.parquet`. methods: of `sslkit.report.projection.METHODS`.
+
+    Raises DataError where there are too few rows, and what reading the file raises."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        origin = json.loads(schema.metadata[METADATA])
+        labels = None
+        if "label" in schema.names:
+            column = file.read(columns=["label"]).column("label").fill_null(-1)
+            labels = torch.from_numpy(column.to_numpy().copy())
+        rows = file.metadata.num_rows
+        images = choose_images(rows, labels, origin["class_names"], seed=_SEED)
+        if len(images.rows) < LEAST_IMAGES:
+            raise DataError(f"{path}: a map takes {LEAST_IMAGES} images, there are {rows}")
+        features = _rows_of(file, images.rows, schema.field("feature").type.list_size)
+    written = []
+    for method in methods:
+        figure = draw_map({origin["run"]: project(features, method, _SEED)}, images, method)
+        written.append(path.with_suffix(f".{method}.png"))
+        figure.savefig(written[-1], dpi=150)
+    return written
+
+
+def _rows_of(file: Any, rows: Tensor, width: int) -> Tensor:
+    """Features (M, F) of some rows, in their order; a row group is read at a time."""
+    features = torch.empty(len(rows), width)
+    start = 0
+    for group in range(file.num_row_groups):
+        column = file.read_row_group(group, columns=["feature"]).column("feature")
+        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        part = torch.from_numpy(flat.copy()).view(-1, width)
+        inside = (rows >= start) & (rows < start + len(part))
+        features[inside] = part[rows[inside] - start]
+        start += len(part)
+    return features
 
 
 def read_embeddings(path: Path) -> tuple[Tensor, Tensor | None, Tensor, dict[str, Any]]:

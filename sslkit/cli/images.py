@@ -28,24 +28,33 @@ def embed(
     ] = None,
     split: Annotated[str, typer.Option(help="The images to take: train or test.")] = "train",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    maps: Annotated[
+        str,
+        typer.Option("--map", metavar="pca,tsne,umap|none", help="Draw maps beside the file too."),
+    ] = "none",
     override: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the features of a data source, by the encoder of a run, to a Parquet file."""
-    from sslkit.embedding import embed_source
+    from sslkit.embedding import draw_maps, embed_source
+    from sslkit.report.projection import parse_methods
 
     if out is None:
         raise typer.BadParameter("name the file to write with --out")
+    methods = parse_methods(maps)
     written = embed_source(
         run, out, source, override or [], split=one_of(split, SPLITS, "--split"),
         device=one_of(device, DEVICES, "--device"),
     )  # fmt: skip
+    drawn = draw_maps(written.path, methods) if methods else []
     if as_json:
-        print_json(written.to_json())
+        print_json({**written.to_json(), "maps": [str(path) for path in drawn]})
         return
     labels = "with labels" if written.labels else "without labels"
     left_out = f"; {written.left_out} unreadable images left out" if written.left_out else ""
     print(f"{written.path}: {written.rows:,} features of width {written.width}, {labels}{left_out}")
+    for path in drawn:
+        print(path)
 
 
 def pack(

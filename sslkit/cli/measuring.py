@@ -73,21 +73,44 @@ def compare(
         Path | None,
         typer.Option("-O", "--out", help="Folder of the comparison; default: comparisons/..."),
     ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cuda:0,cuda:1|cpu,cpu",
+            help="Run on these side by side, one run on each at a time; default: one after the "
+            "other.",
+        ),
+    ] = None,
+    maps: Annotated[
+        str,
+        typer.Option(
+            "--map", metavar="pca,tsne,umap|none", help="Maps of the features for the report."
+        ),
+    ] = "pca,tsne",
+    neighbours: Annotated[
+        int,
+        typer.Option(min=0, max=20, help="Nearest neighbours shown for each query; 0: none."),
+    ] = 6,
     as_json: AsJson = False,
 ) -> None:
     """Compare experiments over seeds: intervals, paired differences, baselines, cost, a report.
 
-    Recipes are run first, one after the other. A command that was stopped goes on where it was
-    when it is given again."""
+    Recipes are run first. A command that was stopped goes on where it was when it is given
+    again."""
+    from sslkit.comparison.devices import parse_devices
     from sslkit.comparison.orchestration import compare as make_comparison
+    from sslkit.comparison.pictures import Wanted
     from sslkit.engine.display import make_display
     from sslkit.report.comparison.tables import print_comparison
+    from sslkit.report.projection import parse_methods
 
     if match not in ("epochs", "time"):
         raise typer.BadParameter(f"--match {match}: valid are epochs and time")
     outcome = make_comparison(
         inputs, override or [], vary=vary or [], seeds=seeds, baseline=baseline,
         match="time" if match == "time" else "epochs", time_tolerance=time_tolerance, out=out,
+        devices=parse_devices(devices) if devices is not None else (),
+        pictures=Wanted(parse_methods(maps), neighbours),
         display=make_display(sys.stderr),
     )  # fmt: skip
     found = outcome.comparison

@@ -42,6 +42,11 @@ class ComparisonFolder:
         """Where the runs of this comparison are made."""
         return self.path / "runs"
 
+    def log(self, arm: Identity, seed: int) -> Path:
+        """Where the output of a run goes when several go on at once."""
+        name, digits = arm
+        return self.path / "logs" / f"{sanitise_name(name)}-{digits[:6]}-s{seed}.log"
+
     def __enter__(self) -> ComparisonFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)

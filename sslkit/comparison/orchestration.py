@@ -1,12 +1,11 @@
-"""`sslkit compare`: makes the runs that are missing, one after the other, and holds them side by
-side."""
+"""`sslkit compare`: makes the runs that are missing, and holds them side by side."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,10 +16,16 @@ from sslkit.report.comparison.page import write_comparison
 from sslkit.report.comparison.record import RunRecord, read_run
 from sslkit.report.comparison.table import Arm, Comparison
 
+from .devices import Device, shared
 from .folder import ComparisonFolder, default_path
 from .groups import Groups
+from .pictures import Wanted, make_pictures
 from .plan import Identity, PlannedArm, identity, label_runs, plan_arms, planned_terms
-from .process import StoppedError, run_in_process
+from .process import Job, StoppedError, run_jobs
+
+_ALL_PICTURES = Wanted()
+_SHARED = "shared_device"
+"""Key of the manifest."""
 
 Given = Mapping[Identity, Sequence[RunRecord]]
 
@@ -46,19 +51,23 @@ def compare(
     match: Match = "epochs",
     time_tolerance: float = 0.1,
     out: Path | None = None,
+    devices: Sequence[Device] = (),
+    pictures: Wanted = _ALL_PICTURES,
     display: Display,
 ) -> Outcome:
     """Compares finished runs (folders) and recipes (files or names), which it runs first.
 
     Each recipe is run in every variation with `seeds` seeds; a finished run of the same experiment
-    stands for its seed. The same call goes on where one before was cut off.
+    stands for its seed. The same call goes on where one before was cut off. devices: where runs go
+    on side by side; none: one after the other, each on the device of its recipe.
     Raises RecipeError where the arms must not be compared, before anything is run."""
     folders = [Path(each) for each in inputs if Path(each).is_dir()]
     recipes = [each for each in inputs if not Path(each).is_dir()]
     if not recipes and (overrides or vary or seeds != 1):
         raise RecipeError("-o, --vary and --seeds change recipes, and only runs were given")
     given = group_runs([read_run(path) for path in folders])
-    planned = plan_arms(recipes, overrides, vary, seeds)
+    placed = [f"train.device={devices[0].kind}"] if devices else []
+    planned = plan_arms(recipes, [*overrides, *placed], vary, seeds)
     labels = arm_labels(planned, given)
     if baseline is not None and baseline not in labels.values():
         raise RecipeError(
@@ -69,7 +78,7 @@ def compare(
         folder.adopt([{"label": label, "hash": arm[1]} for arm, label in labels.items()])
         groups = Groups(folder, display)
         try:
-            failed = make_runs(planned, given, folder, groups, display)
+            failed = make_runs(planned, given, folder, groups, devices, display)
         except StoppedError:
             display.message("stopped; the same command goes on from here")
             return Outcome(folder.path, "stopped")
@@ -78,7 +87,14 @@ def compare(
             folder.path.name, arms, baseline or arms[0].label, match, time_tolerance
         )
         refuse_what_cannot_be_shown(comparison)
-        report = write_comparison(comparison, folder.path)
+        drawn, notes = make_pictures(comparison, pictures, display)
+        if folder.manifest.get(_SHARED):
+            notes.append(
+                "Some runs were made at the same time on one device, so that they took longer than "
+                "they would have alone."
+            )
+        comparison = replace(comparison, remarks=notes)
+        report = write_comparison(comparison, folder.path, drawn)
         groups.close([arm.recipe.tracking for arm in planned], report)
         return Outcome(folder.path, "failed" if failed else "finished", comparison)
 
@@ -121,6 +137,7 @@ def make_runs(
     given: Given,
     folder: ComparisonFolder,
     groups: Groups,
+    devices: Sequence[Device],
     display: Display,
 ) -> dict[tuple[Identity, int], str]:
     """Makes every run that is missing: all arms with the first seed, then all with the next, so
@@ -131,24 +148,24 @@ def make_runs(
         ((arm, seed) for arm in planned for seed in arm.seeds),
         key=lambda each: each[0].seeds.index(each[1]),
     )
-    failed = {}
+    jobs: dict[tuple[Identity, int], Job] = {}
     for number, (arm, seed) in enumerate(wanted, start=1):
         what = f"[{number}/{len(wanted)}] {arm.label}, seed {seed}"
         if (arm.identity, seed) in there:
             display.message(f"{what}: done before")
             continue
-        display.message(what)
         own = [
             f"seed={seed}",
             f"runs_dir={json.dumps(str(folder.runs))}",
             *groups.overrides(arm.recipe.tracking),
         ]
-        try:
-            run_in_process(arm.source, [*arm.overrides, *own])
-        except SSLKitError as error:
-            failed[arm.identity, seed] = str(error).splitlines()[0]
-            display.message(f"{what}: failed: {error}")
-    return failed
+        log = folder.log(arm.identity, seed)
+        jobs[arm.identity, seed] = Job(what, arm.source, [*arm.overrides, *own], log)
+    if shared(devices) and len(jobs) > 1:
+        folder.manifest[_SHARED] = True
+        folder.save()
+    failed = run_jobs(list(jobs.values()), devices, display)
+    return {key: failed[place] for place, key in enumerate(jobs) if place in failed}
 
 
 def collect(

@@ -58,7 +58,7 @@ def choose_images(
         rows = random_subset(seed, "map/images", num_images, at_most)
         return MapImages(_shuffled(rows, seed), None, {})
     labels = labels.cpu()
-    present = labels[labels >= 0].unique()
+    present = torch.unique(labels[labels >= 0])
     shown = present[random_subset(seed, "map/classes", len(present), CLASSES)]
     eligible = torch.isin(labels, shown).nonzero()[:, 0]
     rows = _shuffled(eligible[random_subset(seed, "map/images", len(eligible), at_most)], seed)
@@ -81,9 +81,9 @@ def draw_map(panels: Mapping[str, Projection], images: MapImages, method: str) -
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.7 * columns, 3.8 * lines + 0.5), layout="constrained")
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    palette = colormaps[_COLOURS[len(images.classes) > 10]].colors
-    colour = dict(zip(images.classes, palette, strict=False))
-    grey = (0.4, 0.45, 0.5)
+    palette = colormaps[_COLOURS[len(images.classes) > 10]]
+    colour = {index: palette(place) for place, index in enumerate(images.classes)}
+    grey = (0.4, 0.45, 0.5, 1.0)
     colours = (
         [grey] * len(images.rows) if images.labels is None
         else [colour[label] for label in images.labels.tolist()]

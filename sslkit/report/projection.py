@@ -120,7 +120,7 @@ def _tsne(scores: Tensor, seed: int) -> Tensor:
 
 
 def _umap(rows: Tensor, seed: int) -> Tensor:
-    from umap import UMAP  # type: ignore[import-not-found]
+    from umap import UMAP
 
     neighbours = min(_UMAP_NEIGHBOURS, len(rows) - 1)
     fit = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)

@@ -18,13 +18,14 @@ from sslkit.builtin.augmented_views import AugmentedViews
 from sslkit.cli import main
 from sslkit.comparison import orchestration
 from sslkit.comparison.plan import split_values, variations
-from sslkit.comparison.process import StoppedError
+from sslkit.comparison.process import Job, StoppedError
 from sslkit.engine.display import Silent
-from sslkit.errors import RecipeError
+from sslkit.errors import RecipeError, TrainingError
 from sslkit.runs import start
 from tests.report.run_folders import make_run
 
 VARY = ("--vary", "method.loss.temperature=0.1,0.5")
+NO_PICTURES = ("--map", "none", "--neighbours", "0")
 ARMS = ["tiny temperature=0.1", "tiny temperature=0.5"]
 
 
@@ -39,23 +40,30 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Makes runs in this process, which is faster; lists the folders of those that were made."""
     folders: list[str] = []
 
-    def run(recipe: str, overrides: Sequence[str]) -> Path:
-        result = start(recipe, overrides, resume="auto", display=Silent())
-        folders.append(result.run_dir.name)
-        if result.status == "stopped":
-            raise StoppedError
-        return result.run_dir
+    def run(jobs: Sequence[Job], devices: object, display: object) -> dict[int, str]:
+        failed = {}
+        for place, job in enumerate(jobs):
+            try:
+                result = start(job.recipe, job.overrides, resume="auto", display=Silent())
+            except TrainingError as error:
+                failed[place] = str(error)
+                continue
+            folders.append(result.run_dir.name)
+            if result.status == "stopped":
+                raise StoppedError
+        return failed
 
-    monkeypatch.setattr(orchestration, "run_in_process", run)
+    monkeypatch.setattr(orchestration, "run_jobs", run)
     return folders
 
 
 @pytest.fixture
 def compare(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Compares variations of the tiny recipe in `tmp_path / "out"`; gives exit code and JSON."""
+    """Compares variations of the tiny recipe in `tmp_path / "out"`, by default without pictures;
+    gives exit code and JSON."""
 
     def run(*words: str, inputs: Sequence[str] = (str(tiny),), out: str = "out") -> Any:
-        code = call(*inputs, *words, "--out", str(tmp_path / out), "--json")
+        code = call(*inputs, *NO_PICTURES, *words, "--out", str(tmp_path / out), "--json")
         printed = capsys.readouterr().out
         return code, json.loads(printed) if printed else None
 
@@ -127,10 +135,10 @@ def test_a_failed_run_does_not_stop_the_others(
 def test_a_stopped_comparison_says_how_to_go_on(
     compare: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def stop(recipe: str, overrides: Sequence[str]) -> Path:
+    def stop(jobs: object, devices: object, display: object) -> dict[int, str]:
         raise StoppedError
 
-    monkeypatch.setattr(orchestration, "run_in_process", stop)
+    monkeypatch.setattr(orchestration, "run_jobs", stop)
     assert compare() == (1, {"folder": str(tmp_path / "out"), "status": "stopped"})
 
 

@@ -27,9 +27,10 @@ def make_run(
     overrides: Sequence[str] = (),
     data: str = "aaaa",
     cost: Mapping[str, float] | None = None,
+    more: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Path:
     """A folder as a run of three epochs leaves it. top1: kNN after the last epoch. speed: images/s.
-    during: kNN after the first epochs."""
+    during: kNN after the first epochs. more: protocol -> further metrics of the trained encoder."""
     recipe = parse_recipe(TINY, "tiny.yaml", [f"name={name}", f"seed={seed}", *overrides])
     path = parent / f"{name}-s{seed}-{len(list(parent.glob('*')))}"
     path.mkdir(parents=True)
@@ -50,7 +51,7 @@ def make_run(
         "forked_from": None,
     }
     (path / "environment.json").write_text(json.dumps(environment))
-    trained = _suite({"trained": top1})
+    trained = _suite({"trained": top1}, more or {})
     others = _suite(baselines or {"pixels": 0.4, "untrained": 0.3})
     rows = [row.to_json() for row in comparison(trained, others)]
     results = {"comparison": rows, "cost": cost or {"evaluation_seconds": 7.0}}
@@ -67,10 +68,13 @@ def make_run(
     return path
 
 
-def _suite(values: Mapping[str, float]) -> SuiteResult:
+def _suite(
+    values: Mapping[str, float], more: Mapping[str, Mapping[str, float]] | None = None
+) -> SuiteResult:
+    others = {protocol: Evaluation(metrics=found) for protocol, found in (more or {}).items()}
     return SuiteResult(
         evaluations={
-            subject: {"knn": Evaluation(metrics={"top1": value})}
+            subject: {"knn": Evaluation(metrics={"top1": value}), **others}
             for subject, value in values.items()
         }
     )

@@ -11,11 +11,12 @@ import pytest
 
 from sslkit.errors import RunFolderError
 from sslkit.report.comparison.agreement import Match, Terms, disagreements
-from sslkit.report.comparison.figures import curve_band
+from sslkit.report.comparison.figures import mean_curve, seed_curves
 from sslkit.report.comparison.page import write_comparison
 from sslkit.report.comparison.record import read_run, seconds_at
 from sslkit.report.comparison.table import Arm, Comparison, Row
 from sslkit.report.comparison.tables import print_comparison, text_tables
+from sslkit.report.results import main_metrics
 from tests.report.run_folders import make_run
 
 A, B = (0.50, 0.52, 0.57), (0.55, 0.58, 0.59)
@@ -168,11 +169,35 @@ def test_folders_that_are_no_finished_runs(tmp_path: Path) -> None:
         read_run(run)
 
 
-def test_bands_reach_from_the_lowest_to_the_highest_seed(two_arms: list[Arm]) -> None:
-    band = curve_band(two_arms[1], "eval/knn/top1", lambda point: point.epoch)
-    assert [x for x, *_ in band] == [1, 2, 3]
-    assert band[0][1:] == pytest.approx((0.31, 0.30, 0.32))
-    assert band[2][1:] == pytest.approx((sum(B) / 3, 0.55, 0.59))
+def test_bands_are_intervals_by_students_t_at_steps_that_all_seeds_have(
+    two_arms: list[Arm],
+) -> None:
+    curve = mean_curve(two_arms[1], "eval/knn/top1", lambda point: point.epoch)
+    assert [x for x, _ in curve] == [1, 2, 3]
+    half = 4.302653 * (0.0002 / 2 / 3) ** 0.5  # of 0.30, 0.31, 0.32
+    assert curve[0][1] == pytest.approx((0.31, 0.31 - half, 0.31 + half), abs=1e-6)
+    assert curve[2][1].mean == pytest.approx(sum(B) / 3)
+    each = seed_curves(two_arms[1], "eval/knn/top1", lambda point: point.seconds)
+    assert [values[0][1] for values in each] == [0.30, 0.31, 0.32]
+    seconds = IMAGES / 3 / 50  # of an epoch
+    assert [x for x, _ in each[0]] == pytest.approx([seconds, 2 * seconds, 3 * seconds])
+
+
+def test_every_protocol_is_compared_by_its_main_metrics(tmp_path: Path) -> None:
+    more = {"retrieval": {"recall_at_1": 0.7, "map": 0.4, "queries": 48.0},
+            "dense": {"miou": 0.3, "ap50": 0.2, "ap": 0.1, "boxes": 9.0},
+            "plugin": {"error": 12.5, "other": 1.0}}  # fmt: skip
+    runs = [make_run(tmp_path, "a", seed, 0.5, more=more) for seed in (0, 1)]
+    comparison = Comparison("x", [arm("a", runs)], "a")
+    assert comparison.metrics == [
+        "eval/knn/top1", "eval/retrieval/recall_at_1", "eval/retrieval/map",
+        "eval/dense/miou", "eval/dense/ap50", "eval/dense/ap", "eval/plugin/error",
+    ]  # fmt: skip
+    cells = {row[0]: row[3] for row in text_tables(comparison)[0][2]}
+    assert cells["retrieval map"] == "40.0 [40.0, 40.0]"
+    assert cells["plugin error (not in %)"] == "12.5 [12.5, 12.5]"
+    assert main_metrics(["collapse/std", "f1", "top1_10"]) == ["top1_10"]
+    assert main_metrics(["collapse/std"]) == []
 
 
 def test_seconds_between_log_steps_are_interpolated() -> None:
@@ -193,6 +218,7 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.references: list[str] = []
         self.texts: list[str] = []
+        self.descriptions = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_startendtag(tag, attrs)
@@ -202,6 +228,7 @@ class Page(HTMLParser):
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         for name, value in attrs:
+            self.descriptions += name == "aria-label"
             if name == "id":
                 self.ids.append(str(value))
             elif name in ("src", "href", "xlink:href", "srcset", "data", "action"):
@@ -232,6 +259,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(
     assert page.references
     assert all(reference.startswith("#") for reference in page.references)
     assert {reference[1:] for reference in page.references} <= set(page.ids)
+    assert page.descriptions == len(written) - 3  # every figure says what it shows
     assert len(page.ids) == len(set(page.ids))
     assert "@import" not in text
     assert "53.0 [44.0, 62.0]" in page.texts

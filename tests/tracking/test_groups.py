@@ -14,6 +14,7 @@ from sslkit.builtin.mlflow_tracker import MLflowTracker
 from sslkit.builtin.no_tracker import NoTracker
 from sslkit.cli import main
 from sslkit.comparison import orchestration
+from sslkit.comparison.process import Job
 from sslkit.engine.display import Silent
 from sslkit.interfaces import ComponentConfig
 from sslkit.runs import start
@@ -74,13 +75,15 @@ def test_trackers_without_groups_need_nothing() -> None:
 def test_runs_of_a_comparison_stand_below_its_parent(
     store: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(recipe: str, overrides: Sequence[str]) -> Path:
-        return start(recipe, overrides, resume="auto", display=Silent()).run_dir
+    def run(jobs: Sequence[Job], devices: object, display: object) -> dict[int, str]:
+        for job in jobs:
+            start(job.recipe, job.overrides, resume="auto", display=Silent())
+        return {}
 
-    monkeypatch.setattr(orchestration, "run_in_process", run)
+    monkeypatch.setattr(orchestration, "run_jobs", run)
     tracking = {"name": "mlflow", "tracking_uri": f"sqlite:///{store}", "tags": {"a": "b"}}
     words = ["--vary", "method.loss.temperature=0.1,0.5", "--out", str(tmp_path / "methods")]
-    words += ["-o", f"tracking={json.dumps(tracking)}", "-o", "train.max_steps=1"]
+    words += ["-o", f"tracking={json.dumps(tracking)}", "-o", "train.max_steps=1", "--map", "pca"]
     with pytest.raises(SystemExit) as exit_:
         main(["compare", str(tiny), *words])
     assert not exit_.value.code
@@ -95,19 +98,23 @@ def test_runs_of_a_comparison_stand_below_its_parent(
     client = mlflow_store.client(f"sqlite:///{store}")
     files = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert {"comparison.html", "comparison.md", "comparison.json"} <= files
+    assert {"map_pca.svg", "neighbours.svg", "final_accuracies.svg"} <= files
 
 
 def test_a_store_that_is_away_stops_no_comparison(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(recipe: str, overrides: Sequence[str]) -> Path:
-        assert not [text for text in overrides if text.startswith("tracking.")]
-        wanted = [*overrides, "tracking={name: none}"]
-        return start(recipe, wanted, resume="auto", display=Silent()).run_dir
+    def run(jobs: Sequence[Job], devices: object, display: object) -> dict[int, str]:
+        (job,) = jobs
+        assert not [text for text in job.overrides if text.startswith("tracking.")]
+        wanted = [*job.overrides, "tracking={name: none}"]
+        start(job.recipe, wanted, resume="auto", display=Silent())
+        return {}
 
-    monkeypatch.setattr(orchestration, "run_in_process", run)
+    monkeypatch.setattr(orchestration, "run_jobs", run)
     tracking = "tracking={name: mlflow, tracking_uri: 'http://127.0.0.1:9'}"
     words = ["-o", tracking, "-o", "train.max_steps=1", "--out", str(tmp_path / "away")]
+    words += ["--map", "none", "--neighbours", "0"]
     with pytest.raises(SystemExit) as exit_:
         main(["compare", str(tiny), *words])
     assert not exit_.value.code

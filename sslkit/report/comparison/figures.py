@@ -25,6 +25,8 @@ _SUBJECT_LINES = {"pixels": ":", "untrained": (0, (5, 2, 1, 2))}
 _GREY = "#808895"
 _MARGIN = 0.06
 """Of a panel of curves above and below the values, as a part of their range."""
+_BAND_SEEDS = 3
+"""With two, the interval is 12.7 standard errors to both sides and covers the panel."""
 _UNITS = ((2 * 3600.0, 3600.0, "h"), (600.0, 60.0, "min"), (0.0, 1.0, "s"))
 """From how many seconds on, the length of the unit, its name."""
 
@@ -64,7 +66,9 @@ def draw_accuracies(comparison: Comparison) -> Figure:
                       color=colour, alpha=0.6)  # fmt: skip
             axis.plot([scale * row.mean.mean], [place], "o", ms=6, color=colour)
             if not math.isnan(row.mean.low):
-                axis.hlines(place, scale * row.mean.low, scale * row.mean.high, color=colour, lw=1.6)
+                axis.hlines(
+                    place, scale * row.mean.low, scale * row.mean.high, color=colour, lw=1.6
+                )
         for subject in SUBJECTS:
             found = [row.mean.mean - row.against[subject].mean for row in rows
                      if subject in row.against]  # fmt: skip
@@ -89,8 +93,8 @@ def _draw_curves(
     x_of: Callable[[Point], float],
     limit: float | None = None,
 ) -> Figure:
-    """A panel per metric: the mean of each arm over its seeds with its 95 % interval as a band,
-    and each seed as a thin line. limit: where to draw a line across."""
+    """A panel per metric: the mean of each arm over its seeds with its 95 % interval as a band
+    from three seeds on, and each seed as a thin line. limit: where to draw a line across."""
     figure, panels = _panels(len(metrics), 3.2)
     handles: dict[str, Any] = {}
     for axis, metric in zip(panels, metrics, strict=True):
@@ -110,14 +114,15 @@ def _draw_curves(
             x = [at for at, _ in curve]
             (line,) = axis.plot(x, [scale * each.mean for _, each in curve], color=colour, ls=style,
                                 marker="o" if len(x) < 30 else None, ms=3, lw=1.8)  # fmt: skip
-            axis.fill_between(x, [scale * each.low for _, each in curve],
-                              [scale * each.high for _, each in curve], color=colour,
-                              alpha=0.13, lw=0)  # fmt: skip
+            if len(arm.records) >= _BAND_SEEDS:
+                axis.fill_between(x, [scale * each.low for _, each in curve],
+                                  [scale * each.high for _, each in curve], color=colour,
+                                  alpha=0.13, lw=0)  # fmt: skip
             handles.setdefault(arm.label, line)
         if limit is not None:
             axis.axvline(limit, color=_GREY, lw=1, ls="--")
         axis.set(title=_title(metric), xlabel=xlabel, ylabel=unit)
-        # The interval of two seeds may be many times as wide as everything that was measured.
+        # Bands do not count: of three seeds they are 2.5 deviations wide, and hide the curves.
         margin = _MARGIN * (max(seen) - min(seen)) or 1e-3 * scale
         axis.set_ylim(min(seen) - margin, max(seen) + margin)
         axis.grid(alpha=0.3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +16,8 @@ from html import escape
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sslkit.randomness import SampleRandom
 
 from .svg import described
 
@@ -25,8 +28,8 @@ _PIXELS = 64
 _QUALITY = 82
 _LABEL, _CELL, _ROW, _GAP = 128, 62, 64, 18
 _COLUMNS = 2
-_NAME, _LONG_LABEL = 11, 20
-"""Letters of a class and of an arm that fit."""
+_NAME, _LONG_LABEL, _LABEL_LINES = 11, 21, 4
+"""Letters of a class and of a line of an arm's name that fit, and how many such lines."""
 _SAME, _OTHER, _UNKNOWN = "#2e8b57", "#c0392b", "#808895"
 _STYLE = "font-family:system-ui,sans-serif;font-size:10px;fill:#1c2430"
 
@@ -35,8 +38,6 @@ _STYLE = "font-family:system-ui,sans-serif;font-size:10px;fill:#1c2430"
 class Thumbnail:
     """A small picture of an image, and its class."""
 
-    number: int
-    """Its position in the gallery; equal pictures are stored once."""
     data: str
     """A data URI."""
     label: int | None
@@ -53,6 +54,24 @@ class Neighbours:
     similarity: Tensor  # (Q, k) cosine
 
 
+def choose_queries(labels: Tensor | None, num_images: int, count: int, seed: int) -> Tensor:
+    """(Q,) positions of queries, in the order in which they are shown: chosen by the seed, of as
+    many classes as there are before a class comes again."""
+    words = SampleRandom(seed, "neighbours/queries", 0, torch.arange(num_images)).bits("order", 1)
+    order = words[:, 0].argsort(stable=True)
+    if labels is None or not bool((labels >= 0).any()):
+        return order[:count]
+    labels = labels.cpu()[order]
+    order, labels = order[labels >= 0], labels[labels >= 0]
+    # The turn of an image: how many of its class come before it.
+    by_class = labels.argsort(stable=True)
+    counts = labels.bincount()
+    starts = (counts.cumsum(0) - counts)[labels[by_class]]
+    turns = torch.empty_like(labels)
+    turns[by_class] = torch.arange(len(labels)) - starts
+    return order[turns.argsort(stable=True)[:count]]
+
+
 def nearest(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Cosine similarities (Q, k) and rows (Q, k) of the k nearest in the gallery, the nearest
     first and equal ones by row. queries: (Q, F). gallery: (N, F)."""
@@ -61,7 +80,7 @@ def nearest(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return similarity.gather(1, order).cpu(), order.cpu()
 
 
-def thumbnail(number: int, image: Tensor, label: int | None, name: str) -> Thumbnail:
+def thumbnail(image: Tensor, label: int | None, name: str) -> Thumbnail:
     """image: (C, H, W) uint8, of which the middle square is shown; the first channel alone where
     there are not three."""
     from PIL import Image
@@ -76,7 +95,7 @@ def thumbnail(number: int, image: Tensor, label: int | None, name: str) -> Thumb
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=_QUALITY, optimize=True)
     data = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Thumbnail(number, data, label, name)
+    return Thumbnail(data, label, name)
 
 
 def gallery_svg(
@@ -90,7 +109,9 @@ def gallery_svg(
     return "\n".join(_svg(queries, gallery, found, alt, name)) + "\n"
 
 
-def same_class(queries: Sequence[Thumbnail], gallery: dict[int, Thumbnail], each: Neighbours) -> int:
+def same_class(
+    queries: Sequence[Thumbnail], gallery: dict[int, Thumbnail], each: Neighbours
+) -> int:
     """How many of the neighbours have the class of their query."""
     return sum(
         query.label is not None and gallery[row].label == query.label
@@ -124,25 +145,27 @@ def _svg(
         yield _image(query, 0, 0, _QUERY)
         yield _text(0, _QUERY + 12, _short(query.name, _NAME + 4), 'style="font-weight:600"')
         for line, each in enumerate(found):
-            yield _text(_QUERY + 16, line * _ROW + 26, _short(each.subject, _LONG_LABEL))
+            for number, words in enumerate(_wrapped(each.subject)):
+                yield _text(_QUERY + 16, line * _ROW + 14 + 13 * number, words)
             pairs = zip(each.indices[place].tolist(), each.similarity[place].tolist(), strict=True)
             for column, (row, similarity) in enumerate(pairs):
                 x = _QUERY + 16 + _LABEL + column * _CELL
-                yield from _neighbour(query, gallery[row], similarity, x, line * _ROW, name)
+                at = f'transform="translate({x} {line * _ROW})"'
+                yield from _neighbour(query, gallery[row], similarity, f"{name}-{row}", at)
         yield "</g>"
     yield "</svg>"
 
 
 def _neighbour(
-    query: Thumbnail, found: Thumbnail, similarity: float, x: int, y: int, name: str
+    query: Thumbnail, found: Thumbnail, similarity: float, image: str, at: str
 ) -> Iterator[str]:
     same = None if query.label is None or found.label is None else query.label == found.label
     colour = {True: _SAME, False: _OTHER, None: _UNKNOWN}[same]
     dashes = ' stroke-dasharray="5 3"' if same is False else ""
     verdict = {True: ", same class", False: ", another class", None: ""}[same]
-    yield f'<g transform="translate({x} {y})">'
+    yield f"<g {at}>"
     yield f"<title>{escape(found.name)}{verdict}, similarity {similarity:.3f}</title>"
-    yield f'<use href="#{name}-{found.number}"/>'
+    yield f'<use href="#{image}"/>'
     yield (
         f'<rect x="-1.5" y="-1.5" width="{_THUMBNAIL + 3}" height="{_THUMBNAIL + 3}" fill="none" '
         f'stroke="{colour}" stroke-width="3"{dashes}/>'
@@ -159,25 +182,10 @@ def _text(x: int, y: int, text: str, more: str = "") -> str:
     return f'<text x="{x}" y="{y}" {more}>{escape(text)}</text>'
 
 
+def _wrapped(label: str) -> list[str]:
+    lines = textwrap.wrap(label, _LONG_LABEL)
+    return [*lines[: _LABEL_LINES - 1], "…"] if len(lines) > _LABEL_LINES else lines
+
+
 def _short(text: str, letters: int) -> str:
     return text if len(text) <= letters else f"{text[: letters - 1]}…"
-
-
-def choose_queries(labels: Tensor | None, num_images: int, count: int, seed: int) -> Tensor:
-    """(Q,) positions of queries, in the order in which they are shown: chosen by the seed, of as
-    many classes as there are before a class comes again."""
-    from sslkit.randomness import SampleRandom
-
-    words = SampleRandom(seed, "neighbours/queries", 0, torch.arange(num_images)).bits("order", 1)
-    order = words[:, 0].argsort(stable=True)
-    if labels is None or not bool((labels >= 0).any()):
-        return order[:count]
-    labels = labels.cpu()[order]
-    order, labels = order[labels >= 0], labels[labels >= 0]
-    # The turn of an image: how many of its class come before it.
-    by_class = labels.argsort(stable=True)
-    counts = labels.bincount()
-    starts = (counts.cumsum(0) - counts)[labels[by_class]]
-    turns = torch.empty_like(labels)
-    turns[by_class] = torch.arange(len(labels)) - starts
-    return order[turns.argsort(stable=True)[:count]]

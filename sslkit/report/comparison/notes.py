@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def find_notes(comparison: Comparison) -> list[str]:
     """One sentence each."""
     return [*_missing_runs(comparison), *_matched_time(comparison), *_not_measured(comparison),
-            *_unlike_conditions(comparison)]  # fmt: skip
+            *_unlike_conditions(comparison), *comparison.remarks]  # fmt: skip
 
 
 def _missing_runs(comparison: Comparison) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -12,15 +12,14 @@ from sslkit.recipe.document import dump_document
 from sslkit.tracking.atomic import write_atomic
 
 from .figures import draw_all
-from .svg import svg_text
+from .svg import Picture, svg_text
 from .table import Comparison
 from .tables import Table, heading, markdown, text_tables
 
 _CAPTIONS = {
-    "learning_curves": "Learning curves: mean over seeds; the band reaches from the lowest to the "
-    "highest seed.",
-    "accuracy_against_time": "Accuracy against training time, evaluation not counted: mean and "
-    "range over seeds.",
+    "learning_curves": "Learning curves: mean over seeds, each seed as a thin line and, from three "
+    "seeds on, the 95 % interval of the mean by Student's t as a band, which may leave the panel.",
+    "accuracy_against_time": "The same against training time, evaluation not counted.",
     "final_accuracies": "What the table says: mean and 95 % interval over seeds, each seed as a "
     "stroke, and the baselines as lines.",
 }
@@ -34,22 +33,24 @@ th,td{padding:.3rem .8rem;text-align:left;border-bottom:1px solid #dde2e8;white-
 th{background:#f3f5f8}figure{margin:1.5rem 0}figcaption{color:#55606e;font-size:.9rem}
 svg{max-width:100%;height:auto}pre{background:#f3f5f8;padding:.8rem;overflow-x:auto;font-size:.8rem}
 """
+_XML_HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 # A browser refuses whatever a mistake in this file would load.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Writes comparison.json, comparison.md, comparison.html and figures; returns their paths."""
-    figures = {name: svg_text(figure, name) for name, figure in draw_all(comparison).items()}
-    pictures = {f"figures/{name}.svg": text for name, text in figures.items()}
+def write_comparison(
+    comparison: Comparison, folder: Path, pictures: Sequence[Picture] = ()
+) -> list[Path]:
+    """Writes comparison.json, comparison.md, comparison.html and figures; returns their paths.
+    pictures: further figures, which need more than the numbers."""
+    every = [*_drawn(comparison), *pictures]
     document = json.dumps(comparison.to_json(folder), indent=2, allow_nan=False) + "\n"
     files = {
-        **{name: f'<?xml version="1.0" encoding="utf-8"?>\n{text}' for name, text in
-           pictures.items()},
+        **{f"figures/{picture.name}.svg": _XML_HEAD + picture.svg for picture in every},
         "comparison.json": document,
-        "comparison.md": markdown(comparison, list(pictures)),
-        "comparison.html": html_page(comparison, figures),
-    }  # fmt: skip
+        "comparison.md": markdown(comparison, every),
+        "comparison.html": html_page(comparison, every),
+    }
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,12 +58,18 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def html_page(comparison: Comparison, figures: Mapping[str, str]) -> str:
-    """The page. figures: name -> `<svg>` element."""
-    return "\n".join(_page(comparison, figures)) + "\n"
+def html_page(comparison: Comparison, pictures: Sequence[Picture]) -> str:
+    """The page, with these figures in it."""
+    return "\n".join(_page(comparison, pictures)) + "\n"
 
 
-def _page(comparison: Comparison, figures: Mapping[str, str]) -> Iterator[str]:
+def _drawn(comparison: Comparison) -> Iterator[Picture]:
+    for name, figure in draw_all(comparison).items():
+        caption = _CAPTIONS[name]
+        yield Picture(name, svg_text(figure, name, caption), caption)
+
+
+def _page(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[str]:
     yield "<!DOCTYPE html>"
     yield '<html lang="en"><head><meta charset="utf-8">'
     yield f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -75,8 +82,8 @@ def _page(comparison: Comparison, figures: Mapping[str, str]) -> Iterator[str]:
         yield "<h2>Notes</h2><ul>"
         yield from (f"<li>{escape(note)}</li>" for note in comparison.notes)
         yield "</ul>"
-    for name, svg in figures.items():
-        yield f"<figure>{svg}<figcaption>{escape(_CAPTIONS[name])}</figcaption></figure>"
+    for picture in pictures:
+        yield f"<figure>{picture.svg}<figcaption>{escape(picture.caption)}</figcaption></figure>"
     yield "<h2>Runs</h2>"
     for arm in comparison.arms:
         if not arm.records:

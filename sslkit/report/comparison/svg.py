@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,17 @@ if TYPE_CHECKING:
 _STYLE = {"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10}
 _DPI = 160
 """Of what is drawn as pixels inside an SVG, such as the points of a map."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of a comparison."""
+
+    name: str
+    """Of its file, without the ending."""
+    svg: str
+    """The `<svg>` element."""
+    caption: str
 
 
 def svg_text(figure: Figure, name: str, alt: str) -> str:

@@ -38,14 +38,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Row:
-    """One accuracy of one arm over its seeds."""
+    """One main metric of one arm over its seeds."""
 
     arm: str
     metric: str
     """`eval/knn/top1`."""
     seeds: Sequence[int]
     values: Sequence[float]
-    """By seed, 0 to 1."""
+    """By seed."""
     mean: Interval
     against_baseline: Interval | None
     """Minus the baseline arm, paired by seed; None for that arm, or where no seed is shared."""
@@ -81,6 +81,8 @@ class Comparison:
     match: Match = "epochs"
     time_tolerance: float = 0.1
     """For matched time: by what part of the time limit a run may go beyond it."""
+    remarks: Sequence[str] = ()
+    """Further notes, on how the runs were made and on what could not be drawn."""
 
     @cached_property
     def time_limit(self) -> float | None:
@@ -92,14 +94,14 @@ class Comparison:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Every accuracy of every arm; arms of one metric stand together."""
+        """Every main metric of every arm; arms of one metric stand together."""
         found = [row for metric in self.metrics for arm in self.arms
                  if (row := self._row(arm, metric)) is not None]  # fmt: skip
         return found
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The accuracies that some run has, in the order of the protocols."""
+        """The main metrics that some run has, in the order of the protocols."""
         every = (record.scores for arm in self.arms for record in arm.records)
         return list(dict.fromkeys(key for scores in every for key in scores))
 

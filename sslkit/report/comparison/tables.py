@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sslkit.evaluation.statistics import Interval
@@ -12,6 +12,7 @@ from sslkit.report.report import markdown_table
 from sslkit.report.results import in_percent
 from sslkit.report.tables import display_path
 
+from .svg import Picture
 from .table import Comparison
 
 Table = tuple[str, list[str], list[list[str]]]
@@ -43,12 +44,12 @@ def print_comparison(comparison: Comparison, folder: Path) -> None:
     print(f"report: {display_path(folder / 'comparison.html')}")
 
 
-def markdown(comparison: Comparison, figures: list[str]) -> str:
-    """The whole comparison as Markdown. figures: file names beside it."""
-    return "\n".join(_markdown(comparison, figures)) + "\n"
+def markdown(comparison: Comparison, pictures: Sequence[Picture]) -> str:
+    """The whole comparison as Markdown; the pictures are files in `figures` beside it."""
+    return "\n".join(_markdown(comparison, pictures)) + "\n"
 
 
-def _markdown(comparison: Comparison, figures: list[str]) -> Iterator[str]:
+def _markdown(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[str]:
     yield f"# {comparison.name}"
     yield ""
     yield heading(comparison)
@@ -60,8 +61,9 @@ def _markdown(comparison: Comparison, figures: list[str]) -> Iterator[str]:
     if comparison.notes:
         yield ""
         yield from (f"- {note}" for note in comparison.notes)
-    for name in figures:
-        yield f"\n![{Path(name).stem.replace('_', ' ')}]({name})"
+    for picture in pictures:
+        yield f"\n![{picture.name.replace('_', ' ')}](figures/{picture.name}.svg)"
+        yield f"\n{picture.caption}"
 
 
 def _scores(comparison: Comparison) -> Table:

@@ -1,0 +1,141 @@
+"""What the encoders of a comparison make of the same images: those of a map, queries, and a
+gallery in which neighbours are searched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sslkit.data.evaluation import evaluation_batches
+from sslkit.data.store import ImageStore
+from sslkit.engine.runtime import resolve_device
+from sslkit.errors import DataError, RecipeError
+from sslkit.evaluation.features import calibrate_batch_norm, count_not_finite, extract
+from sslkit.experiment import make_method, open_splits
+from sslkit.interfaces import Backbone, DatasetConfig, ImageReader
+from sslkit.randomness import epoch_order, random_subset
+from sslkit.recipe import Recipe
+from sslkit.report.comparison.gallery import Thumbnail, choose_queries, thumbnail
+from sslkit.report.comparison.record import RunRecord
+from sslkit.report.maps import choose_images, class_name
+from sslkit.report.packing import available_cores
+from sslkit.saved_runs import load_encoder, read_facts
+
+_BATCH = 256
+_SEED = 0
+"""Of the choice of images: the same in every comparison."""
+_QUERIES = 8
+_GALLERY = 10_000
+"""Training images among which neighbours are searched, at most."""
+
+
+class ShownImages:
+    """The images that every arm is asked about, of the test split where there is one."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Opens the data of a recipe. Raises RecipeError and DataError."""
+        train, test = open_splits(recipe)
+        self.train = _open(recipe, train)
+        self.shown = self.train if test is None else _open(recipe, test)
+        self.split = "training" if test is None else "test"
+        labels, names = self.shown.labels, self.shown.class_names
+        self.map = choose_images(len(self.shown), labels, names, seed=_SEED)
+        self.queries = choose_queries(
+            labels, len(self.shown), 0 if test is None else _QUERIES, _SEED
+        )
+        chosen = random_subset(_SEED, "neighbours/gallery", len(self.train), _GALLERY)
+        self.gallery = chosen[epoch_order(_SEED, 0, len(chosen))]
+        """In random order: an untrained encoder takes its batch statistics from them too."""
+
+    def queries_shown(self) -> list[Thumbnail]:
+        """The queries as small pictures."""
+        return [_thumbnail(self.shown, row) for row in self.queries.tolist()]
+
+    def gallery_shown(self, places: Sequence[int]) -> dict[int, Thumbnail]:
+        """Place in the gallery -> its image as a small picture."""
+        return {place: _thumbnail(self.train, int(self.gallery[place])) for place in places}
+
+
+@dataclass(frozen=True)
+class EncoderFeatures:
+    """What one encoder makes of the images."""
+
+    subject: str
+    map: Tensor  # (M, F)
+    queries: Tensor  # (Q, F)
+    gallery: Tensor  # (N, F)
+
+
+def features_of(
+    subject: str, record: RunRecord, images: ShownImages, *, trained: bool, with_gallery: bool
+) -> EncoderFeatures:
+    """Features by the encoder of a run, or by the one that it began with, whose batch statistics
+    are calibrated on the gallery. In float32, on the device of the run where it is here.
+
+    Raises DataError where features are not finite, and what loading an encoder raises."""
+    device = _device(record.recipe)
+    if trained:
+        encoder = load_encoder(record.path).to(device)
+    else:
+        encoder = make_method(record.recipe, read_facts(record.path)).encoder.to(device)
+        batches = _batches(images.train, encoder, images.gallery, device)
+        encoder = _calibrated(encoder, batches)
+
+    def features(store: ImageStore, rows: Tensor) -> Tensor:
+        if not len(rows):
+            return torch.empty(0, encoder.num_features)
+        batches = _batches(store, encoder, rows, device)
+        found = extract(encoder, batches, precision="fp32", channels_last=False).cpu()
+        if broken := count_not_finite(found):
+            raise DataError(f"features of {broken} of {len(rows)} images are not finite")
+        return found
+
+    nothing = images.gallery[:0]
+    return EncoderFeatures(
+        subject,
+        features(images.shown, images.map.rows),
+        features(images.shown, images.queries if with_gallery else nothing),
+        features(images.train, images.gallery if with_gallery else nothing),
+    )
+
+
+def _calibrated(encoder: Backbone, batches: Iterator[Tensor]) -> Backbone:
+    found = calibrate_batch_norm(encoder, batches)
+    assert isinstance(found, Backbone)
+    return found
+
+
+def _batches(
+    store: ImageStore, encoder: Backbone, rows: Tensor, device: torch.device
+) -> Iterator[Tensor]:
+    return evaluation_batches(store, encoder.preprocess, _BATCH, device, rows)
+
+
+def _device(recipe: Recipe) -> torch.device:
+    try:
+        return torch.device(resolve_device(recipe.train.device))
+    except RecipeError:  # a run of another machine
+        return torch.device("cpu")
+
+
+def _open(recipe: Recipe, reader: ImageReader) -> ImageStore:
+    config = recipe.data.config
+    assert isinstance(config, DatasetConfig)
+    return ImageStore(
+        reader,
+        max_corrupt_fraction=config.max_corrupt_fraction,
+        seed=recipe.seed,
+        num_threads=available_cores(),  # no effect on results
+        resident_bytes=0,  # only some of the images are read
+    )
+
+
+def _thumbnail(store: ImageStore, row: int) -> Thumbnail:
+    image = store.read(row)  # first: an unreadable image takes the label of the one in its place
+    label = -1 if store.labels is None else int(store.labels[row])
+    if label < 0:
+        return thumbnail(image, None, "")
+    return thumbnail(image, label, class_name(store.class_names, label))
