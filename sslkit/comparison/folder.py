@@ -16,13 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from sslkit.errors import RecipeError, RunFolderError
 from sslkit.recipe import load_recipe
 from sslkit.saved_runs import is_finished
 from sslkit.tracking.atomic import write_atomic
-from sslkit.tracking.folder import new_run_id, sanitise_name
+from sslkit.tracking.folder import lock_folder, new_run_id, sanitise_name, unlock_folder
 
 from .plan import Identity, PlannedArm, identity
 
@@ -34,7 +34,7 @@ class ComparisonFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self._lock = FileLock(self.path / ".lock", thread_local=False)
+        self._lock: FileLock | None = None
         self.manifest: dict[str, Any] = {}
 
     @property
@@ -50,11 +50,9 @@ class ComparisonFolder:
     def __enter__(self) -> ComparisonFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RunFolderError(f"{self.path}: another process makes this comparison") from None
         except OSError as error:
             raise RunFolderError(f"--out {self.path}: {error.strerror}") from error
+        self._lock = lock_folder(self.path)
         return self
 
     def __exit__(
@@ -63,7 +61,8 @@ class ComparisonFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lock.release()
+        if self._lock is not None:
+            unlock_folder(self.path, self._lock)
 
     def adopt(self, arms: Sequence[Mapping[str, Any]]) -> None:
         """Takes up the plan, or checks that it is the one that the folder was made for.

@@ -58,29 +58,8 @@ class TerminalDisplay(Display):
         self._last = 0.0
 
     def start(self, total_steps: int, step: int) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn("[bold]train"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(file=self.stream),
-            speed_estimate_period=60,
-        )
+        self._bar = start_bar(self.stream)
         self._task = self._bar.add_task("train", total=total_steps, completed=step, note="")
-        self._bar.start()
 
     def advance(self, step: int) -> None:
         now = time.monotonic()
@@ -126,3 +105,31 @@ def make_display(stream: TextIO | None = None) -> Display:
     """A bar where the stream is a terminal, plain lines elsewhere."""
     stream = stream or sys.stderr
     return TerminalDisplay(stream) if stream.isatty() else Display(stream)
+
+
+def start_bar(stream: TextIO) -> Bar:
+    """A progress bar with times, which is shown from now on. Its tasks have the field `note`, a few
+    words behind the times."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(file=stream),
+        speed_estimate_period=60,
+    )
+    bar.start()
+    return bar

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO, cast, get_args
 from sslkit.data.pack import verify
 from sslkit.data.pack_format import Interpolation, PackFile, Settings
 from sslkit.data.packing import data_of, write_pack
+from sslkit.engine.display import start_bar
 from sslkit.errors import RecipeError, SSLKitError
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class TerminalPackProgress(PackProgress):
 
     def begin(self, split: str, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = self._make_bar()
+            self._bar = start_bar(self.stream)
         self._task = self._bar.add_task(
             f"{self.verb} {split}", total=total, completed=done, note=""
         )
@@ -133,31 +134,6 @@ class TerminalPackProgress(PackProgress):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-    def _make_bar(self) -> Bar:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(file=self.stream),
-            speed_estimate_period=60,
-        )
-        bar.start()
-        return bar
 
 
 def make_pack_progress(verb: str, stream: TextIO | None = None) -> PackProgress:

@@ -53,7 +53,7 @@ class RunFolder:
                 raise _cannot_create(parent, error) from error
             except OSError as error:
                 raise _cannot_create(parent, error) from error
-            return cls(path, _lock(path))
+            return cls(path, lock_folder(path))
 
     @classmethod
     def open(cls, path: Path | str, *, write: bool = False) -> RunFolder:
@@ -64,7 +64,7 @@ class RunFolder:
             raise RunFolderError(f"{path}: no such run folder")
         if not any((path / name).exists() for name in ("recipe.resolved.yaml", ".lock")):
             raise RunFolderError(f"{path}: not a run folder (it has no recipe.resolved.yaml)")
-        return cls(path, _lock(path) if write else None)
+        return cls(path, lock_folder(path) if write else None)
 
     @property
     def id(self) -> str:
@@ -135,8 +135,7 @@ class RunFolder:
     def close(self) -> None:
         """Releases the lock. A second call does nothing."""
         if self._lock is not None:
-            _owner_file(self.path).unlink(missing_ok=True)
-            self._lock.release()
+            unlock_folder(self.path, self._lock)
             self._lock = None
 
     def __enter__(self) -> RunFolder:
@@ -165,8 +164,11 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def _lock(path: Path) -> FileLock:
-    """The operating system's lock on the folder: it ends with the process that holds it."""
+def lock_folder(path: Path) -> FileLock:
+    """Takes the operating system's lock on a folder, which ends with the process that holds it.
+
+    Raises RunFolderError where another process has it, which the message names, or where the folder
+    cannot be written. Give it back with `unlock_folder`."""
     lock = FileLock(path / ".lock", thread_local=False)
     owner = {"pid": os.getpid(), "host": socket.gethostname()}
     try:
@@ -178,6 +180,12 @@ def _lock(path: Path) -> FileLock:
         lock.release()
         raise RunFolderError(f"{path}: cannot be written ({error.strerror})") from error
     return lock
+
+
+def unlock_folder(path: Path, lock: FileLock) -> None:
+    """Gives back what `lock_folder` took."""
+    _owner_file(path).unlink(missing_ok=True)
+    lock.release()
 
 
 def _owner_file(path: Path) -> Path:

@@ -82,7 +82,9 @@ def test_methods_are_checked_before_anything_runs(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RecipeError, match="'mds' is no map; valid are pca, tsne, umap, and none"):
         parse_methods("pca,mds")
     monkeypatch.setattr(projection, "find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r"umap-learn is not installed.*pip install sslkit\[viz\]"):
+    with pytest.raises(
+        RecipeError, match=r"umap-learn is not installed.*pip install sslkit\[viz\]"
+    ):
         parse_methods("umap")
 
 
