@@ -28,7 +28,7 @@ _BATCH = 256
 _SEED = 0
 """Of the choice of images: the same in every comparison."""
 _QUERIES = 8
-_GALLERY = 10_000
+_GALLERY = 4000
 """Training images among which neighbours are searched, at most."""
 
 
