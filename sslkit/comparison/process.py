@@ -48,7 +48,7 @@ def run_jobs(jobs: Sequence[Job], devices: Sequence[Device], display: Display) -
     devices: none: one run after the other, which shows its own progress; otherwise the output of a
     run goes to its log, and `display` shows where each of them is. Raises StoppedError on Ctrl-C
     and SIGTERM, when all runs have ended."""
-    free = deque(devices or [Device("alone")])
+    free = deque(devices or [Device("that of the recipe")])
     waiting = deque(enumerate(jobs))
     failed: dict[int, str] = {}
     with interrupted_by_sigterm(), selectors.DefaultSelector() as selector:

@@ -129,6 +129,26 @@ def test_a_stop_leaves_what_was_there(
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
+def test_maps_of_rows_from_several_row_groups(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(embedding, "_ROW_GROUP", 40)
+    out = tmp_path / "features.parquet"
+    assert sslkit_command("embed", str(run), "--out", str(out), "--map", "pca,tsne") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        str(tmp_path / "features.pca.png"), str(tmp_path / "features.tsne.png"),
+    ]  # fmt: skip
+    assert min(Image.open(tmp_path / "features.pca.png").size) > 300
+    rows = torch.tensor([90, 3, 39, 40, 3])
+    _, _, features, origin = read_embeddings(out)
+    with parquet.ParquetFile(out) as file:
+        assert torch.equal(embedding._rows_of(file, rows, features.shape[1]), features[rows])
+    few = tmp_path / "few.parquet"
+    embed_source(run, few, json.dumps({**origin["data"], "num_train": 5}), device="cpu")
+    with pytest.raises(DataError, match="a map takes 8 images, there are 5"):
+        embedding.draw_maps(few, ["pca"])
+
+
 def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "features.parquet"
     words = ["embed", str(run), "--out", str(out), "--split", "test", "--device", "cpu"]
