@@ -88,7 +88,7 @@ def draw_map(panels: Mapping[str, Projection], images: MapImages, method: str) -
         [grey] * len(images.rows) if images.labels is None
         else [colour[label] for label in images.labels.tolist()]
     )  # fmt: skip
-    size = max(3.0, min(14.0, 6000 / max(len(images.rows), 1)))
+    size = max(5.0, min(14.0, 6000 / max(len(images.rows), 1)))
     for axis, (label, found) in zip(axes, panels.items(), strict=False):
         axis.scatter(found.points[:, 0].numpy(), found.points[:, 1].numpy(), c=colours, s=size,
                      alpha=0.75, linewidths=0, rasterized=True)  # fmt: skip
