@@ -88,6 +88,8 @@ def test_methods_are_checked_before_anything_runs(monkeypatch: pytest.MonkeyPatc
         parse_methods("umap")
 
 
+@pytest.mark.slow  # umap compiles itself
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(find_spec("umap") is None, reason="umap-learn is not installed")
 def test_umap_is_a_function_of_the_features() -> None:
     first = project(blobs(), "umap", 0).points
