@@ -867,8 +867,8 @@ class Evaluation:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """name -> value; logged as `eval/<protocol>/<name>` unless the name holds a slash. Names that
     begin with `top1` are accuracies, 0 to 1, and stand in the tables; so do `recall_at_...`,
-    `map`, `nmi`, `ari`, `miou` and `ap...`. A comparison shows these or, where there is none, the
-    first metric."""
+    `map`, `nmi`, `ari`, `miou`, `pixel_accuracy` and `ap...`. A comparison shows these or, where
+    there is none, the first metric."""
     draws: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """name -> the values whose mean the metric is, for intervals and paired differences."""
     figures: Mapping[str, Figure] = field(default_factory=dict)
