@@ -86,6 +86,13 @@ def test_ignored_pixels_count_nowhere() -> None:
     empty = protocol("segmentation", changed(COLOURS, nothing)).evaluate(subject(Averages()))
     assert empty.skipped == "needs two training images with pixels of known classes"
 
+    def no_test(reader: ImageReader, index: int) -> NDArray[np.uint8]:
+        tested = len(reader) == COLOURS["num_test"]
+        return nothing(reader, index) if tested else reader.mask(index)
+
+    class_less = protocol("segmentation", changed(COLOURS, no_test)).evaluate(subject(Averages()))
+    assert class_less.skipped == "no test mask has a pixel of a known class"
+
 
 def test_it_depends_on_the_seed_alone_and_leaves_the_encoder_as_it_was() -> None:
     encoder = network()

@@ -132,6 +132,8 @@ class Segmentation(Evaluator):
         weight = classifier.weight[0] / std
         bias = classifier.bias[0] - weight @ mean
         table = score(source, data.test, weight, bias)
+        if not int(table.sum()):
+            return Evaluation(skipped="no test mask has a pixel of a known class")
         return Evaluation(
             metrics={
                 "miou": mean_intersection_over_union(table),

@@ -4,6 +4,7 @@ entities, and refused in one line."""
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,8 @@ def read_bytes(path: Path, most: int) -> bytes:
     """A file of at most `most` bytes. Raises DataError."""
     try:
         with path.open("rb") as file:
-            data = file.read(most + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, most) + 1)  # as much memory as there is to read
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); check the path, its permissions and the "
