@@ -19,10 +19,9 @@ import torch
 
 from .engine.display import Display, make_display
 from .engine.loop import evaluate_epoch, train
-from .engine.runtime import make_runtime
 from .engine.signals import StopSignals
 from .errors import CheckpointError, RecipeError, SSLKitError, TrainingError
-from .experiment import Experiment, build, check, make_method, make_suite, open_stores, resolve
+from .experiment import Experiment, build, check, resolve
 from .interfaces import Facts, Progress, resolve_component
 from .plugins import load_plugins
 from .recipe import Recipe, components, dump_resolved, find_recipe, load_recipe
@@ -35,8 +34,6 @@ from .saved_runs import (
     find_unfinished,
     is_finished,
     last_metrics,
-    load_method,
-    protocol_overrides,
     read_environment,
     read_state,
     refuse_changes,
@@ -265,29 +262,6 @@ def finish(experiment: Experiment, log: RunLog) -> FinalResults:
     return results
 
 
-def evaluate_run(
-    run_or_checkpoint: str | Path,
-    protocols: Sequence[str] | None,
-    overrides: Sequence[str],
-    display: Display,
-) -> FinalResults:
-    """Measures a run or checkpoint with protocols (default: those of its recipe), beside the
-    baselines. Writes nothing."""
-    path = Path(run_or_checkpoint)
-    recipe, facts, method = load_method(path, [*protocol_overrides(path, protocols), *overrides])
-    recipe = resolve(recipe)
-    runtime = make_runtime(recipe.train)
-    runtime.prepare(method)
-    train_store, test_store = open_stores(recipe, display)
-    augmentation = recipe.augmentation.build()
-    suite = make_suite(recipe, runtime, train_store, test_store, augmentation, method)
-    trained = suite.run(method.encoder, 0, True, method.projection_layers)
-    untrained = make_method(recipe, facts)
-    runtime.prepare(untrained)
-    baselines = suite.baselines(untrained.encoder, untrained.projection_layers)
-    return FinalResults.collect(trained, baselines)
-
-
 def find_problems(recipe: str | Path, overrides: Sequence[str]) -> tuple[str, ...]:
     """What is wrong with a recipe or its data, one line each."""
     try:
@@ -334,7 +308,12 @@ def open_ui(recipe: str | None, host: str, port: int) -> int:
 def sync_run(run_dir: Path) -> SyncResult:
     """Sends a run's tracker what it missed. Raises RunFolderError and TrackingError."""
     with RunFolder.open(run_dir, write=True) as folder:
-        return sync(folder, load_recipe(folder.recipe).tracking.build())
+        return sync(folder, load_recipe(_recipe_of(folder)).tracking.build())
+
+
+def _recipe_of(folder: RunFolder) -> Path:
+    """The recipe of a run, or of the evaluation of a weight file."""
+    return folder.recipe if folder.recipe.exists() else folder.evaluation
 
 
 def write_environment(experiment: Experiment, forked_from: str | None) -> None:

@@ -180,12 +180,12 @@ def run_folder_of(run_or_checkpoint: Path) -> RunFolder:
     return RunFolder.open(path if path.is_dir() else path.parent.parent)
 
 
-def protocol_overrides(run_or_checkpoint: Path, protocols: Sequence[str] | None) -> list[str]:
-    """Overrides that leave these protocols in a run's recipe: with its settings where it has
-    them, with defaults where it has not."""
+def protocol_overrides(recipe_file: Path, protocols: Sequence[str] | None) -> list[str]:
+    """Overrides that leave these protocols in a recipe: with its settings where it has them, with
+    defaults where it has not."""
     if protocols is None:
         return []
-    recipe = load_recipe(run_folder_of(run_or_checkpoint).recipe)
+    recipe = load_recipe(recipe_file)
     known = {slot.name: slot.dump() for slot in reversed(recipe.evaluate)}
     blocks = [known.get(name, {"name": name}) for name in protocols]
     return [f"evaluate={json.dumps(blocks)}"]

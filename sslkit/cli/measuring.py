@@ -13,26 +13,54 @@ from .output import print_json
 
 
 def evaluate(
-    run_or_checkpoint: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run folder or a checkpoint.")
-    ],
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN|WEIGHTS",
+            help="A run folder or a checkpoint; with --recipe a file of weights too.",
+        ),
+    ] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="Protocols; default: those of the run's recipe."),
+        typer.Option(metavar="NAME,...", help="Protocols; default: those of the recipe."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure weights: on the data of this recipe, with its protocols and its backbone."
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="With --recipe: a timm model in place of the recipe's backbone; without WEIGHTS "
+            "its published ones.",
+        ),
     ] = None,
     override: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a finished or stopped run again, with any protocol."""
+    """Measure a run again, or any weights, with any protocol; log the results."""
     from sslkit.engine.display import make_display
-    from sslkit.report.tables import print_evaluation
-    from sslkit.runs import evaluate_run
+    from sslkit.evaluations import evaluate_run, evaluate_weights
+    from sslkit.report.tables import display_path, print_evaluation
 
     names = [name.strip() for name in protocol.split(",")] if protocol else None
-    results = evaluate_run(
-        run_or_checkpoint, names, override or [], display=make_display(sys.stderr)
-    )
-    print_json(results.to_json()) if as_json else print_evaluation(results)
+    display = make_display(sys.stderr)
+    if recipe is not None:
+        weights = Path(what) if what is not None else None
+        found = evaluate_weights(weights, recipe, names, override or [], display, model=backbone)
+    elif what is None or backbone is not None:
+        raise typer.BadParameter("name a run folder, or weights with the --recipe to measure by")
+    else:
+        found = evaluate_run(what, names, override or [], display)
+    if as_json:
+        print_json(found.to_json())
+        return
+    print_evaluation(found.results)
+    if found.kept is not None:
+        print(f"kept in: {display_path(found.kept)}")
 
 
 def compare(

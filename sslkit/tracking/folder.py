@@ -25,6 +25,8 @@ from .atomic import write_atomic
 from .metrics_file import truncate_after
 
 _MAX_NAME = 80
+_MARKS = ("recipe.resolved.yaml", "evaluation.yaml", ".lock")
+"""Files of which a run folder has at least one."""
 
 
 class RunFolder:
@@ -62,7 +64,7 @@ class RunFolder:
         path = Path(path).absolute()
         if not path.is_dir():
             raise RunFolderError(f"{path}: no such run folder")
-        if not any((path / name).exists() for name in ("recipe.resolved.yaml", ".lock")):
+        if not any((path / name).exists() for name in _MARKS):
             raise RunFolderError(f"{path}: not a run folder (it has no recipe.resolved.yaml)")
         return cls(path, lock_folder(path) if write else None)
 
@@ -74,6 +76,11 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.resolved.yaml"
+
+    @property
+    def evaluation(self) -> Path:
+        """In place of `recipe`, where weights were measured and nothing was trained."""
+        return self.path / "evaluation.yaml"
 
     @property
     def environment(self) -> Path:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from sslkit.interfaces import RunView, Tracker
 from .cursor import Cursor, Status
 from .feed import Feed, tracker_class
 from .folder import RunFolder
-from .metrics_file import MetricLine, encode_line, truncate_after
+from .metrics_file import MetricLine, encode_line, read_lines, truncate_after
 
 logger = logging.getLogger("sslkit.tracking")
 
@@ -224,6 +224,27 @@ class RunLog:
                 type(self._feed.tracker).__name__,
                 self._feed.folder.path,
             )
+
+
+def add_to_run(
+    folder: RunFolder, metrics: Mapping[str, float], artifacts: Sequence[Path], place: str
+) -> None:
+    """Adds to a run that is over: the metrics that it has no value of, at its last step and at its
+    last moment, so that it lasted as long as it did; and files of its folder, for `place` of the
+    tracker's run. `sync` sends both. `folder` must be open for writing."""
+    folder.require_writable()
+    truncate_after(folder.metrics, None)
+    lines = list(read_lines(folder.metrics))
+    known = {key for line in lines for key in line.metrics}
+    new = {key: value for key, value in metrics.items() if key not in known}
+    if new and lines:
+        with folder.metrics.open("a", encoding="utf-8") as file:
+            file.write(encode_line(MetricLine(lines[-1].step, lines[-1].time_ms, new)))
+    cursor = Cursor.load(folder.tracker)
+    if cursor is not None:
+        for path in artifacts:
+            cursor.add_artifact(path.relative_to(folder.path).as_posix(), place)
+        cursor.save(folder.tracker)
 
 
 @dataclass(frozen=True)

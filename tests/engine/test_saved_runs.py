@@ -12,9 +12,10 @@ from PIL import Image
 
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError
+from sslkit.evaluations import evaluate_run
 from sslkit.experiment import resolve
 from sslkit.recipe import load_recipe
-from sslkit.runs import evaluate_run, start
+from sslkit.runs import start
 from sslkit.saved_runs import RESULTS, find_unfinished, load_encoder, load_method
 
 SHORT = ["train.max_steps=1", "evaluate=[]"]

@@ -21,10 +21,11 @@ from sslkit.engine.optimization import scaled_lr
 from sslkit.engine.runtime import resolve_compile, resolve_device
 from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, PluginError, RecipeError, TrainingError
+from sslkit.evaluations import evaluate_run
 from sslkit.interfaces import LossInput, OptimizerConfig
 from sslkit.nn.functional import nt_xent
 from sslkit.plan import make_plan
-from sslkit.runs import evaluate_run, find_problems, start
+from sslkit.runs import find_problems, start
 from sslkit.saved_runs import load_encoder
 
 
@@ -256,10 +257,10 @@ def test_start_from_an_earlier_run(tiny: Path) -> None:
 
 def test_evaluate_run_repeats_the_result(tiny: Path) -> None:
     result = start(str(tiny), [], display=Silent())
-    again = evaluate_run(result.run_dir, ["knn"], [], Silent())
+    again = evaluate_run(result.run_dir, ["knn"], [], Silent()).results
     assert again.trained.metrics["eval/knn/top1"] == result.metrics["eval/knn/top1"]
     assert again.baselines.metrics["eval/knn/top1_pixels"] == result.metrics["eval/knn/top1_pixels"]
-    other = evaluate_run(result.run_dir, ["knn"], ["evaluate.0.k=1"], Silent())
+    other = evaluate_run(result.run_dir, ["knn"], ["evaluate.0.k=1"], Silent()).results
     assert other.trained.metrics.keys() == again.trained.metrics.keys()
 
 

@@ -1,0 +1,321 @@
+"""Measuring what is trained already: a run or checkpoint again, or any file of weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .data.store import ImageStore
+from .engine.display import Display
+from .engine.runtime import make_runtime
+from .errors import CheckpointError, RecipeError, RunFolderError, TrackingError
+from .evaluation.features import state_digest
+from .experiment import check, make_method, make_suite, open_stores, resolve, run_tags
+from .interfaces import Facts, Method, RunView
+from .recipe import (
+    Recipe,
+    backbone_name,
+    components,
+    dump_resolved,
+    find_recipe,
+    flatten,
+    hashed_view,
+    load_recipe,
+)
+from .report.results import FinalResults
+from .saved_runs import (
+    RESULTS,
+    encoder_metadata,
+    is_finished,
+    load_method,
+    protocol_overrides,
+    read_environment,
+    run_folder_of,
+    without_starting_weights,
+)
+from .tracking.environment import describe
+from .tracking.folder import RunFolder, new_run_id
+from .tracking.log import RunLog, add_to_run, sync
+
+EVALUATIONS = "evaluations"
+"""The folder of a run in which `sslkit eval` keeps what it measures."""
+_MEASURED = ("name", "seed", "data.", "augmentation.", "backbone.", "evaluate.")
+_MEASURED_IN_TRAIN = ("train.precision", "train.channels_last", "train.device")
+"""Fields of a recipe that the measurement of a weight file depends on."""
+_INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation found, and where it is kept."""
+
+    results: FinalResults
+    kept: Path | None
+    """A file in the run's folder, or a folder of its own; None where a run cannot be written."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"kept": str(self.kept) if self.kept else None, **self.results.to_json()}
+
+
+Stores = tuple[ImageStore, ImageStore | None]
+
+
+# --- A run ----------------------------------------------------------------------------------------
+
+
+def evaluate_run(
+    run_or_checkpoint: str | Path,
+    protocols: Sequence[str] | None,
+    overrides: Sequence[str],
+    display: Display,
+) -> Measured:
+    """Measures a run or checkpoint with protocols (default: those of its recipe), beside the
+    baselines, and keeps the results in its folder (decision 0034). The metrics of a finished run,
+    on its own data and with settings that were not changed, are logged with the run."""
+    path = Path(run_or_checkpoint)
+    _refuse_others(path)
+    recipe, facts, method = load_method(
+        path, [*protocol_overrides(run_folder_of(path).recipe, protocols), *overrides]
+    )
+    recipe = resolve(recipe)
+    stores = open_stores(recipe, display)
+    untrained = make_method(recipe, facts)
+    results = _measure(recipe, stores, method, untrained, with_projection=True)
+    return Measured(results, _keep(path, recipe, protocols, overrides, stores, results, display))
+
+
+def _refuse_others(path: Path) -> None:
+    """Raises CheckpointError where the path is neither a run folder nor a checkpoint in one."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such run folder or checkpoint")
+    around = path.absolute().parent.parent
+    if path.is_file() and not RunFolder(around).recipe.exists():
+        raise CheckpointError(
+            f"{path}: is no checkpoint in a run folder; to measure it as weights, name the recipe "
+            "to measure them by: --recipe RECIPE"
+        )
+
+
+def _measure(
+    recipe: Recipe, stores: Stores, method: Method, untrained: Method, *, with_projection: bool
+) -> FinalResults:
+    """Both methods with the protocols of the recipe. with_projection: whether the layers behind
+    the encoder are trained too, for protocols that ask for one."""
+    runtime = make_runtime(recipe.train)
+    runtime.prepare(method)
+    suite = make_suite(recipe, runtime, *stores, recipe.augmentation.build(), method)
+    layers = method.projection_layers if with_projection else ()
+    trained = suite.run(method.encoder, 0, True, layers)
+    runtime.prepare(untrained)
+    layers = untrained.projection_layers if with_projection else ()
+    return FinalResults.collect(trained, suite.baselines(untrained.encoder, layers))
+
+
+def _keep(
+    path: Path,
+    recipe: Recipe,
+    protocols: Sequence[str] | None,
+    overrides: Sequence[str],
+    stores: Stores,
+    results: FinalResults,
+    display: Display,
+) -> Path | None:
+    """Writes the results into the run's folder and sends them to its tracker. A run that is still
+    going, or that lies where nobody may write, is left as it is."""
+    document = {
+        "of": path.name,
+        "overrides": list(overrides),
+        "protocols": [slot.dump() for slot in recipe.evaluate],
+        "seed": recipe.seed,
+        "device": recipe.train.device,
+        "data": _fingerprints(stores),
+        **results.to_json(),
+    }
+    try:
+        with RunFolder.open(run_folder_of(path).path, write=True) as folder:
+            kept = folder.write_json(f"{EVALUATIONS}/{new_run_id()}.json", document)
+            saved = load_recipe(folder.recipe)
+            asked = load_recipe(folder.recipe, protocol_overrides(folder.recipe, protocols))
+            unchanged = _is_the_end(path, folder) and _is_what_was_asked(
+                recipe, asked, stores, folder
+            )
+            add_to_run(folder, _metrics(results) if unchanged else {}, [kept], EVALUATIONS)
+            if recipe.tracking == saved.tracking:
+                sync(folder, saved.tracking.build())
+            return kept
+    except (RunFolderError, OSError) as error:
+        display.message(f"warning: not kept in the run: {error}")
+        return None
+    except TrackingError as error:
+        display.message(f"warning: {error}; sslkit sync {folder.path}")
+        return kept
+
+
+def _metrics(results: FinalResults) -> Mapping[str, float]:
+    return {**results.trained.metrics, **results.baselines.metrics}
+
+
+def _is_the_end(path: Path, folder: RunFolder) -> bool:
+    """Whether these are the weights that the run ended with."""
+    if not is_finished(folder.path):
+        return False
+    return path.is_dir() or path.name == max(each.name for each in folder.checkpoints.glob("*.pt"))
+
+
+def _is_what_was_asked(recipe: Recipe, asked: Recipe, stores: Stores, folder: RunFolder) -> bool:
+    """Whether overrides left alone what results depend on: a metric of a run means one thing."""
+    same = hashed_view(recipe) == hashed_view(asked) and recipe.seed == asked.seed
+    return same and _fingerprints(stores) == read_environment(folder.path).get("data")
+
+
+def _fingerprints(stores: Stores) -> dict[str, str]:
+    named = zip(("train", "test"), stores, strict=True)
+    return {split: store.fingerprint for split, store in named if store is not None}
+
+
+# --- A file of weights ----------------------------------------------------------------------------
+
+
+def evaluate_weights(
+    weights: Path | None,
+    recipe: str | Path,
+    protocols: Sequence[str] | None,
+    overrides: Sequence[str],
+    display: Display,
+    *,
+    model: str | None = None,
+) -> Measured:
+    """Measures weights as the start of a recipe: on its data, in its views' size, with its
+    protocols or others. The results get a folder of their own in `runs_dir`, and a run of the
+    tracker.
+
+    weights: a timm weight file, an encoder.safetensors or a run folder; None: what the recipe's
+    backbone starts from. model: a timm model for the weights, normalised as timm says; with its
+    published weights where there is no file.
+
+    Raises RecipeError, CheckpointError and DataError."""
+    file = find_recipe(recipe)
+    start = _starting_backbone(load_recipe(file), weights, model)
+    chosen = resolve(load_recipe(file, [*start, *protocol_overrides(file, protocols), *overrides]))
+    name = _name(chosen, weights)
+    facts = check(chosen)
+    stores = open_stores(chosen, display)
+    method = make_method(chosen, facts)
+    digest = state_digest(method.encoder)
+    if warning := _other_size(chosen, model, facts):
+        display.message(f"warning: {warning}")
+    untrained = make_method(without_starting_weights(chosen), facts)
+    results = _measure(chosen, stores, method, untrained, with_projection=False)
+    return Measured(results, _keep_apart(name, digest, chosen, stores, results))
+
+
+def _starting_backbone(recipe: Recipe, weights: Path | None, model: str | None) -> list[str]:
+    """The override that puts the weights into the recipe's backbone."""
+    if model is not None:
+        block = {"name": "timm", "model": model, **_timm_preprocessing(model)}
+        block |= {"pretrained": True} if weights is None else {"weights": str(weights)}
+    elif weights is None:
+        return []
+    else:
+        block = {**(_own_block(weights) or recipe.backbone.dump()), "weights": str(weights)}
+        block |= {"pretrained": False} if block.get("pretrained") else {}
+    return [f"backbone={json.dumps(block)}"]
+
+
+def _own_block(weights: Path) -> dict[str, Any] | None:
+    """The backbone that sslkit wrote beside the weights; None where another program wrote them."""
+    file = weights / "encoder.safetensors" if weights.is_dir() else weights
+    if file.suffix != ".safetensors" or not file.exists():
+        return None
+    try:
+        return dict(encoder_metadata(file)["backbone"])
+    except CheckpointError:  # without our metadata, or no such file at all, which is found later
+        return None
+
+
+def _timm_preprocessing(model: str) -> dict[str, Any]:
+    """Normalisation and interpolation that a timm model was trained with."""
+    import timm
+
+    known = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    if known is None:
+        return {}
+    found: dict[str, Any] = {"normalize": {"mean": list(known.mean), "std": list(known.std)}}
+    if known.interpolation in _INTERPOLATIONS:
+        found["interpolation"] = known.interpolation
+    return found
+
+
+def _other_size(recipe: Recipe, model: str | None, facts: Facts) -> str | None:
+    """A warning where timm's own weights would be measured in another size."""
+    import timm
+
+    if model is None or not getattr(recipe.backbone.config, "pretrained", False):
+        return None
+    trained, here = timm.get_pretrained_cfg(model).input_size[-1], max(v.size for v in facts.views)
+    if trained == here:
+        return None
+    return (
+        f"{model} was trained at {trained} px and sees {here} px here; "
+        f"-o augmentation.size={trained} measures it there"
+    )
+
+
+def _name(recipe: Recipe, weights: Path | None) -> str:
+    """What to call the weights. Raises RecipeError where there are none, or others: a network would
+    be measured as if it were another one."""
+    config = recipe.backbone.config
+    start: Path | None = getattr(config, "weights", None)
+    if weights is not None and start != weights:
+        raise RecipeError(f"-o backbone: would replace {weights}, the weights to be measured")
+    if start is not None:
+        of_a_run = start.name == "encoder.safetensors"
+        return start.absolute().parent.name if of_a_run else start.stem
+    if getattr(config, "pretrained", False):
+        return backbone_name(recipe)
+    raise RecipeError(
+        f"backbone: '{recipe.backbone.name}' starts from no weights; "
+        "give a weight file, --backbone NAME of timm, or set backbone.weights"
+    )
+
+
+def _keep_apart(
+    name: str, digest: str, recipe: Recipe, stores: Stores, results: FinalResults
+) -> Path:
+    """Writes a folder for the results and tracks it as a run of its own."""
+    title = f"eval-{name}"
+    used = [slot for _, slot in components(recipe)]
+    environment = describe(
+        device=recipe.train.device,
+        plugins={slot.distribution: slot.version for slot in used},
+        data=_fingerprints(stores),
+    )
+    with RunFolder.create(recipe.runs_dir, title) as folder:
+        artifacts = [
+            folder.write_text(folder.evaluation, dump_resolved(recipe)),
+            folder.write_json(folder.environment, environment),
+            folder.write_json(RESULTS, results.to_json()),
+        ]
+        view = RunView(folder.path, title, _parameters(recipe), _tags(recipe, name, digest))
+        with RunLog(folder, recipe.tracking.build(), view) as log:
+            log.log(_metrics(results), 0)
+            for artifact in artifacts:
+                log.artifact(artifact)
+        return folder.path
+
+
+def _parameters(recipe: Recipe) -> dict[str, str | int | float | bool | None]:
+    wanted = (*_MEASURED, *_MEASURED_IN_TRAIN)
+    return {key: value for key, value in flatten(recipe).items() if key.startswith(wanted)}
+
+
+def _tags(recipe: Recipe, name: str, digest: str) -> dict[str, str]:
+    """Those of a run, without what only a training has."""
+    tags = run_tags(recipe)
+    for key in ("sslkit.method", "sslkit.recipe_hash"):
+        del tags[key]
+    return {**tags, "sslkit.weights": name, "sslkit.encoder": digest}

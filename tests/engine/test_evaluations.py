@@ -1,0 +1,290 @@
+"""`sslkit eval` on runs and on weights: what is measured, what is kept, what is logged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from sslkit.cli import main
+from sslkit.engine.display import Silent
+from sslkit.errors import CheckpointError, RecipeError
+from sslkit.evaluations import evaluate_run, evaluate_weights
+from sslkit.runs import start, sync_run
+from sslkit.tracking.folder import RunFolder
+from sslkit.tracking.metrics_file import read_lines
+
+SHORT = ["train.max_steps=2"]
+
+
+class Talking(Silent):
+    """Keeps the messages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+@pytest.fixture
+def tracked(tiny: Path, tmp_path: Path) -> Path:
+    """The tiny recipe, tracked in an MLflow store of its own."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    text = tiny.read_text().replace("{name: none}", f"{{name: mlflow, tracking_uri: '{uri}'}}")
+    tiny.write_text(text)
+    return tiny
+
+
+def stored_runs(tmp_path: Path) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "sslkit"]
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def artifacts(tmp_path: Path, run_id: str, folder: str = "") -> list[str]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    return [found.path for found in client.list_artifacts(run_id, folder or None)]
+
+
+def logged(run: Path) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for line in read_lines(run / "metrics.jsonl"):
+        metrics.update(line.metrics)
+    return metrics
+
+
+def kept(found: Path | None) -> Mapping[str, Any]:
+    assert found is not None
+    document: dict[str, Any] = json.loads(found.read_text())
+    return document
+
+
+# --- Runs -----------------------------------------------------------------------------------------
+
+
+def test_a_run_is_logged_to_its_own_run(tracked: Path, tmp_path: Path) -> None:
+    run = start(str(tracked), SHORT, display=Silent()).run_dir
+    (before,) = stored_runs(tmp_path)
+    lines = list(read_lines(run / "metrics.jsonl"))
+    measured = evaluate_run(run, ["knn", "linear"], [], Silent())
+
+    (after,) = stored_runs(tmp_path)
+    assert after.info.run_id == before.info.run_id
+    assert after.info.status == "FINISHED"
+    assert after.info.end_time == before.info.end_time  # the run lasted as long as it did
+    assert "eval/linear/top1" not in before.data.metrics
+    linear = measured.results.trained.metrics["eval/linear/top1"]
+    assert after.data.metrics["eval/linear/top1"] == linear
+    assert "eval/linear/top1_pixels" in after.data.metrics
+    assert after.data.metrics["eval/knn/top1"] == before.data.metrics["eval/knn/top1"]
+    (uploaded,) = artifacts(tmp_path, after.info.run_id, "evaluations")
+    assert measured.kept == run / uploaded
+
+    *others, last = read_lines(run / "metrics.jsonl")
+    assert others == lines
+    assert last.step == 2
+    assert last.time_ms == lines[-1].time_ms
+    assert set(last.metrics) & set(before.data.metrics) == set()
+    document = kept(measured.kept)
+    assert document["comparison"] == measured.to_json()["comparison"]
+    assert [block["name"] for block in document["protocols"]] == ["knn", "linear"]
+    assert document["data"] == json.loads((run / "environment.json").read_text())["data"]
+    assert sync_run(run).points == 0  # nothing was left
+
+
+def test_what_is_another_measurement_is_kept_and_not_logged(tiny: Path) -> None:
+    run = start(str(tiny), [*SHORT, "evaluate=[]"], display=Silent()).run_dir
+    first = run / "checkpoints" / "step-00000001.pt"
+    (last,) = (run / "checkpoints").glob("*.pt")
+    first.write_bytes(last.read_bytes())
+    before = logged(run)
+    for path, overrides in (
+        (run, ["evaluate.0.k=1"]),
+        (run, ["data.num_test=40"]),
+        (run, ["seed=7"]),
+        (first, []),
+    ):
+        measured = evaluate_run(path, ["knn"], overrides, Silent())
+        assert kept(measured.kept)["overrides"] == overrides
+        assert logged(run) == before, (path, overrides)
+    evaluate_run(last, ["knn"], [], Silent())
+    assert "eval/knn/top1" in logged(run)
+    assert len(list((run / "evaluations").iterdir())) == 5
+
+
+def test_a_run_that_is_going_is_left_alone(tiny: Path) -> None:
+    run = start(str(tiny), SHORT, display=Silent()).run_dir
+    display, files = Talking(), sorted(run.rglob("*"))
+    with RunFolder.open(run, write=True):
+        measured = evaluate_run(run, ["linear"], [], display)
+    assert measured.kept is None
+    assert measured.to_json()["kept"] is None
+    assert "eval/linear/top1" in measured.results.trained.metrics
+    assert any("not kept in the run" in message for message in display.messages)
+    assert sorted(run.rglob("*")) == files
+
+
+def test_an_unfinished_run_gets_no_metrics(tiny: Path) -> None:
+    """A resume must not take them for the evaluation of its last epoch."""
+    run = start(str(tiny), SHORT, display=Silent()).run_dir
+    (run / "results.json").unlink()
+    before = logged(run)
+    assert evaluate_run(run, ["linear"], [], Silent()).kept is not None
+    assert logged(run) == before
+
+
+def test_a_tracker_that_is_away(tracked: Path, tmp_path: Path) -> None:
+    run = start(str(tracked), SHORT, display=Silent()).run_dir
+    store = tmp_path / "mlflow.db"
+    store.rename(tmp_path / "elsewhere.db")
+    store.mkdir()  # nothing can be opened there
+    display = Talking()
+    measured = evaluate_run(run, ["linear"], [], display)
+    assert measured.kept is not None
+    assert any(f"sslkit sync {run}" in message for message in display.messages)
+    store.rmdir()
+    (tmp_path / "elsewhere.db").rename(store)
+    assert sync_run(run).points > 0
+    (stored,) = stored_runs(tmp_path)
+    assert "eval/linear/top1" in stored.data.metrics
+
+
+# --- Weights --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A weight file of timm, with a classifier that nobody needs."""
+    torch.manual_seed(1)
+    path = tmp_path / "from_elsewhere.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=5).state_dict(), path)
+    return path
+
+
+def test_weights_get_a_run_of_their_own(tracked: Path, tmp_path: Path, weights: Path) -> None:
+    measured = evaluate_weights(weights, tracked, ["knn", "linear"], [], Silent())
+    assert measured.kept is not None
+    assert measured.kept.name.startswith("eval-from_elsewhere-")
+    document = json.loads((measured.kept / "results.json").read_text())
+    assert document["comparison"] == measured.to_json()["comparison"]
+
+    (run,) = stored_runs(tmp_path)
+    assert run.info.run_name == "eval-from_elsewhere"
+    assert run.info.status == "FINISHED"
+    found = measured.results.trained.metrics["eval/linear/top1"]
+    assert run.data.metrics["eval/linear/top1"] == found
+    assert "eval/knn/top1_untrained" in run.data.metrics
+    assert run.data.tags["sslkit.weights"] == "from_elsewhere"
+    assert run.data.tags["sslkit.backbone"] == "test_resnet"
+    assert "sslkit.method" not in run.data.tags
+    assert "sslkit.recipe_hash" not in run.data.tags
+    assert not [key for key in run.data.params if key.startswith(("method", "optimizer"))]
+    assert run.data.params["evaluate.1.name"] == "linear"
+    assert set(artifacts(tmp_path, run.info.run_id)) == {
+        "environment.json", "evaluation.yaml", "results.json"
+    }  # fmt: skip
+    assert sync_run(measured.kept).points == 0
+
+
+def test_the_encoder_of_a_run_gives_the_results_of_the_run(tiny: Path, tmp_path: Path) -> None:
+    run = start(str(tiny), SHORT, display=Silent())
+    for place in (run.run_dir, run.run_dir / "encoder.safetensors"):
+        measured = evaluate_weights(place, tiny, None, [], Silent())
+        assert measured.kept is not None
+        assert measured.kept.name.startswith(f"eval-{run.run_dir.name}-")
+        for key in ("eval/knn/top1", "eval/knn/top1_pixels"):
+            found = {**measured.results.trained.metrics, **measured.results.baselines.metrics}
+            assert found[key] == run.metrics[key]
+
+
+def test_a_backbone_of_timm_for_a_file(tiny: Path, tmp_path: Path) -> None:
+    """`--backbone` brings the normalisation that timm has for the model."""
+    torch.manual_seed(2)
+    path = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit", img_size=32).state_dict(), path)
+    measured = evaluate_weights(
+        path, tiny, ["knn"], ["augmentation.size=32"], Silent(), model="test_vit"
+    )
+    assert measured.kept is not None
+    backbone = yaml.safe_load((measured.kept / "evaluation.yaml").read_text())["backbone"]
+    known = timm.get_pretrained_cfg("test_vit")
+    assert backbone["model"] == "test_vit"
+    assert backbone["normalize"] == {"mean": list(known.mean), "std": list(known.std)}
+    assert backbone["interpolation"] == known.interpolation
+    with pytest.raises(RecipeError, match=r"does not fit the model"):
+        evaluate_weights(path, tiny, ["knn"], [], Silent())  # the recipe's backbone
+
+
+def test_published_weights(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a file `--backbone` takes timm's own; here they are what a download would give."""
+    torch.manual_seed(3)
+    ours = timm.create_model("test_resnet", num_classes=0)
+    honest = timm.create_model
+
+    def downloaded(name: str, pretrained: bool = False, **fields: Any) -> torch.nn.Module:
+        model: torch.nn.Module = honest(name, pretrained=False, **fields)
+        if pretrained:
+            model.load_state_dict(ours.state_dict())
+        return model
+
+    monkeypatch.setattr(timm, "create_model", downloaded)
+    display = Talking()
+    measured = evaluate_weights(None, tiny, ["knn"], [], display, model="test_resnet")
+    assert measured.kept is not None
+    assert measured.kept.name.startswith("eval-test_resnet-")
+    size = timm.get_pretrained_cfg("test_resnet").input_size[-1]
+    expected = f"trained at {size} px and sees 16 px here; -o augmentation.size={size}"
+    assert any(expected in message for message in display.messages)
+
+
+def test_nothing_is_kept_of_what_fails(tiny: Path, tmp_path: Path, weights: Path) -> None:
+    with pytest.raises(RecipeError, match="starts from no weights; give a weight file"):
+        evaluate_weights(None, tiny, ["knn"], [], Silent())
+    with pytest.raises(RecipeError, match="nowhere"):
+        evaluate_weights(tmp_path / "nowhere.pth", tiny, ["knn"], [], Silent())
+    with pytest.raises(RecipeError, match="did you mean"):
+        evaluate_weights(weights, tiny, ["knn"], [], Silent(), model="test_resnett")
+    with pytest.raises(RecipeError, match="clusterin"):
+        evaluate_weights(weights, tiny, ["clusterin"], [], Silent())
+    with pytest.raises(RecipeError, match="would replace"):
+        evaluate_weights(weights, tiny, ["knn"], ["backbone.weights=null"], Silent())
+    assert not (tmp_path / "runs").exists()
+
+
+# --- The command ----------------------------------------------------------------------------------
+
+
+def command(*words: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    return int(exit_.value.code or 0)
+
+
+def test_command(tiny: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("eval", str(weights), "--recipe", str(tiny), "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert Path(document["kept"]).is_dir()
+    assert [row["protocol"] for row in document["comparison"]] == ["knn", "knn"]
+    assert command("eval", str(weights), "--recipe", str(tiny)) == 0
+    assert "kept in: " in capsys.readouterr().out
+
+    for words in (["eval"], ["eval", str(weights), "--backbone", "resnet18"]):
+        assert command(*words) == 2
+        assert "--recipe" in capsys.readouterr().err
+    assert command("eval", str(weights)) == 2
+    assert "--recipe" in capsys.readouterr().err
+    with pytest.raises(CheckpointError):
+        evaluate_run("nowhere.pt", None, [], Silent())
