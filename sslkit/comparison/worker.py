@@ -11,6 +11,7 @@ are objects with `progress`, a few words for the user; everything goes to standa
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -33,7 +34,7 @@ def main() -> int:
     from sslkit.runs import start
 
     try:
-        display = ReportingDisplay(sys.stderr) if asked["report"] else make_display(sys.stderr)
+        display = reporting_display() if asked["report"] else make_display(sys.stderr)
         result = start(asked["recipe"], asked["overrides"], resume="auto", display=display)
     except SSLKitError as error:
         print(json.dumps({"error": str(error)}))
@@ -74,6 +75,24 @@ class ReportingDisplay(Display):
         self._last = time.monotonic()
         with suppress(BrokenPipeError):  # nobody waits any more: `_stop_with_parent` ends this run
             print(json.dumps({"progress": words}), flush=True)
+
+
+class _Shown(logging.Handler):
+    """Shows what the library logs, such as a tracker that is away."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.WARNING)
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._display.message(f"warning: {self.format(record)}")
+
+
+def reporting_display() -> Display:
+    """A display that reports, what the library logs included."""
+    display = ReportingDisplay(sys.stderr)
+    logging.getLogger("sslkit").addHandler(_Shown(display))
+    return display
 
 
 def _stop_with_parent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -16,7 +17,9 @@ import torch
 
 from sslkit.cli import main
 from sslkit.comparison import devices as devices_module
+from sslkit.comparison import worker
 from sslkit.comparison.devices import parse_devices, shared
+from sslkit.comparison.worker import reporting_display
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
 from sslkit.runs import start
@@ -42,6 +45,7 @@ def results(folder: Path) -> dict[tuple[str, int], dict[str, float]]:
     return found
 
 
+@pytest.mark.timeout(300)  # three processes
 def test_runs_side_by_side_are_those_one_after_the_other(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +75,30 @@ def test_runs_side_by_side_are_those_one_after_the_other(
     )
     kept = {k: v for k, v in alone.metrics.items() if k.startswith(("eval/", "train/"))}
     assert results(out)["tiny-lr-1e-3", 0] == kept
+
+
+def test_a_run_reports_a_few_words_and_logs_everything(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("sslkit")
+    monkeypatch.setattr(logger, "handlers", [])
+    display = reporting_display()
+    display.start(100, 0)
+    for step in (10, 20):  # within ten seconds of what was said last
+        display.metrics({"train/loss": 2.5, "perf/images_per_second": 1234.0}, step)
+    display.metrics({"eval/knn/top1": 0.5, "collapse/std": 0.1}, 20)
+    display.message("data: 5 images")
+    logging.getLogger("sslkit.tracking.log").warning("tracking: %s is away", "X")
+    printed = capsys.readouterr()
+    assert [json.loads(line)["progress"] for line in printed.out.splitlines()] == [
+        "training from step 0 of 100", "step 20: eval/knn/top1 0.5",
+        "warning: tracking: X is away",
+    ]  # fmt: skip
+    assert len(printed.err.splitlines()) == 6
+    monkeypatch.setattr(worker, "_REPORT_EVERY_S", 0.0)
+    display.metrics({"train/loss": 2.5, "perf/images_per_second": 1234.0}, 30)
+    said = json.loads(capsys.readouterr().out)["progress"]
+    assert said == "step 30 of 100, loss 2.5, 1,234 images/s"
 
 
 @pytest.mark.slow
