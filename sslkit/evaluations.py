@@ -11,7 +11,7 @@ from typing import Any
 from .data.store import ImageStore
 from .engine.display import Display
 from .engine.runtime import make_runtime
-from .errors import CheckpointError, RecipeError, RunFolderError, TrackingError
+from .errors import CheckpointError, RecipeError, RunFolderError, SSLKitError, TrackingError
 from .evaluation.features import state_digest
 from .experiment import check, make_method, make_suite, open_stores, resolve, run_tags
 from .interfaces import Facts, Method, RunView
@@ -54,7 +54,7 @@ class Measured:
 
     results: FinalResults
     kept: Path | None
-    """A file in the run's folder, or a folder of its own; None where a run cannot be written."""
+    """A file in the run's folder, or a folder of its own; None where it cannot be written."""
 
     def to_json(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -147,12 +147,12 @@ def _keep(
             if recipe.tracking == saved.tracking:
                 sync(folder, saved.tracking.build())
             return kept
-    except (RunFolderError, OSError) as error:
-        display.message(f"warning: not kept in the run: {error}")
-        return None
     except TrackingError as error:
         display.message(f"warning: {error}; sslkit sync {folder.path}")
         return kept
+    except (SSLKitError, OSError) as error:  # what was measured is shown all the same
+        display.message(f"warning: not kept in the run: {error}")
+        return None
 
 
 def _metrics(results: FinalResults) -> Mapping[str, float]:
@@ -163,7 +163,8 @@ def _is_the_end(path: Path, folder: RunFolder) -> bool:
     """Whether these are the weights that the run ended with."""
     if not is_finished(folder.path):
         return False
-    return path.is_dir() or path.name == max(each.name for each in folder.checkpoints.glob("*.pt"))
+    newest = max((each.name for each in folder.checkpoints.glob("*.pt")), default=None)
+    return path.is_dir() or path.name == newest
 
 
 def _is_what_was_asked(recipe: Recipe, asked: Recipe, stores: Stores, folder: RunFolder) -> bool:
@@ -210,7 +211,12 @@ def evaluate_weights(
         display.message(f"warning: {warning}")
     untrained = make_method(without_starting_weights(chosen), facts)
     results = _measure(chosen, stores, method, untrained, with_projection=False)
-    return Measured(results, _keep_apart(name, digest, chosen, stores, results))
+    try:
+        kept = _keep_apart(name, digest, chosen, stores, results)
+    except (RunFolderError, OSError) as error:  # what was measured is shown all the same
+        display.message(f"warning: not kept: {error}")
+        return Measured(results, None)
+    return Measured(results, kept)
 
 
 def _starting_backbone(recipe: Recipe, weights: Path | None, model: str | None) -> list[str]:

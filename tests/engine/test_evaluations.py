@@ -250,6 +250,15 @@ def test_published_weights(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(expected in message for message in display.messages)
 
 
+def test_a_folder_that_cannot_be_made_loses_no_result(tiny: Path, weights: Path) -> None:
+    (tiny.parent / "runs").write_text("a file, where folders should go")
+    display = Talking()
+    measured = evaluate_weights(weights, tiny, ["knn"], [], display)
+    assert measured.kept is None
+    assert "eval/knn/top1" in measured.results.trained.metrics
+    assert any(message.startswith("warning: not kept: ") for message in display.messages)
+
+
 def test_nothing_is_kept_of_what_fails(tiny: Path, tmp_path: Path, weights: Path) -> None:
     with pytest.raises(RecipeError, match="starts from no weights; give a weight file"):
         evaluate_weights(None, tiny, ["knn"], [], Silent())
