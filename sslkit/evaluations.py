@@ -139,9 +139,11 @@ def _keep(
         with RunFolder.open(run_folder_of(path).path, write=True) as folder:
             kept = folder.write_json(f"{EVALUATIONS}/{new_run_id()}.json", document)
             saved = load_recipe(folder.recipe)
-            asked = load_recipe(folder.recipe, protocol_overrides(folder.recipe, protocols))
-            unchanged = _is_the_end(path, folder) and _is_what_was_asked(
-                recipe, asked, stores, folder
+            asked = _asked(folder, protocols)
+            unchanged = (
+                asked is not None
+                and _is_the_end(path, folder)
+                and _is_what_was_asked(recipe, asked, stores, folder)
             )
             add_to_run(folder, _metrics(results) if unchanged else {}, [kept], EVALUATIONS)
             if recipe.tracking == saved.tracking:
@@ -157,6 +159,15 @@ def _keep(
 
 def _metrics(results: FinalResults) -> Mapping[str, float]:
     return {**results.trained.metrics, **results.baselines.metrics}
+
+
+def _asked(folder: RunFolder, protocols: Sequence[str] | None) -> Recipe | None:
+    """The recipe of the run with these protocols and nothing else changed; None where a protocol
+    needs fields that only overrides give, such as data of its own."""
+    try:
+        return load_recipe(folder.recipe, protocol_overrides(folder.recipe, protocols))
+    except RecipeError:
+        return None
 
 
 def _is_the_end(path: Path, folder: RunFolder) -> bool:

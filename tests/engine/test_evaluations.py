@@ -125,6 +125,19 @@ def test_what_is_another_measurement_is_kept_and_not_logged(tiny: Path) -> None:
     assert len(list((run / "evaluations").iterdir())) == 5
 
 
+def test_a_protocol_that_only_overrides_complete_is_kept_and_not_logged(tiny: Path) -> None:
+    """`data` of a dense protocol has no default: the same metric could mean any data."""
+    run = start(str(tiny), [*SHORT, "evaluate=[]"], display=Silent()).run_dir
+    before = logged(run)
+    scenes = "{name: scenes, size: 16, num_train: 6, num_test: 3}"
+    fields = [f"evaluate.0.data={scenes}", "evaluate.0.max_iterations=3"]
+    measured = evaluate_run(run, ["segmentation"], fields, Silent())
+    document = kept(measured.kept)
+    assert {row["metric"] for row in document["comparison"]} > {"miou", "pixel_accuracy"}
+    assert document["protocols"][0]["data"]["name"] == "scenes"
+    assert logged(run) == before
+
+
 def test_a_run_that_is_going_is_left_alone(tiny: Path) -> None:
     run = start(str(tiny), SHORT, display=Silent()).run_dir
     display, files = Talking(), sorted(run.rglob("*"))
