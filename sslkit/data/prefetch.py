@@ -68,7 +68,7 @@ def _work_alone() -> None:
 
 @cache
 def _libraries() -> Any:
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+    from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
 
