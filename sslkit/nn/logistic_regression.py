@@ -140,7 +140,37 @@ def fit_penalties(
     Features should be standardised: the search is preconditioned with the Hessian at zero, which
     then is the covariance over C. Memory beside the blocks: logits (64 MiB, about three times), 25
     times the parameters of P classifiers, and P matrices (F, F)."""
-    factors = _factors(blocks, num_rows, num_classes, l2)
+    return search_penalties(
+        _factors(blocks, num_rows, num_classes, l2),
+        num_classes,
+        lambda weight, bias: _shared_gradient(blocks, weight, bias, num_rows),
+        l2=l2,
+        start=start,
+        max_iterations=max_iterations,
+        tolerance=tolerance,
+    )
+
+
+Gradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Weight (A, C, F) and bias (A, C) of A classifiers to their mean losses (A,), float64 on the CPU,
+and the gradients by weight and bias, which may be written to."""
+
+
+def search_penalties(
+    factors: Tensor,
+    num_classes: int,
+    gradient: Gradient,
+    *,
+    l2: Sequence[float],
+    start: LinearClassifiers | None,
+    max_iterations: int,
+    tolerance: float,
+) -> LinearClassifiers:
+    """Minimises a convex loss of linear classifiers + l2 / 2 * the squared norm of the weights,
+    once for each penalty: P searches by L-BFGS (`minimize`), side by side.
+
+    factors: (P, F, F) Cholesky factors of the Hessian by the weights of a class, for each penalty;
+    they precondition the search and need only be near. start: default zero."""
     width = factors.shape[-1]
     size = width * num_classes
     if start is None:
@@ -151,7 +181,7 @@ def fit_penalties(
     def objective(problems: Sequence[int], points: Tensor) -> tuple[list[float], Tensor]:
         weight = points[:, :size].view(len(problems), num_classes, width)
         strengths = points.new_tensor([l2[problem] for problem in problems])
-        losses, by_weight, by_bias = _shared_gradient(blocks, weight, points[:, size:], num_rows)
+        losses, by_weight, by_bias = gradient(weight, points[:, size:])
         by_weight += strengths[:, None, None] * weight
         losses += 0.5 * (strengths * weight.square().sum(dim=(1, 2))).cpu().double()
         return losses.tolist(), torch.cat([by_weight.flatten(1), by_bias], dim=1)
@@ -164,9 +194,15 @@ def fit_penalties(
     found, passes = minimize(
         objective, points, precondition, max_iterations=max_iterations, tolerance=tolerance
     )
-    return LinearClassifiers(
-        found[:, :size].view(len(l2), num_classes, width), found[:, size:], passes
-    )
+    weight = found[:, :size].view(len(l2), num_classes, width)
+    return LinearClassifiers(weight, found[:, size:], passes)
+
+
+def penalised_factors(hessian: Tensor, l2: Sequence[float]) -> Tensor:
+    """(P, F, F) float32 Cholesky factors of a (F, F) float64 Hessian + each penalty."""
+    one = torch.eye(len(hessian), dtype=torch.float64)
+    factors = [torch.linalg.cholesky(hessian + strength * one).float() for strength in l2]
+    return torch.stack(factors)
 
 
 def _factors(blocks: Blocks, num_rows: int, num_classes: int, l2: Sequence[float]) -> Tensor:
@@ -178,11 +214,7 @@ def _factors(blocks: Blocks, num_rows: int, num_classes: int, l2: Sequence[float
         part = x[:: max(1, num_rows // wanted)]
         gram, used = gram.to(x) + part.T @ part, used + len(part)
     hessian = gram.cpu().double() / (used * num_classes)
-    factors = [
-        torch.linalg.cholesky(hessian + strength * torch.eye(len(hessian)).double())
-        for strength in l2
-    ]
-    return torch.stack([factor.float() for factor in factors]).to(gram.device)
+    return penalised_factors(hessian, l2).to(gram.device)
 
 
 def _shared_gradient(

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .lbfgs import minimize
-from .logistic_regression import LinearClassifiers
+from .logistic_regression import LinearClassifiers, penalised_factors, search_penalties
 
 _BLOCK_ELEMENTS = 1 << 24
 """Logits held at once; the rows of a block follow from the shapes."""
@@ -88,36 +87,20 @@ def fit_class_fractions(
     """One classifier for each penalty in `l2`: minimises the cross entropy between a position's
     class fractions and its prediction, averaged over the known pixels, + l2 / 2 * the squared norm
     of the weights. It is the cross entropy of the pixels where all pixels of a position have its
-    logits: the loss of a 1x1 convolution. Convex, full-batch L-BFGS (`minimize`), nothing random.
+    logits: the loss of a 1x1 convolution. Convex, full-batch L-BFGS, nothing random.
 
     Features should be standardised: the search is preconditioned with their covariance. start:
     P = len(l2) classifiers, default zero."""
     factors, num_classes, known = _prepared(blocks, l2)
-    width = factors.shape[-1]
-    size = width * num_classes
-    if start is None:
-        points = factors.new_zeros(len(l2), size + num_classes)
-    else:
-        points = torch.cat([start.weight.flatten(1), start.bias], dim=1)
-
-    def objective(problems: Sequence[int], points: Tensor) -> tuple[list[float], Tensor]:
-        weight = points[:, :size].view(len(problems), num_classes, width)
-        strengths = points.new_tensor([l2[problem] for problem in problems])
-        losses, by_weight, by_bias = _gradient(blocks, weight, points[:, size:], known)
-        by_weight += strengths[:, None, None] * weight
-        losses += 0.5 * (strengths * weight.square().sum(dim=(1, 2))).cpu().double()
-        return losses.tolist(), torch.cat([by_weight.flatten(1), by_bias], dim=1)
-
-    def precondition(problem: int, vector: Tensor) -> Tensor:
-        weight = vector[:size].view(num_classes, width)
-        solved = torch.cholesky_solve(weight.T, factors[problem]).T
-        return torch.cat([solved.flatten(), num_classes * vector[size:]])
-
-    found, passes = minimize(
-        objective, points, precondition, max_iterations=max_iterations, tolerance=tolerance
+    return search_penalties(
+        factors,
+        num_classes,
+        lambda weight, bias: _gradient(blocks, weight, bias, known),
+        l2=l2,
+        start=start,
+        max_iterations=max_iterations,
+        tolerance=tolerance,
     )
-    weight = found[:, :size].view(len(l2), num_classes, width)
-    return LinearClassifiers(weight, found[:, size:], passes)
 
 
 def _prepared(blocks: Blocks, l2: Sequence[float]) -> tuple[Tensor, int, float]:
@@ -130,9 +113,7 @@ def _prepared(blocks: Blocks, l2: Sequence[float]) -> tuple[Tensor, int, float]:
     if not known > 0.0:
         raise ValueError("no position has a pixel of a known class")
     hessian = gram.cpu().double() / (rows * num_classes)
-    one = torch.eye(len(hessian), dtype=torch.float64)
-    factors = [torch.linalg.cholesky(hessian + strength * one).float() for strength in l2]
-    return torch.stack(factors).to(gram.device), num_classes, known
+    return penalised_factors(hessian, l2).to(gram.device), num_classes, known
 
 
 def _gradient(
