@@ -15,7 +15,9 @@ from .errors import CheckpointError, RecipeError, RunFolderError, SSLKitError, T
 from .evaluation.features import state_digest
 from .experiment import check, make_method, make_suite, open_stores, resolve, run_tags
 from .interfaces import Facts, Method, RunView
+from .nn.weights import weight_file
 from .recipe import (
+    Derived,
     Recipe,
     backbone_name,
     components,
@@ -91,7 +93,7 @@ def evaluate_run(
 def _refuse_others(path: Path) -> None:
     """Raises CheckpointError where the path is neither a run folder nor a checkpoint in one."""
     if not path.exists():
-        raise CheckpointError(f"{path}: no such run folder or checkpoint")
+        raise CheckpointError(f"{path}: no such run folder or checkpoint{_is_in_timm(path)}")
     around = path.absolute().parent.parent
     if path.is_file() and not RunFolder(around).recipe.exists():
         raise CheckpointError(
@@ -205,13 +207,16 @@ def evaluate_weights(
     protocols or others. The results get a folder of their own in `runs_dir`, and a run of the
     tracker.
 
-    weights: a timm weight file, an encoder.safetensors or a run folder; None: what the recipe's
-    backbone starts from. model: a timm model for the weights, normalised as timm says; with its
-    published weights where there is no file.
+    weights: a timm weight file, an encoder.safetensors, a run folder or an export for timm; None:
+    what the recipe's backbone starts from. model: a timm model for the weights, normalised as timm
+    says; with its published weights where there is no file.
 
     Raises RecipeError, CheckpointError and DataError."""
+    if weights is not None and not weights.exists():
+        raise CheckpointError(f"{weights}: no such weight file or run folder{_is_in_timm(weights)}")
     file = find_recipe(recipe)
-    start = _starting_backbone(load_recipe(file), weights, model)
+    option = f"--backbone {model}" if model is not None else f"--recipe {recipe}"
+    start = [Derived(e, option) for e in _starting_backbone(load_recipe(file), weights, model)]
     chosen = resolve(load_recipe(file, [*start, *protocol_overrides(file, protocols), *overrides]))
     name = _name(chosen, weights)
     facts = check(chosen)
@@ -245,13 +250,22 @@ def _starting_backbone(recipe: Recipe, weights: Path | None, model: str | None) 
 
 def _own_block(weights: Path) -> dict[str, Any] | None:
     """The backbone that sslkit wrote beside the weights; None where another program wrote them."""
-    file = weights / "encoder.safetensors" if weights.is_dir() else weights
+    file = weight_file(weights)
     if file.suffix != ".safetensors" or not file.exists():
         return None
     try:
         return dict(encoder_metadata(file)["backbone"])
     except CheckpointError:  # without our metadata, or no such file at all, which is found later
         return None
+
+
+def _is_in_timm(path: Path) -> str:
+    """What to do where a path that is not there is the name of a timm model."""
+    import timm
+
+    if not timm.is_model(str(path)):
+        return ""
+    return f"; timm's model is measured by --backbone {path} --recipe RECIPE"
 
 
 def _timm_preprocessing(model: str) -> dict[str, Any]:
@@ -290,8 +304,8 @@ def _name(recipe: Recipe, weights: Path | None) -> str:
     if weights is not None and start != weights:
         raise RecipeError(f"-o backbone: would replace {weights}, the weights to be measured")
     if start is not None:
-        of_a_run = start.name == "encoder.safetensors"
-        return start.absolute().parent.name if of_a_run else start.stem
+        around = start.absolute().parent.name
+        return around if start.name in ("encoder.safetensors", "model.safetensors") else start.stem
     if getattr(config, "pretrained", False):
         return backbone_name(recipe)
     raise RecipeError(

@@ -10,10 +10,10 @@ from typing import Any
 
 from .engine.checkpoint import Checkpoints
 from .engine.checkpoint import load as load_checkpoint
-from .errors import CheckpointError, RecipeError
+from .errors import CheckpointError, RecipeError, RunFolderError
 from .experiment import Experiment, make_method
 from .interfaces import Backbone, Facts, Method, Slot, ViewSpec, resolve_component
-from .recipe import Recipe, components, hashed_view, load_recipe, recipe_hash
+from .recipe import Derived, Recipe, components, hashed_view, load_recipe, recipe_hash
 from .tracking.atomic import UMASK
 from .tracking.folder import RunFolder, sanitise_name
 from .tracking.metrics_file import read_lines
@@ -177,6 +177,8 @@ def without_starting_weights(recipe: Recipe) -> Recipe:
 def run_folder_of(run_or_checkpoint: Path) -> RunFolder:
     """The run folder that a path is, or that a checkpoint lies in. Raises RunFolderError."""
     path = run_or_checkpoint
+    if not path.exists():
+        raise RunFolderError(f"{path}: no such run folder or checkpoint")
     return RunFolder.open(path if path.is_dir() else path.parent.parent)
 
 
@@ -188,7 +190,7 @@ def protocol_overrides(recipe_file: Path, protocols: Sequence[str] | None) -> li
     recipe = load_recipe(recipe_file)
     known = {slot.name: slot.dump() for slot in reversed(recipe.evaluate)}
     blocks = [known.get(name, {"name": name}) for name in protocols]
-    return [f"evaluate={json.dumps(blocks)}"]
+    return [Derived(f"evaluate={json.dumps(blocks)}", f"--protocol {','.join(protocols)}")]
 
 
 def was_evaluated(folder: RunFolder, step: int) -> bool:

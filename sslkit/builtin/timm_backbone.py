@@ -91,7 +91,8 @@ class TimmBackbone(Backbone):
         pretrained: bool = False
         """Start from timm's published weights, which are downloaded."""
         weights: Path | None = None
-        """Start from a timm weight file (.safetensors, .pth) or from the folder of a run."""
+        """Start from a timm weight file (.safetensors, .pth) or from the folder of a run or of an
+        export for timm."""
         normalize: Normalize = "imagenet"
         """Statistics that the backbone applies to images in [0, 1]: a name, or `mean` and `std`
         with one value per channel."""

@@ -46,12 +46,14 @@ def evaluate(
     from sslkit.evaluations import evaluate_run, evaluate_weights
     from sslkit.report.tables import display_path, print_evaluation
 
-    names = [name.strip() for name in protocol.split(",")] if protocol else None
+    names = [name.strip() for name in protocol.split(",")] if protocol is not None else None
     display = make_display(sys.stderr)
     if recipe is not None:
         weights = Path(what) if what is not None else None
         found = evaluate_weights(weights, recipe, names, override or [], display, model=backbone)
-    elif what is None or backbone is not None:
+    elif backbone is not None:
+        raise typer.BadParameter("--backbone also needs the --recipe to measure by")
+    elif what is None:
         raise typer.BadParameter("name a run folder, or weights with the --recipe to measure by")
     else:
         found = evaluate_run(what, names, override or [], display)

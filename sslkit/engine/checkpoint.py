@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sslkit.errors import CheckpointError, TrainingError
+from sslkit.nn.weights import load_torch_file
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)\.pt")
@@ -79,10 +80,9 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: not readable as a checkpoint ({reason[:120]})") from error
+        state = load_torch_file(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as a checkpoint: {error}") from error
     if not isinstance(state, dict) or "format" not in state:
         raise CheckpointError(f"{path}: not a checkpoint of sslkit")
     if state["format"] != FORMAT:

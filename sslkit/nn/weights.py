@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,16 +17,19 @@ from sslkit.errors import CheckpointError
 
 _WRAPPERS = ("state_dict", "model")
 _COUNTER = "num_batches_tracked"
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)")
+"""The class or function that `weights_only` refuses, in torch's message."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The weights in a .safetensors file, a torch file (.pth, .pt, .bin; read with
-    `weights_only`), or an earlier run folder (its `encoder.safetensors`), on the CPU.
+    `weights_only`), an earlier run folder (its `encoder.safetensors`) or a folder of
+    `sslkit export --format timm` (its `model.safetensors`), on the CPU.
 
     Unwraps `{"state_dict": ...}` and `{"model": ...}` and strips DDP's `module.` prefix.
     Raises CheckpointError.
     """
-    file = path / "encoder.safetensors" if path.is_dir() else path
+    file = weight_file(path)
     if not file.is_file():
         hint = " (a run folder holds it once its run has finished)" if path.is_dir() else ""
         raise CheckpointError(f"{file}: no such file{hint}")
@@ -32,11 +37,40 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             weights: dict[str, Tensor] = load_file(file)
             return weights
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{file}: not a readable weight file: {first_line}") from error
+        content = load_torch_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not a readable weight file: {error}") from error
     return _state_dict(content, file)
+
+
+def weight_file(path: Path) -> Path:
+    """The file itself, or the one in the folder of a run or of an export for timm."""
+    if not path.is_dir():
+        return path
+    exported = path / "model.safetensors"
+    return exported if exported.is_file() else path / "encoder.safetensors"
+
+
+def load_torch_file(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU: tensors and plain values (`weights_only`). Objects are
+    refused, which can run code as they are loaded.
+
+    Raises OSError where the file cannot be opened, and ValueError with the reason in one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about files that it did not write
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises a dozen types, as the bytes of the file have it
+        # torch's own words advise to load the file with weights_only=False, so they are not shown.
+        found = _REFUSED.search(str(error))
+        raise ValueError(
+            f"holds Python objects ({found[1]}), which can run code and are not loaded; save the "
+            "weights alone, with torch.save(model.state_dict(), FILE) or as .safetensors"
+            if found
+            else "damaged, or not written by torch.save"
+        ) from error
 
 
 def _state_dict(content: object, file: Path) -> dict[str, Tensor]:

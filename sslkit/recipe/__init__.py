@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sslkit.recipe_files import find_recipe, shipped_recipes
 
+from .document import Derived
 from .identity import backbone_name, dump_resolved, flatten, hashed_view, recipe_hash
 from .loading import load_recipe, parse_recipe
 from .model import Expectation, OnlineProbeConfig, Origin, Recipe, TrainConfig, components
@@ -15,6 +16,7 @@ from .problems import check_recipe
 from .schema import json_schema
 
 __all__ = [
+    "Derived",
     "Expectation",
     "OnlineProbeConfig",
     "Origin",

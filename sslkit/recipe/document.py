@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -30,6 +30,18 @@ _WORDS = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
     **dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan),
 }
+
+
+class Derived(str):
+    """An override that a command makes of another option; messages name that option."""
+
+    option: str
+
+    def __new__(cls, override: str, option: str) -> Self:
+        """override: `PATH=VALUE`. option: as it was given, such as `--protocol knn`."""
+        made = super().__new__(cls, override)
+        made.option = option
+        return made
 
 
 @dataclass(frozen=True, order=True)
@@ -89,6 +101,8 @@ def one_line(text: str) -> str:
 
 def override_line(override: str, message: str) -> str:
     """A problem of an override in one line."""
+    if isinstance(override, Derived):
+        return one_line(f"{override.option}: {message}")
     shown = override if len(override) <= 100 else f"{override[:97]}..."
     return one_line(f"-o {shown}: {message}")
 

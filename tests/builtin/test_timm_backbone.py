@@ -272,13 +272,20 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "executed",))
 
-    text, code, numbers = (tmp_path / name for name in ("a.safetensors", "b.pth", "c.pth"))
+    text, code, numbers, garbage, cut = (
+        tmp_path / name for name in ("a.safetensors", "b.pth", "c.pth", "d.pth", "e.pth")
+    )
     text.write_text("not weights")
+    garbage.write_text("hello weights\n")  # opcodes of pickle, as it happens
+    torch.save({"weight": torch.zeros(99)}, cut)
+    cut.write_bytes(cut.read_bytes()[:500])
     torch.save({"state_dict": Pickled()}, code)
     torch.save([1, 2, 3], numbers)
     for path, expected in (
         (text, "not a readable weight file"),
-        (code, "not a readable weight file"),
+        (code, "holds Python objects ("),
+        (garbage, "damaged, or not written by torch.save"),
+        (cut, "damaged, or not written by torch.save"),
         (numbers, "expected a mapping of names to tensors"),
         (tmp_path / "none.pth", "no such file"),
         (tmp_path, "a run folder holds it once its run has finished"),
@@ -286,6 +293,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
         ((field, message),) = problems(model="resnet18", weights=path)
         assert field == "weights"
         assert expected in message
+        assert "weights_only" not in message  # torch advises to run what is in the file
     assert not (tmp_path / "executed").exists()
 
 

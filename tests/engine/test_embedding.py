@@ -18,7 +18,7 @@ from sslkit.cli import main
 from sslkit.data.evaluation import evaluation_batches
 from sslkit.embedding import embed_source, read_embeddings
 from sslkit.engine.display import Silent
-from sslkit.errors import DataError, RecipeError
+from sslkit.errors import DataError, RecipeError, RunFolderError
 from sslkit.evaluation.features import extract, state_digest
 from sslkit.experiment import open_stores
 from sslkit.recipe import load_recipe
@@ -171,6 +171,8 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
         embed_source(run, out, block, split="test", device="cpu")
     with pytest.raises(RecipeError, match="an encoder alone has no data"):
         embed_source(run / "encoder.safetensors", out, device="cpu")
+    with pytest.raises(RunFolderError, match=r"typo: no such run folder or checkpoint"):
+        embed_source(tmp_path / "typo", out, device="cpu")
     assert not out.exists()
     out.write_bytes(b"other")
     with pytest.raises(DataError, match="not readable as a file of `sslkit embed`"):

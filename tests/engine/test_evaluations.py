@@ -272,15 +272,34 @@ def test_a_folder_that_cannot_be_made_loses_no_result(tiny: Path, weights: Path)
     assert any(message.startswith("warning: not kept: ") for message in display.messages)
 
 
+def test_an_export_for_timm(tiny: Path, tmp_path: Path, weights: Path) -> None:
+    folder = tmp_path / "exports" / "mine"
+    folder.mkdir(parents=True)
+    weights.rename(folder / "model.safetensors")
+    by_folder, by_file = (
+        evaluate_weights(path, tiny, ["knn"], [], Silent())
+        for path in (folder, folder / "model.safetensors")
+    )
+    assert by_folder.results.trained.metrics == by_file.results.trained.metrics
+    for found in (by_folder, by_file):
+        assert found.kept is not None
+        assert found.kept.name.startswith("eval-mine-")
+
+
 def test_nothing_is_kept_of_what_fails(tiny: Path, tmp_path: Path, weights: Path) -> None:
     with pytest.raises(RecipeError, match="starts from no weights; give a weight file"):
         evaluate_weights(None, tiny, ["knn"], [], Silent())
-    with pytest.raises(RecipeError, match="nowhere"):
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth: no such weight file or run folder$"):
         evaluate_weights(tmp_path / "nowhere.pth", tiny, ["knn"], [], Silent())
-    with pytest.raises(RecipeError, match="did you mean"):
+    with pytest.raises(CheckpointError, match="measured by --backbone resnet18 --recipe"):
+        evaluate_weights(Path("resnet18"), tiny, ["knn"], [], Silent())
+    with pytest.raises(RecipeError, match=r"^--backbone test_resnett: .*: .*did you mean"):
         evaluate_weights(weights, tiny, ["knn"], [], Silent(), model="test_resnett")
-    with pytest.raises(RecipeError, match="clusterin"):
+    with pytest.raises(RecipeError, match=r"^--protocol clusterin: evaluate.0: unknown"):
         evaluate_weights(weights, tiny, ["clusterin"], [], Silent())
+    (text := tmp_path / "text.pth").write_text("hello weights")
+    with pytest.raises(RecipeError, match=r"^--recipe .*: backbone.weights: .*text.pth: not"):
+        evaluate_weights(text, tiny, ["knn"], [], Silent())
     with pytest.raises(RecipeError, match="would replace"):
         evaluate_weights(weights, tiny, ["knn"], ["backbone.weights=null"], Silent())
     assert not (tmp_path / "runs").exists()
@@ -303,6 +322,8 @@ def test_command(tiny: Path, weights: Path, capsys: pytest.CaptureFixture[str]) 
     assert command("eval", str(weights), "--recipe", str(tiny)) == 0
     assert "kept in: " in capsys.readouterr().out
 
+    assert command("eval", str(weights), "--recipe", str(tiny), "--protocol", "") == 2
+    assert "unknown evaluator" in capsys.readouterr().err  # not: all of the recipe
     for words in (["eval"], ["eval", str(weights), "--backbone", "resnet18"]):
         assert command(*words) == 2
         assert "--recipe" in capsys.readouterr().err
