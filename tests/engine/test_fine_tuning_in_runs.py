@@ -10,12 +10,13 @@ import torch
 
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
+from sslkit.evaluations import evaluate_run
 from sslkit.experiment import check, resolve
 from sslkit.interfaces import Facts
 from sslkit.plan import make_plan
 from sslkit.recipe import load_recipe
 from sslkit.recipe.model import components_with_facts
-from sslkit.runs import evaluate_run, start
+from sslkit.runs import start
 
 PROTOCOLS = (
     "evaluate=[{name: finetune, epochs: 2, batch_size: 24, layer_decay: 0.7},"
@@ -43,7 +44,7 @@ def test_a_run_measures_reports_and_repeats_them(tiny: Path) -> None:
     assert len(draws["top1_25pct_finetune_projector_1"]) == 2
 
     again = evaluate_run(result.run_dir, ["finetune"], [], Silent())
-    (row,) = (row for row in again.rows if row.metric == "top1")
+    (row,) = (row for row in again.results.rows if row.metric == "top1")
     assert row.values["trained"].value == result.metrics["eval/finetune/top1"]
     assert row.values["untrained"].value == result.metrics["eval/finetune/top1_untrained"]
 
