@@ -26,6 +26,7 @@ SMALL = [
     "train.device=cpu",
     "schedule.warmup_epochs=0",
     "evaluate=[]",
+    "expect={}",
     "tracking={name: none}",
 ]
 """What a recipe needs to take two steps in a second."""

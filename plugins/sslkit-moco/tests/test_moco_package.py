@@ -29,6 +29,7 @@ SMALL = [
     "train.device=cpu",
     "schedule={name: constant}",
     "evaluate=[]",
+    "expect={}",
     "tracking={name: none}",
 ]
 """What a recipe needs to take two steps in a second."""
