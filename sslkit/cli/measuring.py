@@ -59,10 +59,12 @@ def evaluate(
         found = evaluate_run(what, names, override or [], display)
     if as_json:
         print_json(found.to_json())
-        return
-    print_evaluation(found.results)
-    if found.kept is not None:
-        print(f"kept in: {display_path(found.kept)}")
+    else:
+        print_evaluation(found.results)
+        if found.kept is not None:
+            print(f"kept in: {display_path(found.kept)}")
+    if not found.results.trained.metrics and found.results.trained.skipped:
+        raise typer.Exit(1)
 
 
 def compare(

@@ -70,6 +70,7 @@ class ComparisonFolder:
         Raises RecipeError."""
         path = self.path / _MANIFEST
         if not path.exists():
+            self._refuse_others()
             self.manifest = {"id": new_run_id(), "arms": list(arms), "groups": {}}
             return self.save()
         try:
@@ -87,6 +88,14 @@ class ComparisonFolder:
                 "choose another folder"
             )
         return None
+
+    def _refuse_others(self) -> None:
+        """Raises RecipeError where files of something else lie here, such as those of a run."""
+        if found := sorted(each.name for each in self.path.iterdir() if each.name[0] != "."):
+            raise RecipeError(
+                f"--out {self.path}: holds {found[0]} and no comparison; choose a new or an empty "
+                "folder"
+            )
 
     def save(self) -> None:
         """Makes the manifest last."""

@@ -111,15 +111,18 @@ def _training(source: ExportSource) -> Iterator[str]:
     recipe, train = source.recipe, source.recipe.train
     method = recipe.method
     yield f"- method: {_plain(method.name)}, of {method.distribution} {method.version}"
-    yield f"- seed {recipe.seed}, {train.epochs} epochs, batch {train.batch_size:,}"
+    end = "" if train.max_steps is None else f" but at most {train.max_steps:,} steps"
+    yield f"- seed {recipe.seed}, {train.epochs} epochs{end}, batch {train.batch_size:,}"
     yield f"- exported: {'the end of the run' if source.measured else f'`{source.path.name}`'}"
     yield from _environment(source)
     yield ""
-    yield "What the hash covers, with paths left out:"
+    yield "<details><summary>What the hash covers, with paths left out</summary>"
     yield ""
     yield "```yaml"
     yield dump_document(hashed_view(recipe)).rstrip()
     yield "```"
+    yield ""
+    yield "</details>"
 
 
 def _environment(source: ExportSource) -> Iterator[str]:

@@ -52,6 +52,11 @@ def find_warnings(recipe: Recipe, facts: Facts) -> list[Advice]:
 
 
 def _training_warnings(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    if recipe.train.precision == "fp16" and recipe.train.device == "cpu":
+        yield Advice(
+            "train.precision",
+            "fp16 is many times slower than fp32 on most CPUs; take bf16 or fp32",
+        )
     rest = facts.num_images % facts.batch_size
     if rest > _LARGE_REST * facts.num_images:
         yield Advice(

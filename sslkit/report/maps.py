@@ -103,9 +103,18 @@ def draw_map(panels: Mapping[str, Projection], images: MapImages, method: str) -
     handles = [Line2D([], [], marker="o", ls="", color=colour[index]) for index in images.classes]
     names = [_short(name) for name in images.classes.values()]
     if handles:
-        figure.legend(handles, names, ncols=min(len(names), 2 + 2 * columns), frameon=False,
-                      fontsize=8, handletextpad=0.1, loc="outside lower center")  # fmt: skip
+        across = _legend_columns(len(names), 2 + 2 * columns)
+        order = [place for first in range(across) for place in range(first, len(names), across)]
+        figure.legend([handles[place] for place in order], [names[place] for place in order],
+                      ncols=across, frameon=False, fontsize=8, handletextpad=0.1,
+                      loc="outside lower center")  # fmt: skip
     return figure
+
+
+def _legend_columns(entries: int, most: int) -> int:
+    """How many columns of a legend have at most `most` entries beside each other, in rows that are
+    about equally long."""
+    return math.ceil(entries / math.ceil(entries / most))
 
 
 def _shuffled(rows: Tensor, seed: int) -> Tensor:

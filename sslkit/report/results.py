@@ -90,7 +90,7 @@ class FinalResults:
 def _cell(estimate: Estimate | None, *, signed: bool = False) -> str:
     if estimate is None:
         return "-"
-    sign = "+" if signed else ""
+    sign = "+z" if signed else ""  # z: what is rounded to zero has no minus
     text = f"{100 * estimate.value:{sign}.1f}"
     if estimate.low is not None and estimate.high is not None:
         text += f" [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"

@@ -224,6 +224,9 @@ def test_runs_that_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "change recipes, and only runs were given" in capsys.readouterr().err
     assert call(str(tmp_path)) == 2
     assert "not a run folder" in capsys.readouterr().err
+    assert call(first, "--out", again) == 2
+    assert "and no comparison; choose a new or an empty folder" in capsys.readouterr().err
+    assert not (Path(again) / "manifest.json").exists()
     other = str(make_run(tmp_path, "b", 0, 0.5))
     assert call(first, other, "--out", str(tmp_path / "out")) == 0
     assert call(first, "--out", str(tmp_path / "out")) == 2

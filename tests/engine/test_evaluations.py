@@ -322,6 +322,10 @@ def test_command(tiny: Path, weights: Path, capsys: pytest.CaptureFixture[str]) 
     assert command("eval", str(weights), "--recipe", str(tiny)) == 0
     assert "kept in: " in capsys.readouterr().out
 
+    words = ("eval", str(weights), "--recipe", str(tiny), "--protocol", "segmentation")
+    assert command(*words, "-o", "evaluate.0.data={name: scenes, num_train: 2, num_test: 2}",
+                   "-o", "evaluate.0.stage=99") == 1  # fmt: skip
+    assert "segmentation: skipped: " in capsys.readouterr().out
     assert command("eval", str(weights), "--recipe", str(tiny), "--protocol", "") == 2
     assert "unknown evaluator" in capsys.readouterr().err  # not: all of the recipe
     for words in (["eval"], ["eval", str(weights), "--backbone", "resnet18"]):

@@ -123,6 +123,13 @@ def test_a_plan_and_a_run_say_the_same_warnings(tiny: Path) -> None:
     assert all("\n" not in text for text in heard.messages)
 
 
+def test_half_precision_on_a_cpu_warns(tiny: Path) -> None:
+    recipe = load_recipe(tiny, ["train.precision=fp16", "train.device=cpu"])
+    (found,) = find_warnings(recipe, facts())
+    assert found.path == "train.precision"
+    assert find_warnings(load_recipe(tiny, ["train.device=cpu"]), facts()) == []
+
+
 def test_micro_batches_warn_of_batch_statistics_only(tiny: Path) -> None:
     recipe = load_recipe(tiny, ["train.micro_batch_size=8"])
     normalised, plain = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm1d(2)), nn.LayerNorm(3)

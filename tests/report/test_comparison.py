@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from sslkit.errors import RunFolderError
+from sslkit.evaluation.statistics import Interval
 from sslkit.report.comparison.agreement import Match, Terms, disagreements
 from sslkit.report.comparison.figures import mean_curve, seed_curves
 from sslkit.report.comparison.page import write_comparison
 from sslkit.report.comparison.record import read_run, seconds_at
 from sslkit.report.comparison.table import Arm, Comparison, Row
-from sslkit.report.comparison.tables import print_comparison, text_tables
+from sslkit.report.comparison.tables import cell, print_comparison, text_tables
 from sslkit.report.results import main_metrics
 from tests.report.run_folders import make_run
 
@@ -285,3 +286,8 @@ def test_markdown_and_terminal(
     printed = capsys.readouterr().out
     assert "+4.3 [-0.8, +9.5]" in printed
     assert "2 arms, 6 runs, matched by images seen, baseline a." in printed
+
+
+def test_what_is_rounded_to_zero_has_no_minus() -> None:
+    small = Interval(-0.0001, -0.02, 0.0001)
+    assert cell("eval/knn/top1", small, signed=True) == "+0.0 [-2.0, +0.0]"

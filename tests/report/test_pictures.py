@@ -115,6 +115,14 @@ def test_images_are_chosen_by_the_seed_and_bounded() -> None:
     assert not figure.legends
 
 
+def test_the_legend_is_read_row_by_row() -> None:
+    images = choose_images(50, torch.arange(10).repeat(5), None, seed=0)
+    panels = {name: project(torch.rand(50, 4), "pca", 0) for name in "abc"}
+    (legend,) = draw_map(panels, images, "pca").legends
+    drawn = [text.get_text() for text in legend.get_texts()]  # matplotlib fills column by column
+    assert drawn == ["0", "5", "1", "6", "2", "7", "3", "8", "4", "9"]
+
+
 def test_queries_are_of_different_classes_first() -> None:
     labels = torch.tensor([0] * 90 + [1] * 5 + [2] * 5 + [-1] * 10)
     queries = choose_queries(labels, 110, 5, 0)

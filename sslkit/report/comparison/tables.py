@@ -124,7 +124,8 @@ def cell(metric: str, interval: Interval | None, *, signed: bool = False) -> str
     if interval is None:
         return "-"
     scale, form = (100, ".1f") if in_percent(metric) else (1, ".4g")
-    mean, low, high = (f"{scale * value:{'+' if signed else ''}{form}}" for value in interval)
+    sign = "+z" if signed else ""  # z: what is rounded to zero has no minus
+    mean, low, high = (f"{scale * value:{sign}{form}}" for value in interval)
     return mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"
 
 
