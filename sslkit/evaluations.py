@@ -85,6 +85,12 @@ def evaluate_run(
     )
     recipe = resolve(recipe)
     stores = open_stores(recipe, display)
+    if facts.channels != stores[0].channels:
+        raise RecipeError(
+            f"{path}: its encoder takes images with {facts.channels} channel(s) and those of the "
+            f"data have {stores[0].channels}; choose other data, or set its channels where it has "
+            "the field"
+        )
     untrained = make_method(recipe, facts)
     results = _measure(recipe, stores, method, untrained, with_projection=True)
     return Measured(results, _keep(path, recipe, protocols, overrides, stores, results, display))
@@ -94,12 +100,16 @@ def _refuse_others(path: Path) -> None:
     """Raises CheckpointError where the path is neither a run folder nor a checkpoint in one."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such run folder or checkpoint{_is_in_timm(path)}")
-    around = path.absolute().parent.parent
-    if path.is_file() and not RunFolder(around).recipe.exists():
+    if path.is_file() and not _is_in_a_run(path):
         raise CheckpointError(
             f"{path}: is no checkpoint in a run folder; to measure it as weights, name the recipe "
             "to measure them by: --recipe RECIPE"
         )
+
+
+def _is_in_a_run(checkpoint: Path) -> bool:
+    """Whether a file lies where a run has its checkpoints."""
+    return RunFolder(checkpoint.absolute().parent.parent).recipe.exists()
 
 
 def _measure(
@@ -214,6 +224,10 @@ def evaluate_weights(
     Raises RecipeError, CheckpointError and DataError."""
     if weights is not None and not weights.exists():
         raise CheckpointError(f"{weights}: no such weight file or run folder{_is_in_timm(weights)}")
+    if weights is not None and weights.is_file() and _is_in_a_run(weights):
+        raise CheckpointError(
+            f"{weights}: is a checkpoint of a run; measure it without --recipe and --backbone"
+        )
     file = find_recipe(recipe)
     option = f"--backbone {model}" if model is not None else f"--recipe {recipe}"
     start = [Derived(e, option) for e in _starting_backbone(load_recipe(file), weights, model)]

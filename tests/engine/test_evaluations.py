@@ -138,6 +138,17 @@ def test_a_protocol_that_only_overrides_complete_is_kept_and_not_logged(tiny: Pa
     assert logged(run) == before
 
 
+def test_data_of_other_channels_is_refused(tiny: Path) -> None:
+    run = start(tiny, SHORT, display=Silent()).run_dir
+    with pytest.raises(
+        RecipeError, match=r"takes images with 3 channel\(s\) and those of the data"
+    ):
+        evaluate_run(run, ["knn"], ["data={name: digits, size: 16}"], Silent())
+    (checkpoint, *_) = (run / "checkpoints").glob("*.pt")
+    with pytest.raises(CheckpointError, match="checkpoint of a run; measure it without --recipe"):
+        evaluate_weights(checkpoint, tiny, ["knn"], [], Silent())
+
+
 def test_a_run_that_is_going_is_left_alone(tiny: Path) -> None:
     run = start(str(tiny), SHORT, display=Silent()).run_dir
     display, files = Talking(), sorted(run.rglob("*"))
