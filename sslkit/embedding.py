@@ -163,8 +163,15 @@ def _write(
     from pyarrow import parquet
 
     schema = _schema(encoder.num_features, store.labels is not None, origin)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
+    if out.is_dir():
+        raise RecipeError(f"--out {out}: is a folder; name the file to write, such as x.parquet")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
+    except OSError as error:
+        raise RecipeError(
+            f"--out {out}: cannot be made ({error.strerror}); choose another place"
+        ) from error
     temporary, rows = Path(name), 0
     try:
         with os.fdopen(handle, "wb") as file:

@@ -22,6 +22,8 @@ def sync(
     sent = sync_run(run)
     if as_json:
         print_json(dataclasses.asdict(sent))
+    elif sent.run_id is None:
+        print(f"nothing to send: {run} is not tracked (tracking: {{name: none}})")
     else:
         print(f"sent {sent.points} metric points and {sent.artifacts} files to run {sent.run_id}")
 

@@ -126,8 +126,14 @@ def _not_kept(difference: Difference, probe: Probe) -> ExportError:
 @contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
     """A folder beside `target`, which becomes it at the end and is removed where that fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    except OSError as error:
+        raise RecipeError(
+            f"--out {target}: cannot be made ({error.strerror}); choose another place"
+        ) from error
+    temporary = Path(made)
     try:
         yield temporary
         for path in temporary.iterdir():

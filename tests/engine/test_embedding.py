@@ -173,6 +173,11 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
         embed_source(run / "encoder.safetensors", out, device="cpu")
     with pytest.raises(RunFolderError, match=r"typo: no such run folder or checkpoint"):
         embed_source(tmp_path / "typo", out, device="cpu")
+    with pytest.raises(RecipeError, match=f"--out {tmp_path}: is a folder"):
+        embed_source(run, tmp_path, device="cpu")
+    (tmp_path / "file").touch()
+    with pytest.raises(RecipeError, match=r"--out .*/file/x: cannot be made \("):
+        embed_source(run, tmp_path / "file" / "x", device="cpu")
     assert not out.exists()
     out.write_bytes(b"other")
     with pytest.raises(DataError, match="not readable as a file of `sslkit embed`"):

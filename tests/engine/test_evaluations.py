@@ -138,6 +138,14 @@ def test_a_protocol_that_only_overrides_complete_is_kept_and_not_logged(tiny: Pa
     assert logged(run) == before
 
 
+def test_an_untracked_run_has_nothing_to_send(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(tiny, SHORT, display=Silent()).run_dir
+    assert command("sync", str(run)) == 0
+    assert "nothing to send" in capsys.readouterr().out
+
+
 def test_data_of_other_channels_is_refused(tiny: Path) -> None:
     run = start(tiny, SHORT, display=Silent()).run_dir
     with pytest.raises(

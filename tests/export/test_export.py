@@ -402,3 +402,6 @@ def test_existing_folder(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="exists already"):
         export_encoder(run, "timm", tmp_path)
     assert isinstance(export_encoder(run, "timm", tmp_path / "free"), Exported)
+    (tmp_path / "file").touch()
+    with pytest.raises(RecipeError, match=r"--out .*/file/x: cannot be made \(.*choose another"):
+        export_encoder(run, "timm", tmp_path / "file" / "x")
