@@ -260,12 +260,18 @@ class ImageReader(ABC):
 
     def mask(self, index: int) -> NDArray[np.uint8]:
         """The class of every pixel of image `index`: (H, W), the size of the image, positions in
-        `mask_classes` or IGNORED_PIXEL. Raises DataError for a bad annotation."""
-        raise NotImplementedError(f"{type(self).__name__} has no masks")
+        `mask_classes` or IGNORED_PIXEL. Raises DataError for a bad annotation, PluginError where
+        there are no masks."""
+        raise PluginError(
+            f"{type(self).__name__} has no masks; a source with them defines mask(index)"
+        )
 
     def boxes(self, index: int) -> Boxes:
-        """The objects of image `index`. Raises DataError for a bad annotation."""
-        raise NotImplementedError(f"{type(self).__name__} has no boxes")
+        """The objects of image `index`. Raises DataError for a bad annotation, PluginError where
+        there are no boxes."""
+        raise PluginError(
+            f"{type(self).__name__} has no boxes; a source with them defines boxes(index)"
+        )
 
     def describe(self, index: int) -> str:
         """What to call this image in a report, for example its path."""

@@ -67,62 +67,74 @@ def evaluate(
         raise typer.Exit(1)
 
 
+# The options of `compare`, which has many.
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN_OR_RECIPE...",
+        help="Finished run folders, recipe files and names of shipped recipes.",
+    ),
+]
+Seeds = Annotated[
+    int, typer.Option(min=1, help="Runs of each recipe; seeds count up from the recipe's.")
+]
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH=VALUE,VALUE,...",
+        help="Run each recipe with each of these values; given again: every combination.",
+    ),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(metavar="ARM", help="The arm that others are held against; default: first."),
+]
+Match = Annotated[
+    str,
+    typer.Option(
+        metavar="epochs|time",
+        help="The budget that arms share: images seen, or training time of the fastest run.",
+    ),
+]
+TimeTolerance = Annotated[
+    float,
+    typer.Option(min=0.0, max=1.0, help="With --match time: how much longer counts as equal."),
+]
+ComparisonOut = Annotated[
+    Path | None,
+    typer.Option("-O", "--out", help="Folder of the comparison; default: comparisons/..."),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        metavar="cuda:0,cuda:1|cpu,cpu",
+        help="Run on these side by side, one run on each at a time; default: one after the other.",
+    ),
+]
+Maps = Annotated[
+    str,
+    typer.Option(
+        "--map", metavar="pca,tsne,umap|none", help="Maps of the features for the report."
+    ),
+]
+Neighbours = Annotated[
+    int,
+    typer.Option(min=0, max=20, help="Nearest neighbours shown for each query; 0: none."),
+]
+
+
 def compare(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN_OR_RECIPE...",
-            help="Finished run folders, recipe files and names of shipped recipes.",
-        ),
-    ],
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Runs of each recipe; seeds count up from the recipe's.")
-    ] = 1,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATH=VALUE,VALUE,...",
-            help="Run each recipe with each of these values; given again: every combination.",
-        ),
-    ] = None,
+    inputs: Inputs,
+    seeds: Seeds = 1,
+    vary: Vary = None,
     override: Overrides = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(metavar="ARM", help="The arm that others are held against; default: first."),
-    ] = None,
-    match: Annotated[
-        str,
-        typer.Option(
-            metavar="epochs|time",
-            help="The budget that arms share: images seen, or training time of the fastest run.",
-        ),
-    ] = "epochs",
-    time_tolerance: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="With --match time: how much longer counts as equal."),
-    ] = 0.1,
-    out: Annotated[
-        Path | None,
-        typer.Option("-O", "--out", help="Folder of the comparison; default: comparisons/..."),
-    ] = None,
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            metavar="cuda:0,cuda:1|cpu,cpu",
-            help="Run on these side by side, one run on each at a time; default: one after the "
-            "other.",
-        ),
-    ] = None,
-    maps: Annotated[
-        str,
-        typer.Option(
-            "--map", metavar="pca,tsne,umap|none", help="Maps of the features for the report."
-        ),
-    ] = "pca,tsne",
-    neighbours: Annotated[
-        int,
-        typer.Option(min=0, max=20, help="Nearest neighbours shown for each query; 0: none."),
-    ] = 6,
+    baseline: Baseline = None,
+    match: Match = "epochs",
+    time_tolerance: TimeTolerance = 0.1,
+    out: ComparisonOut = None,
+    devices: Devices = None,
+    maps: Maps = "pca,tsne",
+    neighbours: Neighbours = 6,
     as_json: AsJson = False,
 ) -> None:
     """Compare experiments over seeds: intervals, paired differences, baselines, cost, a report.

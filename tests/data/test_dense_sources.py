@@ -17,7 +17,7 @@ from sslkit.builtin.sources.coco import COCO, COCOReader, read_instances
 from sslkit.builtin.sources.scenes import Scenes
 from sslkit.builtin.sources.synthetic import Synthetic
 from sslkit.builtin.sources.voc import VOC, VOCReader
-from sslkit.errors import DataError, RecipeError, SSLKitError
+from sslkit.errors import DataError, PluginError, RecipeError, SSLKitError
 from sslkit.interfaces import IGNORED_PIXEL, Boxes
 from tests.data.dense_folders import (
     annotation_xml,
@@ -103,9 +103,9 @@ def test_sources_without_annotations_say_so() -> None:
     assert reader is not None
     assert reader.mask_classes is None
     assert reader.box_classes is None
-    with pytest.raises(NotImplementedError, match="SyntheticReader has no masks"):
+    with pytest.raises(PluginError, match="SyntheticReader has no masks"):
         reader.mask(0)
-    with pytest.raises(NotImplementedError, match="SyntheticReader has no boxes"):
+    with pytest.raises(PluginError, match="SyntheticReader has no boxes"):
         reader.boxes(0)
 
 
