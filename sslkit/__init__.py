@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .interfaces import Backbone
+    from .registry import Registry
     from .runs import RunResult
 
 try:
@@ -22,7 +24,7 @@ except PackageNotFoundError:  # a source tree on PYTHONPATH, not installed
 hookimpl = pluggy.HookimplMarker("sslkit")
 """Marks a function of a plugin module as the implementation of a hook."""
 
-__all__ = ["__version__", "hookimpl", "load_encoder", "run"]
+__all__ = ["__version__", "hookimpl", "installed_components", "load_encoder", "run"]
 
 
 def run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunResult:
@@ -42,3 +44,12 @@ def load_encoder(run_or_checkpoint: str | Path) -> Backbone:
     from .saved_runs import load_encoder as load
 
     return load(run_or_checkpoint)
+
+
+@cache
+def installed_components() -> Registry:
+    """The components of every installed plugin. Read once: a plugin that is installed later is seen
+    by the next process."""
+    from .plugins import load_plugins
+
+    return load_plugins().registry

@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from pydantic_core import PydanticCustomError, core_schema
 from torch import Tensor, nn
 
+from . import installed_components
 from .errors import PluginError
 from .nn.blocks import map_rows
 from .nn.depth import Named, groups_by_module_order
@@ -178,11 +179,12 @@ def resolve_component(registry: Any, kind: str, block: Mapping[str, Any]) -> Slo
 
 def _resolve(kind: str, block: Mapping[str, Any], context: Any) -> Slot[Any]:
     """Finds the class through the registry in the validation context and validates its config.
+    Without a context, as where a test writes `SimCLR.Config()`, names are those of what is
+    installed.
 
     A ValidationError of the config passes through: pydantic prefixes its locations with ours.
     """
-    if not context or "registry" not in context:
-        raise RuntimeError("component blocks are validated through sslkit.recipe.load_recipe")
+    context = context or {"registry": installed_components()}
     try:
         found = context["registry"].resolve(kind, block["name"])
     except PluginError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from plugin_distributions import Install
+from pydantic import ValidationError
 
 from sslkit.errors import PluginError
 from sslkit.plugins import load_plugins
@@ -143,3 +144,14 @@ def test_nothing_is_imported_before_it_is_named(install: Install) -> None:
         "from sslkit.interfaces import Loss\nclass Late(Loss):\n    def forward(self, inputs): ..."
     )
     assert registry.resolve("loss", "late").cls.__name__ == "Late"
+
+
+def test_a_config_validates_outside_a_recipe_with_what_is_installed() -> None:
+    from sslkit.builtin.simclr import SimCLR
+
+    default = SimCLR.Config()
+    assert (default.head.name, default.loss.name) == ("mlp", "nt_xent")
+    chosen = SimCLR.Config(head={"name": "mlp", "out_dim": 32})  # type: ignore[arg-type]
+    assert chosen.head.build(in_dim=8).out_dim == 32
+    with pytest.raises(ValidationError, match="unknown head 'mlpp', did you mean 'mlp'"):
+        SimCLR.Config(head={"name": "mlpp"})  # type: ignore[arg-type]
