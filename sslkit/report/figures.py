@@ -18,6 +18,8 @@ _PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("top-1 accuracy", ("train/online_probe/top1", "train/contrastive_top1", "eval/*/top1")),
     ("collapse: std", ("collapse/std",)),
 )
+_LEGEND_LINE = 0.16
+"""Height of a line of a legend, inches."""
 
 
 def draw_curves(lines: Sequence[MetricLine]) -> Figure:
@@ -26,7 +28,9 @@ def draw_curves(lines: Sequence[MetricLine]) -> Figure:
 
     steps_per_epoch = _steps_per_epoch(lines)
     panels = [(title, curves) for title, keys in _PANELS if (curves := _curves(lines, keys))]
-    figure = Figure(figsize=(4.2 * max(len(panels), 1), 3.2), layout="constrained")
+    named = max((len(curves) for _, curves in panels), default=0)
+    size = (4.2 * max(len(panels), 1), 3.2 + _LEGEND_LINE * named)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
     for axis, (title, curves) in zip(axes, panels, strict=False):
         for key, points in curves.items():
@@ -40,7 +44,8 @@ def draw_curves(lines: Sequence[MetricLine]) -> Figure:
         elif title.startswith("collapse"):
             axis.set_ylim(bottom=0)  # collapse is 0: a small wiggle must not look like a change
         if len(curves) > 1 or title.startswith(("top", "collapse")):
-            axis.legend(fontsize=7)
+            # Below the panel: inside it would lie on a curve.
+            axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
     return figure
 
 

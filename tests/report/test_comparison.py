@@ -13,7 +13,7 @@ from sslkit.errors import RunFolderError
 from sslkit.evaluation.statistics import Interval
 from sslkit.report.comparison.agreement import Match, Terms, disagreements
 from sslkit.report.comparison.figures import mean_curve, seed_curves
-from sslkit.report.comparison.page import write_comparison
+from sslkit.report.comparison.page import html_page, write_comparison
 from sslkit.report.comparison.record import read_run, seconds_at
 from sslkit.report.comparison.table import Arm, Comparison, Row
 from sslkit.report.comparison.tables import cell, print_comparison, text_tables
@@ -291,3 +291,11 @@ def test_markdown_and_terminal(
 def test_what_is_rounded_to_zero_has_no_minus() -> None:
     small = Interval(-0.0001, -0.02, 0.0001)
     assert cell("eval/knn/top1", small, signed=True) == "+0.0 [-2.0, +0.0]"
+
+
+def test_the_page_names_each_protocol_once_above_its_rows(
+    two_arms: list[Arm], tmp_path: Path
+) -> None:
+    page = html_page(Comparison("x", two_arms, "a"), [])
+    assert page.count('<th scope="rowgroup" colspan="6">knn top1</th>') == 1
+    assert "<td>knn top1</td>" not in page  # a narrow screen has no room for it beside the score

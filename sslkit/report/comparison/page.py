@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import groupby
 from pathlib import Path
 
 from sslkit.recipe import hashed_view
@@ -14,7 +15,7 @@ from sslkit.tracking.atomic import write_atomic
 from .figures import draw_all
 from .svg import Picture, svg_text
 from .table import Comparison
-from .tables import Table, heading, markdown, text_tables
+from .tables import GROUP, Table, heading, markdown, text_tables
 
 _CAPTIONS = {
     "learning_curves": "Learning curves: mean over seeds, each seed as a thin line and, from three "
@@ -24,14 +25,17 @@ _CAPTIONS = {
     "stroke, and the baselines as lines.",
 }
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1c2430;max-width:1100px;margin:2rem auto}
-body{padding:0 1rem}
+body{font:15px/1.5 system-ui,sans-serif;color:#1c2430;max-width:1340px;margin:2rem auto}
+body{padding:0 1rem}p,ul,figcaption{max-width:75ch}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
-div.wide,figure{overflow-x:auto}@media(max-width:700px){svg{min-width:45rem}}
+div.wide,figure{overflow-x:auto}
 th,td{padding:.3rem .8rem;text-align:left;border-bottom:1px solid #dde2e8;white-space:nowrap}
-th{background:#f3f5f8}figure{margin:1.5rem 0}figcaption{color:#55606e;font-size:.9rem}
+th{background:#f3f5f8}th[scope=rowgroup]{background:none;padding-top:1rem}
+td:first-child{white-space:normal;overflow-wrap:anywhere;min-width:6rem}
+figure{margin:1.5rem 0}figcaption{color:#55606e;font-size:.9rem}
 svg{max-width:100%;height:auto}pre{background:#f3f5f8;padding:.8rem;overflow-x:auto;font-size:.8rem}
+@media(max-width:700px){svg{min-width:45rem}th,td{padding:.3rem .4rem}table{font-size:.8rem}}
 """
 _XML_HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 # A browser refuses whatever a mistake in this file would load.
@@ -99,8 +103,15 @@ def _page(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[str]:
 
 def _table(table: Table) -> Iterator[str]:
     title, heads, rows = table
+    grouped = heads[0] == GROUP
+    shown = heads[grouped:]
     yield f'<h2>{escape(title)}</h2><div class="wide"><table><thead><tr>'
-    yield "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr></thead><tbody>"
-    for row in rows:
-        yield f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
-    yield "</tbody></table></div>"
+    yield "".join(f'<th scope="col">{escape(head)}</th>' for head in shown) + "</tr></thead>"
+    for group, members in groupby(rows, key=lambda row: row[0] if grouped else ""):
+        yield "<tbody>"
+        if grouped:
+            yield f'<tr><th scope="rowgroup" colspan="{len(shown)}">{escape(group)}</th></tr>'
+        for row in members:
+            yield f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row[grouped:])}</tr>"
+        yield "</tbody>"
+    yield "</table></div>"

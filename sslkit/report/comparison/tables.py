@@ -17,6 +17,8 @@ from .table import Comparison
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, column heads, rows."""
+GROUP = "protocol"
+"""The head of a first column whose values stand in several rows, one below the other."""
 
 
 def text_tables(comparison: Comparison) -> list[Table]:
@@ -70,7 +72,7 @@ def _scores(comparison: Comparison) -> Table:
     when = "last epoch" if comparison.time_limit is None else "at matched training time"
     title = f"Scores in %, {when}; mean over seeds [95 % interval, Student's t]"
     heads = [
-        "protocol",
+        GROUP,
         "arm",
         "n",
         "score",
