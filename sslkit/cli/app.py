@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -13,6 +13,7 @@ from sslkit.errors import SSLKitError
 from sslkit.plugin_errors import describe_failure
 
 from . import exporting, images, listing, measuring, running, tracking
+from .streams import make_streams_robust
 
 app = typer.Typer(
     name="sslkit",
@@ -72,28 +73,33 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console script."""
+    """The console script. arguments: in place of those of the process, whose streams are then left
+    as they are."""
+    if arguments is None:
+        make_streams_robust()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"] or ["--help"]
     try:
-        app(words, prog_name="sslkit")
+        try:
+            app(words, prog_name="sslkit")
+        finally:
+            sys.stdout.flush()  # what cannot be written is said here, not by the interpreter
     except SSLKitError as error:
         if debug:
             raise
-        lines = str(error).splitlines()
-        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
     except OSError as error:  # a full disk, a folder that cannot be written
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(str(error), 1)
     except Exception as error:  # a plugin's, or ours: one line, and the rest on request
         if debug:
             raise
-        print(
-            f"error: {describe_failure(error)}. The same command with --debug shows the traceback",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        _fail(f"{describe_failure(error)}. The same command with --debug shows the traceback", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """Ends with a line on standard error for each problem."""
+    print("\n".join(f"error: {line}" for line in message.splitlines()), file=sys.stderr)
+    sys.exit(code)

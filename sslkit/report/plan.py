@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .console import print_table
 
-_BARS = " ▁▂▃▄▅▆▇█"
+_BARS, _PLAIN_BARS = " ▁▂▃▄▅▆▇█", " ..::||##"
+"""Eighths of a line; the plain ones for terminals that are not UTF-8."""
 
 
 def print_plan(plan: Mapping[str, Any], *, recipe: bool = False) -> None:
-    """What a run would do. recipe: the resolved recipe stands before it."""
-    if recipe:
-        print(plan["resolved_recipe"])
+    """What a run would do. recipe: the resolved recipe stands behind it."""
     print_table(("plan", plan["recipe"]), list(_rows(plan)))
     print("learning rate")
     curve = [point["lr"] for point in plan["lr_curve"]]
@@ -28,6 +28,8 @@ def print_plan(plan: Mapping[str, Any], *, recipe: bool = False) -> None:
         print("the dry run built everything and took one step; nothing was kept")
     else:
         print("everything was built and a few steps were measured; nothing was kept")
+    if recipe:
+        print(f"\n# the resolved recipe\n{plan['resolved_recipe']}", end="")
 
 
 def _rows(plan: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -102,8 +104,10 @@ def text_plot(values: Sequence[float], *, height: int = 5, label: str = "") -> l
     highest = max(values, default=0.0)
     filled = [round(8 * height * value / highest) if highest > 0 else 0 for value in values]
     lines = []
+    utf8 = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
+    blocks = _BARS if utf8 else _PLAIN_BARS
     for row in reversed(range(height)):
-        bars = "".join(_BARS[min(max(eighths - 8 * row, 0), 8)] for eighths in filled)
+        bars = "".join(blocks[min(max(eighths - 8 * row, 0), 8)] for eighths in filled)
         name = label if row == height - 1 else "0" if row == 0 else ""
         lines.append(f"{name:>10} |{bars}".rstrip())
     return lines
