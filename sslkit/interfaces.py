@@ -560,8 +560,10 @@ class StepOutput:
     loss: Tensor
     """Scalar."""
     metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
-    """Detached scalars, logged as `train/<name>`. Read at log steps only: `nn.deferred.Deferred`
-    saves the cost of the others."""
+    """Scalars, logged as `train/<name>`. Read at log steps only, where `nn.deferred.Deferred` saves
+    the cost of the others, and read right after `objective`: before the backward pass, the
+    optimiser and `after_step`. So they may refer to a queue, a teacher or a parameter, and are
+    those of the step whose loss they stand beside."""
     carry: Any = None
     """Handed to `after_step`, for example the keys that enter a queue."""
 

@@ -131,7 +131,8 @@ def train(training: Training, stop: StopSignals) -> None:
                 callback.on_batch(t.run, batch, t.progress)
 
             lr = t.optimization.set_lr(t.progress)
-            output, probe_metrics = train_step(t, batch)
+            log_due = is_logged(t, t.progress.next())
+            output, probe_metrics = train_step(t, batch, log=log_due)
             t.progress = t.progress.next()
             t.meter.add(output.loss, len(batch))
             t.display.advance(t.progress.step)
@@ -140,7 +141,6 @@ def train(training: Training, stop: StopSignals) -> None:
                 compiling_since = None
 
             step, done = t.progress.step, t.progress.step == t.progress.total_steps
-            log_due = step % t.log_every_steps == 0 or done
             save_due = done or _divides(t.checkpoint_every_steps, step)
             if log_due or save_due or t.runtime.device.type == "cpu":
                 t.meter.check(step, lr, lambda: _advice(t))
@@ -191,6 +191,12 @@ def evaluate_epoch(t: Training, epoch: int) -> None:
         raise TrainingError(f"epoch {epoch}: stopped by {protocol}: {reason}. {_way_on(t)}")
     t.meter.restart_clock()
     t.loader.wait_s = 0.0
+
+
+def is_logged(t: Training, progress: Progress) -> bool:
+    """Whether the last step done is logged."""
+    step = progress.step
+    return step % t.log_every_steps == 0 or step == progress.total_steps
 
 
 def log_training(t: Training, lr: float, step_metrics: Mapping[str, Tensor | float]) -> None:

@@ -21,18 +21,23 @@ Embeddings = dict[str, Tensor]
 """What `Method.embed` returns, in float32: per-sample tensors (B, ...)."""
 
 
-def train_step(t: Training, batch: Batch) -> tuple[StepOutput, Mapping[str, Tensor]]:
-    """One optimiser step on one batch; also the online probe's metrics."""
+def train_step(
+    t: Training, batch: Batch, *, log: bool = False
+) -> tuple[StepOutput, Mapping[str, Tensor]]:
+    """One optimiser step on one batch; also the online probe's metrics.
+
+    log: whether this step is logged. Without it the method's metrics are not read, and are empty.
+    """
     t.runtime.begin_step()
     batch = replace(batch, views=tuple(t.runtime.layout(view) for view in batch.views))
     with _randomness(t, micro_batch=0):
         t.method.before_step(t.progress)
         if t.micro_batch_size is None or t.micro_batch_size >= len(batch):
             embeddings = embed(t, batch)
-            output = objective(t.method, embeddings, batch)
+            output = objective(t, embeddings, batch, log=log)
             t.optimization.backward(output.loss)
         else:
-            embeddings, output = backward_in_parts(t, batch, t.micro_batch_size)
+            embeddings, output = backward_in_parts(t, batch, t.micro_batch_size, log=log)
         t.optimization.unscale()
         t.method.after_backward(t.progress)
         t.optimization.clip()
@@ -52,14 +57,31 @@ def embed(t: Training, batch: Batch) -> Embeddings:
     return {name: full_precision(value) for name, value in embeddings.items()}
 
 
-def objective(method: Method, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
-    """The method's loss. Raises PluginError where it cannot be minimised."""
-    output = method.objective(embeddings, batch)
-    refuse_odd_loss(method, output.loss)
-    return output
+def objective(
+    t: Training, embeddings: Mapping[str, Tensor], batch: Batch, *, log: bool
+) -> StepOutput:
+    """The method's loss and, where they are logged, its metrics, read here and now: a queue, a
+    teacher and the parameters are still those that the loss was computed from.
+
+    Raises PluginError where the loss cannot be minimised."""
+    output = t.method.objective(embeddings, batch)
+    refuse_odd_loss(t.method, output.loss)
+    return replace(output, metrics=read_metrics(t, output.metrics) if log else {})
 
 
-def backward_in_parts(t: Training, batch: Batch, size: int) -> tuple[Embeddings, StepOutput]:
+def read_metrics(t: Training, metrics: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:
+    """The values of metrics, cut loose from whatever they are computed from or share memory with,
+    without waiting for the device. Random numbers that they draw are not those of training."""
+    with torch.no_grad(), seeded(t.seed, "metrics", t.progress.step):
+        return {
+            name: value.detach().clone() if isinstance(value, Tensor) else value
+            for name, value in metrics.items()
+        }
+
+
+def backward_in_parts(
+    t: Training, batch: Batch, size: int, *, log: bool
+) -> tuple[Embeddings, StepOutput]:
     """The gradient of the whole batch with the activations of `size` images in memory.
 
     Gradient caching (Gao et al. 2021, arXiv 2101.06983): the parts are embedded and their
@@ -89,7 +111,7 @@ def backward_in_parts(t: Training, batch: Batch, size: int) -> tuple[Embeddings,
         )
         for name, value in kept.items()
     }
-    output = objective(t.method, joined, replace(batch, views=()))
+    output = objective(t, joined, replace(batch, views=()), log=log)
     t.optimization.backward(output.loss)
 
     _send_back(kept, joined, parts[last])

@@ -12,7 +12,9 @@ class Deferred(Mapping[str, T]):
     """A mapping that calls `compute` once, when it is first read.
 
     For `StepOutput.metrics`: a contrastive accuracy costs a second similarity matrix, which is
-    wasted on the steps that are not logged. `compute` must hold on to detached tensors only.
+    wasted on the steps that are not logged. On those that are, the engine reads it right after
+    `Method.objective`, so `compute` finds queue, teacher and parameters as the loss found them.
+    It must hold on to detached tensors only: elsewhere it may be read later, or never.
     """
 
     def __init__(self, compute: Callable[[], Mapping[str, T]]) -> None:

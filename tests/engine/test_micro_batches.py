@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sslkit.builtin.augmented_views import AugmentedViews
 from sslkit.engine.display import Silent
 from sslkit.engine.loop import Training
-from sslkit.engine.step import embed, objective, train_step
+from sslkit.engine.step import embed, train_step
 from sslkit.errors import PluginError, RecipeError
 from sslkit.experiment import build, check, resolve
 from sslkit.interfaces import Batch, Progress
@@ -104,7 +104,7 @@ def test_second_pass_repeats_the_randomness_of_the_first(
         with seeded(reference.seed, "train", 0, "micro_batch", number, "rank", 0):
             parts.append(embed(reference, batch.select(slice(4 * number, 4 * number + 4))))
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    loss = objective(reference.method, whole, batch).loss
+    loss = reference.method.objective(whole, batch).loss
     loss.backward()  # type: ignore[no-untyped-call]
     expected = {
         name: parameter.grad

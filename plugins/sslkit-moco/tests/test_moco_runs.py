@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 from sslkit_moco.moco_v3 import MoCoV3
 from sslkit_moco.queue_moco import MoCoV1
+from torch.nn import functional
 
 import sslkit
 from sslkit.engine.display import Silent
@@ -207,3 +209,28 @@ def test_micro_batches_with_batch_norm_groups(recipe: Path) -> None:
     assert run(recipe, *change, "train.micro_batch_size=14").status == "finished"
     with pytest.raises(RecipeError, match="micro-batch 7"):
         run(recipe, *change, "train.micro_batch_size=7")
+
+
+def test_a_logged_accuracy_is_against_the_queue_that_the_loss_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: the share of queries whose key beats every row of the queue before this step's keys
+    enter it. With them every query ties with its own key, which halves the accuracy."""
+    by_hand = []
+    original = MoCoV1.objective
+
+    def watched(self: MoCoV1, embeddings: dict[str, torch.Tensor], batch: Any) -> Any:
+        query, key = (functional.normalize(embeddings[n][:, 0], dim=1) for n in ("query", "key"))
+        own = (query * key).sum(dim=1)
+        by_hand.append(
+            float((own > (query @ self.queue.features.T).max(dim=1).values).float().mean())
+        )
+        return original(self, embeddings, batch)
+
+    monkeypatch.setattr(MoCoV1, "objective", watched)
+    settings = ("train.log_every_steps=1", "train.max_steps=4", "evaluate=[]")
+    done = run(write_recipe(tmp_path, "v1"), *settings).run_dir
+    lines = [json.loads(line)["metrics"] for line in (done / "metrics.jsonl").open()]
+    found = [line["train/contrastive_top1"] for line in lines if "train/loss" in line]
+    assert found == pytest.approx(by_hand)
+    assert max(by_hand) > 0.0
