@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from sslkit.interfaces import (
@@ -26,8 +28,8 @@ from sslkit.nn.deferred import Deferred
 class SimCLR(Method):
     """Encoder and projection head on every view, one contrastive loss on the projections.
 
-    All views go through the network in one forward pass, so BatchNorm sees them jointly, as in the
-    reference code. With more than two views the built-in losses average over all pairs.
+    The default is the reference code's pass, but not its scale of the loss: see `loss_weight`. With
+    more than two views the built-in losses average over all pairs.
     Source: Chen et al. 2020, arXiv 2002.05709; v2: arXiv 2006.10029 (`head.num_layers: 3`).
     """
 
@@ -36,14 +38,24 @@ class SimCLR(Method):
         """Projection head."""
         loss: Slot[Loss] = slot("nt_xent")
         """Loss on the projections of all views."""
+        loss_weight: PositiveFloat = 1.0
+        """Multiplies the loss: 1 is the paper's mean over all embeddings, 2 the sum of both
+        directions, as in the reference code."""
+        passes: Literal["joint", "per_view"] = "joint"
+        """`joint`: all views go through the networks in one pass, and BatchNorm has statistics of
+        all of them (the reference code); `per_view`: a pass and statistics for each (lightly)."""
 
     @classmethod
     def problems(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
         sizes = [view.size for view in facts.views]
         if len(sizes) < 2:
             yield "", f"simclr contrasts views, but the augmentation makes {len(sizes)}: use 2"
-        if len(set(sizes)) > 1:
-            yield "", f"simclr needs views of one size, but the augmentation makes {sizes} px"
+        if len(set(sizes)) > 1 and config.passes == "joint":
+            yield (
+                "passes",
+                f"a joint pass needs views of one size, but the augmentation makes {sizes} px: "
+                "set per_view",
+            )
         if facts.batch_size < 2:
             yield "", "simclr needs train.batch_size >= 2: the other images are its negatives"
         requires = config.loss.cls.requires
@@ -65,6 +77,10 @@ class SimCLR(Method):
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """features: (B, V, F) and z: (B, V, D), one row per image."""
+        if self.config.passes == "per_view":
+            features = torch.stack([self.backbone(view) for view in batch.views], dim=1)
+            z = torch.stack([self.head(rows) for rows in features.unbind(dim=1)], dim=1)
+            return {"features": features, "z": z}
         features = self.backbone(torch.cat(batch.views))
         z = self.head(features)
         num_views = len(batch.views)
@@ -77,4 +93,6 @@ class SimCLR(Method):
         z = embeddings["z"]
         loss = self.loss(LossInput(views=z.unbind(dim=1), labels=batch.labels))
         watched = LossInput(views=z.detach().unbind(dim=1), labels=batch.labels)
-        return StepOutput(loss, metrics=Deferred(lambda: self.loss.metrics(watched)))
+        return StepOutput(
+            self.config.loss_weight * loss, metrics=Deferred(lambda: self.loss.metrics(watched))
+        )

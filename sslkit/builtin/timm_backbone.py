@@ -93,6 +93,10 @@ class TimmBackbone(Backbone):
         weights: Path | None = None
         """Start from a timm weight file (.safetensors, .pth) or from the folder of a run or of an
         export for timm."""
+        init: Literal["timm", "torch"] = "timm"
+        """Weights of a network that starts untrained. `timm`: as its authors initialise it, for
+        ResNets as torchvision does (`model_args: {zero_init_last: false}` for its default);
+        `torch`: every layer as torch makes it, as in code that initialises nothing (lightly)."""
         normalize: Normalize = "imagenet"
         """Statistics that the backbone applies to images in [0, 1]: a name, or `mean` and `std`
         with one value per channel."""
@@ -119,6 +123,8 @@ class TimmBackbone(Backbone):
         def _one_start(self) -> Self:
             if self.pretrained and self.weights is not None:
                 raise ValueError("pretrained and weights exclude each other: keep one")
+            if self.init != "timm" and (self.pretrained or self.weights is not None):
+                raise ValueError("init: it is for networks that start untrained: leave it out")
             return self
 
     config: Config
@@ -158,6 +164,8 @@ class TimmBackbone(Backbone):
         super().__init__(config)
         self.model = _start(config, channels, image_size)
         _adapt_stem(self.model, config)
+        if config.init == "torch":
+            _reset_layers(self.model)
         if config.weights is not None:
             weights = _fitting_weights(self.model, config.weights)
             self.model.load_state_dict(weights, strict=False)
@@ -326,6 +334,14 @@ def _adapt_stem(model: nn.Module, config: Any) -> None:
     if config.stem != "default" and has_resnet_stem(model):
         keep_pool = config.stem == "small_pool"
         use_small_stem(model, keep_pool=keep_pool, padding=config.stem_padding)
+
+
+def _reset_layers(model: nn.Module) -> None:
+    """Gives every layer the weights that its constructor draws."""
+    for module in model.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
 
 
 def _width(model: nn.Module) -> int:

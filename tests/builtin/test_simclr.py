@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,9 +68,11 @@ def facts(*sizes: int, batch_size: int = 4, num_classes: int | None = None) -> F
     return Facts(64, 3, (8, 8), num_classes, batch_size, 16, 64, views)
 
 
-def config(loss: type[Loss] = NTXent, **loss_fields: Any) -> SimCLR.Config:
+def config(loss: type[Loss] = NTXent, **fields: Any) -> SimCLR.Config:
+    """Fields of the loss, and those of the method's own that are named so."""
+    own = {name: fields.pop(name) for name in ("passes", "loss_weight") if name in fields}
     head = a_slot(MLPHead, "mlp", out_dim=5)
-    return SimCLR.Config(head=head, loss=a_slot(loss, loss.__name__.lower(), **loss_fields))
+    return SimCLR.Config(head=head, loss=a_slot(loss, loss.__name__.lower(), **fields), **own)
 
 
 def method(loss: type[Loss] = NTXent, **loss_fields: Any) -> SimCLR:
@@ -103,6 +106,34 @@ def test_batch_norm_sees_both_views_at_once() -> None:
     assert norm.num_batches_tracked == 1
     maps = simclr.backbone.net[0](torch.cat(data.views))
     torch.testing.assert_close(norm.running_mean, 0.1 * maps.mean(dim=(0, 2, 3)))
+
+
+def test_per_view_passes_have_the_statistics_of_each_view() -> None:
+    simclr, data = method(), batch()
+    simclr.config = config(passes="per_view")
+    embeddings = simclr.embed(data)
+    norm = simclr.backbone.net[1]
+    assert norm.num_batches_tracked == 2
+    for view in (0, 1):
+        features = simclr.backbone(data.views[view])
+        torch.testing.assert_close(embeddings["features"][:, view], features)
+        torch.testing.assert_close(embeddings["z"][:, view], simclr.head(features))
+
+
+def test_per_view_passes_take_views_of_several_sizes() -> None:
+    simclr, data = method(), batch()
+    simclr.config = config(passes="per_view")
+    small = replace(data, views=(data.views[0], data.views[1][..., :6, :6]))
+    assert list(SimCLR.problems(simclr.config, facts(8, 6))) == []
+    assert simclr.embed(small)["z"].shape == (4, 2, 5)
+
+
+def test_loss_weight_multiplies_the_loss() -> None:
+    simclr, data = method(temperature=0.2), batch()
+    embeddings = simclr.embed(data)
+    once = simclr.objective(embeddings, data).loss
+    simclr.config = config(loss_weight=2.0)
+    assert simclr.objective(embeddings, data).loss.item() == pytest.approx(2.0 * once.item())
 
 
 def test_loss_is_nt_xent_of_the_two_views() -> None:
@@ -161,7 +192,7 @@ def test_labels_reach_a_loss_that_needs_them() -> None:
     ("loss", "given", "field", "message"),
     [
         (NTXent, facts(8), "", "makes 1"),
-        (NTXent, facts(8, 4), "", r"views of one size, but the augmentation makes [8, 4] px"),
+        (NTXent, facts(8, 4), "passes", r"views of one size, but the augmentation makes [8, 4] px"),
         (NTXent, facts(8, 8, batch_size=1), "", "batch_size >= 2"),
         (NeedsLabels, facts(8, 8), "loss", "needs labels, and the data has none"),
         (NeedsQueue, facts(8, 8), "loss", "queue of negatives"),

@@ -366,3 +366,23 @@ def test_importing_the_module_does_not_import_timm() -> None:
 def test_a_model_without_that_stem_is_named() -> None:
     with pytest.raises(ValueError, match="Linear has no ResNet stem"):
         use_small_stem(nn.Linear(2, 2))
+
+
+# --- Initialisation ------------------------------------------------------------------------------
+
+
+def test_layers_start_as_torch_makes_them() -> None:
+    """Uniform in +- 1 / sqrt(fan in), the stem for small images too; BatchNorm at one."""
+    network = backbone(model="resnet18", stem="small", init="torch")
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            bound = module.weight[0].numel() ** -0.5
+            assert 0.98 * bound < float(module.weight.detach().abs().max()) <= bound
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            assert bool((module.weight == 1.0).all())
+
+
+def test_a_network_that_starts_trained_is_not_initialised() -> None:
+    for trained in ({"pretrained": True}, {"weights": "somewhere.pth"}):
+        with pytest.raises(ValueError, match="init: it is for networks that start untrained"):
+            TimmBackbone.Config(model="resnet18", init="torch", **trained)
