@@ -20,7 +20,11 @@ Path = tuple[str | int, ...]
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MAX_DEPTH = 50
+_MAX_VALUES = 20_000
 _MAX_DIGITS = 100  # what is longer is text: no setting is, and huge integers are costly
+_MAX_LINE = 2_000
+SHOWN_PROBLEMS = 50
+"""So many problems of a recipe are listed; of the rest the number is said."""
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"([-+]?)\.(?:inf|Inf|INF)")
@@ -94,8 +98,15 @@ class Marks:
         return override_line(mark.override, f"{'' if repeated else about}{message}")
 
 
+def more_problems(found: int, source: str) -> list[str]:
+    """The line that stands for problems that are not listed; none where all are."""
+    more = found - SHOWN_PROBLEMS
+    return [f"{source}: and {more:,} more problem{'s' if more > 1 else ''}"] if more > 0 else []
+
+
 def one_line(text: str) -> str:
-    """The text with line breaks and control characters written as escapes."""
+    """The text with line breaks and control characters written as escapes, cut where it is long."""
+    text = text if len(text) <= _MAX_LINE else f"{text[: _MAX_LINE - 3]}..."
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -125,8 +136,8 @@ def parse_document(text: str, source: str) -> Document:
         reader.problems.append(
             f"{source}:1:1: expected fields such as 'name: ...', got {describe(tree)}"
         )
-    if reader.problems:
-        raise RecipeError(*reader.problems)
+    if found := reader.problems:
+        raise RecipeError(*found[:SHOWN_PROBLEMS], *more_problems(len(found), source))
     return Document(tree, reader.marks)
 
 
@@ -182,6 +193,7 @@ class _Reader:
         self.text = text
         self.marks = marks
         self.problems: list[str] = []
+        self.values = 0
 
     def read(self) -> Any:
         """The document; None where it is empty. Problems are in `problems`."""
@@ -205,6 +217,11 @@ class _Reader:
     def _node(self, event: Any, events: Iterator[Any], path: Path) -> Any:
         if len(path) > _MAX_DEPTH:
             raise _UnreadableError(event, (), f"nested more than {_MAX_DEPTH} levels deep")
+        self.values += 1
+        if self.values > _MAX_VALUES:
+            raise _UnreadableError(
+                event, (), f"more than {_MAX_VALUES:,} values; no recipe has so many"
+            )
         if path not in self.marks.values:
             self.marks.values[path] = self._mark(event)
         if isinstance(event, yaml.AliasEvent):

@@ -13,7 +13,7 @@ from sslkit.plugins import load_plugins
 from sslkit.recipe_files import find_recipe, read_recipe_text
 from sslkit.registry import Registry
 
-from .document import Document, parse_document
+from .document import SHOWN_PROBLEMS, Document, more_problems, parse_document
 from .fields import Place
 from .model import Recipe
 from .overrides import apply_overrides
@@ -83,4 +83,4 @@ def _unmeasured_expectations(recipe: Recipe, document: Document, registry: Regis
         if parts[0] == "eval" and len(parts) > 2 and parts[1] in known - chosen:
             message = f"nothing measures it: '{parts[1]}' is not listed under evaluate"
             problems.append(document.marks.line(("expect", metric), message, key=True))
-    return problems
+    return problems[:SHOWN_PROBLEMS] + more_problems(len(problems), document.marks.source)

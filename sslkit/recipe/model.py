@@ -54,19 +54,6 @@ class OnlineProbeConfig(Block):
     """Weight decay of the probe."""
 
 
-_ACCUMULATION = frozenset(
-    {
-        "accumulate",
-        "accumulate_grad_batches",
-        "accumulation_steps",
-        "accum_iter",
-        "grad_accum_steps",
-        "gradient_accumulation_steps",
-    }
-)
-"""What other frameworks call plain accumulation."""
-
-
 class TrainConfig(Block):
     """How long and how to train."""
 
@@ -112,18 +99,6 @@ class TrainConfig(Block):
     """How many of the last checkpoints to keep."""
     online_probe: OnlineProbeConfig | None = OnlineProbeConfig()
     """A probe that is trained along, where the data has labels; null switches it off."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_plain_accumulation(cls, fields: Any) -> Any:
-        asked = sorted(_ACCUMULATION & set(fields)) if isinstance(fields, Mapping) else []
-        if asked:
-            raise ValueError(
-                f"{asked[0]}: sslkit does not add up the gradients of small batches, because a "
-                "loss between images would see fewer of them; set batch_size to the whole batch "
-                "and micro_batch_size to what fits into memory: the gradient is then exact"
-            )
-        return fields
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> TrainConfig:

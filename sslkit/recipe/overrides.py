@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from sslkit.errors import PluginError
-from sslkit.registry import Registry, did_you_mean
+from sslkit.registry import Registry
 
 from .document import Document, Mark, Path, describe, override_line, parse_value
 from .fields import Place
 from .model import Recipe
+from .unknown import UnknownFields
 
 
 def apply_overrides(document: Document, overrides: Sequence[str], registry: Registry) -> list[str]:
@@ -26,6 +27,11 @@ def apply_overrides(document: Document, overrides: Sequence[str], registry: Regi
     for override in overrides:
         try:
             _apply(document, override, registry)
+        except _UnknownFieldError as error:
+            message = UnknownFields(Place(Recipe, document.tree, registry)).explain(error.path)
+            dotted = ".".join(map(str, error.path))
+            about = "" if override.partition("=")[0].strip() == dotted else f"{dotted}: "
+            problems.append(override_line(override, f"{about}{message}"))
         except _OverrideError as error:
             problems.append(override_line(override, str(error)))
     return problems
@@ -33,6 +39,14 @@ def apply_overrides(document: Document, overrides: Sequence[str], registry: Regi
 
 class _OverrideError(Exception):
     """Why an override cannot be applied."""
+
+
+class _UnknownFieldError(Exception):
+    """A part of the path of an override is no field."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.path = path
 
 
 def _apply(document: Document, override: str, registry: Registry) -> None:
@@ -67,7 +81,7 @@ def _descend(
     tree: dict[str, Any], parts: Sequence[str], registry: Registry
 ) -> tuple[Any, Place, Path, list[Path]]:
     """The node that a path leads to, its place and path, and the blocks on the way that the file
-    leaves out: these are filled with their defaults. Raises _OverrideError."""
+    leaves out: these are filled with their defaults. Raises as `_key` does."""
     node: Any = tree
     place = Place(Recipe, tree, registry)
     path: Path = ()
@@ -86,7 +100,8 @@ def _descend(
 
 
 def _key(node: Any, part: str, place: Place, path: Path) -> str | int:
-    """The key or index that `part` stands for in a node. Raises _OverrideError."""
+    """The key or index that `part` stands for in a node. Raises _OverrideError and
+    _UnknownFieldError."""
     where = ".".join(map(str, path)) or "the recipe"
     if isinstance(node, list):
         if part.isdecimal() and int(part) < len(node):
@@ -100,10 +115,7 @@ def _key(node: Any, part: str, place: Place, path: Path) -> str | int:
         raise _OverrideError(f"{where} is {describe(node)} and has no fields")
     keys = place.keys()
     if keys is not None and part not in keys:
-        guess = did_you_mean(part, keys)
-        raise _OverrideError(
-            f"unknown field '{part}' of {where}{guess or '.'} Valid: {', '.join(keys)}"
-        )
+        raise _UnknownFieldError((*path, part))
     return part
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,9 +13,11 @@ from sslkit.interfaces import Facts, Loss, Method
 from sslkit.plugin_errors import describe_failure
 from sslkit.registry import Registry, did_you_mean
 
-from .document import Document, Mark, Marks, Path, describe
+from .document import SHOWN_PROBLEMS, Document, Marks, Path, describe, more_problems
 from .fields import Place
+from .foreign import VALUES
 from .model import Recipe, components_with_facts
+from .unknown import UnknownFields, block_at, other_names
 
 _EXPECTED = {
     "bool_type": "true or false",
@@ -43,12 +44,6 @@ _BOUNDS = {
 }
 
 
-@dataclass(frozen=True)
-class _Problem:
-    mark: Mark
-    line: str
-
-
 # --- Problems that validation finds ---------------------------------------------------------------
 
 
@@ -58,23 +53,28 @@ def validation_problems(
     """One line per problem, in the order of the file. error: what pydantic found; values that it
     would convert (`"0.5"` or `true` to a number, `on` to a boolean) are problems too."""
     root = Place(Recipe, document.tree, registry)
-    messages = dict(_conversions(root, ()))
+    conversions = dict(_conversions(root, ()))
     grouped: dict[Path, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False) if error else ():
         grouped.setdefault(_path(details, root), []).append(details)
-    misspelt = _misspelt(grouped, root)
-    for path, group in grouped.items():
-        # A misspelt field is reported once, not also as missing under its right name.
-        if path not in messages and not (group[0]["type"] == "missing" and path in misspelt):
-            messages[path] = _message(path, group, root)
-    problems = []
-    for path, message in messages.items():
+    misspelt, around = _misspelt(grouped, root), {path[:-2] for path in grouped}
+    found = []
+    for path in {**conversions, **grouped}:
         kinds = {details["type"] for details in grouped.get(path, ())}
-        on_key = "extra_forbidden" in kinds
-        at = (*path, "name") if "component" in kinds else path  # an unknown name is marked itself
-        line = document.marks.line(path, message, key=on_key, at=at)
-        problems.append(_Problem(document.marks.find(at, on_key), line))
-    return [problem.line for problem in sorted(problems, key=lambda problem: problem.mark)]
+        # A misspelt field is reported once, not also as missing under its right name; a list whose
+        # items are wrong, not also as empty.
+        again = ("missing" in kinds and path in misspelt) or (
+            "too_short" in kinds and path in around
+        )
+        if path in conversions or not again:
+            at = (*path, "name") if "component" in kinds else path  # an unknown name is marked
+            on_key = "extra_forbidden" in kinds
+            found.append((document.marks.find(at, on_key), path, at, on_key))
+    lines, unknown = [], UnknownFields(root)
+    for _, path, at, on_key in sorted(found, key=lambda each: each[0])[:SHOWN_PROBLEMS]:
+        message = conversions.get(path) or _message(path, grouped[path], root, unknown)
+        lines.append(document.marks.line(path, message, key=on_key, at=at))
+    return lines + more_problems(len(found), document.marks.source)
 
 
 def _conversions(place: Place, path: Path) -> Iterator[tuple[Path, str]]:
@@ -123,27 +123,29 @@ def _known_part(location: tuple[str | int, ...], root: Place) -> tuple[Path, Pla
 
 
 def _misspelt(grouped: Mapping[Path, list[ErrorDetails]], root: Place) -> set[Path]:
-    """The missing fields that an unknown field of the same block is a misspelling of."""
-    guesses = set()
+    """The missing fields that an unknown field of the same block is another name of."""
+    missing = [path for path, group in grouped.items() if group[0]["type"] == "missing"]
+    blocks: dict[Path, list[str]] = {path[:-1]: [] for path in missing}
     for path, group in grouped.items():
-        if group[0]["type"] == "extra_forbidden":
-            keys = _block(root, path[:-1]).keys() or ()
-            guess = did_you_mean(str(path[-1]), keys)
-            guesses |= {(*path[:-1], key) for key in keys if f"'{key}'" in guess}
-    return guesses
+        given = blocks.get(path[:-1])
+        if (
+            group[0]["type"] == "extra_forbidden"
+            and given is not None
+            and len(given) < SHOWN_PROBLEMS
+        ):
+            given.append(str(path[-1]))
+    return {
+        (*block, key)
+        for block, given in blocks.items()
+        for name in given
+        for key in other_names(name, block_at(root, block).keys() or ())
+    }
 
 
-def _block(root: Place, path: Path) -> Place:
-    place = root
-    for part in path:
-        place = place.child(part) or Place(Any, None, root.registry)
-    return place
-
-
-def _message(path: Path, group: list[ErrorDetails], root: Place) -> str:
+def _message(path: Path, group: list[ErrorDetails], root: Place, unknown: UnknownFields) -> str:
     """What the errors of one place say together."""
     if group[0]["type"] == "extra_forbidden":
-        return _unknown_field(path, root)
+        return unknown.explain(path)
     if group[0]["type"] == "missing":
         return _missing_field(path, root)
     expected = list(dict.fromkeys(filter(None, map(_expectation, group))))
@@ -178,6 +180,9 @@ def _plain_message(details: ErrorDetails) -> str:
 
 def _hint(expected: str, given: Any) -> str:
     """How to write what was probably meant."""
+    meant = VALUES.get(str(given).lower())
+    if meant and f"'{meant}'" in expected:
+        return f": write {meant}"
     if not isinstance(given, str):
         return ": put it in quotes" if expected == "text" else ""
     if "true or false" in expected and given.lower() in ("on", "yes", "y"):
@@ -197,25 +202,8 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _unknown_field(path: Path, root: Place) -> str:
-    field = str(path[-1])
-    keys = _block(root, path[:-1]).keys() or ()
-    guess = did_you_mean(field, keys)
-    valid = f"Valid: {', '.join(keys)}"
-    if guess:
-        return f"unknown field{guess} {valid}"
-    elsewhere = [
-        ".".join(map(str, (*where, field)))
-        for where, place in root.walk()
-        if field in (place.keys() or ()) and where != path[:-1]
-    ]
-    if elsewhere and field != "name":
-        return f"unknown field here, it belongs at {' or '.join(elsewhere)}. {valid}"
-    return f"unknown field. {valid}"
-
-
 def _missing_field(path: Path, root: Place) -> str:
-    place = _block(root, path)
+    place = block_at(root, path)
     doc = " ".join(place.doc.split()).partition(". ")[0].rstrip(".")
     message = f"is required ({doc})" if doc else "is required"
     kind = place.kind()

@@ -243,7 +243,7 @@ BROKEN_RECIPES = (
     BrokenRecipe(
         "override of an unknown field",
         GOOD,
-        ("-o train.epoch=3: unknown field 'epoch' of train, did you mean 'epochs'? Valid: epochs",),
+        ("-o train.epoch=3: unknown field, did you mean 'epochs'? Valid: epochs",),
         overrides=("train.epoch=3",),
     ),
     BrokenRecipe(
@@ -291,7 +291,7 @@ BROKEN_RECIPES = (
             "FILE:13:11: train.epochs: expected a number above 0, got 0",
             "FILE:16:17: evaluate.0.kk: unknown field",
             "-o seed=x: expected a whole number",
-            "-o nmae=x: unknown field 'nmae' of the recipe, did you mean 'name'?",
+            "-o nmae=x: unknown field, did you mean 'name'?",
         ),
         overrides=("seed=x", "nmae=x"),
         lines=5,
