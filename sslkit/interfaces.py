@@ -522,6 +522,21 @@ class Loss(Component, nn.Module, ABC):
         return {}
 
 
+def rewards_collapse(loss: Loss) -> bool:
+    """Whether a loss is no higher when all embeddings are equal than when each image has its own:
+    then nothing in it keeps images apart. Tried on small embeddings; False where that fails."""
+    labels = torch.arange(4)
+    apart = torch.eye(4, 8)
+    negatives = torch.eye(8)[4:] if "negatives" in loss.requires else None
+    try:
+        with torch.no_grad():
+            equal = apart[:1].expand(4, 8)
+            collapsed = loss(LossInput((equal, equal), labels, negatives))
+            return bool(collapsed <= loss(LossInput((apart, apart), labels, negatives)) + 1e-6)
+    except Exception:  # a plugin's, which may need other embeddings: no reason to warn
+        return False
+
+
 # --- Methods --------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ the rank, so that they can be computed where they are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -24,6 +24,9 @@ from sslkit.nn.functional import (
 )
 from sslkit.nn.gather import all_ranks
 
+_USUAL_TEMPERATURES = (0.02, 2.0)
+"""Published ones are 0.05 to 1 (arXiv 2002.05709, table 5; 2006.07733; 2104.02057)."""
+
 
 class NTXent(Loss):
     """NT-Xent (SimCLR): every view is an anchor, both views hold negatives.
@@ -39,6 +42,10 @@ class NTXent(Loss):
         need less memory and more, smaller steps. Changes the loss by rounding only."""
 
     config: Config
+
+    @classmethod
+    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+        return _odd_temperature(config.temperature)
 
     @classmethod
     def plan_facts(cls, config: Config, facts: Facts) -> Mapping[str, str | int | float]:
@@ -87,6 +94,10 @@ class InfoNCE(Loss):
     config: Config
 
     @classmethod
+    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+        return _odd_temperature(config.temperature)
+
+    @classmethod
     def plan_facts(cls, config: Config, facts: Facts) -> Mapping[str, str | int | float]:
         # Of the batch; a method with a queue states its own number, which goes before this one.
         return {"negatives per anchor": facts.batch_size - 1}
@@ -118,6 +129,19 @@ class InfoNCE(Loss):
                 chunk_elements=self.config.chunk_elements,
             )
         )
+
+
+def _odd_temperature(temperature: float) -> Iterator[tuple[str, str]]:
+    """Cosines differ by at most 2, so logits by at most 2 / temperature."""
+    low, high = _USUAL_TEMPERATURES
+    if low <= temperature <= high:
+        return
+    effect = (
+        "only the hardest negative counts, and gradients vanish or overflow"
+        if temperature < low
+        else f"logits differ by {2.0 / temperature:.2g} at most, so all candidates count alike"
+    )
+    yield "temperature", f"{temperature:g}: {effect}; published recipes have 0.05 to 1"
 
 
 def _mean_over_pairs(views: Sequence[Tensor], loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

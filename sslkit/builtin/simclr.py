@@ -20,9 +20,13 @@ from sslkit.interfaces import (
     Method,
     Slot,
     StepOutput,
+    rewards_collapse,
     slot,
 )
 from sslkit.nn.deferred import Deferred
+
+_FEW_IMAGES = 8
+"""With fewer the task is close to a guess between two images."""
 
 
 class SimCLR(Method):
@@ -63,6 +67,23 @@ class SimCLR(Method):
             yield "loss", f"{config.loss.name} needs labels, and the data has none"
         if "negatives" in requires:
             yield "loss", f"{config.loss.name} needs a queue of negatives, which simclr has not"
+
+    @classmethod
+    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+        if rewards_collapse(config.loss.build()):
+            yield (
+                "loss",
+                f"{config.loss.name} is lowest when all embeddings are equal, and simclr has no "
+                "teacher or predictor to prevent it: training will collapse; use a loss with "
+                "negatives, such as nt_xent",
+            )
+        if facts.batch_size < _FEW_IMAGES:
+            yield (
+                "",
+                f"in a batch of {facts.batch_size} an image is told apart from "
+                f"{facts.batch_size - 1} other{'' if facts.batch_size == 2 else 's'}, which is too "
+                "few to learn from; raise train.batch_size",
+            )
 
     config: Config
 

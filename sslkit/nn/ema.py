@@ -11,6 +11,12 @@ from torch import Tensor, nn
 
 from .numerics import full_precision
 
+_MOSTLY_START = 0.5
+"""With more of its random weights left at the end, a teacher has hardly moved."""
+_NO_AVERAGE = 0.5
+"""MoCo fails at 0 and works at 0.9 (arXiv 1911.05722, section 4.1); BYOL has 0.3 % at 0 and 68.4 %
+at 0.9 (arXiv 2006.07733, table 5a)."""
+
 
 class EMATeacher(nn.Module):
     """A frozen copy of `module` that follows it: xi <- m xi + (1 - m) theta.
@@ -67,6 +73,37 @@ def cosine_momentum(fraction: float, start: float, end: float = 1.0) -> float:
     Source: Grill et al. 2020, arXiv 2006.07733, section 3.3.
     """
     return end - (end - start) * 0.5 * (1.0 + math.cos(math.pi * fraction))
+
+
+def share_of_start(total_steps: int, start: float, end: float = 1.0) -> float:
+    """The part of a teacher's first weights that is left after a run with `cosine_momentum` from
+    `start` to `end`: the product of all momenta, 0 to 1."""
+    fractions = torch.arange(total_steps, dtype=torch.float64) / max(total_steps, 1)
+    momenta = end - (end - start) * 0.5 * (1.0 + torch.cos(math.pi * fractions))
+    return float(momenta.log().sum().exp())
+
+
+def odd_momentum(total_steps: int, start: float, end: float) -> str | None:
+    """What is wrong with the momentum of a teacher over a run of so many steps, for
+    `Component.warnings`: it never moves, hardly moves, or is no average. None: nothing."""
+    left = share_of_start(total_steps, start, end)
+    if left == 1.0:
+        return (
+            f"{start:g} throughout: the teacher never moves and keeps its random weights; set less "
+            "than 1, such as 0.99"
+        )
+    if left > _MOSTLY_START:
+        return (
+            f"{start:g} at the start and {end:g} at the end leave {left:.0%} of the teacher's "
+            f"random weights after all {total_steps:,} steps: it hardly moves; lower it or train "
+            "longer"
+        )
+    if max(start, end) < _NO_AVERAGE:
+        return (
+            f"{max(start, end):g}: the teacher is little more than the network one step ago, with "
+            "which training fails in the papers of MoCo and BYOL; set 0.9 or more"
+        )
+    return None
 
 
 def _matching(teacher: Any, online: Any) -> tuple[list[Tensor], list[Tensor]]:

@@ -21,6 +21,11 @@ _LARGE_REST = 0.1
 """Part of the images that may be left out of each epoch without a warning."""
 
 
+_FEW_FOR_STATISTICS = 8
+"""Images below which batch statistics are noise: a variance of n values errs by sqrt(2 / (n - 1)),
+half its size at 8."""
+
+
 @dataclass(frozen=True)
 class Advice:
     """A warning: it runs, and is rarely meant."""
@@ -70,8 +75,10 @@ def _training_warnings(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 def network_warnings(recipe: Recipe, method: nn.Module) -> list[Advice]:
     """Warnings that only the built networks allow."""
     size, layers = recipe.train.micro_batch_size, batch_norm_layers(method)
-    if size is None or size >= recipe.train.batch_size or layers == 0:
+    if layers == 0:
         return []
+    if size is None or size >= recipe.train.batch_size:
+        return list(_few_for_statistics("train.batch_size", recipe.train.batch_size, layers))
     return [
         Advice(
             "train.micro_batch_size",
@@ -80,6 +87,15 @@ def network_warnings(recipe: Recipe, method: nn.Module) -> list[Advice]:
             "batch; a network with LayerNorm or GroupNorm makes it exact",
         )
     ]
+
+
+def _few_for_statistics(path: str, images: int, layers: int) -> Iterator[Advice]:
+    if images < _FEW_FOR_STATISTICS:
+        yield Advice(
+            path,
+            f"{layers} BatchNorm layers have statistics of {images} images, which are little but "
+            f"noise; raise it to {_FEW_FOR_STATISTICS} or more",
+        )
 
 
 def batch_norm_layers(method: nn.Module) -> int:

@@ -275,7 +275,7 @@ def test_problems() -> None:
 
 def test_a_queue_of_an_epoch_is_warned_of() -> None:
     def warnings(**fields: Any) -> list[tuple[str, str]]:
-        slot = method_slot("moco_v2", **fields)
+        slot = method_slot("moco_v2", momentum=0.6, **fields)  # moves in few steps
         return list(slot.cls.warnings(slot.config, FACTS))
 
     ((path, text),) = warnings(queue_size=60)

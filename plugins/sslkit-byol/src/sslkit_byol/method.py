@@ -25,7 +25,7 @@ from sslkit.interfaces import (
     slot,
 )
 from sslkit.nn.deferred import Deferred
-from sslkit.nn.ema import EMATeacher, cosine_momentum
+from sslkit.nn.ema import EMATeacher, cosine_momentum, odd_momentum
 from sslkit.nn.functional import feature_std
 
 Momentum = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -74,6 +74,12 @@ class BYOL(Method):
             yield "", "byol needs train.batch_size >= 2: its heads use batch statistics"
         if "negatives" in config.loss.cls.requires:
             yield "loss", f"{config.loss.name} needs a queue of negatives, which byol has not"
+
+    @classmethod
+    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+        said = odd_momentum(facts.total_steps, config.momentum, config.final_momentum)
+        if said:
+            yield "momentum", said
 
     @classmethod
     def plan_facts(cls, config: Config, facts: Facts) -> Mapping[str, str | int | float]:

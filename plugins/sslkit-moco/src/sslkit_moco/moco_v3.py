@@ -22,10 +22,11 @@ from sslkit.interfaces import (
     Progress,
     Slot,
     StepOutput,
+    rewards_collapse,
     slot,
 )
 from sslkit.nn.deferred import Deferred
-from sslkit.nn.ema import EMATeacher, cosine_momentum
+from sslkit.nn.ema import EMATeacher, cosine_momentum, odd_momentum
 
 from . import vit
 
@@ -84,6 +85,19 @@ class MoCoV3(Method):
             )
         if config.temperature_scaling and _temperature(config) is None:
             yield "temperature_scaling", f"{loss.name} has no temperature: set it to false"
+
+    @classmethod
+    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+        said = odd_momentum(facts.total_steps, config.momentum, config.final_momentum)
+        if said:
+            yield "momentum", said
+        if rewards_collapse(config.loss.build()):
+            yield (
+                "loss",
+                f"{config.loss.name} is lowest when all embeddings are equal: without negatives "
+                "this is BYOL, where predictor and teacher alone prevent a collapse; use info_nce, "
+                "or the method byol",
+            )
 
     @classmethod
     def plan_facts(cls, config: Config, facts: Facts) -> Mapping[str, str | int | float]:

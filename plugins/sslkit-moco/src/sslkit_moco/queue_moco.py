@@ -25,7 +25,7 @@ from sslkit.interfaces import (
     slot,
 )
 from sslkit.nn.deferred import Deferred
-from sslkit.nn.ema import EMATeacher, cosine_momentum
+from sslkit.nn.ema import EMATeacher, cosine_momentum, odd_momentum
 from sslkit.nn.functional import normalize
 from sslkit.nn.queue import FeatureQueue
 from sslkit.randomness import SampleRandom
@@ -96,7 +96,18 @@ class MoCoV1(Method):
 
     @classmethod
     def warnings(cls, config: QueueConfig, facts: Facts) -> Iterable[tuple[str, str]]:
-        keys = facts.num_images * (2 if config.symmetric else 1)
+        final = config.momentum if config.final_momentum is None else config.final_momentum
+        said = odd_momentum(facts.total_steps, config.momentum, final)
+        if said:
+            yield "momentum", said
+        directions = 2 if config.symmetric else 1
+        keys = facts.num_images * directions
+        if config.queue_size < facts.batch_size * directions:
+            yield (
+                "queue_size",
+                f"{config.queue_size} keys are fewer than the {facts.batch_size * directions} of a "
+                "step, most of which never serve as negatives; set a multiple of them",
+            )
         if config.queue_size >= keys:
             yield (
                 "queue_size",
