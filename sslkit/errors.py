@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
+_LOGIN = re.compile(
+    r"(://)(?!/)(?:[^\s'\"]*|[^\s'\"/:]*:(?:(?!: )[^'\"\n])*)(@|%40)", re.IGNORECASE
+)
+"""What stands before the @ of a URI. A file's (`sqlite:////data/me@work`) has no login."""
+_FIELDS = re.compile(r"(://[^\s'\"?#]*[?#])[^\s'\"]+?(?=:?(?:[\s'\"]|$))")
+"""The fields of a URI, which may be a token."""
+
+
+def hide_logins(text: str) -> str:
+    """The text with `***` for the logins of its URIs and for their fields."""
+    return _FIELDS.sub(r"\1***", _LOGIN.sub(r"\1***\2", text))
+
 
 class SSLKitError(Exception):
-    """Base of every error that is reported without a traceback."""
+    """Base of every error that is reported without a traceback. Logins in URIs are not shown."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(hide_logins(message))
 
 
 class RecipeError(SSLKitError):
@@ -15,7 +32,7 @@ class RecipeError(SSLKitError):
     exit_code = 2
 
     def __init__(self, *problems: str) -> None:
-        self.problems = problems
+        self.problems = tuple(map(hide_logins, problems))
         super().__init__("\n".join(problems))
 
 

@@ -14,7 +14,7 @@ from .engine.runtime import make_runtime
 from .errors import CheckpointError, RecipeError, RunFolderError, SSLKitError, TrackingError
 from .evaluation.features import state_digest
 from .experiment import check, make_method, make_suite, open_stores, resolve, run_tags
-from .interfaces import Facts, Method, RunView
+from .interfaces import Facts, Method, RunView, Tracker
 from .nn.weights import weight_file
 from .recipe import (
     Derived,
@@ -150,7 +150,6 @@ def _keep(
     try:
         with RunFolder.open(run_folder_of(path).path, write=True) as folder:
             kept = folder.write_json(f"{EVALUATIONS}/{new_run_id()}.json", document)
-            saved = load_recipe(folder.recipe)
             asked = _asked(folder, protocols)
             unchanged = (
                 asked is not None
@@ -158,8 +157,14 @@ def _keep(
                 and _is_what_was_asked(recipe, asked, stores, folder)
             )
             add_to_run(folder, _metrics(results) if unchanged else {}, [kept], EVALUATIONS)
-            if recipe.tracking == saved.tracking:
-                sync(folder, saved.tracking.build())
+            tracker = recipe.tracking.build()
+            if _is_chosen(tracker, overrides):
+                sync(folder, tracker)
+            else:
+                display.message(
+                    f"not sent to {tracker.named_store()}, which only the run's recipe names: "
+                    f"sslkit sync {folder.path} sends it"
+                )
             return kept
     except TrackingError as error:
         display.message(f"warning: {error}; sslkit sync {folder.path}")
@@ -167,6 +172,15 @@ def _keep(
     except (SSLKitError, OSError) as error:  # what was measured is shown all the same
         display.message(f"warning: not kept in the run: {error}")
         return None
+
+
+def _is_chosen(tracker: Tracker, overrides: Sequence[str]) -> bool:
+    """Whether the user chose where results are sent, with `-o` or by the environment; the recipe of
+    a run folder may be a stranger's."""
+    given = (override.partition("=")[0].strip() for override in overrides)
+    return tracker.named_store() is None or any(
+        name == "tracking" or name.startswith("tracking.") for name in given
+    )
 
 
 def _metrics(results: FinalResults) -> Mapping[str, float]:

@@ -992,6 +992,12 @@ class Tracker(Component, ABC):
     @abstractmethod
     def finish(self, status: Literal["finished", "failed", "killed"]) -> None: ...
 
+    def named_store(self) -> str | None:
+        """The store that the configuration itself names, as it may be shown; None where the user's
+        environment decides, such as by `MLFLOW_TRACKING_URI`. A run folder may come from a
+        stranger, so `sslkit eval` sends nothing to a store that only the folder's recipe names."""
+        return f"that of the tracker {type(self).__name__}"
+
     def ui_command(self, host: str, port: int) -> list[str] | None:
         """The command that opens the service's own pages; None where it has none."""
         return None

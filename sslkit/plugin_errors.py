@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import traceback
 
+from .errors import hide_logins
+
 _MAX_LENGTH = 300
 
 
@@ -14,7 +16,7 @@ def describe_failure(error: BaseException, module: str | None = None) -> str:
     (for the built-ins, every module below `sslkit.builtin`). None: whatever is not torch.
     """
     try:
-        message = " ".join(str(error).split())
+        message = hide_logins(" ".join(str(error).split()))
     except Exception:  # an exception of a plugin that cannot even be printed
         message = ""
     if len(message) > _MAX_LENGTH:

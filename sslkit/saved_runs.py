@@ -8,11 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+
 from .engine.checkpoint import Checkpoints
 from .engine.checkpoint import load as load_checkpoint
-from .errors import CheckpointError, RecipeError, RunFolderError
+from .errors import CheckpointError, RecipeError, RunFolderError, TrainingError
 from .experiment import Experiment, make_method
-from .interfaces import Backbone, Facts, Method, Slot, ViewSpec, resolve_component
+from .files import read_json, reason
+from .interfaces import Backbone, Facts, Method, Slot, resolve_component
+from .nn import safetensors_file
 from .recipe import Derived, Recipe, components, hashed_view, load_recipe, recipe_hash
 from .tracking.atomic import UMASK
 from .tracking.folder import RunFolder, sanitise_name
@@ -20,7 +25,9 @@ from .tracking.metrics_file import read_lines
 
 RESULTS = "results.json"
 """Written last: a run folder that has it is finished."""
-_META = "sslkit"
+_MAX_SIDE = 1 << 14
+"""Pixels of a side, and channels, of images that a network may be built for."""
+_FACTS: TypeAdapter[Facts] = TypeAdapter(Facts)
 
 
 def is_finished(path: Path) -> bool:
@@ -41,12 +48,12 @@ def find_unfinished(recipe: Recipe) -> Path | None:
     found = []
     mine = f"{sanitise_name(recipe.name)}-*"
     for path in Path(recipe.runs_dir).glob(f"{mine}/recipe.resolved.yaml"):
-        folder = RunFolder.open(path.parent)
-        if is_finished(folder.path) or is_fork(folder.path):
-            continue
         try:
+            folder = RunFolder.open(path.parent)
+            if is_finished(folder.path) or is_fork(folder.path):
+                continue
             saved = load_recipe(path)
-        except RecipeError:  # of another version, or of a plugin that is gone: not this recipe
+        except (RecipeError, RunFolderError):  # of another version, or no run of ours
             continue
         if _identity(saved) == _identity(recipe):
             found.append(folder)
@@ -100,9 +107,11 @@ def refuse_other_data(experiment: Experiment) -> None:
 def read_environment(path: Path) -> dict[str, Any]:
     """environment.json of a run folder. Raises CheckpointError."""
     try:
-        environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+        environment = read_json(path / "environment.json", inside=path)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: environment.json cannot be read ({error})") from error
+        raise CheckpointError(
+            f"{path}: environment.json cannot be read ({reason(error)})"
+        ) from error
     if not isinstance(environment, dict):
         raise CheckpointError(f"{path}: environment.json holds no block of fields")
     return environment
@@ -163,15 +172,12 @@ def load_method(
 
 def without_starting_weights(recipe: Recipe) -> Recipe:
     """The recipe with a backbone that is built without loading or downloading weights."""
-    found = recipe.backbone
-    bare = Slot(
-        found.cls,
-        found.name,
-        found.cls.architecture(found.config),
-        found.distribution,
-        found.version,
-    )
-    return recipe.model_copy(update={"backbone": bare})
+    return recipe.model_copy(update={"backbone": _bare(recipe.backbone)})
+
+
+def _bare(backbone: Slot[Backbone]) -> Slot[Backbone]:
+    config = backbone.cls.architecture(backbone.config)
+    return Slot(backbone.cls, backbone.name, config, backbone.distribution, backbone.version)
 
 
 def run_folder_of(run_or_checkpoint: Path) -> RunFolder:
@@ -212,24 +218,33 @@ def last_metrics(folder: RunFolder) -> dict[str, float]:
 def read_facts(path: Path) -> Facts:
     """The facts of a run, as its environment.json records them. Raises CheckpointError."""
     try:
-        saved = read_environment(path)["facts"]
-        views = tuple(ViewSpec(**view) for view in saved.pop("views"))
-        size = saved.pop("image_size")
-        return Facts(**saved, views=views, image_size=tuple(size) if size else None)
-    except (KeyError, TypeError, AttributeError) as error:
+        facts = _FACTS.validate_python(read_environment(path)["facts"])
+    except KeyError as error:
         raise CheckpointError(
-            f"{path}: the facts in environment.json are not those of this version ({error})"
+            f"{path}: environment.json has no {error}; it is not of this version"
         ) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{path}: the facts in environment.json are not those of this version ({where}: "
+            f"{first['msg']})"
+        ) from error
+    sizes = (facts.channels, *(view.size for view in facts.views))
+    if not facts.views or not all(0 < number <= _MAX_SIDE for number in sizes):
+        raise CheckpointError(
+            f"{path}: the facts in environment.json are not those of this version (channels and "
+            f"sizes {sizes})"
+        )
+    return facts
 
 
 def save_encoder(experiment: Experiment) -> Path:
     """Writes `encoder.safetensors`: the encoder's weights under the names that other tools expect,
     and in its metadata what it takes to build the encoder again."""
-    from safetensors.torch import save_file
-
     encoder, slot = experiment.method.encoder, experiment.recipe.backbone
     config = slot.cls.architecture(slot.config)
-    metadata = {
+    described = {
         "backbone": {"name": slot.name, **config.model_dump(mode="json")},
         "channels": experiment.facts.channels,
         "image_size": max(view.size for view in experiment.facts.views),
@@ -240,9 +255,16 @@ def save_encoder(experiment: Experiment) -> Path:
         name: value.detach().cpu().contiguous() for name, value in encoder.export_state().items()
     }
     temporary = experiment.folder.encoder.with_suffix(".tmp")
-    save_file(weights, temporary, {_META: json.dumps(metadata), "format": "pt"})
-    temporary.chmod(0o666 & ~UMASK)  # safetensors lets only the owner read
-    temporary.replace(experiment.folder.encoder)
+    try:
+        safetensors_file.save(temporary, weights, described)
+        temporary.chmod(0o666 & ~UMASK)  # safetensors lets only the owner read
+        temporary.replace(experiment.folder.encoder)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise TrainingError(
+            f"{experiment.folder.encoder}: cannot be written ({reason(error)}); mend that, then "
+            "resume the run"
+        ) from error
     return experiment.folder.encoder
 
 
@@ -265,34 +287,35 @@ def input_channels(run_or_checkpoint: str | Path) -> int:
 
 
 def _encoder_from_file(path: Path) -> Backbone:
-    from safetensors.torch import load_file
-
     from .plugins import load_plugins
 
     described = encoder_metadata(path)
     slot = resolve_component(load_plugins().registry, "backbone", described["backbone"])
-    encoder: Backbone = slot.build(
+    encoder: Backbone = _bare(slot).build(  # the file has the weights: nothing else is loaded
         channels=described["channels"], image_size=described["image_size"]
     )
-    encoder.import_state(load_file(path))
+    try:
+        encoder.import_state(safetensors_file.load(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as an encoder: {reason(error)}") from error
     return encoder
 
 
 def encoder_metadata(path: Path) -> dict[str, Any]:
-    """What `save_encoder` wrote beside the weights."""
-    from safetensors import SafetensorError, safe_open
-
+    """What `save_encoder` wrote beside the weights. Raises CheckpointError."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get(_META)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as an encoder ({error})") from error
-    if metadata is None:
+        described = safetensors_file.describe(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as an encoder: {reason(error)}") from error
+    if described is None:
         raise CheckpointError(
-            f"{path}: not written by sslkit (no '{_META}' in its metadata); "
+            f"{path}: not written by sslkit (no '{safetensors_file.META}' in its metadata); "
             "load plain timm weights with backbone.weights"
         )
-    described: dict[str, Any] = json.loads(metadata)
+    numbers = (described.get("channels"), described.get("image_size"))
+    sizes_fit = all(isinstance(each, int) and 0 < each <= _MAX_SIDE for each in numbers)
+    if not sizes_fit or not isinstance(described.get("backbone"), dict):
+        raise CheckpointError(f"{path}: its metadata is not that of this version of sslkit")
     return described
 
 

@@ -27,11 +27,11 @@ LAYERS = (
     ("plugins",),
     ("registry", "plugin_errors"),
     ("interfaces", "nn", "randomness"),
-    ("errors", "hookspecs"),
+    ("errors", "files", "hookspecs"),
 )
 """Top may import below; engine, evaluation, tracking and data do not import one another."""
 
-AUTHORS_MAY_IMPORT = {"", "interfaces", "nn", "errors", "randomness", "builtin"}
+AUTHORS_MAY_IMPORT = {"", "interfaces", "nn", "errors", "files", "randomness", "builtin"}
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -8,11 +8,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-SERVERS = ("http", "https", "databricks")
+from sslkit.builtin.mlflow_uri import login_of_environment, resolve_uri, sqlite_path
+
 MAX_KEY = 250
 MAX_PARAM_VALUE = 6000
 MAX_TAG_VALUE = 8000
@@ -32,37 +31,6 @@ CLIENT_ENVIRONMENT = {
     "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
 }
 """Set before MLflow is imported, unless the user has set them."""
-
-
-def resolve_uri(tracking_uri: str | None) -> str:
-    """The store: the given one, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the working
-    directory. Paths of SQLite files come out absolute: MLflow would take them from wherever the
-    process happens to be."""
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    path = sqlite_path(uri)
-    return f"sqlite:///{path.as_posix()}" if path is not None else uri.rstrip("/")
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The absolute path of the database file, None where the URI names no SQLite file."""
-    head, separator, path = uri.partition(":///")
-    if not separator or head.split("+")[0] != "sqlite" or not path:
-        return None
-    return Path(path).expanduser().absolute()
-
-
-def uri_problem(uri: str) -> str | None:
-    """Why no run can be tracked at this URI, None where it looks right."""
-    scheme = uri.partition(":")[0].split("+")[0].lower()
-    if scheme == "sqlite" and sqlite_path(uri) is None:
-        return f"'{without_login(uri)}' names no file; write sqlite:///path/to/mlflow.db"
-    if scheme in (*DATABASES, *SERVERS):
-        return None
-    others = ", ".join((*DATABASES[1:], *SERVERS[1:]))
-    return (
-        f"'{without_login(uri)}' is no MLflow store; valid are sqlite:///path/to/mlflow.db, "
-        f"http://host:port and other URIs that start with {others}"
-    )
 
 
 def artifact_root(uri: str, experiment: str) -> str | None:
@@ -91,7 +59,8 @@ def creation_lock(uri: str) -> Iterator[None]:
 def client(uri: str) -> Any:
     """An `MlflowClient` that gives up soon and reports to nobody. Opens a database, and creates it
     where it is missing: hold `creation_lock`."""
-    for name, value in CLIENT_ENVIRONMENT.items():
+    login = login_of_environment() if uri == resolve_uri(None) else {}
+    for name, value in {**CLIENT_ENVIRONMENT, **login}.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
@@ -102,26 +71,20 @@ def probe(uri: str) -> None:
     """Raises OSError where the URI is a server and nobody answers within three seconds."""
     if not uri.startswith(("http://", "https://")):
         return
-    public = without_login(uri)
     try:
-        with urllib.request.urlopen(f"{public}/health", timeout=_PROBE_S):  # noqa: S310
+        with urllib.request.urlopen(f"{uri}/health", timeout=_PROBE_S):  # noqa: S310
             pass
     except urllib.error.HTTPError:
         return  # an answer: it may want the login, which MLflow's client sends
     except urllib.error.URLError as error:
-        raise ConnectionError(f"{public}: {error.reason}") from None
-
-
-def without_login(uri: str) -> str:
-    """The URI as it may stand in messages, without user and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+        raise ConnectionError(f"{uri}: {error.reason}") from None
 
 
 def page(server: str, experiment_id: str | None = None) -> str:
     """The address that opens the UI of a server on the runs of an experiment, or on the list of
     experiments; by default MLflow 3 opens on pages about language models."""
     where = "experiments" if experiment_id is None else f"experiments/{experiment_id}/runs"
-    return f"{without_login(server)}/#/{where}?workflowType=machine_learning"
+    return f"{server}/#/{where}?workflowType=machine_learning"
 
 
 def metric_key(key: str) -> str:

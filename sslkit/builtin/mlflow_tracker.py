@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import importlib.util
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from sslkit.builtin import mlflow_store as store
+from sslkit.builtin.mlflow_uri import VARIABLE, resolve_uri, uri_problem
 from sslkit.errors import TrackingError
+from sslkit.files import read_json, read_text
 from sslkit.interfaces import ComponentConfig, Facts, MetricPoint, RunView, Tracker
 
 _METRICS_PER_CALL = 1000
@@ -47,7 +50,7 @@ class MLflowTracker(Tracker):
         @field_validator("tracking_uri")
         @classmethod
         def _is_a_store(cls, uri: str | None) -> str | None:
-            problem = None if uri is None else store.uri_problem(uri)
+            problem = None if uri is None else uri_problem(uri)
             if problem is not None:
                 raise ValueError(problem)
             return uri
@@ -55,7 +58,7 @@ class MLflowTracker(Tracker):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.config: MLflowTracker.Config = config
-        self.uri = store.resolve_uri(config.tracking_uri)
+        self.uri = resolve_uri(config.tracking_uri)
         self._client: Any = None
         self._run_id = ""
         self._received: Mapping[str, tuple[int, int]] = {}
@@ -66,15 +69,20 @@ class MLflowTracker(Tracker):
         if importlib.util.find_spec("mlflow") is None:
             yield "name", "mlflow is not installed; install it, or use tracking: {name: none}"
         if config.tracking_uri is None:
-            problem = store.uri_problem(store.resolve_uri(None))
+            given = os.environ.get(VARIABLE)
+            problem = uri_problem(given or resolve_uri(None), of_environment=True)
             if problem is not None:
-                yield "tracking_uri", f"MLFLOW_TRACKING_URI: {problem}"
+                yield "tracking_uri", f"{VARIABLE + ': ' if given else ''}{problem}"
+
+    def named_store(self) -> str | None:
+        return self.uri if self.uri != resolve_uri(None) else None
 
     def ui_command(self, host: str, port: int) -> list[str]:
         """The command that shows the store in a browser."""
         if self.uri.startswith(("http://", "https://")):
             return [sys.executable, "-m", "webbrowser", store.page(self.uri)]
-        arguments = [self.uri, host, str(port), self.config.experiment]
+        # A login may stand in the environment's URI: no other process may read it in our command.
+        arguments = [self.named_store() or "", host, str(port), self.config.experiment]
         return [sys.executable, "-m", "sslkit.builtin.mlflow_ui", *arguments]
 
     def start(self, run: RunView, run_id: str | None) -> str:
@@ -131,7 +139,7 @@ class MLflowTracker(Tracker):
         for path in artifacts:
             self._client.log_artifact(run_id, str(path), None)
             if path.suffix == ".md":
-                note = store.note(path.read_text(encoding="utf-8"))
+                note = store.note(read_text(path))
                 self._client.set_tag(run_id, "mlflow.note.content", note)
         # Shown again days later, a comparison did not take days.
         below = f"tags.`mlflow.parentRunId` = '{run_id}'"
@@ -257,7 +265,10 @@ def _dataset_inputs(run: RunView) -> list[Any]:
     environment = run.run_dir / "environment.json"
     if not environment.exists():
         return []
-    fingerprints = json.loads(environment.read_text(encoding="utf-8")).get("data") or {}
+    try:
+        fingerprints = dict(read_json(environment, inside=run.run_dir)["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
     block = {key[5:]: value for key, value in run.params.items() if key.startswith("data.")}
     return [
         DatasetInput(

@@ -1,4 +1,5 @@
-"""Shows an MLflow store: `python -m sslkit.builtin.mlflow_ui URI HOST PORT EXPERIMENT`.
+"""Shows an MLflow store: `python -m sslkit.builtin.mlflow_ui URI HOST PORT EXPERIMENT`; an empty
+URI: the default one.
 
 What `mlflow ui` does, without telemetry and job workers, and with the store created under the lock
 that runs use."""
@@ -11,6 +12,7 @@ import sys
 from typing import Any
 
 from sslkit.builtin import mlflow_store as store
+from sslkit.builtin.mlflow_uri import resolve_uri, sqlite_path
 
 SERVER_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -26,13 +28,13 @@ HINT = (
 
 def main(uri: str, host: str, port: str, experiment: str) -> int:
     """Runs the server until it is stopped; returns its exit code."""
-    shown = None
-    if store.sqlite_path(uri) is not None:
+    uri, shown = uri or resolve_uri(None), None
+    if sqlite_path(uri) is not None:
         with store.creation_lock(uri):
             shown = experiment_to_show(store.client(uri), experiment)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    command = [sys.executable, "-m", "mlflow", "ui"]
     command += ["--host", host, "--port", port, "--workers", "1"]
-    os.environ.update(SERVER_ENVIRONMENT)
+    os.environ.update(SERVER_ENVIRONMENT, MLFLOW_BACKEND_STORE_URI=uri)
     print(f"open {store.page(f'http://{host}:{port}', shown)}\n{HINT}", flush=True)
     if os.name == "posix":
         os.execv(sys.executable, command)  # noqa: S606  (signals reach the server itself)

@@ -12,6 +12,9 @@ from sslkit.interfaces import MetricPoint, RunView, Tracker
 class NoTracker(Tracker):
     """Mirrors nothing."""
 
+    def named_store(self) -> None:
+        return None
+
     def start(self, run: RunView, run_id: str | None) -> str | None:
         return None
 

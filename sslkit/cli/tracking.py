@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,10 @@ def sync(
     sent = sync_run(run)
     if as_json:
         print_json(dataclasses.asdict(sent))
-    elif sent.run_id is None:
+        return
+    for file in sent.skipped:
+        print(f"warning: not uploaded: {file}", file=sys.stderr)
+    if sent.run_id is None:
         print(f"nothing to send: {run} is not tracked (tracking: {{name: none}})")
     else:
         print(f"sent {sent.points} metric points and {sent.artifacts} files to run {sent.run_id}")

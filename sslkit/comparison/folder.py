@@ -19,9 +19,10 @@ from typing import Any
 from filelock import FileLock
 
 from sslkit.errors import RecipeError, RunFolderError
+from sslkit.files import read_json, reason
 from sslkit.recipe import load_recipe
 from sslkit.saved_runs import is_finished
-from sslkit.tracking.atomic import write_atomic
+from sslkit.tracking.atomic import remove_leftovers, write_atomic
 from sslkit.tracking.folder import lock_folder, new_run_id, sanitise_name, unlock_folder
 
 from .plan import Identity, PlannedArm, identity
@@ -53,6 +54,7 @@ class ComparisonFolder:
         except OSError as error:
             raise RunFolderError(f"--out {self.path}: {error.strerror}") from error
         self._lock = lock_folder(self.path)
+        remove_leftovers(self.path)
         return self
 
     def __exit__(
@@ -74,11 +76,11 @@ class ComparisonFolder:
             self.manifest = {"id": new_run_id(), "arms": list(arms), "groups": {}}
             return self.save()
         try:
-            self.manifest = json.loads(path.read_text(encoding="utf-8"))
+            self.manifest = read_json(path, inside=self.path)
             theirs = {(arm["label"], arm["hash"]) for arm in self.manifest["arms"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
-                f"{path}: cannot be read ({error}); choose another --out"
+                f"{path}: cannot be read ({reason(error)}); choose another --out"
             ) from error
         mine = {(arm["label"], arm["hash"]) for arm in arms}
         if theirs != mine:

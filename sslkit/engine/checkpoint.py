@@ -1,18 +1,24 @@
-"""Checkpoints: written atomically, read without running code, any of them good to resume from."""
+"""Checkpoints: written atomically, with a digest, read without running code, any of them good to
+resume from."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from sslkit.errors import CheckpointError, TrainingError
-from sslkit.nn.weights import load_torch_file
+from sslkit.files import chunks, open_file, reason
+from sslkit.nn.torch_file import read_torch_file
 
-FORMAT = 1
+FORMAT = 2
+FORMAT_WITHOUT_DIGEST = 1
+_MARK = b"sslkit-sha256:"
+_TRAILER_BYTES = len(_MARK) + 64 + 1
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -32,9 +38,11 @@ class Checkpoints:
         path = self.folder / f"step-{step:08d}.pt"
         temporary = self.folder / "saving.tmp"  # one name, so that kills do not fill the disk
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)  # without parents: a run that was moved is elsewhere
             with temporary.open("wb") as file:
-                torch.save({"format": FORMAT, "step": step, **state}, file)
+                digesting = _DigestingFile(file)
+                torch.save({"format": FORMAT, "step": step, **state}, digesting)  # type: ignore[arg-type]
+                digesting.finish()
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -43,6 +51,12 @@ class Checkpoints:
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):  # torch raises its own error over the system's
                 raise
+            if not self.folder.parent.is_dir():
+                raise TrainingError(
+                    f"{self.folder.parent}: is gone (moved or removed while the run went on); what "
+                    "was saved before is where it went, and can be gone on with there: "
+                    "sslkit run --resume FOLDER"
+                ) from error
             raise TrainingError(
                 f"{path}: the checkpoint cannot be written ({cause.strerror}); mend that, then "
                 "resume the run"
@@ -67,7 +81,7 @@ class Checkpoints:
         damaged: list[str] = []
         for path in reversed(self.paths()):
             try:
-                return load(path), damaged
+                return load(path, inside=self.folder.parent), damaged
             except CheckpointError as error:
                 damaged.append(str(error))
         if damaged:
@@ -75,21 +89,64 @@ class Checkpoints:
         return None, []
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU; holds tensors and plain values only (`weights_only`)."""
-    if not path.is_file():
+def load(path: Path, *, inside: Path | None = None) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU; holds tensors and plain values only (`weights_only`).
+
+    inside: see `sslkit.files.open_file`. Raises CheckpointError where a byte is not the one that
+    was written, too. Checkpoints of the first release have no digest and are read without that."""
+    if not path.exists() and not path.is_symlink():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        state = load_torch_file(path)
+        with open_file(path, inside=inside) as file:
+            digested = _check_digest(file)
+            state = read_torch_file(file)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as a checkpoint: {error}") from error
+        raise CheckpointError(f"{path}: not readable as a checkpoint: {reason(error)}") from error
     if not isinstance(state, dict) or "format" not in state:
         raise CheckpointError(f"{path}: not a checkpoint of sslkit")
-    if state["format"] != FORMAT:
+    if state["format"] not in (FORMAT, FORMAT_WITHOUT_DIGEST):
         raise CheckpointError(
             f"{path}: written in checkpoint format {state['format']}, this version reads {FORMAT}"
         )
+    if state["format"] == FORMAT and not digested:
+        raise CheckpointError(f"{path}: not readable as a checkpoint: its digest is damaged")
     return state
+
+
+class _DigestingFile:
+    """What `torch.save` writes to; knows the digest of what went through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def finish(self) -> None:
+        """Appends the digest, behind the end of the archive, where readers of archives pass it
+        over."""
+        self._file.write(_MARK + self._digest.hexdigest().encode() + b"\n")
+
+
+def _check_digest(file: BinaryIO) -> bool:
+    """Whether there is a digest. Raises ValueError where it is not that of the bytes before it."""
+    end = file.seek(0, os.SEEK_END) - _TRAILER_BYTES
+    file.seek(max(end, 0))
+    trailer = file.read(_TRAILER_BYTES)
+    if not trailer.startswith(_MARK):
+        return False
+    file.seek(0)
+    digest = hashlib.sha256()
+    for part in chunks(file, end):
+        digest.update(part)
+    if trailer != _MARK + digest.hexdigest().encode() + b"\n":
+        raise ValueError("damaged: its bytes are not those that were written (sha256)")
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sslkit.errors import CheckpointError
+from sslkit.files import read_json
 from sslkit.interfaces import Preprocess
 from sslkit.recipe import backbone_name, hashed_view
 from sslkit.recipe.document import dump_document
@@ -134,13 +135,15 @@ def _environment(source: ExportSource) -> Iterator[str]:
     except CheckpointError:
         yield f"- data: {source.recipe.data.name}; the run has no environment.json"
         return
-    facts, prints = found.get("facts", {}), found.get("data", {})
+    facts, prints, packages = (found.get(key) for key in ("facts", "data", "packages"))
+    if not (isinstance(facts, dict) and isinstance(prints, dict) and isinstance(packages, dict)):
+        yield f"- data: {source.recipe.data.name}; the run's environment.json cannot be read"
+        return
     splits = ", ".join(f"{split} `{value}`" for split, value in prints.items())
     yield (
-        f"- data: {source.recipe.data.name}, {facts.get('num_images', 0):,} training images "
+        f"- data: {source.recipe.data.name}, {facts.get('num_images')} training images "
         f"(fingerprints: {splits})"
     )
-    packages = found.get("packages", {})
     versions = ", ".join(f"{name} {packages[name]}" for name in _PACKAGES if name in packages)
     yield f"- trained with {versions}, on {found.get('device')}"
 
@@ -151,9 +154,13 @@ def _results(source: ExportSource) -> Iterator[str]:
     if not source.measured or source.run is None:
         yield "Not measured: results are those of the end of a run, in its folder."
         return
-    found = json.loads((source.run / RESULTS).read_text(encoding="utf-8"))
     assert source.recipe is not None
-    rows = [_row(row) for row in found["comparison"]]
+    try:
+        found = read_json(source.run / RESULTS, inside=source.run)
+        rows = [_row(row) for row in found["comparison"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        yield f"Not known: {RESULTS} of the run cannot be read."
+        return
     if not rows:
         yield "The run was not evaluated."
         return

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sslkit.errors import CheckpointError
+from sslkit.files import reason
+
+from . import safetensors_file
+from .torch_file import load_torch_file
 
 _WRAPPERS = ("state_dict", "model")
 _COUNTER = "num_batches_tracked"
-_REFUSED = re.compile(r"GLOBAL ([\w.]+)")
-"""The class or function that `weights_only` refuses, in torch's message."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -35,11 +31,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: no such file{hint}")
     try:
         if file.suffix == ".safetensors":
-            weights: dict[str, Tensor] = load_file(file)
-            return weights
+            return safetensors_file.load(file)
         content = load_torch_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: not a readable weight file: {error}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not a readable weight file: {reason(error)}") from error
     return _state_dict(content, file)
 
 
@@ -49,28 +44,6 @@ def weight_file(path: Path) -> Path:
         return path
     exported = path / "model.safetensors"
     return exported if exported.is_file() else path / "encoder.safetensors"
-
-
-def load_torch_file(path: Path) -> Any:
-    """What `torch.save` wrote, on the CPU: tensors and plain values (`weights_only`). Objects are
-    refused, which can run code as they are loaded.
-
-    Raises OSError where the file cannot be opened, and ValueError with the reason in one line."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about files that it did not write
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch raises a dozen types, as the bytes of the file have it
-        # torch's own words advise to load the file with weights_only=False, so they are not shown.
-        found = _REFUSED.search(str(error))
-        raise ValueError(
-            f"holds Python objects ({found[1]}), which can run code and are not loaded; save the "
-            "weights alone, with torch.save(model.state_dict(), FILE) or as .safetensors"
-            if found
-            else "damaged, or not written by torch.save"
-        ) from error
 
 
 def _state_dict(content: object, file: Path) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import yaml
 
-from sslkit.errors import RecipeError
+from sslkit.errors import RecipeError, hide_logins
 
 Path = tuple[str | int, ...]
 
@@ -114,7 +114,8 @@ def override_line(override: str, message: str) -> str:
     """A problem of an override in one line."""
     if isinstance(override, Derived):
         return one_line(f"{override.option}: {message}")
-    shown = override if len(override) <= 100 else f"{override[:97]}..."
+    shown = hide_logins(override)
+    shown = shown if len(shown) <= 100 else f"{shown[:97]}..."
     return one_line(f"-o {shown}: {message}")
 
 
@@ -180,7 +181,7 @@ def describe(value: Any) -> str:
         return "a block of fields" if value else "an empty block"
     if isinstance(value, (list, tuple)):
         return f"a list of {len(value)}"
-    shown = repr(value)
+    shown = hide_logins(repr(value))
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     return f"the text {shown}" if isinstance(value, str) else shown
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from sslkit.errors import hide_logins
+
 from .console import print_table
 
 _PACKAGES = (
@@ -40,7 +42,7 @@ def diagnose() -> dict[str, Any]:
         "plugins": {
             f"{record.distribution} {record.version}": record.reason or "ok" for record in records
         },
-        "mlflow_tracking_uri": os.environ.get("MLFLOW_TRACKING_URI"),
+        "mlflow_tracking_uri": hide_logins(os.environ.get("MLFLOW_TRACKING_URI", "")) or None,
     }
 
 

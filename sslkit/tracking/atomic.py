@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|(saving|encoder)\.tmp")
+"""The names that `write_atomic`, checkpoints and the encoder's file have until they are whole."""
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -23,6 +28,16 @@ def write_atomic(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the parts of files that were being written in a folder, or in those in it, as their
+    process was killed. Only for whoever holds the lock of the folder: nobody else writes there."""
+    for place in (folder, *(each for each in folder.iterdir() if each.is_dir())):
+        for path in place.iterdir():
+            if _TEMPORARY.fullmatch(path.name) and not path.is_symlink():
+                with suppress(OSError):
+                    path.unlink()
 
 
 def _umask() -> int:

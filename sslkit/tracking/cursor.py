@@ -12,14 +12,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
+from pydantic import Field, TypeAdapter
+
+from sslkit.files import read_json
 from sslkit.interfaces import MetricPoint, RunView
 
 from .atomic import write_atomic
 from .metrics_file import SYSTEM_PREFIX
 
 Status = Literal["finished", "failed", "killed"]
+_MAX_ARTIFACTS = 10_000
+_Number = Annotated[int, Field(ge=0, le=2**53)]
 
 
 @dataclass
@@ -42,11 +47,13 @@ class Cursor:
     params: Mapping[str, str | int | float | bool | None]
     tags: Mapping[str, str]
     run_id: str | None = None
-    offset: int = 0
+    offset: _Number = 0
     """Bytes of `metrics.jsonl` that the service has acknowledged."""
-    sent: dict[str, tuple[int, int]] = field(default_factory=dict)
+    sent: dict[str, tuple[_Number, _Number]] = field(default_factory=dict)
     """Metric -> (step, time_ms) of the last point that the service has acknowledged."""
-    artifacts: list[PendingArtifact] = field(default_factory=list)
+    artifacts: Annotated[list[PendingArtifact], Field(max_length=_MAX_ARTIFACTS)] = field(
+        default_factory=list
+    )
     status: Status | None = None
     """How the run ended, None while it runs (or when it was killed)."""
     closed: bool = False
@@ -99,11 +106,9 @@ class Cursor:
         """The saved cursor; None where there is none that can be read, which means that the
         service is asked what it has."""
         try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            record["sent"] = {key: (int(s), int(t)) for key, (s, t) in record["sent"].items()}
-            record["artifacts"] = [PendingArtifact(**entry) for entry in record["artifacts"]]
-            return cls(**record)
-        except FileNotFoundError:
+            return _CURSOR.validate_python(read_json(path, inside=path.parent))
+        except (OSError, ValueError):  # pydantic's ValidationError is a ValueError
             return None
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return None
+
+
+_CURSOR: TypeAdapter[Cursor] = TypeAdapter(Cursor)

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import torch
 
+from sslkit.errors import hide_logins
+
 PACKAGES = (
     "sslkit",
     "torch",
@@ -79,7 +81,7 @@ def describe(
         "packages": package_versions(),
         "plugins": dict(sorted((plugins or {}).items())),
         "git": None if git is None else asdict(git),
-        "command": sys.argv,
+        "command": [hide_logins(word) for word in sys.argv],
         "working_directory": str(cwd or Path.cwd()),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "hardware": hardware(),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+from sslkit.files import open_file, reason
 from sslkit.interfaces import MetricPoint, Tracker
 
 from .cursor import Cursor, PendingArtifact, Status
@@ -27,8 +27,8 @@ class Feed:
         self.points = 0
         """Points that the service has acknowledged through this object."""
         self.artifacts = 0
-        self.missing: list[Path] = []
-        """Files that were to be uploaded and are gone."""
+        self.missing: list[str] = []
+        """Files that were to be uploaded and cannot be, with the reason."""
         self._started = False
         self._abandoned = False
         cursor.offset = min(cursor.offset, self._size())  # the file was cut for a resume
@@ -110,11 +110,16 @@ class Feed:
         if artifact is None:
             return False
         path = self.folder.path / artifact.path
-        if path.is_file():
+        try:
+            # `tracker.json` may come from a stranger, and could name any file of this machine.
+            open_file(path, inside=self.folder.path).close()
+            if ".." in artifact.folder.split("/") or artifact.folder.startswith("/"):
+                raise ValueError(f"{artifact.folder[:60]!r} is no folder of a run")
+        except (OSError, ValueError) as error:
+            self.missing.append(f"{path}: {reason(error)}")
+        else:
             self.tracker.log_artifact(path, artifact.folder)
             self.artifacts += 1
-        else:
-            self.missing.append(path)
         self._mark_sent(artifact)
         return True
 
@@ -124,12 +129,12 @@ class Feed:
             self._save()
 
     def _save(self) -> None:
-        if not self._abandoned:
+        if not self._abandoned and self.folder.path.is_dir():  # it may be moved as the run goes on
             self.cursor.save(self.folder.tracker)
 
     def _size(self) -> int:
         try:
-            return self.folder.metrics.stat().st_size
+            return self.folder.metrics.lstat().st_size
         except FileNotFoundError:
             return 0
 

@@ -19,14 +19,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sslkit.errors import RunFolderError
+from sslkit.errors import RunFolderError, TrainingError
+from sslkit.files import read_json
 
-from .atomic import write_atomic
+from .atomic import remove_leftovers, write_atomic
 from .metrics_file import truncate_after
 
 _MAX_NAME = 80
 _MARKS = ("recipe.resolved.yaml", "evaluation.yaml", ".lock")
 """Files of which a run folder has at least one."""
+_MAX_ENTRIES = 100_000
+_MAX_OWNER_BYTES = 1 << 12
 
 
 class RunFolder:
@@ -59,14 +62,18 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path | str, *, write: bool = False) -> RunFolder:
-        """An existing run folder. Raises RunFolderError where there is none and, with `write`,
-        where another process writes it."""
+        """An existing run folder. Raises RunFolderError where there is none, where it holds links,
+        devices or pipes, and, with `write`, where another process writes it."""
         path = Path(path).absolute()
         if not path.is_dir():
             raise RunFolderError(f"{path}: no such run folder")
         if not any((path / name).exists() for name in _MARKS):
             raise RunFolderError(f"{path}: not a run folder (it has no recipe.resolved.yaml)")
-        return cls(path, lock_folder(path) if write else None)
+        refuse_links(path)
+        folder = cls(path, lock_folder(path) if write else None)
+        if write:
+            remove_leftovers(path)
+        return folder
 
     @property
     def id(self) -> str:
@@ -125,6 +132,8 @@ class RunFolder:
         """Replaces a file of the folder atomically; a relative path counts from the folder."""
         self.require_writable()
         target = self.path / path
+        if not self.path.is_dir():  # it must not come into being again, with this file alone
+            raise TrainingError(f"{self.path}: is gone (moved or removed while it was in use)")
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, text)
         return target
@@ -171,11 +180,37 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
+def refuse_links(path: Path) -> None:
+    """Raises RunFolderError where a folder, which may come from a stranger, holds something else
+    than files and folders: what is read or written through a link would lie elsewhere."""
+    waiting, seen = [path], 0
+    try:
+        while waiting:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    seen += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+                    elif not entry.is_file(follow_symlinks=False):
+                        what = "a link" if entry.is_symlink() else "no regular file"
+                        raise RunFolderError(
+                            f"{entry.path}: is {what}; a run folder holds its files itself, put "
+                            "the file in its place or remove it"
+                        )
+            if seen > _MAX_ENTRIES:
+                raise RunFolderError(f"{path}: holds more than {_MAX_ENTRIES:,} files; is no run")
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 def lock_folder(path: Path) -> FileLock:
     """Takes the operating system's lock on a folder, which ends with the process that holds it.
 
     Raises RunFolderError where another process has it, which the message names, or where the folder
     cannot be written. Give it back with `unlock_folder`."""
+    for name in (path / ".lock", _owner_file(path)):
+        if name.is_symlink():
+            raise RunFolderError(f"{name}: is a link; remove it")
     lock = FileLock(path / ".lock", thread_local=False)
     owner = {"pid": os.getpid(), "host": socket.gethostname()}
     try:
@@ -201,9 +236,15 @@ def _owner_file(path: Path) -> Path:
 
 def _owner(path: Path) -> str:
     try:
-        owner = json.loads(_owner_file(path).read_text(encoding="utf-8"))
-        return f"process {owner['pid']} on {owner['host']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it is just starting or stopping
+        owner = read_json(_owner_file(path), _MAX_OWNER_BYTES, inside=path)
+        return f"process {int(owner['pid'])} on {str(owner['host'])[:80]}"
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        OverflowError,
+    ):  # it is just starting or stopping
         return "another process"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from sslkit.errors import TrackingError
+from sslkit.errors import TrackingError, hide_logins
 from sslkit.interfaces import RunView, Tracker
 
 from .cursor import Cursor, Status
@@ -100,7 +100,7 @@ class RunLog:
         the file holds when the upload happens counts; call again after it has changed."""
         root = self._feed.folder.path
         target = root / path
-        relative = target.relative_to(root) if target.is_relative_to(root) else target.absolute()
+        relative = target.relative_to(root)  # ValueError: what lies elsewhere is not the run's
         with self._feed.lock:
             self._feed.cursor.add_artifact(relative.as_posix(), folder)
         self._feed.save()
@@ -217,7 +217,7 @@ class RunLog:
 
     def _report_missing(self) -> None:
         for path in self._feed.missing:
-            logger.warning("tracking: %s was to be uploaded and does not exist", path)
+            logger.warning("tracking: not uploaded: %s", path)
         if self._feed.has_work():
             logger.warning(
                 "tracking: %s did not get everything; the rest is kept in %s",
@@ -254,6 +254,8 @@ class SyncResult:
     run_id: str | None
     points: int
     artifacts: int
+    skipped: tuple[str, ...] = ()
+    """Files that were to be uploaded and cannot be, with the reason."""
 
 
 def sync(folder: RunFolder, tracker: Tracker) -> SyncResult:
@@ -277,12 +279,12 @@ def sync(folder: RunFolder, tracker: Tracker) -> SyncResult:
             f"{folder.path}: {type(tracker).__name__} did not take it ({one_line(error)}); "
             "the rest stays in the folder, try again"
         ) from error
-    return SyncResult(cursor.run_id, feed.points, feed.artifacts)
+    return SyncResult(cursor.run_id, feed.points, feed.artifacts, tuple(feed.missing))
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
     """An exception for the middle of a one-line message."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = hide_logins(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslkit.engine.checkpoint import Checkpoints
-from sslkit.errors import TrainingError
+from sslkit.engine import checkpoint
+from sslkit.engine.checkpoint import Checkpoints, load
+from sslkit.errors import CheckpointError, TrainingError
 
 
 @contextmanager
@@ -77,3 +78,79 @@ def test_order_is_that_of_steps(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints.paths()] == [
         "step-99999999.pt", "step-100000000.pt",
     ]  # fmt: skip
+
+
+# --- Damage ---------------------------------------------------------------------------------------
+
+
+def state() -> dict[str, object]:
+    generator = torch.Generator().manual_seed(0)
+    weights = {f"layer{i}.weight": torch.randn(7, 5, generator=generator) for i in range(8)}
+    return {"method": weights, "lr": 0.1, "steps_per_epoch": 3, "probe": None}
+
+
+def flip(path: Path, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def test_one_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
+    """At 500 places over the whole file, and at every bit of its last hundred bytes."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    checkpoints.save(1, state())
+    path = checkpoints.save(2, state())
+    bits = path.stat().st_size * 8
+    for bit in [*range(0, bits, bits // 500), *range(bits - 800, bits)]:
+        flip(path, bit)
+        with pytest.raises(CheckpointError) as caught:
+            load(path)
+        assert "\n" not in str(caught.value)
+        flip(path, bit)
+    assert load(path)["step"] == 2
+    flip(path, bits // 2)
+    found, damaged = checkpoints.load_newest()
+    assert found is not None
+    assert found["step"] == 1
+    assert "are not those that were written" in damaged[0]
+
+
+def test_a_checkpoint_that_is_cut_off_or_longer_is_noticed(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path, keep=1).save(1, state())
+    data = path.read_bytes()
+    for changed in (data[:-1], data[:-80], data[: len(data) // 2], b"", data + b"\n", data * 2):
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError):
+            load(path)
+
+
+def test_torch_reads_checkpoints_by_itself(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path, keep=1).save(1, state())
+    for mmap in (False, True):
+        found = torch.load(path, weights_only=True, mmap=mmap)
+        torch.testing.assert_close(found["method"], state()["method"], rtol=0, atol=0)
+
+
+def test_checkpoints_of_the_first_release_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "step-00000001.pt"
+    torch.save({"format": 1, "step": 1, **state()}, path)
+    assert load(path)["step"] == 1
+    torch.save({"format": checkpoint.FORMAT, "step": 1, **state()}, path)  # its digest was lost
+    with pytest.raises(CheckpointError, match="its digest is damaged"):
+        load(path)
+    torch.save({"format": 99}, path)
+    with pytest.raises(CheckpointError, match="written in checkpoint format 99"):
+        load(path)
+
+
+def test_moved_run_folder_is_not_made_again(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1)
+    (tmp_path / "run").mkdir()
+    checkpoints.save(1, state())
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(TrainingError, match="is gone") as caught:
+        checkpoints.save(2, state())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()

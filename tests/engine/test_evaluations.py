@@ -36,11 +36,10 @@ class Talking(Silent):
 
 
 @pytest.fixture
-def tracked(tiny: Path, tmp_path: Path) -> Path:
+def tracked(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny recipe, tracked in an MLflow store of its own."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    text = tiny.read_text().replace("{name: none}", f"{{name: mlflow, tracking_uri: '{uri}'}}")
-    tiny.write_text(text)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    tiny.write_text(tiny.read_text().replace("{name: none}", "{name: mlflow}"))
     return tiny
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from bisect import bisect_left
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from sslkit.errors import RunFolderError
 from sslkit.evaluation.collector import named_protocols
+from sslkit.files import read_json, reason
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
 from sslkit.report.cost import training_clock
 from sslkit.report.results import main_metrics
@@ -117,7 +117,7 @@ def read_run(path: Path) -> RunRecord:
                 **environment["plugins"],
             },
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise RunFolderError(
             f"{path}: its files are not those of this version ({type(error).__name__}: {error})"
         ) from error
@@ -196,9 +196,9 @@ def _json(path: Path, advice: str) -> dict[str, Any]:
     if not path.exists():
         raise RunFolderError(f"{path.parent}: is no finished run, {path.name} is missing; {advice}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, inside=path.parent)
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path}: cannot be read ({error})") from error
+        raise RunFolderError(f"{path}: cannot be read ({reason(error)})") from error
     if not isinstance(found, dict):
         raise RunFolderError(f"{path}: holds no block of fields")
     return found
