@@ -5,8 +5,6 @@ timm takes seconds to import, so it is imported where it is used.
 
 from __future__ import annotations
 
-import difflib
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -24,11 +22,17 @@ from pydantic import (
 from torch import Tensor, nn
 
 from sslkit.builtin.timm_maps import feature_stages, take_feature_maps
+from sslkit.builtin.timm_source import HUB, is_elsewhere, read_saved_model
+from sslkit.builtin.timm_weights import (
+    has_weights,
+    model_problem,
+    starting_weights,
+    trained_statistics,
+)
 from sslkit.errors import CheckpointError
 from sslkit.interfaces import Backbone, ComponentConfig, Facts, Preprocess
 from sslkit.nn.depth import Named, groups_by_names
 from sslkit.nn.stem import has_resnet_stem, use_small_stem
-from sslkit.nn.weights import misfits, read_weights
 
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -82,7 +86,8 @@ class TimmBackbone(Backbone):
 
     class Config(ComponentConfig):
         model: str
-        """Name of the model, such as `resnet18`; `timm.list_models()` lists them."""
+        """Name of the model, such as `resnet18`; `timm.list_models()` lists them. With `pretrained`
+        also `local-dir:FOLDER` or `hf-hub:USER/MODEL`, as timm saves models."""
         stem: Literal["default", "small", "small_pool"] = "default"
         """ResNets only. `small`: first convolution 3x3, stride 1, and no max-pool, for 32 px;
         `small_pool` keeps the max-pool, for 96 px."""
@@ -91,8 +96,11 @@ class TimmBackbone(Backbone):
         pretrained: bool = False
         """Start from timm's published weights, which are downloaded."""
         weights: Path | None = None
-        """Start from a timm weight file (.safetensors, .pth) or from the folder of a run or of an
-        export for timm."""
+        """Start from a weight file (.safetensors, .pth), of timm or of a method's official code, or
+        from the folder of a run or of an export for timm."""
+        weights_prefix: str | None = None
+        """What the names of the backbone begin with in `weights`, such as `teacher.backbone.`; null
+        finds it, where one network in the file fits."""
         init: Literal["timm", "torch"] = "timm"
         """Weights of a network that starts untrained. `timm`: as its authors initialise it, for
         ResNets as torchvision does (`model_args: {zero_init_last: false}` for its default);
@@ -123,6 +131,8 @@ class TimmBackbone(Backbone):
         def _one_start(self) -> Self:
             if self.pretrained and self.weights is not None:
                 raise ValueError("pretrained and weights exclude each other: keep one")
+            if self.weights_prefix is not None and self.weights is None:
+                raise ValueError("weights_prefix: is of the names in weights, and none are given")
             if self.init != "timm" and (self.pretrained or self.weights is not None):
                 raise ValueError("init: it is for networks that start untrained: leave it out")
             return self
@@ -131,15 +141,12 @@ class TimmBackbone(Backbone):
 
     @classmethod
     def problems(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
-        import timm
-
-        if not timm.is_model(config.model) and ":" not in config.model:  # hf-hub:, local-dir:
-            close = difflib.get_close_matches(config.model, timm.list_models(), n=3)
-            hint = f", did you mean {' or '.join(close)}?" if close else "; see timm.list_models()"
-            yield "model", f"timm has no model {config.model!r}{hint}"
+        unknown = model_problem(config.model, pretrained=config.pretrained)
+        if unknown is not None:
+            yield "model", unknown
             return
         yield from _normalization_problems(config, facts.channels)
-        if config.pretrained and not timm.is_model_pretrained(config.model):
+        if config.pretrained and not has_weights(config.model):
             yield "pretrained", f"timm has no weights for {config.model}"
         sizes = sorted({view.size for view in facts.views}, reverse=True)
         if sizes:
@@ -147,6 +154,7 @@ class TimmBackbone(Backbone):
 
     @classmethod
     def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+        yield from _start_warnings(config, facts)
         size = max((view.size for view in facts.views), default=0)
         trained = config.pretrained or config.weights is not None
         if config.stem != "default" or trained or not 0 < size <= _TINY_IMAGE:
@@ -166,9 +174,8 @@ class TimmBackbone(Backbone):
         _adapt_stem(self.model, config)
         if config.init == "torch":
             _reset_layers(self.model)
-        if config.weights is not None:
-            weights = _fitting_weights(self.model, config.weights)
-            self.model.load_state_dict(weights, strict=False)
+        if (found := starting_weights(self.model, config)) is not None:
+            self.model.load_state_dict(found.weights, strict=False)
         self.num_features = _width(self.model)
         self.feature_stages = feature_stages(self.model)
         mean, std = _statistics(config, channels)
@@ -224,7 +231,12 @@ class TimmBackbone(Backbone):
 
     @classmethod
     def architecture(cls, config: Config) -> Config:
-        return config.model_copy(update={"pretrained": False, "weights": None})
+        bare: dict[str, Any] = {"pretrained": False, "weights": None, "weights_prefix": None}
+        if is_elsewhere(config.model):
+            saved = read_saved_model(config.model)
+            bare["model"] = saved.architecture
+            bare["model_args"] = {**saved.arguments, **config.model_args}
+        return config.model_copy(update=bare)
 
 
 def _statistics(config: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -259,11 +271,11 @@ def _network_problems(config: Any, channels: int, sizes: list[int]) -> Iterator[
         reason = _refusal(model, channels, size)
         if reason:
             yield "model", f"{config.model} cannot take {size} px views: {reason}"
-    if config.weights is not None:
-        try:
-            _fitting_weights(model, config.weights)
-        except CheckpointError as error:
-            yield "weights", str(error)
+    try:
+        if not config.model.startswith(HUB):  # downloaded when the network is built, not before
+            starting_weights(model, config)
+    except CheckpointError as error:
+        yield "model" if config.weights is None else "weights", str(error)
 
 
 def _refusal(model: nn.Module, channels: int, size: int) -> str | None:
@@ -300,6 +312,8 @@ def _create(config: Any, channels: int, image_size: int, *, pretrained: bool) ->
     """The timm model as configured, before the stem is adapted."""
     import timm
 
+    if is_elsewhere(config.model):  # its weights are loaded apart, see `starting_weights`
+        config, pretrained = TimmBackbone.architecture(config), False
     arguments: dict[str, Any] = dict(config.model_args)
     arguments.update(num_classes=0, in_chans=channels, pretrained=pretrained)
     arguments.update(global_pool=config.pool, patch_size=config.patch_size)  # None: not passed on
@@ -319,7 +333,10 @@ def _start(config: Any, channels: int, image_size: int) -> nn.Module:
     """The model with timm's published weights, or with random ones.
 
     Raises CheckpointError where the published weights cannot be had."""
-    if not config.pretrained:
+    problem = model_problem(config.model, pretrained=config.pretrained)
+    if problem is not None:
+        raise CheckpointError(f"backbone.model: {problem}")
+    if not config.pretrained or is_elsewhere(config.model):
         return _create(config, channels, image_size, pretrained=False)
     try:
         return _create(config, channels, image_size, pretrained=True)
@@ -350,31 +367,30 @@ def _width(model: nn.Module) -> int:
     return width
 
 
-def _fitting_weights(model: nn.Module, path: Path) -> Mapping[str, Tensor]:
-    """Weights of a file that fit the model; timm's own converter is tried where they do not (it
-    resamples position embeddings and renames the layers of original releases).
-
-    Raises CheckpointError."""
-    weights: Mapping[str, Tensor] = read_weights(path)
-    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    ignore = tuple(f"{name}." for name in names)
-    reasons = misfits(model, weights, ignore)
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if reasons and convert is not None:
-        try:
-            converted = convert(dict(weights), model)
-        except Exception as error:
-            raise CheckpointError(f"{path}: timm cannot convert it: {_line(error)}") from error
-        reasons = misfits(model, converted, ignore)
-        weights = converted
-    if reasons:
-        more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-        raise CheckpointError(
-            f"{path}: does not fit the model: {'; '.join(reasons[:3])}{more}; "
-            "check model, stem, patch_size and the channels of the data"
+def _start_warnings(config: Any, facts: Facts) -> Iterator[tuple[str, str]]:
+    """What was done with the names in a weight file, and statistics that are not the weights'."""
+    trained = trained_statistics(config.model) if config.pretrained else None
+    if trained is not None and not _equal(trained, _statistics(config, facts.channels)):
+        mean, std = ([round(value, 6) for value in values] for values in trained)
+        yield (
+            "normalize",
+            f"the weights of {config.model} were trained with other statistics of the pixels; "
+            f"set normalize: {{mean: {mean}, std: {std}}}",
         )
-    return weights
+    if config.weights is not None and facts.views:
+        with torch.device("meta"):
+            model = _create(config, facts.channels, facts.views[0].size, pretrained=False)
+        _adapt_stem(model, config)
+        found = starting_weights(model, config)
+        if found is not None and (note := found.note()):
+            yield "weights", note
+
+
+def _equal(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> bool:
+    """Whether statistics are the same, rounding apart."""
+    return [[round(v, 3) for v in values] for values in one] == [
+        [round(v, 3) for v in values] for values in other
+    ]
 
 
 def _blamed_field(config: Any, error: Exception) -> str:
