@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +12,17 @@ import torch
 from torch import Tensor
 
 from .data.evaluation import StoredImages, augmented_pairs, evaluation_batches
-from .data.examine import examine
 from .data.loader import TrainLoader
-from .data.splits import Splits, open_splits
 from .data.store import ImageStore
 from .data.views import ViewMaker
 from .engine.checkpoint import Checkpoints
+from .engine.contract import Contract
 from .engine.display import Display
 from .engine.loop import NoLog, Training
 from .engine.online_probe import OnlineProbe, ProbeAccuracy
-from .engine.optimization import Optimization
+from .engine.optimization import Optimization, checked_factor
 from .engine.peek import Peek
+from .engine.repeatable import check_augmentation, check_reader
 from .engine.runtime import (
     Runtime,
     check_cuda_graphs,
@@ -29,6 +30,8 @@ from .engine.runtime import (
     resolve_compile,
     resolve_device,
 )
+from .engine.state_check import StateCheck
+from .engine.torch_faults import Convolution, find_faulty, recorded_convolutions
 from .errors import PluginError, RecipeError
 from .evaluation.features import eval_mode
 from .evaluation.suite import EvaluationSuite
@@ -42,6 +45,7 @@ from .interfaces import (
     Method,
     Progress,
     RunView,
+    Schedule,
 )
 from .randomness import epoch_order, seeded
 from .recipe import Recipe, backbone_name, check_recipe, components, flatten, recipe_hash
@@ -51,6 +55,10 @@ from .tracking.log import RunLog
 
 _EVAL_BATCH = 512
 _CALIBRATION_IMAGES = 10_000
+_SCHEDULE_POINTS = 200
+_LOG_STEPS = 50
+_LEAST_POINTS = 10
+"""Of a curve, where the run has as many steps."""
 
 
 @dataclass
@@ -106,9 +114,18 @@ def resolve(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": resolved})
 
 
-def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> Facts:
+def open_splits(recipe: Recipe) -> tuple[ImageReader, ImageReader | None]:
+    """Readers of the training and the test split."""
+    dataset = recipe.data.build()
+    train = dataset.open("train")
+    if train is None or len(train) == 0:
+        raise RecipeError(f"data: '{recipe.data.name}' has no training images")
+    return train, dataset.open("test")
+
+
+def find_facts(recipe: Recipe, reader: ImageReader, augmentation: Augmentation) -> Facts:
     """What is known before the first step. Raises RecipeError when no whole batch exists."""
-    train, reader, test = recipe.train, splits.train, splits.test
+    train = recipe.train
     if train.batch_size > len(reader):
         raise RecipeError(
             f"train.batch_size: {train.batch_size} is more than the {len(reader)} training images; "
@@ -125,9 +142,6 @@ def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> Fa
         steps_per_epoch=steps_per_epoch,
         total_steps=min(total, train.max_steps) if train.max_steps else total,
         views=augmentation.views,
-        num_test_images=0 if test is None else len(test),
-        test_has_labels=test is not None and test.labels is not None,
-        data_notes=splits.notes,
     )
 
 
@@ -142,7 +156,8 @@ def check(recipe: Recipe) -> Facts:
     """Opens the data and finds every combination that cannot work, without building networks.
 
     Raises RecipeError with all of them."""
-    facts = find_facts(recipe, open_splits(recipe.data), recipe.augmentation.build())
+    reader, _ = open_splits(recipe)
+    facts = find_facts(recipe, reader, recipe.augmentation.build())
     problems = check_recipe(recipe, facts)
     if problems:
         raise RecipeError(*problems)
@@ -171,11 +186,22 @@ def compile_backbones(method: Method, *, cuda_graphs: bool = False) -> None:
             module.compile(mode="reduce-overhead" if cuda_graphs else None)
 
 
+def settle(recipe: Recipe, facts: Facts) -> Recipe:
+    """The recipe with everything that depends on the length of the run written out (law 4)."""
+    if recipe.train.log_every_steps is not None:
+        return recipe
+    steps = max(1, min(_LOG_STEPS, facts.total_steps // _LEAST_POINTS))
+    train = recipe.train.model_copy(update={"log_every_steps": steps})
+    return recipe.model_copy(update={"train": train})
+
+
 def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> Experiment:
     """Builds a resolved recipe whose facts `check` found, in a run folder."""
+    recipe = settle(recipe, facts)
     runtime = make_runtime(recipe.train)
     train_store, test_store = open_stores(recipe, display)
     augmentation = recipe.augmentation.build()
+    check_repeatable(recipe, facts, train_store)
     loader = TrainLoader(
         train_store,
         augmentation,
@@ -188,6 +214,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
 
     method = untrained_method(recipe, facts, runtime)
     check_encoder(recipe, facts, runtime, method.encoder)
+    check_convolutions(recipe, facts, runtime, method.encoder)
     if runtime.compiled:
         compile_backbones(method, cuda_graphs=runtime.cuda_graphs)
     optimization = Optimization(
@@ -198,7 +225,15 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         max_grad_norm=recipe.train.max_grad_norm,
         scaler=runtime.make_scaler(),
     )
+    check_schedule(optimization.schedule, facts)
     probe = make_probe(recipe, facts, runtime, method)
+    contract = Contract(
+        {slot.cls: path for path, slot in components(recipe)},
+        facts.views,
+        facts.channels,
+        probe_width=method.encoder.num_features if probe else None,
+        hook_backbones=not runtime.compiled,
+    )
     check_disk_space(recipe, folder, method)
 
     peek = Peek(
@@ -226,7 +261,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         log=NoLog(),
         display=display,
         progress=Progress(0, facts.total_steps, facts.steps_per_epoch),
-        log_every_steps=recipe.train.log_every_steps,
+        log_every_steps=recipe.train.log_every_steps or _LOG_STEPS,
         checkpoint_every_steps=recipe.train.checkpoint_every_steps,
         checkpoint_every_epochs=recipe.train.checkpoint_every_epochs,
         micro_batch_size=recipe.train.micro_batch_size,
@@ -234,6 +269,9 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
             method.encoder, epoch, final=False, projection_layers=method.projection_layers
         ),
         evaluation_due=lambda epoch: bool(suite.due(epoch, final=False)),
+        contract=contract,
+        state_check=StateCheck(method, optimization),
+        keep=folder.write_json,
     )
     return Experiment(
         recipe, facts, folder, runtime, train_store, test_store, loader, suite, training
@@ -241,10 +279,10 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
 
 
 def open_stores(recipe: Recipe, display: Display) -> tuple[ImageStore, ImageStore | None]:
-    """Both splits, small images decoded into memory and examined."""
+    """Both splits, small images decoded into memory."""
     config = recipe.data.config
     assert isinstance(config, DatasetConfig)
-    splits = open_splits(recipe.data)
+    train, test = open_splits(recipe)
 
     def store(reader: ImageReader) -> ImageStore:
         return ImageStore(
@@ -254,14 +292,11 @@ def open_stores(recipe: Recipe, display: Display) -> tuple[ImageStore, ImageStor
             num_threads=max(1, recipe.train.loader_threads),
         )
 
-    train_store = store(splits.train)
-    test_store = store(splits.test) if splits.test is not None else None
+    train_store = store(train)
+    test_store = store(test) if test is not None else None
     sizes = f"{len(train_store):,} training"
     sizes += f" and {len(test_store):,} test images" if test_store else " images, no test split"
     display.message(f"data: {recipe.data.name}, {sizes}, {train_store.place}")
-    train_store.notes = tuple(examine(train_store, test_store))
-    for note in train_store.notes:
-        display.message(f"warning: data: {note}")
     return train_store, test_store
 
 
@@ -282,6 +317,54 @@ def check_encoder(recipe: Recipe, facts: Facts, runtime: Runtime, encoder: Backb
             f"{who} turns images {tuple(images.shape)} into features {tuple(features.shape)}, "
             f"expected (2, num_features) with its num_features {encoder.num_features}"
         )
+
+
+def check_convolutions(recipe: Recipe, facts: Facts, runtime: Runtime, encoder: Backbone) -> None:
+    """Raises RecipeError where torch would give the encoder gradients that are not set."""
+    if runtime.device.type != "cpu" or runtime.precision == "fp32":
+        return
+    seen: set[Convolution] = set()
+    for size in {view.size for view in facts.views}:
+        images = torch.zeros(2, facts.channels, size, size)
+        # A view may be for another network: what fails here says nothing.
+        with (
+            suppress(Exception),
+            torch.no_grad(),
+            eval_mode(encoder),
+            recorded_convolutions(encoder, seen),
+        ):
+            encoder(runtime.layout(images))
+    if faulty := find_faulty(seen, runtime.precision):
+        raise RecipeError(
+            f"train.precision: {runtime.precision} on a CPU: torch {torch.__version__} leaves part "
+            f"of the weight gradient of {faulty[0]} of the backbone unset"
+            f"{f', and of {len(faulty) - 1} more' if len(faulty) > 1 else ''}; set "
+            "train.precision=fp32, make the views larger, or take a backbone that shrinks them less"
+        )
+
+
+def check_repeatable(recipe: Recipe, facts: Facts, store: ImageStore) -> None:
+    """Raises PluginError where views or images are not functions of the recipe."""
+    if store.reader.pixels is None:
+        check_reader(store.reader, "data")
+    for path, slot in components(recipe):
+        if not issubclass(slot.cls, Augmentation):
+            continue
+        if path == "augmentation" or not _on_own_data(recipe, path):
+            check_augmentation(slot.build(), path, facts.channels, facts.image_size)
+
+
+def _on_own_data(recipe: Recipe, path: str) -> bool:
+    """Whether a component lies in a protocol that measures on other data than the run's."""
+    owners = [slot.cls for where, slot in components(recipe) if path.startswith(f"{where}.")]
+    return any(getattr(owner, "own_data", False) for owner in owners)
+
+
+def check_schedule(schedule: Schedule, facts: Facts) -> None:
+    """Raises PluginError where the schedule gives no learning rate at some point of the run."""
+    total = facts.total_steps
+    for step in {round(i * (total - 1) / _SCHEDULE_POINTS) for i in range(_SCHEDULE_POINTS + 1)}:
+        checked_factor(schedule, Progress(step, total, facts.steps_per_epoch))
 
 
 def check_disk_space(recipe: Recipe, folder: RunFolder, method: Method) -> None:

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from .engine.display import Display
-from .engine.loop import Training
-from .engine.step import train_step
-from .errors import TrainingError
+from .engine.failure import refuse_odd_state
+from .engine.loop import Training, check_steps, checked_step
 from .experiment import Experiment, build, check, resolve
 from .interfaces import Batch, Progress
 from .recipe import dump_resolved, find_recipe, load_recipe, recipe_hash
-from .recipe.advice import Advice, find_warnings, network_warnings, plan_facts, statements
+from .recipe.advice import find_warnings, network_warnings, plan_facts, statements
 from .tracking.folder import RunFolder
 
 _CURVE_POINTS = 61
@@ -52,11 +51,7 @@ def make_plan(
         experiment = build(wanted, facts, folder, display)  # the tracker is only started by a log
         training = experiment.training
         steps = take_steps(training, _COLD_STEPS + _MEASURED_STEPS if measure else 1)
-        warnings = [
-            *find_warnings(wanted, facts),
-            *(Advice("data", note) for note in experiment.train_store.notes),
-            *network_warnings(wanted, training.method),
-        ]
+        warnings = [*find_warnings(wanted, facts), *network_warnings(wanted, training.method)]
         return {
             "recipe": wanted.name,
             "recipe_hash": recipe_hash(wanted),
@@ -81,7 +76,7 @@ def make_plan(
             "disk": describe_disk(experiment),
             "statements": statements(wanted, training.method),
             "warnings": [asdict(warning) for warning in warnings],
-            "resolved_recipe": dump_resolved(wanted),
+            "resolved_recipe": dump_resolved(experiment.recipe),
         }
 
 
@@ -103,8 +98,9 @@ class Steps:
 
 
 def take_steps(training: Training, number: int) -> Steps:
-    """Takes the first steps of the run. Raises TrainingError where the first loss is not finite."""
+    """Takes the first steps of the run. Raises what `train` raises in them."""
     training.method.train()
+    refuse_odd_state(training)
     seconds: list[float] = []
     first_loss = math.nan
     started = time.perf_counter()
@@ -113,14 +109,16 @@ def take_steps(training: Training, number: int) -> Steps:
             begun = time.perf_counter()
             batch = next(batches)
             training.optimization.set_lr(training.progress)
-            output, _ = train_step(training, batch)
+            output, _ = checked_step(training, batch)
             _wait_for(training.runtime.device)
             seconds.append(time.perf_counter() - begun)
             if training.progress.step == 0:
-                first_loss = _finite(output.loss)
+                first_loss = output.loss.item()
             training.progress = training.progress.next()
             if len(seconds) > _COLD_STEPS and time.perf_counter() - started > _LIMIT_S:
                 break
+    check_steps(training)
+    refuse_odd_state(training)
     return Steps(first_loss, seconds)
 
 
@@ -132,13 +130,6 @@ def _batches(training: Training) -> Generator[Batch, None, None]:
 def _wait_for(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def _finite(loss: Tensor) -> float:
-    value = loss.item()
-    if not math.isfinite(value):
-        raise TrainingError(f"step 1: the loss is {value}; see the loss and the precision")
-    return value
 
 
 # --- What follows ---------------------------------------------------------------------------------

@@ -7,22 +7,27 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from .engine.display import Display, make_display
+from .engine.failure import RECORD
 from .engine.loop import evaluate_epoch, train
+from .engine.memory import (
+    building_needs_less,
+    evaluation_needs_less,
+    is_out_of_memory,
+    step_needs_less,
+)
 from .engine.signals import StopSignals
 from .errors import CheckpointError, RecipeError, SSLKitError, TrainingError
 from .experiment import Experiment, build, check, resolve
 from .interfaces import Facts, Progress, resolve_component
+from .plugin_errors import describe_failure
 from .plugins import load_plugins
 from .recipe import Recipe, components, dump_resolved, find_recipe, load_recipe
 from .recipe.advice import find_warnings, network_warnings
@@ -75,39 +80,81 @@ def start(
     resume: str | None = None,
     fork: Path | None = None,
     display: Display,
+    stop: StopSignals | None = None,
 ) -> RunResult:
     """Starts a run, or goes on with one.
 
     resume: a run folder, or "auto" for the newest unfinished run of this recipe (a new one where
-    there is none). fork: a run folder or checkpoint whose whole state a new run starts from."""
+    there is none). fork: a run folder or checkpoint whose whole state a new run starts from. stop:
+    active signals; by default they are for the time of the run."""
     if resume is not None and fork is not None:
         raise RecipeError("--resume and --fork exclude each other: give one of them")
+    with nullcontext(stop) if stop is not None else StopSignals() as stop:
+        stop.at_once = True  # until there is something to save
+        try:
+            return _start(recipe, overrides, resume, fork, display, stop)
+        except KeyboardInterrupt as error:
+            if stop.requested is None:
+                raise ended_by_plugin(error) from error
+            raise SSLKitError(
+                f"stopped by {stop.requested} before the first step; nothing was kept"
+                if resume is None
+                else f"stopped by {stop.requested} before the first step; the run is as it was"
+            ) from None
+        except SystemExit as error:
+            raise ended_by_plugin(error) from error
+
+
+def _start(
+    recipe: str | Path | None,
+    overrides: Sequence[str],
+    resume: str | None,
+    fork: Path | None,
+    display: Display,
+    stop: StopSignals,
+) -> RunResult:
     if resume is not None and resume != "auto":
-        return resume_run(Path(resume), recipe, overrides, display)
+        return resume_run(Path(resume), recipe, overrides, display, stop)
     if recipe is None:
         raise RecipeError("a recipe is needed; `sslkit recipes list` shows the shipped ones")
 
     loaded = resolve(load_recipe(find_recipe(recipe), overrides))
     if resume == "auto" and (unfinished := find_unfinished(loaded)) is not None:
         display.message(f"going on with {unfinished}")
-        return resume_run(unfinished, recipe, overrides, display)
+        return resume_run(unfinished, recipe, overrides, display, stop)
     state = read_state(fork) if fork is not None else None
     facts = check(loaded)
     for warning in find_warnings(loaded, facts):
         display.message(f"warning: {warning}")
     with RunFolder.create(loaded.runs_dir, loaded.name) as folder:
-        with removed_on_failure(folder):
+        with removed_on_failure(folder), explained_memory(loaded):
             experiment = build(loaded, facts, folder, display)
-        for warning in network_warnings(loaded, experiment.method):
-            display.message(f"warning: {warning}")
-        if state is not None:
-            refuse_ended(state, facts, f"{fork}")
-            restore(experiment, state, f"{fork}")
-            experiment.training.save()  # a resume before the next one must not start from nothing
-        write_environment(experiment, forked_from=str(fork) if fork else None)
-        # Last: a folder that has it can be resumed, and one whose data never loaded is no run.
-        folder.write_text(folder.recipe, dump_resolved(loaded))
-        return execute(experiment)
+            for warning in network_warnings(loaded, experiment.method):
+                display.message(f"warning: {warning}")
+            if state is not None:
+                refuse_ended(state, facts, f"{fork}")
+                restore(experiment, state, f"{fork}")
+                experiment.training.save()  # a resume before the next one must have a start
+            write_environment(experiment, forked_from=str(fork) if fork else None)
+            # Last: a folder that has it can be resumed, and one whose data never loaded is no run.
+            folder.write_text(folder.recipe, dump_resolved(experiment.recipe))
+        return execute(experiment, stop)
+
+
+def ended_by_plugin(error: BaseException) -> SSLKitError:
+    """The error for a component that ends the process, or acts as if Ctrl-C were pressed."""
+    return SSLKitError(f"{describe_failure(error)}; a component must raise an error instead")
+
+
+@contextmanager
+def explained_memory(recipe: Recipe) -> Iterator[None]:
+    """Says what to take less of where data and networks do not fit into memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise building_needs_less(recipe.train.device) from error
+        raise
 
 
 @contextmanager
@@ -130,7 +177,11 @@ def refuse_ended(state: Mapping[str, Any], facts: Facts, source: str) -> None:
 
 
 def resume_run(
-    path: Path, recipe: str | Path | None, overrides: Sequence[str], display: Display
+    path: Path,
+    recipe: str | Path | None,
+    overrides: Sequence[str],
+    display: Display,
+    stop: StopSignals,
 ) -> RunResult:
     """Resumes a run from its newest checkpoint, with the recipe that it was started with."""
     with RunFolder.open(path, write=True) as folder:
@@ -142,7 +193,8 @@ def resume_run(
         wanted = resolve(load_recipe(find_recipe(recipe) if recipe else folder.recipe, overrides))
         refuse_changes(saved, wanted, path)
         facts = check_from_elsewhere(wanted, folder)
-        experiment = build(wanted, facts, folder, display)
+        with explained_memory(wanted):
+            experiment = build(wanted, facts, folder, display)
         refuse_other_data(experiment)
         state, damaged = experiment.training.checkpoints.load_newest()
         for message in damaged:
@@ -151,7 +203,8 @@ def resume_run(
             display.message(f"{path}: no checkpoint; starting from the first step again")
         else:
             restore(experiment, state, str(path))
-        return execute(experiment)
+        (folder.path / RECORD).unlink(missing_ok=True)  # of a step that this run may get beyond
+        return execute(experiment, stop)
 
 
 def check_from_elsewhere(recipe: Recipe, folder: RunFolder) -> Facts:
@@ -170,29 +223,48 @@ def check_from_elsewhere(recipe: Recipe, folder: RunFolder) -> Facts:
         ) from error
 
 
-def execute(experiment: Experiment) -> RunResult:
+def execute(experiment: Experiment, stop: StopSignals) -> RunResult:
     """Trains and evaluates an experiment that is built, and closes its log whatever happens."""
+    folder = experiment.folder
+    try:
+        log, results = _execute(experiment, stop)
+    except KeyboardInterrupt as error:
+        if stop.requested is None:
+            raise ended_by_plugin(error) from error
+        if not is_finished(folder.path):
+            raise SSLKitError(how_to_go_on(experiment, f"{stop.requested}, at once")) from None
+        experiment.training.display.message(
+            f"{stop.requested} came after the run was finished: all is in {folder.path}; what its "
+            f"tracker misses is sent by: sslkit sync {folder.path}"
+        )
+        return RunResult(folder.path, last_metrics(folder), None)
+    status: Status = "stopped" if results is None else "finished"
+    return RunResult(folder.path, last_metrics(folder), log.run_id, status, results)
+
+
+def _execute(experiment: Experiment, stop: StopSignals) -> tuple[RunLog, FinalResults | None]:
+    """The log, which is closed, and the results, or None where the run was stopped."""
     training, folder = experiment.training, experiment.folder
     results: FinalResults | None = None
-    with StopSignals() as stop, experiment.open_log() as log:
+    with experiment.open_log() as log:
         log.artifact(folder.recipe)
         log.artifact(folder.environment)
         try:
             with SystemSampler(log.log_system, training.runtime.device):
+                stop.at_once = False
                 advance(experiment, stop)
                 if not stop.requested:
                     stop.at_once = True  # all is saved: nothing is lost by stopping in evaluation
                     results = finish(experiment, log)
         except KeyboardInterrupt:
-            pass  # `stop` has its name
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"step {training.progress.step + 1}: out of memory on {training.runtime.device}; "
-                f"lower train.batch_size, now {experiment.recipe.train.batch_size}"
-            ) from error
+            if stop.requested is None or is_finished(folder.path):
+                raise  # a plugin's; or too late to change anything
         except SSLKitError:
             raise  # its message says all
-        except Exception:  # a plugin's, or ours: the command shows one line, the folder keeps all
+        except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                raise needs_less_memory(experiment) from error
+            # A plugin's, or ours: the command shows one line, the folder keeps all.
             with suppress(OSError):  # a full disk must not hide what happened
                 folder.write_text("traceback.txt", traceback.format_exc())
             raise
@@ -200,10 +272,18 @@ def execute(experiment: Experiment) -> RunResult:
             training.display.close()
             experiment.write_unreadable()
         if results is None:
-            say_how_to_go_on(experiment, stop.requested or "SIGINT")
+            training.display.message(how_to_go_on(experiment, stop.requested or "SIGINT"))
         log.finish("killed" if results is None else "finished")
-    status: Status = "stopped" if results is None else "finished"
-    return RunResult(folder.path, last_metrics(folder), log.run_id, status, results)
+    return log, results
+
+
+def needs_less_memory(experiment: Experiment) -> TrainingError:
+    """The error where memory ran out in training or in an evaluation."""
+    training = experiment.training
+    device = training.runtime.device
+    if training.evaluating:
+        return evaluation_needs_less(device)
+    return step_needs_less(experiment.recipe.train, device, training.progress.step + 1)
 
 
 def advance(experiment: Experiment, stop: StopSignals) -> None:
@@ -214,18 +294,23 @@ def advance(experiment: Experiment, stop: StopSignals) -> None:
     for callback in training.callbacks:
         callback.on_start(training.run, training.method)
     if at_epoch_end(progress) and not was_evaluated(experiment.folder, progress.step):
-        evaluate_epoch(training, progress.epochs_done)
+        evaluate_epoch(training, progress.epochs_done, stop)
     train(training, stop)
     training.display.close()
 
 
-def say_how_to_go_on(experiment: Experiment, reason: str) -> None:
-    """The last line of a run that was stopped."""
+def how_to_go_on(experiment: Experiment, reason: str) -> str:
+    """What became of a run that was stopped, in one line."""
     training = experiment.training
-    saved = training.checkpoints.paths()
-    training.display.message(
-        f"stopped by {reason} at step {training.progress.step} of {training.progress.total_steps}"
-        f" ({f'saved in {saved[-1].name}' if saved else 'nothing saved yet'}); "
+    progress, saved = training.progress, training.saved_step
+    if saved is None:
+        kept = "nothing saved yet, so it begins again"
+    else:
+        kept = f"saved in {training.checkpoints.paths()[-1].name}"
+        if saved < progress.step:
+            kept += f", steps from {saved + 1} on are made again"
+    return (
+        f"stopped by {reason} at step {progress.step} of {progress.total_steps} ({kept}); "
         f"go on with: sslkit run --resume {experiment.folder.path}"
     )
 
@@ -235,6 +320,7 @@ def finish(experiment: Experiment, log: RunLog) -> FinalResults:
     folder, training = experiment.folder, experiment.training
     log.artifact(save_encoder(experiment))  # a tracker takes it only where its recipe says so
     training.display.message("evaluating the last epoch and the baselines")
+    training.evaluating = True
     with training.runtime.eager():
         trained = experiment.suite.run(
             training.method.encoder,
@@ -262,18 +348,12 @@ def finish(experiment: Experiment, log: RunLog) -> FinalResults:
     return results
 
 
-def find_problems(
-    recipe: str | Path, overrides: Sequence[str], warnings: list[str] | None = None
-) -> tuple[str, ...]:
-    """What is wrong with a recipe or its data, one line each. warnings: takes what will run and is
-    rarely meant."""
+def find_problems(recipe: str | Path, overrides: Sequence[str]) -> tuple[str, ...]:
+    """What is wrong with a recipe or its data, one line each."""
     try:
-        wanted = resolve(load_recipe(find_recipe(recipe), overrides))
-        facts = check(wanted)
+        check(resolve(load_recipe(find_recipe(recipe), overrides)))
     except SSLKitError as error:
         return tuple(str(error).splitlines())
-    if warnings is not None:
-        warnings += map(str, find_warnings(wanted, facts))
     return ()
 
 
@@ -300,7 +380,7 @@ def open_ui(recipe: str | None, host: str, port: int) -> int:
                 f"--host {host} --port {port}: {error.strerror}; choose another --port"
             ) from error
     pages = subprocess.Popen(command, start_new_session=True)
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return pages.wait()
     except KeyboardInterrupt:

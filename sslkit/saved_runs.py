@@ -28,6 +28,8 @@ RESULTS = "results.json"
 _MAX_SIDE = 1 << 14
 """Pixels of a side, and channels, of images that a network may be built for."""
 _FACTS: TypeAdapter[Facts] = TypeAdapter(Facts)
+_REASON = 250
+"""Characters of one reason: a list of missing keys can be pages long."""
 
 
 def is_finished(path: Path) -> bool:
@@ -91,9 +93,10 @@ def refuse_changes(saved: Recipe, wanted: Recipe, path: Path) -> None:
         )
 
 
-def refuse_other_data(experiment: Experiment) -> None:
-    """Raises CheckpointError where the data is not what the run was started with."""
-    folder = experiment.folder
+def refuse_other_data(experiment: Experiment, folder: RunFolder | None = None) -> None:
+    """Raises CheckpointError where the data is not what the run was started with. folder: of that
+    run; default: the experiment's own."""
+    folder = folder or experiment.folder
     saved = read_environment(folder.path).get("data", {})
     for split, store in (("train", experiment.train_store), ("test", experiment.test_store)):
         fingerprint = store.fingerprint if store is not None else None
@@ -140,11 +143,26 @@ def restore(experiment: Experiment, state: Mapping[str, Any], source: str) -> No
     try:
         experiment.training.load_state_dict(state)
     except (KeyError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{source}: its state does not fit this recipe ({reason[:160]}); to take over the "
+            f"{source}: its state does not fit this recipe ({misfit(error)}); to take over the "
             "backbone alone, start a run with backbone.weights"
         ) from error
+
+
+def misfit(error: Exception) -> str:
+    """Why a state does not fit, in one line: the first two reasons that torch gives, and how many
+    others there are."""
+    if isinstance(error, KeyError):
+        return f"it has no entry {error}"
+    first, *others = [" ".join(line.split()).rstrip(".") for line in str(error).splitlines()]
+    others = [line for line in others if line]
+    if not others:
+        return first
+    shown = "; ".join(
+        line if len(line) <= _REASON else f"{line[:_REASON]}..." for line in others[:2]
+    )
+    rest = len(others) - 2
+    return shown + (f"; and {rest} more" if rest > 0 else "")
 
 
 def load_method(
@@ -162,10 +180,9 @@ def load_method(
     try:
         method.load_state_dict(state["method"])
     except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
-            f"{run_or_checkpoint}: its weights do not fit the recipe ({reason}); leave method and "
-            "backbone as the run has them"
+            f"{run_or_checkpoint}: its weights do not fit the recipe ({misfit(error)}); leave "
+            "method and backbone as the run has them"
         ) from error
     return recipe, facts, method
 

@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("cli", "__main__"),
     ("comparison",),
-    ("runs", "plan", "embedding", "evaluations", "export"),
+    ("runs", "plan", "replay", "embedding", "evaluations", "export"),
     ("saved_runs",),
     ("report",),
     ("experiment",),

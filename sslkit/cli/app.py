@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from typing import Annotated, NoReturn
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -13,8 +17,7 @@ from sslkit.errors import SSLKitError
 from sslkit.plugin_errors import describe_failure
 
 from . import exporting, images, listing, measuring, running, tracking
-from .options import expand_home
-from .streams import make_streams_robust, show_warnings_in_one_line
+from .streams import make_streams_robust
 
 app = typer.Typer(
     name="sslkit",
@@ -48,9 +51,43 @@ _COMMANDS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
 }
 """In the order of `--help`."""
 
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, in which a plugin that calls `sys.exit`, or raises KeyboardInterrupt where
+    nobody pressed a key, is an error like any other."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        pressed = False
+
+        def note(number: int, frame: FrameType | None) -> None:
+            nonlocal pressed
+            pressed = True
+            raise KeyboardInterrupt
+
+        ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler and (
+            threading.current_thread() is threading.main_thread()
+        )
+        if ours:
+            signal.signal(signal.SIGINT, note)
+        try:
+            command(*args, **kwargs)
+        except (SystemExit, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) and (pressed or not ours):
+                raise
+            raise SSLKitError(
+                f"{describe_failure(error)}; a component must raise an error instead"
+            ) from error
+        finally:
+            if ours:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    return guarded
+
+
 for _group, _commands in _COMMANDS.items():
     for _name, _command in _commands.items():
-        _group.command(name=_name)(_command)
+        _group.command(name=_name)(_guarded(_command))
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(recipes_app, name="recipes")
 
@@ -80,8 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make_streams_robust()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [expand_home(word) for word in words if word != "--debug"] or ["--help"]
-    show_warnings_in_one_line()
+    words = [word for word in words if word != "--debug"] or ["--help"]
     try:
         try:
             app(words, prog_name="sslkit")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from sslkit.errors import SSLKitError
 
 from .options import AsJson, Overrides, required
 from .output import print_json
+
+if TYPE_CHECKING:
+    from sslkit.engine.signals import StopSignals
 
 
 def run(
@@ -32,27 +35,58 @@ def run(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Build everything, run one step, print the plan.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Build everything, run one step, print the plan. With --resume: repeat the step "
+            "that was not finite and name what began it. Keeps nothing.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate and track a recipe."""
+    from sslkit.engine.signals import StopSignals
+
+    with StopSignals(at_once=True) as stop:  # before the imports, which take seconds
+        try:
+            status = _run(recipe, override, resume, fork, dry_run, as_json, stop)
+        except KeyboardInterrupt:
+            if stop.requested is None:
+                raise
+            raise SSLKitError(f"stopped by {stop.requested}") from None
+    if status != "finished":
+        raise typer.Exit(1)
+
+
+def _run(
+    recipe: str | None,
+    override: list[str] | None,
+    resume: str | None,
+    fork: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    stop: StopSignals,
+) -> str:
+    """The status of the run."""
     from sslkit.engine.display import make_display
     from sslkit.report.tables import print_run
     from sslkit.runs import start
 
     display, overrides = make_display(sys.stderr), override or []
+    if dry_run and resume is not None:
+        from sslkit.replay import replay
+
+        found = replay(Path(resume), overrides, display)
+        print_json(found.to_json()) if as_json else print(found)
+        return "finished"
     if dry_run:
         from sslkit.plan import make_plan
         from sslkit.report.plan import print_plan
 
         plan = make_plan(required(recipe), overrides, display)
         print_json(plan) if as_json else print_plan(plan)
-        return
-    try:
-        result = start(recipe, overrides, resume=resume, fork=fork, display=display)
-    except KeyboardInterrupt:
-        raise SSLKitError("stopped before the first step; nothing was kept") from None
+        return "finished"
+    result = start(recipe, overrides, resume=resume, fork=fork, display=display, stop=stop)
     if as_json:
         print_json(
             {
@@ -64,8 +98,7 @@ def run(
         )
     else:
         print_run(result.run_dir, result.results, tracked=result.mlflow_run_id is not None)
-    if result.status != "finished":
-        raise typer.Exit(1)
+    return result.status
 
 
 def plan(
@@ -90,14 +123,11 @@ def validate(
     """Check recipes and their data without building anything."""
     from sslkit.runs import find_problems
 
-    warnings: dict[str, list[str]] = {recipe: [] for recipe in recipes}
-    found = {recipe: find_problems(recipe, override or [], warnings[recipe]) for recipe in recipes}
+    found = {recipe: find_problems(recipe, override or []) for recipe in recipes}
     if as_json:
         print_json({recipe: list(problems) for recipe, problems in found.items()})
     else:
         for recipe, problems in found.items():
-            for warning in warnings[recipe]:
-                print(f"{recipe}: warning: {warning}", file=sys.stderr)
             print("\n".join(problems) if problems else f"{recipe}: ok")
     if any(found.values()):
         raise typer.Exit(2)

@@ -7,7 +7,7 @@ entered at any step, and nothing needs to be saved for a resume.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -58,6 +58,8 @@ class TrainLoader:
         self.num_threads = num_threads
         self.wait_s = 0.0
         """Seconds that the consumer has waited for prepared data, over all epochs."""
+        self.give_up: Callable[[], bool] | None = None
+        """Asked while an image is waited for: True ends the epoch there."""
         self._device = torch.device(device)
         self._maker = maker or view_maker(store, augmentation, self._device, compiled=compiled)
         self._side = SideStream(self._device) if self._device.type == "cuda" else None
@@ -77,25 +79,39 @@ class TrainLoader:
 
         Close the iterator (or let it go out of scope) to end its threads early. Raises DataError.
         """
-        order = epoch_order(self.seed, epoch, self._num_images)
-        if self._rows is not None:
-            order = self._rows[order]
+        order = self._order(epoch)
 
         def groups() -> Iterator[tuple[Tensor, list[Chunk]]]:
             for step in range(start_step, self.steps_per_epoch):
-                indices = order[step * self.batch_size : (step + 1) * self.batch_size]
+                indices = self._part(order, step)
                 random = SampleRandom(self.seed, "augment", epoch, indices)
                 yield indices, self._maker.chunks(random)
 
         num_threads = self.num_threads if self._maker.threaded else 0
-        prepared = ordered_groups(self._maker.prepare, groups(), num_threads=num_threads)
+        prepared = ordered_groups(
+            self._maker.prepare, groups(), num_threads=num_threads, give_up=self.give_up
+        )
         with closing(prepared):
             for _ in range(start_step, self.steps_per_epoch):
                 start = time.perf_counter()
-                indices, parts = next(prepared)
+                found = next(prepared, None)
                 self.wait_s += time.perf_counter() - start
+                if found is None:  # given up
+                    return
+                indices, parts = found
                 finish = partial(self._finish, epoch, indices, parts)
                 yield finish() if self._side is None else self._side.run(finish)
+
+    def indices(self, epoch: int, step: int) -> Tensor:
+        """(B,) int64: which images make up a batch of an epoch."""
+        return self._part(self._order(epoch), step)
+
+    def _order(self, epoch: int) -> Tensor:
+        order = epoch_order(self.seed, epoch, self._num_images)
+        return order if self._rows is None else self._rows[order]
+
+    def _part(self, order: Tensor, step: int) -> Tensor:
+        return order[step * self.batch_size : (step + 1) * self.batch_size]
 
     def _finish(self, epoch: int, indices: Tensor, parts: Sequence[Prepared]) -> Batch:
         views = self._maker.finish(parts)

@@ -2,22 +2,32 @@
 
 Each thread works alone: torch would otherwise start a team of OpenMP threads for every one of them,
 which wait for one another and take the cores from the training thread.
+
+The work may be a plugin's and may hang, on a network file for example. So nobody waits for it for
+ever: threads are daemons, and a consumer can give up.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from functools import cache
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 import torch
 
 Tag = TypeVar("Tag")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_ASK_EVERY_S = 0.25
+_LINGER_S = 1.0
+"""How long the end waits for work that is under way."""
 
 
 def ordered_groups(
@@ -26,32 +36,81 @@ def ordered_groups(
     *,
     num_threads: int,
     groups_ahead: int = 2,
+    give_up: Callable[[], bool] | None = None,
 ) -> Generator[tuple[Tag, list[Result]], None, None]:
     """Yields (tag, [function(item) for item in items]) for each (tag, items), in order.
 
     With `num_threads` 0 everything happens in the caller's thread. Otherwise the items of up to
     `groups_ahead` groups, and at least `num_threads` items, are under way while the caller works.
     `groups` is always advanced by the caller's thread. An exception of `function` is raised where
-    its result would have come; it ends the threads, as does closing the iterator early.
+    its result would have come; it ends the threads, as does closing the iterator early. Work that
+    is then still under way is waited for a second, and left to itself if it hangs.
+
+    give_up: asked now and then while a result is waited for; True ends the iteration.
     """
     if num_threads == 0:
         for tag, items in groups:
             yield tag, [function(item) for item in items]
         return
     pending: deque[tuple[Tag, list[Future[Result]]]] = deque()
-    pool = ThreadPoolExecutor(
-        num_threads, thread_name_prefix="sslkit-data", initializer=_work_alone
-    )
+    pool = _Pool(function, num_threads)
     try:
         for tag, items in groups:
-            pending.append((tag, [pool.submit(function, item) for item in items]))
+            pending.append((tag, [pool.submit(item) for item in items]))
             enough = sum(len(futures) for _, futures in pending) >= num_threads
             if len(pending) > groups_ahead and enough:
-                yield _finished(pending)
+                if not _finished(pending[0][1], give_up):
+                    return
+                yield _results(pending)
         while pending:
-            yield _finished(pending)
+            if not _finished(pending[0][1], give_up):
+                return
+            yield _results(pending)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.close(future for _, futures in pending for future in futures)
+
+
+class _Pool(Generic[Item, Result]):
+    """Threads that end with the process, whatever they are at: those of `concurrent.futures` keep
+    it alive until each has finished its work."""
+
+    def __init__(self, function: Callable[[Item], Result], num_threads: int) -> None:
+        self._function = function
+        self._queue: SimpleQueue[tuple[Future[Result], Item] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"sslkit-data-{number}", daemon=True)
+            for number in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, item: Item) -> Future[Result]:
+        """The future result of the function on an item."""
+        future: Future[Result] = Future()
+        self._queue.put((future, item))
+        return future
+
+    def close(self, waiting: Iterable[Future[Result]]) -> None:
+        """Drops what is not begun and waits a moment for what is."""
+        for future in waiting:
+            future.cancel()
+        for _ in self._threads:
+            self._queue.put(None)
+        end = time.monotonic() + _LINGER_S
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _work(self) -> None:
+        alone()  # for good: the limit holds from here on, whether entered or not
+        while (task := self._queue.get()) is not None:
+            future, item = task
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(self._function(item))
+            except BaseException as error:  # raised where the result would have come
+                future.set_exception(error)
+            del future, item, task  # else the last result is kept until the next item comes
 
 
 def alone() -> AbstractContextManager[object]:
@@ -62,10 +121,6 @@ def alone() -> AbstractContextManager[object]:
     return limit
 
 
-def _work_alone() -> None:
-    alone()  # for good: the limit holds from here on, whether entered or not
-
-
 @cache
 def _libraries() -> Any:
     from threadpoolctl import ThreadpoolController
@@ -73,8 +128,18 @@ def _libraries() -> Any:
     return ThreadpoolController()
 
 
-def _finished(
-    pending: deque[tuple[Tag, list[Future[Result]]]],
-) -> tuple[Tag, list[Result]]:
+def _finished(futures: Sequence[Future[Result]], give_up: Callable[[], bool] | None) -> bool:
+    """Waits for results. False where the caller gave up before they came."""
+    if give_up is None:
+        wait(futures)
+        return True
+    while not all(future.done() for future in futures):
+        wait(futures, _ASK_EVERY_S)
+        if give_up() and not all(future.done() for future in futures):
+            return False
+    return True
+
+
+def _results(pending: deque[tuple[Tag, list[Future[Result]]]]) -> tuple[Tag, list[Result]]:
     tag, futures = pending.popleft()
     return tag, [future.result() for future in futures]

@@ -4,39 +4,77 @@ Everything goes to standard error, so that standard output holds results only.""
 
 from __future__ import annotations
 
+import math
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-_SHOWN = {
-    "train/loss": "loss",
-    "train/lr": "lr",
-    "perf/images_per_second": "images_per_second",
-}
+_SHOWN = {"train/loss": "loss", "train/lr": "lr"}
+
+
+WIDTH = 100
+"""Columns of a plain line of metrics, at most."""
+
+_ACCURACY = re.compile(r"eval/([^/]+)/top1(_balanced)?")
+_PREFERRED = ("knn", "linear")
 
 
 class Display:
-    """Plain `key=value` lines, for logs and for machines."""
+    """Plain lines, one screen wide, for logs. All numbers are in `metrics.jsonl`."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
+        self._total_steps = 0
+        self._first_step = 0
+        self._since = time.monotonic()
+        self._accuracy = Accuracy()
 
     def start(self, total_steps: int, step: int) -> None:
         """Training begins, or goes on, after `step` steps."""
-        self.message(f"training: step={step} of {total_steps}")
+        self._total_steps, self._first_step = total_steps, step
+        self._since = time.monotonic()
+        self.message(f"training: step {step} of {total_steps}")
 
     def advance(self, step: int) -> None:
         """A step is done."""
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Metrics were logged."""
-        pairs = " ".join(f"{key}={value:.6g}" for key, value in metrics.items())
-        self.message(f"step={step} {pairs}")
+        self._accuracy.see(metrics)
+        if "train/loss" in metrics:
+            self.message(self._training_line(metrics, step))
+        else:
+            for line in evaluation_lines(metrics, self._place(step)):
+                self.message(line)
+
+    def _training_line(self, metrics: Mapping[str, float], step: int) -> str:
+        parts = [self._place(step)]
+        parts += [f"{name} {metrics[key]:.4g}" for key, name in _SHOWN.items() if key in metrics]
+        if (speed := metrics.get("perf/images_per_second")) is not None:
+            parts.append(f"{speed:,.0f} img/s")
+        parts += [self._time_left(step), str(self._accuracy)]
+        return "  ".join(part for part in parts if part)[:WIDTH]
+
+    def _place(self, step: int) -> str:
+        if not self._total_steps:
+            return f"step {step}"
+        return f"step {step}/{self._total_steps} {step / self._total_steps:.0%}"
+
+    def _time_left(self, step: int) -> str:
+        """From the mean over this process, evaluations included."""
+        done = step - self._first_step
+        if done <= 0 or not 0 < step < self._total_steps:
+            return ""
+        seconds = (time.monotonic() - self._since) / done * (self._total_steps - step)
+        return f"left {timedelta(seconds=math.ceil(seconds))}"
 
     def message(self, text: str) -> None:
         """A line of text."""
@@ -44,6 +82,51 @@ class Display:
 
     def close(self) -> None:
         """Training ended, for whatever reason."""
+
+
+class Accuracy:
+    """The most telling accuracy that is known: of the last evaluation, by kNN where it has one; of
+    the online probe on training batches where there was no evaluation yet."""
+
+    def __init__(self) -> None:
+        self._best: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+        self._probe: float | None = None
+
+    def see(self, metrics: Mapping[str, float]) -> None:
+        """Metrics were logged."""
+        self._probe = metrics.get("train/online_probe/top1", self._probe)
+        for key, value in metrics.items():
+            if (found := _ACCURACY.fullmatch(key)) and math.isfinite(value):
+                name = found[1]
+                self._last[name] = value
+                self._best[name] = max(value, self._best.get(name, value))
+
+    def __str__(self) -> str:
+        if not self._last:
+            return "" if self._probe is None else f"probe {self._probe:.1%} (train)"
+        name = next((name for name in _PREFERRED if name in self._last), next(iter(self._last)))
+        last, best = self._last[name], self._best[name]
+        return f"{name} {last:.1%}" + (f" (best {best:.1%})" if best > last else "")
+
+
+def evaluation_lines(metrics: Mapping[str, float], place: str) -> list[str]:
+    """What an evaluation found, on as many lines as it takes."""
+    pairs = []
+    for key, value in metrics.items():
+        if key.startswith("perf/"):
+            continue
+        name = key.removeprefix("eval/").replace(" ", "\xa0")
+        shown = f"{value:.1%}" if _ACCURACY.fullmatch(key) else f"{value:.4g}"
+        pairs.append(f"{name}\xa0{shown}")
+    lines = textwrap.wrap(
+        f"{place}  {'  '.join(pairs)}",
+        WIDTH,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace("\xa0", " ") for line in lines]
 
 
 class TerminalDisplay(Display):
@@ -70,17 +153,18 @@ class TerminalDisplay(Display):
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         if self._bar is None or self._task is None:
             return super().metrics(metrics, step)
-        training = {name: metrics[key] for key, name in _SHOWN.items() if key in metrics}
-        if training:
-            speed = training.pop("images_per_second", None)
-            note = "  ".join(f"{name} {value:.4g}" for name, value in training.items())
-            note += f"  {speed:,.0f} img/s" if speed is not None else ""
-            self._bar.update(self._task, completed=step, note=note)
-        shown = {key: value for key, value in metrics.items() if key.startswith("eval/")}
-        if shown:
-            pairs = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
-            self.message(f"step {step}: {pairs}")
-        return None
+        self._accuracy.see(metrics)
+        if "train/loss" in metrics:
+            speed = metrics.get("perf/images_per_second", math.nan)
+            parts = (
+                f"loss {metrics['train/loss']:.4g}",
+                f"{speed:,.0f} img/s",
+                str(self._accuracy),
+            )
+            self._bar.update(self._task, completed=step, note="  ".join(p for p in parts if p))
+        elif shown := {key: value for key, value in metrics.items() if key.startswith("eval/")}:
+            for line in evaluation_lines(shown, f"step {step}"):
+                self.message(line)
 
     def message(self, text: str) -> None:
         if self._bar is not None:

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from sslkit.errors import TrainingError
-from sslkit.interfaces import Batch, Callback, Method, Progress, RunView
+from sslkit.interfaces import Batch, Callback, Method, Progress, RunView, StepOutput
 
 from .checkpoint import Checkpoints
+from .contract import Contract
 from .display import Display
-from .meter import Meter
+from .failure import explain_step, refuse_odd_state
+from .meter import Meter, NotFiniteError
 from .online_probe import OnlineProbe
 from .optimization import Optimization
 from .runtime import Runtime
 from .signals import StopSignals
+from .state_check import StateCheck
 from .step import train_step
 
 
@@ -28,8 +31,11 @@ class Loader(Protocol):
     """What the loop needs of the data."""
 
     wait_s: float
+    give_up: Callable[[], bool] | None
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
+
+    def indices(self, epoch: int, step: int) -> Tensor: ...
 
 
 class Log(Protocol):
@@ -83,9 +89,24 @@ class Training:
     """Whether a protocol is due when so many epochs are done."""
     evaluate: Callable[[int], Findings]
     """Runs the protocols that are due then."""
+    contract: Contract
+    """What components promise each other, checked in the first step."""
+    state_check: StateCheck
+    keep: Callable[[str, object], object] = lambda name, value: None
+    """keep(name, value): writes a file of the run folder, as JSON."""
     meter: Meter = field(default_factory=Meter)
+    reads_each_step: bool = False
+    """Whether loss and gradient are looked at before every step of the optimiser: always on a CPU,
+    where it costs nothing."""
+    evaluating: bool = False
+    """Whether protocols are under way."""
+    began_at: int = 0
+    """The step that this process began at."""
     saved_step: int | None = None
     """The step of the newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        self.reads_each_step |= self.runtime.device.type == "cpu"
 
     def state_dict(self) -> dict[str, Any]:
         """All state that the next step depends on; the rest is a function of the step's number."""
@@ -105,10 +126,12 @@ class Training:
             self.probe.load_state_dict(state["probe"])
         self.meter.load_state_dict(state["meter"], self.runtime.device)
         self.progress = replace(self.progress, step=state["step"])
-        self.saved_step = state["step"]
+        self.saved_step = self.began_at = state["step"]
 
     def save(self) -> Path:
-        """Writes a checkpoint of the current step."""
+        """Writes a checkpoint of the current step. Raises TrainingError where the state is not
+        finite: what is kept is good to go on from."""
+        refuse_odd_state(self)
         path = self.checkpoints.save(self.progress.step, self.state_dict())
         self.saved_step = self.progress.step
         return path
@@ -117,9 +140,12 @@ class Training:
 def train(training: Training, stop: StopSignals) -> None:
     """Trains to the end, or until a stop is requested; then a checkpoint of the last step exists.
 
-    Raises TrainingError when the loss is not finite."""
+    Raises TrainingError when loss, gradient, weights or other state are not finite, and PluginError
+    where what a component gives in the first step breaks its contract."""
     t = training
     t.method.train()
+    t.loader.give_up = stop.overdue
+    refuse_odd_state(t)
     t.meter.restart_clock()
     lr = t.optimization.set_lr(t.progress)
     compiling_since = time.perf_counter() if t.runtime.compiles else None
@@ -132,9 +158,8 @@ def train(training: Training, stop: StopSignals) -> None:
 
             lr = t.optimization.set_lr(t.progress)
             log_due = is_logged(t, t.progress.next())
-            output, probe_metrics = train_step(t, batch, log=log_due)
+            output, probe_metrics = checked_step(t, batch, log=log_due)
             t.progress = t.progress.next()
-            t.meter.add(output.loss, len(batch))
             t.display.advance(t.progress.step)
             if compiling_since is not None:
                 log_compilation(t, compiling_since, output.loss)
@@ -142,8 +167,8 @@ def train(training: Training, stop: StopSignals) -> None:
 
             step, done = t.progress.step, t.progress.step == t.progress.total_steps
             save_due = done or _divides(t.checkpoint_every_steps, step)
-            if log_due or save_due or t.runtime.device.type == "cpu":
-                t.meter.check(step, lr, lambda: _advice(t))
+            if log_due or save_due:
+                check_steps(t)
             if log_due:
                 log_training(t, lr, {**output.metrics, **probe_metrics})
             if save_due:
@@ -152,15 +177,34 @@ def train(training: Training, stop: StopSignals) -> None:
                 break
 
         if t.progress.step % t.progress.steps_per_epoch == 0 and not stop.requested:
-            finish_epoch(t)
+            finish_epoch(t, stop)
 
     # Here and not in the loop: a signal may come at any moment, also while an epoch is evaluated.
     if stop.requested and t.saved_step != t.progress.step:
-        t.meter.check(t.progress.step, lr, lambda: _advice(t))
+        check_steps(t)
         t.save()
 
 
-def finish_epoch(t: Training) -> None:
+def checked_step(
+    t: Training, batch: Batch, *, log: bool = False
+) -> tuple[StepOutput, Mapping[str, Tensor]]:
+    """`train_step`, whose numbers that are not finite become a TrainingError with the reason."""
+    try:
+        return train_step(t, batch, log=log)
+    except NotFiniteError as found:
+        raise explain_step(t, found, batch) from None
+
+
+def check_steps(t: Training) -> None:
+    """Raises TrainingError where a step since the last call was not finite. Waits for the
+    device."""
+    try:
+        t.meter.check(t.progress.step, t.optimization.overflows)
+    except NotFiniteError as found:
+        raise explain_step(t, found, None) from None
+
+
+def finish_epoch(t: Training, stop: StopSignals) -> None:
     """Saves, then runs the protocols that are due. The last epoch's are left to the end of the
     run, which adds the baselines."""
     if t.progress.step == t.progress.total_steps:
@@ -168,18 +212,20 @@ def finish_epoch(t: Training) -> None:
     epoch = t.progress.epochs_done
     if epoch % t.checkpoint_every_epochs == 0 or t.evaluation_due(epoch):
         t.save()
-    evaluate_epoch(t, epoch)
+    evaluate_epoch(t, epoch, stop)
 
 
-def evaluate_epoch(t: Training, epoch: int) -> None:
+def evaluate_epoch(t: Training, epoch: int, stop: StopSignals) -> None:
     """Runs the protocols that are due after `epoch` epochs and logs what they found. The step has
-    its checkpoint already.
+    its checkpoint already, so that a stop cuts them off; a resume runs them again.
 
     Raises TrainingError where a protocol finds that training should end."""
     if not t.evaluation_due(epoch):
         return
-    with t.runtime.eager():
+    with t.runtime.eager(), stop.stopping_at_once():
+        t.evaluating = True
         found = t.evaluate(epoch)
+        t.evaluating = False
     metrics = found.logged
     t.log.log(metrics, t.progress.step)
     t.display.metrics(metrics, t.progress.step)
@@ -207,6 +253,7 @@ def log_training(t: Training, lr: float, step_metrics: Mapping[str, Tensor | flo
     metrics = {
         "train/loss": loss,
         "train/lr": lr,
+        "train/grad_norm": float(t.meter.last_norm),
         "train/epoch": t.progress.epoch,
         **read,
         **{f"train/{name}": value for name, value in t.optimization.metrics().items()},
@@ -241,14 +288,4 @@ def _way_on(t: Training) -> str:
     return (
         f"Saved in {saved}; mend the cause and start a new run, or go on all the same: "
         f"sslkit run --resume {t.run.run_dir} (to the next evaluation)"
-    )
-
-
-def _advice(t: Training) -> str:
-    paths = t.checkpoints.paths()
-    if not paths:
-        return "There is no checkpoint yet: lower optimizer.lr, or set train.max_grad_norm."
-    return (
-        f"Last good checkpoint: {paths[-1]}. Go on from there with a lower learning rate: "
-        f"sslkit run RECIPE --fork {paths[-1]} -o optimizer.lr=..."
     )

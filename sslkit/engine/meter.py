@@ -1,4 +1,5 @@
-"""The training loss and speed between log steps; nothing is read from the device before them."""
+"""The training loss, the gradient's norm and speed between log steps; nothing is read from the
+device before them, or before a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,17 +11,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslkit.errors import TrainingError
+
+class NotFiniteError(Exception):
+    """The loss or the gradient of a step is not finite. `engine.failure` finds out why."""
+
+    def __init__(self, step: int, loss: float, grad_norm: float) -> None:
+        """step: counted from 1."""
+        super().__init__(step, loss, grad_norm)
+        self.step = step
+        self.loss = loss
+        self.grad_norm = grad_norm
+
+    @property
+    def symptom(self) -> str:
+        """What was seen, in a few words."""
+        if not math.isfinite(self.loss):
+            return f"the loss is {self.loss}"
+        return f"the norm of the gradient is {self.grad_norm}"
 
 
 class Meter:
-    """Collects the loss of each step and gives the mean since the last log step.
+    """Collects loss and gradient norm of each step.
 
-    What is collected is part of a checkpoint, so that a resumed run logs what an uninterrupted one
-    would."""
+    The losses since the last log step are part of a checkpoint, so that a resumed run logs what an
+    uninterrupted one would."""
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
+        self.norms: list[Tensor] = []
+        """Of the steps that `check` has not seen."""
+        self.last_norm: Tensor | float = math.nan
+        """Of the last step."""
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -28,21 +49,25 @@ class Meter:
         self._since = time.perf_counter()
         self._images = 0
 
-    def add(self, loss: Tensor, images: int) -> None:
-        """One step. Makes no synchronisation with the device."""
+    def add(self, loss: Tensor, grad_norm: Tensor, images: int) -> None:
+        """One step. grad_norm: of the whole gradient, before clipping, a scalar. Makes no
+        synchronisation with the device."""
         self.losses.append(loss.detach())
+        self.norms.append(grad_norm)
+        self.last_norm = grad_norm
         self._images += images
 
-    def check(self, step: int, lr: float, advice: Callable[[], str]) -> None:
-        """Raises TrainingError naming the first step whose loss is not finite. step: the last one
-        added, counted from 1."""
-        values = torch.stack(self.losses).tolist() if self.losses else []
-        for offset, value in enumerate(values):
-            if not math.isfinite(value):
-                bad = step - len(values) + 1 + offset
-                raise TrainingError(
-                    f"step {bad}: the loss is {value} at learning rate {lr:.4g}. {advice()}"
-                )
+    def check(self, step: int, overflows: Callable[[], bool] = lambda: False) -> None:
+        """Raises NotFiniteError for the first step, among those it has not seen, whose loss or
+        gradient is not finite. step: the last one added, counted from 1. overflows: whether such a
+        gradient is only to be left out, as float16 does with one that its scale has made so."""
+        norms, self.norms = self.norms, []
+        if not norms:
+            return
+        losses = _read(self.losses[-len(norms) :])
+        for offset, (loss, norm) in enumerate(zip(losses, _read(norms), strict=True)):
+            if not math.isfinite(loss) or not (math.isfinite(norm) or overflows()):
+                raise NotFiniteError(step - len(norms) + 1 + offset, loss, norm)
 
     def flush(self) -> tuple[float, float, float]:
         """Since the last flush: mean loss, images per second, seconds."""
@@ -61,3 +86,11 @@ class Meter:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Restores what `state_dict` gave."""
         self.losses = list(state["losses"].to(device))
+        self.norms = []
+
+
+def _read(scalars: list[Tensor]) -> list[float]:
+    if len(scalars) == 1:  # each step, on a CPU
+        return [scalars[0].item()]
+    values: list[float] = torch.stack(scalars).tolist()
+    return values

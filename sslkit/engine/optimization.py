@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from sslkit.errors import RecipeError
+from sslkit.errors import PluginError
 from sslkit.interfaces import (
     Method,
     Optimizer,
@@ -18,6 +20,9 @@ from sslkit.interfaces import (
     Schedule,
     optimizer_groups,
 )
+
+_SMALLEST_SCALE = 1.0
+"""Of the loss in float16. A gradient that is not finite at this scale was not made so by it."""
 
 
 def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
@@ -43,16 +48,21 @@ class Optimization:
         config: OptimizerConfig = optimizer.config
         self.schedule = schedule
         self.peak_lr = scaled_lr(config, batch_size)
+        self.lr = self.peak_lr
+        """Of the coming step, or of the step under way."""
         self.max_grad_norm = max_grad_norm
         self.scaler = scaler
         self.groups = method.param_groups()
         _check_groups(method, self.groups)
+        self._parameters = [p for group in self.groups for _, p in group.params]
         self.optimizer = optimizer.create(optimizer_groups(config, self.groups, self.peak_lr))
+        _check_optimizer(optimizer, self.optimizer, self._parameters)
         self._rules = [_rules(group) for group in self.optimizer.param_groups]
 
     def set_lr(self, progress: Progress) -> float:
         """Sets the learning rate of the coming step and returns that of an unscaled group."""
-        lr = self.peak_lr * self.schedule.factor(progress)
+        lr = self.peak_lr * checked_factor(self.schedule, progress)
+        self.lr = lr
         for group in self.optimizer.param_groups:
             base = self.peak_lr if group["lr_constant"] else lr
             group["lr"] = base * group["lr_scale"]
@@ -68,15 +78,22 @@ class Optimization:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
 
-    def clip(self) -> None:
-        """Clips gradients as the recipe (whole) and the method's groups (each tensor) say."""
-        for group in self.groups:
-            if group.max_grad_norm is not None:
-                for _, parameter in group.params:
-                    nn.utils.clip_grad_norm_(parameter, group.max_grad_norm)
+    def clip(self) -> Tensor:
+        """Clips gradients as the method's groups (each tensor) and the recipe (whole) say. Returns
+        the norm of the whole gradient as it was before, a scalar on the device."""
+        norm = self._grad_norm()
+        tensorwise = [group for group in self.groups if group.max_grad_norm is not None]
+        for group in tensorwise:
+            for _, parameter in group.params:
+                nn.utils.clip_grad_norm_(parameter, group.max_grad_norm or math.inf)
         if self.max_grad_norm is not None:
-            parameters = [p for group in self.groups for _, p in group.params]
-            nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            left = self._grad_norm() if tensorwise else norm
+            nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, left)
+        return norm
+
+    def _grad_norm(self) -> Tensor:
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        return nn.utils.get_total_norm(gradients)
 
     def step(self) -> None:
         """Updates the parameters, unless a gradient in float16 overflowed, and drops the
@@ -87,6 +104,11 @@ class Optimization:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def overflows(self) -> bool:
+        """Whether a gradient that is not finite may be one that the scale of the loss has made so:
+        the step is then left out, and the scale lowered. Waits for the device."""
+        return self.scaler is not None and self.scaler.get_scale() > _SMALLEST_SCALE
 
     def metrics(self) -> dict[str, float]:
         """What is worth a line in the log; waits for the device."""
@@ -125,9 +147,69 @@ def _rules(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
 
 
+def checked_factor(schedule: Schedule, progress: Progress) -> float:
+    """The schedule's factor. Raises PluginError where it is no factor."""
+    factor = schedule.factor(progress)
+    if not isinstance(factor, (int, float)) or not 0.0 <= factor < math.inf:
+        raise PluginError(
+            f"schedule: {type(schedule).__name__}.factor gave {factor!r} after {progress.step} of "
+            f"{progress.total_steps} steps; valid is a finite number that is not negative"
+        )
+    return factor
+
+
 def _check_groups(method: Method, groups: list[ParamGroup]) -> None:
-    named = [p for group in groups for _, p in group.params]
-    if not named:
-        raise RecipeError(f"method: {type(method).__name__} has no parameter to train")
-    if len({id(p) for p in named}) != len(named):
-        raise RecipeError(f"method: {type(method).__name__} lists a parameter in two groups")
+    """Raises PluginError where the groups do not name parameters of the method, once each."""
+    who = f"method: {type(method).__name__}.param_groups"
+    if not isinstance(groups, Sequence) or not all(isinstance(g, ParamGroup) for g in groups):
+        raise PluginError(f"{who} gave {_kinds(groups)}; valid is a list of ParamGroup")
+    names = {id(p): name for name, p in method.named_parameters(remove_duplicate=False)}
+    seen: set[int] = set()
+    for pair in (pair for group in groups for pair in group.params):
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], nn.Parameter)):
+            raise PluginError(
+                f"{who} gave {_kinds(pair)} among the params of a group; valid are pairs of a name "
+                "and a parameter, as named_parameters() gives them"
+            )
+        name, parameter = pair
+        if id(parameter) not in names:
+            raise PluginError(
+                f"{who} names '{name}', which is no parameter of the method; valid are those of "
+                "its named_parameters()"
+            )
+        if id(parameter) in seen:
+            raise PluginError(
+                f"{who} names the parameter '{names[id(parameter)]}' twice; name each one once"
+            )
+        seen.add(id(parameter))
+    if not seen:
+        raise PluginError(
+            f"{who}: {type(method).__name__} has no parameter to train; name at least one"
+        )
+
+
+def _check_optimizer(maker: Optimizer, made: object, parameters: list[nn.Parameter]) -> None:
+    """Raises PluginError where `Optimizer.create` did not give what trains these parameters."""
+    who = f"optimizer: {type(maker).__name__}.create"
+    if not isinstance(made, torch.optim.Optimizer):
+        raise PluginError(f"{who} gave {_kinds(made)}; valid is a torch.optim.Optimizer")
+    given = [id(p) for group in made.param_groups for p in group["params"]]
+    wanted = {id(p) for p in parameters}
+    if len(given) != len(set(given)) or set(given) != wanted:
+        raise PluginError(
+            f"{who} made an optimiser of {len(given)} parameters ({len(set(given) & wanted)} of "
+            f"the {len(wanted)} that it was given); valid is each of the given ones once"
+        )
+    lost = [k for k in ("lr_scale", "lr_constant") if any(k not in g for g in made.param_groups)]
+    if lost:
+        raise PluginError(
+            f"{who} dropped {' and '.join(lost)} from the groups; pass each group on with its keys"
+        )
+
+
+def _kinds(value: object) -> str:
+    """What a value is, for a message."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        inside = sorted({type(item).__name__ for item in value})
+        return f"a {type(value).__name__} of {' and '.join(inside) or 'nothing'}"
+    return type(value).__name__

@@ -1,26 +1,39 @@
-"""Ctrl-C and SIGTERM as a request to save and stop."""
+"""Ctrl-C, SIGTERM and SIGUSR1 as a request to save and stop."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+"""SIGUSR1 is what queues send some time before they end a job. Left alone, it would end the process
+at once."""
+
+_PATIENCE_S = 2.5
+
 
 class StopSignals:
-    """While active, the first SIGINT or SIGTERM only sets `requested`; a second SIGINT, and any
-    signal once `at_once` is set, raises KeyboardInterrupt."""
+    """While active, the first signal only sets `requested`; a second SIGINT, and any signal while
+    `at_once` is set, raises KeyboardInterrupt.
 
-    def __init__(self) -> None:
+    A KeyboardInterrupt while `requested` is None was raised by nobody's key: by a plugin."""
+
+    def __init__(self, *, at_once: bool = False) -> None:
         self.requested: str | None = None
-        self.at_once = False
+        self.at_once = at_once
+        self._requested_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+            for name in _NAMES:
+                if (number := getattr(signal, name, None)) is not None:  # not all on every system
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -32,8 +45,26 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def stopping_at_once(self) -> Iterator[None]:
+        """For what may be cut off anywhere because all is saved. A signal that came before is
+        heeded on entry."""
+        before, self.at_once = self.at_once, True
+        try:
+            if self.requested is not None:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.at_once = before
+
+    def overdue(self) -> bool:
+        """Whether a stop was asked for a while ago: what still waits should wait no longer."""
+        return self.requested is not None and time.monotonic() - self._requested_at > _PATIENCE_S
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = self.requested is not None and number == signal.SIGINT
+        if self.requested is None:
+            self._requested_at = time.monotonic()
         self.requested = signal.Signals(number).name
         if again or self.at_once:
             raise KeyboardInterrupt

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sslkit.errors import PluginError
-from sslkit.interfaces import Batch, Method, StepOutput
+from sslkit.interfaces import Batch, StepOutput
 from sslkit.randomness import seeded
 
 if TYPE_CHECKING:
@@ -27,33 +26,49 @@ def train_step(
     """One optimiser step on one batch; also the online probe's metrics.
 
     log: whether this step is logged. Without it the method's metrics are not read, and are empty.
-    """
+
+    Raises NotFiniteError before the optimiser's step, so that the state is still that before it;
+    on an accelerator only in the first step, since asking it makes it wait. PluginError: what a
+    component gave in the first step breaks its contract."""
     t.runtime.begin_step()
-    batch = replace(batch, views=tuple(t.runtime.layout(view) for view in batch.views))
-    with _randomness(t, micro_batch=0):
+    batch = on_device_layout(t, batch)
+    with step_randomness(t, micro_batch=0), t.contract.watching(t.method):
+        t.contract.check_batch(batch)
         t.method.before_step(t.progress)
-        if t.micro_batch_size is None or t.micro_batch_size >= len(batch):
-            embeddings = embed(t, batch)
-            output = objective(t, embeddings, batch, log=log)
-            t.optimization.backward(output.loss)
-        else:
-            embeddings, output = backward_in_parts(t, batch, t.micro_batch_size, log=log)
+        embeddings, output = forward_backward(t, batch, log=log)
         t.optimization.unscale()
         t.method.after_backward(t.progress)
-        t.optimization.clip()
+        t.meter.add(output.loss, t.optimization.clip(), len(batch))
+        if t.reads_each_step or t.contract.open:
+            t.meter.check(t.progress.step + 1, t.optimization.overflows)
+        t.contract.check_numbers(t.method, embeddings, output)
+        t.contract.close()
         t.optimization.step()
         t.method.after_step(t.progress.next(), output.carry)
 
-    if t.probe is None or batch.labels is None or "features" not in embeddings:
+    if t.probe is None or batch.labels is None:
         return output, {}
     factor = t.optimization.schedule.factor(t.progress)
     return output, t.probe.step(embeddings["features"], batch.labels, factor)
+
+
+def forward_backward(
+    t: Training, batch: Batch, *, log: bool = False
+) -> tuple[Embeddings, StepOutput]:
+    """Embeddings and loss of a batch, and the gradient, times the scale of the loss."""
+    if t.micro_batch_size is not None and t.micro_batch_size < len(batch):
+        return backward_in_parts(t, batch, t.micro_batch_size, log=log)
+    embeddings = embed(t, batch)
+    output = objective(t, embeddings, batch, log=log)
+    t.optimization.backward(output.loss)
+    return embeddings, output
 
 
 def embed(t: Training, batch: Batch) -> Embeddings:
     """The method's embeddings, computed in the precision of the run and given in float32."""
     with t.runtime.autocast():
         embeddings = t.method.embed(batch)
+    t.contract.check_embeddings(t.method, embeddings, len(batch))
     return {name: full_precision(value) for name, value in embeddings.items()}
 
 
@@ -65,8 +80,9 @@ def objective(
 
     Raises PluginError where the loss cannot be minimised."""
     output = t.method.objective(embeddings, batch)
-    refuse_odd_loss(t.method, output.loss)
-    return replace(output, metrics=read_metrics(t, output.metrics) if log else {})
+    t.contract.check_output(t.method, output)
+    wanted = log or t.contract.open
+    return replace(output, metrics=read_metrics(t, output.metrics) if wanted else {})
 
 
 def read_metrics(t: Training, metrics: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:
@@ -77,6 +93,11 @@ def read_metrics(t: Training, metrics: Mapping[str, Tensor | float]) -> dict[str
             name: value.detach().clone() if isinstance(value, Tensor) else value
             for name, value in metrics.items()
         }
+
+
+def on_device_layout(t: Training, batch: Batch) -> Batch:
+    """The batch with its views in the memory format of the networks."""
+    return replace(batch, views=tuple(t.runtime.layout(view) for view in batch.views))
 
 
 def backward_in_parts(
@@ -95,8 +116,8 @@ def backward_in_parts(
 
     def embed_part(number: int) -> Embeddings:
         part = batch.select(parts[number])
-        with _randomness(t, micro_batch=number):
-            return _checked(t.method, embed(t, part), len(part))
+        with step_randomness(t, micro_batch=number):
+            return embed(t, part)
 
     before = [buffer.clone() for buffer in t.method.buffers()]
     # With gradients, though they are dropped: a compiled network has other bits without.
@@ -133,39 +154,13 @@ def _send_back(embeddings: Embeddings, whole: Embeddings, rows: slice) -> None:
         torch.autograd.backward(values, gradients)
 
 
-def _checked(method: Method, embeddings: Embeddings, rows: int) -> Embeddings:
-    for name, value in embeddings.items():
-        if value.ndim == 0 or len(value) != rows:
-            raise PluginError(
-                f"method: {type(method).__name__}.embed gave '{name}' the shape "
-                f"{tuple(value.shape)} for {rows} images; valid is one row per image; correct it, "
-                "or leave train.micro_batch_size out"
-            )
-    return embeddings
-
-
 def _detached(embeddings: Embeddings) -> Embeddings:
     return {name: value.detach() for name, value in embeddings.items()}
 
 
-def _randomness(t: Training, micro_batch: int) -> AbstractContextManager[None]:
+def step_randomness(t: Training, micro_batch: int) -> AbstractContextManager[None]:
+    """The scope of library randomness in one micro-batch of the coming step."""
     return seeded(t.seed, "train", t.progress.step, "micro_batch", micro_batch, "rank", 0)
-
-
-def refuse_odd_loss(method: Method, loss: object) -> None:
-    """Raises PluginError where a method or its loss returned what cannot be minimised."""
-    if not isinstance(loss, Tensor):
-        found = f"{type(loss).__name__}"
-    elif loss.ndim > 0:
-        found = f"a tensor of shape {tuple(loss.shape)}"
-    elif not loss.requires_grad:
-        found = "a scalar without gradient"
-    else:
-        return
-    raise PluginError(
-        f"method: {type(method).__name__} made {found} as its loss, expected a scalar tensor that "
-        "depends on the parameters; see the forward of its loss"
-    )
 
 
 def full_precision(value: Tensor) -> Tensor:

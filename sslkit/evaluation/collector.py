@@ -70,6 +70,11 @@ class Collector:
         self.timings[part] = self.timings.get(part, 0.0) + time.perf_counter() - start
 
     def add(self, protocol: Protocol, subject: str, found: Evaluation) -> None:
+        if not isinstance(found, Evaluation):
+            raise TypeError(
+                f"{type(protocol.evaluator).__name__}.evaluate gave {type(found).__name__}; valid "
+                "is an Evaluation"
+            )
         if found.skipped is not None:
             return self.skip(protocol, subject, found.skipped)
         metrics = {name: float(value) for name, value in found.metrics.items()}
@@ -88,7 +93,7 @@ class Collector:
         self.evaluations.setdefault(subject, {})[protocol.key] = Evaluation(skipped=reason)
         self.skipped[protocol.key] = reason
 
-    def fail(self, protocol: Protocol, subject: str, error: Exception) -> None:
+    def fail(self, protocol: Protocol, subject: str, error: BaseException) -> None:
         lines = str(error).splitlines() or [""]
         reason = f"{type(error).__name__}: {lines[0]}".rstrip(": ")
         self.skip(protocol, subject, reason)

@@ -285,7 +285,7 @@ class EvaluationSuite:
                     with isolated(self._seed, protocol.key), unchanged(whole):
                         found = protocol.evaluator.evaluate(each)
                     report.add(protocol, subject.name, found)
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     report.fail(protocol, subject.name, error)
 
 

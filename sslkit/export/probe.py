@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from sslkit.data.resize import prepare_for_encoder
-from sslkit.data.splits import open_splits
 from sslkit.errors import SSLKitError
 from sslkit.interfaces import Dataset, ImageReader, Preprocess, Slot, UnreadableImageError
 from sslkit.randomness import seeded
@@ -52,10 +51,10 @@ def make_probe(source: ExportSource) -> Probe:
 
 
 def _real(source: ExportSource, data: Slot[Dataset]) -> Probe:
-    splits = open_splits(data)
+    dataset = data.build()
     for split in _SPLITS:
-        reader = splits.of(split)
-        if reader is None:
+        reader = dataset.open(split)
+        if reader is None or len(reader) == 0:
             continue
         if reader.channels != source.channels:
             reason = f"those of '{data.name}' have {reader.channels} channel(s) now"

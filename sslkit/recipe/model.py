@@ -14,7 +14,6 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     PrivateAttr,
-    field_validator,
     model_validator,
 )
 
@@ -31,7 +30,6 @@ from sslkit.interfaces import (
     Schedule,
     Slot,
     Tracker,
-    expand_paths,
     slot,
 )
 from sslkit.nn.numerics import Precision
@@ -45,11 +43,6 @@ class Block(BaseModel):
     """A block of fields that is no component."""
 
     model_config = ComponentConfig.model_config
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _expand_paths(cls, value: Any) -> Any:
-        return expand_paths(value)
 
 
 class OnlineProbeConfig(Block):
@@ -96,8 +89,9 @@ class TrainConfig(Block):
     """Threads that decode images; no effect on results. On a CPU, images in memory need none."""
     max_grad_norm: PositiveFloat | None = None
     """Clips the norm of the whole gradient."""
-    log_every_steps: PositiveInt = 50
-    """Logs the training metrics every so many steps."""
+    log_every_steps: PositiveInt | None = None
+    """Logs the training metrics every so many steps; null: 50, or a tenth of the run where that is
+    less, which the resolved recipe records."""
     checkpoint_every_epochs: PositiveInt = 1
     """Saves a checkpoint after every so many epochs."""
     checkpoint_every_steps: PositiveInt | None = None

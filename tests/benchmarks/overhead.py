@@ -74,6 +74,7 @@ class ReadyBatches:
     """A loader that has one batch ready: what remains is the loop."""
 
     wait_s = 0.0
+    give_up = None
 
     def __init__(self, batch: Batch, steps: int) -> None:
         self.batch = batch

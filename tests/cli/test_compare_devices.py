@@ -68,7 +68,7 @@ def test_runs_side_by_side_are_those_one_after_the_other(
     assert any(line.startswith(f"{second}: training from step 0 of 6") for line in lines)
     assert any(line.startswith(f"{second}: done in ") for line in lines)
     assert any(line.startswith("[1/2] tiny lr=1e30, seed 0: failed: ") for line in lines)
-    assert "training: step=0 of 6" in Path(log.rpartition(" ")[2]).read_text()
+    assert "training: step 0 of 6" in Path(log.rpartition(" ")[2]).read_text()
 
     alone = start(
         tiny, ["train.epochs=1", "optimizer.lr=1e-3", "name=tiny-lr-1e-3"], display=Silent()

@@ -154,7 +154,7 @@ def test_embeddings_without_a_row_per_image_are_refused(
 ) -> None:
     training, batch = make("train.micro_batch_size=4")
     monkeypatch.setattr(type(training.method), "embed", lambda self, part: {"z": torch.zeros(8, 3)})
-    with pytest.raises(PluginError, match=r"'z' the shape \(8, 3\) for 4 images"):
+    with pytest.raises(PluginError, match=r"'z' as a tensor of shape \(8, 3\).* for 4 images"):
         train_step(training, batch)
 
 

@@ -1,0 +1,190 @@
+"""Why a run ends in numbers that are not finite: what was not finite first, said in one line, and a
+small file from which the step can be repeated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from sslkit.errors import TrainingError
+from sslkit.interfaces import Batch, Loss
+
+from .meter import NotFiniteError
+from .step import forward_backward, on_device_layout, step_randomness
+from .tracing import Place, Trace, first_odd, odd_value
+
+if TYPE_CHECKING:
+    from .loop import Training
+
+RECORD = "not_finite.json"
+"""In the run folder: the step that was not finite. With the last checkpoint before it, from which
+the steps between follow, it is all that it takes to repeat that step."""
+
+_LARGE = 1e3
+"""Weights beyond this have grown for want of a smaller learning rate, not by training."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What was not finite first, and what to do about it."""
+
+    first: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.first}; {self.remedy}" if self.remedy else self.first
+
+
+def explain_step(t: Training, found: NotFiniteError, batch: Batch | None) -> TrainingError:
+    """The error that ends a run whose step was not finite, and its record in the run folder.
+
+    batch: of that step, where the weights are still those that it began with; None where training
+    went on before the device was asked. The step is then only repeated on request."""
+    if batch is None:
+        reason = Reason("where that began is found by repeating the step", "")
+    else:
+        with t.runtime.eager():
+            reason = find_reason(t, batch)
+    error = TrainingError(
+        f"step {found.step}: {found.symptom} at learning rate {t.optimization.lr:.4g}: {reason}. "
+        f"{way_on(t)}"
+    )
+    keep_record(t, found.step, f"{found.symptom}: {reason.first}", found.loss, found.grad_norm)
+    return error
+
+
+def refuse_odd_state(t: Training) -> None:
+    """Raises TrainingError where weights, buffers or the state of the optimiser are not finite."""
+    found = t.state_check.find()
+    if found is None:
+        return
+    kind, name, value = found
+    step = t.progress.step
+    if step == t.began_at:
+        start = _starting_weights(t) if step == 0 else "the checkpoint that this run goes on from"
+        raise TrainingError(
+            f"before step {step + 1}: the {kind} '{name}' of the method {_holds(kind)} {value}; "
+            f"see {start}"
+        )
+    if kind == "buffer":
+        cause = "loss and gradients are finite: see the layer that keeps it, and after_step"
+    else:
+        cause = (
+            f"made so by the optimiser from a finite gradient at learning rate "
+            f"{t.optimization.lr:.4g}: lower optimizer.lr, or see the other fields of optimizer"
+        )
+    first = f"the {kind} '{name}' {_holds(kind)} {value}"
+    error = TrainingError(f"after step {step}: {first}, {cause}. {way_on(t)}")
+    keep_record(t, step, first, math.nan, math.nan)
+    raise error
+
+
+def find_reason(t: Training, batch: Batch) -> Reason:
+    """What is not finite first in the step that follows the present state. Repeats the step without
+    the optimiser, so the gradients are gone afterwards and buffers may have moved."""
+    batch = on_device_layout(t, batch)
+    if odd := first_odd((f"view {i}", view) for i, view in enumerate(batch.views)):
+        return Reason(f"{odd[0]} of the batch holds {odd[1]}", "see augmentation and data")
+    if odd := first_odd((f"'{k}'", value) for k, value in batch.targets.items()):
+        return Reason(f"target {odd[0]} of the batch holds {odd[1]}", "see augmentation")
+    if odd := first_odd(iter(t.method.named_parameters())):
+        cause = "as the optimiser left it: lower optimizer.lr, or see the other fields of optimizer"
+        return Reason(f"the weights '{odd[0]}' are {odd[1]} before the step", cause)
+    gradient = first_odd(_gradients(t))
+    t.optimization.optimizer.zero_grad(set_to_none=True)
+    trace = Trace()
+    with trace.watching(t.method), step_randomness(t, micro_batch=0):
+        embeddings, output = forward_backward(t, batch)
+    if trace.forward is not None:
+        return Reason(str(trace.forward), _remedy(t, trace.forward))
+    who = type(t.method).__name__
+    if odd := first_odd((f"'{name}'", value) for name, value in embeddings.items()):
+        return Reason(f"{who}.embed makes {odd[0]} {odd[1]} from finite outputs of modules", "")
+    if (value := odd_value(output.loss)) is not None:
+        return Reason(f"{who}.objective makes {value} from finite embeddings", _method_numbers(t))
+    if trace.backward is not None:
+        return Reason(f"{trace.backward}, though the loss is finite", _remedy(t, trace.backward))
+    if odd := first_odd(_gradients(t)):
+        return Reason(f"the gradient of '{odd[0]}' is {odd[1]}, though the loss is finite", "")
+    if gradient is not None:
+        return Reason(
+            f"the gradient of '{gradient[0]}' was {gradient[1]}, and is finite where the step is "
+            f"repeated up to {who}.after_backward",
+            "see there",
+        )
+    return Reason("each gradient is finite, and their norm is beyond float32", "")
+
+
+def way_on(t: Training) -> str:
+    """How to look at the step again, and where to go on from."""
+    paths = t.checkpoints.paths()
+    again = f"sslkit run --resume {t.run.run_dir} --dry-run repeats the step"
+    if not paths:
+        return f"There is no checkpoint yet; {again}"
+    return f"Last good checkpoint: {paths[-1]} (--fork starts a new run from it); {again}"
+
+
+def keep_record(t: Training, step: int, what: str, loss: float, grad_norm: float) -> None:
+    """Writes RECORD. step: the one that was not finite, counted from 1."""
+    epoch, position = divmod(max(step - 1, 0), t.progress.steps_per_epoch)
+    paths = t.checkpoints.paths()
+    t.keep(
+        RECORD,
+        {
+            "step": step,
+            "first": what,
+            "loss": str(loss),
+            "grad_norm": str(grad_norm),
+            "lr": t.optimization.lr,
+            "seed": t.seed,
+            "recipe_hash": t.run.tags.get("sslkit.recipe_hash"),
+            "checkpoint": paths[-1].name if paths else None,
+            "batch_indices": t.loader.indices(epoch, position).tolist(),
+        },
+    )
+
+
+def _holds(kind: str) -> str:
+    return "hold" if kind == "weights" else "holds"
+
+
+def _gradients(t: Training) -> Iterator[tuple[str, Tensor]]:
+    return ((n, p.grad) for n, p in t.method.named_parameters() if p.grad is not None)
+
+
+def _remedy(t: Training, place: Place) -> str:
+    if isinstance(place.module, Loss):
+        return _method_numbers(t)
+    reach = _reach(place.module)
+    if reach > _LARGE:
+        return f"its weights reach {reach:.2g}: lower optimizer.lr, or set train.max_grad_norm"
+    if t.runtime.precision == "fp16":
+        return "float16 ends at 65504: set train.precision=bf16 or fp32"
+    odd = first_odd(iter(place.module.named_buffers(recurse=False)))
+    if odd and not place.module.training:
+        return f"its buffer '{odd[0]}' is {odd[1]}"
+    return ""
+
+
+def _reach(module: nn.Module) -> float:
+    """The largest magnitude among the module's own weights."""
+    return max((float(p.detach().abs().max()) for p in module.parameters() if p.numel()), default=0)
+
+
+def _method_numbers(t: Training) -> str:
+    """The fractional numbers of the method's block, one of which may be too small or too large."""
+    found = [
+        f"{name}={value:g}"
+        for name, value in t.run.params.items()
+        if name.startswith("method.") and isinstance(value, float)
+    ]
+    return f"see {', '.join(found[:6])}" if found else "see the loss of the method"
+
+
+def _starting_weights(t: Training) -> str:
+    source = t.run.params.get("backbone.weights")
+    return f"backbone.weights={source}" if source else "how backbone and method are initialised"
