@@ -16,6 +16,7 @@ from torch import Tensor
 from . import __version__
 from .data.evaluation import evaluation_batches
 from .data.packing import data_of
+from .data.splits import open_splits
 from .data.store import ImageStore
 from .engine.runtime import resolve_device
 from .errors import DataError, RecipeError, SSLKitError
@@ -105,8 +106,8 @@ def _data(run: str | Path, source: str | None, overrides: Sequence[str]) -> Slot
 
 
 def _open(data: Slot[Dataset], split: Literal["train", "test"]) -> ImageStore:
-    reader = data.build().open(split)
-    if reader is None or len(reader) == 0:
+    reader = open_splits(data).of(split)
+    if reader is None:
         raise RecipeError(f"--split {split}: '{data.name}' has no {split} images; take the other")
     assert isinstance(data.config, DatasetConfig)
     return ImageStore(

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from .data.evaluation import StoredImages, augmented_pairs, evaluation_batches
+from .data.examine import examine
 from .data.loader import TrainLoader
+from .data.splits import Splits, open_splits
 from .data.store import ImageStore
 from .data.views import ViewMaker
 from .engine.checkpoint import Checkpoints
@@ -114,18 +116,9 @@ def resolve(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": resolved})
 
 
-def open_splits(recipe: Recipe) -> tuple[ImageReader, ImageReader | None]:
-    """Readers of the training and the test split."""
-    dataset = recipe.data.build()
-    train = dataset.open("train")
-    if train is None or len(train) == 0:
-        raise RecipeError(f"data: '{recipe.data.name}' has no training images")
-    return train, dataset.open("test")
-
-
-def find_facts(recipe: Recipe, reader: ImageReader, augmentation: Augmentation) -> Facts:
+def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> Facts:
     """What is known before the first step. Raises RecipeError when no whole batch exists."""
-    train = recipe.train
+    train, reader, test = recipe.train, splits.train, splits.test
     if train.batch_size > len(reader):
         raise RecipeError(
             f"train.batch_size: {train.batch_size} is more than the {len(reader)} training images; "
@@ -142,6 +135,9 @@ def find_facts(recipe: Recipe, reader: ImageReader, augmentation: Augmentation) 
         steps_per_epoch=steps_per_epoch,
         total_steps=min(total, train.max_steps) if train.max_steps else total,
         views=augmentation.views,
+        num_test_images=0 if test is None else len(test),
+        test_has_labels=test is not None and test.labels is not None,
+        data_notes=splits.notes,
     )
 
 
@@ -156,8 +152,7 @@ def check(recipe: Recipe) -> Facts:
     """Opens the data and finds every combination that cannot work, without building networks.
 
     Raises RecipeError with all of them."""
-    reader, _ = open_splits(recipe)
-    facts = find_facts(recipe, reader, recipe.augmentation.build())
+    facts = find_facts(recipe, open_splits(recipe.data), recipe.augmentation.build())
     problems = check_recipe(recipe, facts)
     if problems:
         raise RecipeError(*problems)
@@ -279,10 +274,10 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
 
 
 def open_stores(recipe: Recipe, display: Display) -> tuple[ImageStore, ImageStore | None]:
-    """Both splits, small images decoded into memory."""
+    """Both splits, small images decoded into memory and examined."""
     config = recipe.data.config
     assert isinstance(config, DatasetConfig)
-    train, test = open_splits(recipe)
+    splits = open_splits(recipe.data)
 
     def store(reader: ImageReader) -> ImageStore:
         return ImageStore(
@@ -292,11 +287,14 @@ def open_stores(recipe: Recipe, display: Display) -> tuple[ImageStore, ImageStor
             num_threads=max(1, recipe.train.loader_threads),
         )
 
-    train_store = store(train)
-    test_store = store(test) if test is not None else None
+    train_store = store(splits.train)
+    test_store = store(splits.test) if splits.test is not None else None
     sizes = f"{len(train_store):,} training"
     sizes += f" and {len(test_store):,} test images" if test_store else " images, no test split"
     display.message(f"data: {recipe.data.name}, {sizes}, {train_store.place}")
+    train_store.notes = tuple(examine(train_store, test_store))
+    for note in train_store.notes:
+        display.message(f"warning: data: {note}")
     return train_store, test_store
 
 

@@ -28,7 +28,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError, core_schema
 from torch import Tensor, nn
 
@@ -49,11 +57,35 @@ if TYPE_CHECKING:
 
 
 class ComponentConfig(BaseModel):
-    """Base of every `Config`: frozen, unknown fields rejected, attribute docstrings documented."""
+    """Base of every `Config`: frozen, unknown fields rejected, attribute docstrings documented. In
+    paths a leading `~` is the home of the user."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand_paths(cls, value: Any) -> Any:
+        return expand_paths(value)
+
+
+def expand_paths(value: Any) -> Any:
+    """A path, or a list of paths, with its leading `~` replaced by the home it stands for; any
+    other value as it is. Raises ValueError for a home that nobody has and for a path that is no
+    text."""
+    if isinstance(value, (list, tuple)) and any(isinstance(item, Path) for item in value):
+        return type(value)(expand_paths(item) for item in value)
+    if not isinstance(value, Path):
+        return value
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8; rename the folder or file, or link to it") from None
+    try:
+        return value.expanduser()
+    except RuntimeError:
+        raise ValueError("starts with the home of a user that this machine does not know") from None
 
 
 @dataclass(frozen=True)
@@ -71,6 +103,11 @@ class Facts:
     steps_per_epoch: int
     total_steps: int
     views: tuple[ViewSpec, ...] = ()
+    num_test_images: int | None = None
+    """0 where there is no test split; None where nothing is known of it."""
+    test_has_labels: bool = True
+    data_notes: tuple[str, ...] = ()
+    """What opening the data brought up that a person should know, a sentence each."""
 
 
 class Component:
@@ -242,8 +279,12 @@ class ImageReader(ABC):
     image_size: tuple[int, int] | None = None
     """(height, width) where all images have the same, else None."""
     labels: NDArray[np.int64] | None = None
-    """(N,) class indices, or None."""
+    """(N,) classes, -1 where an image has none; or None. With `class_names` they are positions
+    among these; without, any whole numbers from 0, and the classes are the values that occur."""
     class_names: Sequence[str] | None = None
+    notes: Sequence[str] = ()
+    """What a person should know of how the split was opened, such as files that are not read: a
+    sentence each, shown before the run starts."""
     pixels: NDArray[np.uint8] | None = None
     """(N, C, H, W), where all images are at hand as one array, such as a memory-mapped file; `read`
     gives the same. It is used where it is: neither copied as a whole nor written to."""
@@ -279,6 +320,20 @@ class ImageReader(ABC):
         """What to call this image in a report, for example its path."""
         return f"image {index}"
 
+    def encoded_sizes(self) -> NDArray[np.int64] | None:
+        """(N,) bytes of each image as it is stored, where `encoded` gives that; else None. Test
+        images are then found among training images without decoding all of them."""
+        return None
+
+    def encoded(self, index: int) -> bytes | memoryview:
+        """Image `index` as it is stored. Raises what `read` raises."""
+        raise PluginError(f"{type(self).__name__} has no encoded images")
+
+    def key(self, index: int) -> str:
+        """What tells this image from the others wherever the data lies and in whatever order it is
+        listed, for example its path below the folder; `test_fraction` chooses by it."""
+        return str(index)
+
     @abstractmethod
     def fingerprint(self) -> str:
         """A short hash that changes when the data changes."""
@@ -289,6 +344,12 @@ class DatasetConfig(ComponentConfig):
 
     max_corrupt_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
     """Above this fraction of unreadable images the run stops; below it, each is replaced."""
+    test_fraction: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Keeps this part of each class for testing, chosen by a hash of `test_seed` and the image's
+    name; for sources with labels that have no test split. The same images for every seed of the
+    run, so that repetitions are measured on the same ones."""
+    test_seed: NonNegativeInt = 0
+    """Another one keeps other images for testing. Without effect unless `test_fraction` is set."""
 
 
 class Dataset(Component, ABC):
@@ -296,6 +357,8 @@ class Dataset(Component, ABC):
 
     kind = "dataset"
     Config: ClassVar[type[ComponentConfig]] = DatasetConfig
+    divides_itself: ClassVar[bool] = False
+    """True: `open` follows the field `test_fraction` by itself."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -23,7 +23,7 @@ from .engine.loop import Training, check_steps, checked_step
 from .experiment import Experiment, build, check, resolve
 from .interfaces import Batch, Progress
 from .recipe import dump_resolved, find_recipe, load_recipe, recipe_hash
-from .recipe.advice import find_warnings, network_warnings, plan_facts, statements
+from .recipe.advice import Advice, find_warnings, network_warnings, plan_facts, statements
 from .tracking.folder import RunFolder
 
 _CURVE_POINTS = 61
@@ -51,7 +51,11 @@ def make_plan(
         experiment = build(wanted, facts, folder, display)  # the tracker is only started by a log
         training = experiment.training
         steps = take_steps(training, _COLD_STEPS + _MEASURED_STEPS if measure else 1)
-        warnings = [*find_warnings(wanted, facts), *network_warnings(wanted, training.method)]
+        warnings = [
+            *find_warnings(wanted, facts),
+            *(Advice("data", note) for note in experiment.train_store.notes),
+            *network_warnings(wanted, training.method),
+        ]
         return {
             "recipe": wanted.name,
             "recipe_hash": recipe_hash(wanted),

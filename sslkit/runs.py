@@ -348,12 +348,18 @@ def finish(experiment: Experiment, log: RunLog) -> FinalResults:
     return results
 
 
-def find_problems(recipe: str | Path, overrides: Sequence[str]) -> tuple[str, ...]:
-    """What is wrong with a recipe or its data, one line each."""
+def find_problems(
+    recipe: str | Path, overrides: Sequence[str], warnings: list[str] | None = None
+) -> tuple[str, ...]:
+    """What is wrong with a recipe or its data, one line each. warnings: takes what will run and is
+    rarely meant."""
     try:
-        check(resolve(load_recipe(find_recipe(recipe), overrides)))
+        wanted = resolve(load_recipe(find_recipe(recipe), overrides))
+        facts = check(wanted)
     except SSLKitError as error:
         return tuple(str(error).splitlines())
+    if warnings is not None:
+        warnings += map(str, find_warnings(wanted, facts))
     return ()
 
 

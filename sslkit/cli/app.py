@@ -17,7 +17,8 @@ from sslkit.errors import SSLKitError
 from sslkit.plugin_errors import describe_failure
 
 from . import exporting, images, listing, measuring, running, tracking
-from .streams import make_streams_robust
+from .options import expand_home
+from .streams import make_streams_robust, show_warnings_in_one_line
 
 app = typer.Typer(
     name="sslkit",
@@ -117,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make_streams_robust()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"] or ["--help"]
+    words = [expand_home(word) for word in words if word != "--debug"] or ["--help"]
+    show_warnings_in_one_line()
     try:
         try:
             app(words, prog_name="sslkit")

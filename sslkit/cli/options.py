@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import typer
@@ -32,3 +34,15 @@ def required(recipe: str | None) -> str:
     if recipe is None:
         raise typer.BadParameter("a recipe is needed here")
     return recipe
+
+
+def expand_home(word: str) -> str:
+    """A word of the command line whose path begins with `~`, as shells leave it in `--out=~/x` and
+    in quotes, with the home it stands for."""
+    option, path = re.fullmatch(r"(--[a-z-]+=)?(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
+    if not path.startswith("~"):
+        return word
+    try:
+        return f"{option or ''}{Path(path).expanduser()}"
+    except RuntimeError:  # a user that this machine does not know: it may be a name as it is
+        return word

@@ -123,11 +123,14 @@ def validate(
     """Check recipes and their data without building anything."""
     from sslkit.runs import find_problems
 
-    found = {recipe: find_problems(recipe, override or []) for recipe in recipes}
+    warnings: dict[str, list[str]] = {recipe: [] for recipe in recipes}
+    found = {recipe: find_problems(recipe, override or [], warnings[recipe]) for recipe in recipes}
     if as_json:
         print_json({recipe: list(problems) for recipe, problems in found.items()})
     else:
         for recipe, problems in found.items():
+            for warning in warnings[recipe]:
+                print(f"{recipe}: warning: {warning}", file=sys.stderr)
             print("\n".join(problems) if problems else f"{recipe}: ok")
     if any(found.values()):
         raise typer.Exit(2)

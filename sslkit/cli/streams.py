@@ -5,8 +5,19 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TextIO
+
+
+def show_warnings_in_one_line() -> None:
+    """Shows Python's warnings, also those of libraries, as one line without the place in a source
+    file."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"warning: {' '.join(str(message).split())[:500]}", file=sys.stderr, flush=True)
+
+    warnings.showwarning = show
 
 
 class _UntilClosed(io.FileIO):

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from sslkit.data.evaluation import evaluation_batches
+from sslkit.data.splits import open_splits
 from sslkit.data.store import ImageStore
 from sslkit.engine.runtime import resolve_device
 from sslkit.errors import DataError, RecipeError
 from sslkit.evaluation.features import calibrate_batch_norm, count_not_finite, extract
-from sslkit.experiment import make_method, open_splits
+from sslkit.experiment import make_method
 from sslkit.interfaces import Backbone, DatasetConfig, ImageReader
 from sslkit.randomness import epoch_order, random_subset
 from sslkit.recipe import Recipe
@@ -37,8 +38,9 @@ class ShownImages:
 
     def __init__(self, recipe: Recipe) -> None:
         """Opens the data of a recipe. Raises RecipeError and DataError."""
-        train, test = open_splits(recipe)
-        self.train = _open(recipe, train)
+        splits = open_splits(recipe.data)
+        test = splits.test
+        self.train = _open(recipe, splits.train)
         self.shown = self.train if test is None else _open(recipe, test)
         self.split = "training" if test is None else "test"
         labels, names = self.shown.labels, self.shown.class_names

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sslkit.data.splits import open_splits
 from sslkit.errors import RecipeError
-from sslkit.experiment import check, open_splits, resolve
+from sslkit.experiment import check, resolve
 from sslkit.recipe import Recipe, find_recipe, flatten, load_recipe, recipe_hash
 from sslkit.report.comparison.agreement import Terms
 from sslkit.report.comparison.record import RunRecord, protocol_settings
@@ -114,9 +115,9 @@ def planned_terms(arms: Iterable[PlannedArm]) -> list[Terms]:
         facts = check(arm.recipe)
         data = json.dumps(arm.recipe.data.dump(), sort_keys=True)
         if data not in fingerprints:
-            train, test = open_splits(arm.recipe)
-            fingerprints[data] = {"train": train.fingerprint()} | (
-                {"test": test.fingerprint()} if test is not None else {}
+            splits = open_splits(arm.recipe.data)
+            fingerprints[data] = {"train": splits.train.fingerprint()} | (
+                {"test": splits.test.fingerprint()} if splits.test is not None else {}
             )
         images = facts.total_steps * facts.batch_size
         terms.append(Terms(arm.label, fingerprints[data], protocol_settings(arm.recipe), images))

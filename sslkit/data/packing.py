@@ -38,6 +38,7 @@ from sslkit.data.pack_format import (
 from sslkit.data.pack_journal import BlockRecord, Journal
 from sslkit.data.prefetch import ordered_groups
 from sslkit.data.resize import prepare_for_encoder
+from sslkit.data.splits import open_splits
 from sslkit.data.store import ImageStore
 from sslkit.errors import DataError, RecipeError
 from sslkit.interfaces import Dataset, DatasetConfig, Preprocess, Slot
@@ -192,12 +193,9 @@ class _SplitPacking:
 
 def _open_stores(data: Slot[Dataset], num_threads: int) -> dict[str, ImageStore]:
     """The splits, images read on demand."""
-    config, dataset = data.config, data.build()
+    config, splits = data.config, open_splits(data)
     assert isinstance(config, DatasetConfig)
-    train, test = dataset.open("train"), dataset.open("test")
-    if train is None or len(train) == 0:
-        raise RecipeError(f"data: '{data.name}' has no training images")
-    readers = {"train": train} | ({"test": test} if test is not None else {})
+    readers = {"train": splits.train} | ({"test": splits.test} if splits.test is not None else {})
     return {
         name: ImageStore(
             reader,

@@ -79,6 +79,8 @@ class ImageStore:
         self._replaced_by: dict[int, int] = {}
         self._lock = threading.Lock()
         self._fingerprint: str | None = None
+        self.notes: tuple[str, ...] = ()
+        """What examining the images brought up; see `examine`."""
         self.resident = self._load(resident_bytes, on_progress)
         """(N, C, H, W) uint8, or None where images are read on demand. It may be a read-only file:
         writing to it would end the process."""
@@ -208,6 +210,11 @@ class ImageStore:
 
     def _shared(self, pixels: NDArray[np.uint8]) -> Tensor:
         """A tensor on the memory of the reader's own array."""
+        if pixels.dtype != np.uint8:
+            raise DataError(
+                f"data: the source has pixels of type {pixels.dtype}; valid is uint8, 0 to 255; "
+                "correct the data source"
+            )
         if self.image_size is None or pixels.shape != (len(self), self.channels, *self.image_size):
             raise DataError(
                 f"data: the source has pixels {pixels.shape} for {len(self)} images of "

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sslkit.data.resize import prepare_for_encoder
+from sslkit.data.splits import open_splits
 from sslkit.errors import SSLKitError
 from sslkit.interfaces import Dataset, ImageReader, Preprocess, Slot, UnreadableImageError
 from sslkit.randomness import seeded
@@ -51,10 +52,10 @@ def make_probe(source: ExportSource) -> Probe:
 
 
 def _real(source: ExportSource, data: Slot[Dataset]) -> Probe:
-    dataset = data.build()
+    splits = open_splits(data)
     for split in _SPLITS:
-        reader = dataset.open(split)
-        if reader is None or len(reader) == 0:
+        reader = splits.of(split)
+        if reader is None:
             continue
         if reader.channels != source.channels:
             reason = f"those of '{data.name}' have {reader.channels} channel(s) now"

@@ -43,17 +43,28 @@ def find_warnings(recipe: Recipe, facts: Facts) -> list[Advice]:
     """The warnings of every component and of the recipe's own fields, in the order of the recipe.
 
     Call it for a recipe that `check_recipe` has passed."""
-    found = []
+    found = [Advice("data", note) for note in facts.data_notes]
     for path, slot, known in components_with_facts(recipe, facts):
         try:
             said = [(inside, message) for inside, message in slot.cls.warnings(slot.config, known)]
         except Exception as error:  # a plugin's: no reason to stop a run
             reason = describe_failure(error, slot.cls.__module__)
             said = [("", f"the warnings of {slot.cls.kind} '{slot.name}' failed: {reason}")]
-        if issubclass(slot.cls, Evaluator) and slot.cls.requires_labels and not facts.num_classes:
-            said.append(("", f"{slot.name} will be skipped: it needs labels, the data has none"))
+        if issubclass(slot.cls, Evaluator) and (why := _unmeasurable(slot.cls, facts)):
+            said.append(("", f"{slot.name} will be skipped: {why}"))
         found += [Advice(f"{path}.{inside}" if inside else path, text) for inside, text in said]
     return found + list(_training_warnings(recipe, facts))
+
+
+def _unmeasurable(cls: type[Evaluator], facts: Facts) -> str | None:
+    """Why a protocol will find nothing to measure; None where it will."""
+    if not cls.requires_labels:
+        return None
+    if not facts.num_classes:
+        return "it needs labels, the data has none"
+    if facts.num_test_images == 0:
+        return "there is no test split; name one, or set data.test_fraction=0.2"
+    return None if facts.test_has_labels else "it needs labels, the test split has none"
 
 
 def _training_warnings(recipe: Recipe, facts: Facts) -> Iterator[Advice]:

@@ -14,6 +14,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     PrivateAttr,
+    field_validator,
     model_validator,
 )
 
@@ -30,6 +31,7 @@ from sslkit.interfaces import (
     Schedule,
     Slot,
     Tracker,
+    expand_paths,
     slot,
 )
 from sslkit.nn.numerics import Precision
@@ -43,6 +45,11 @@ class Block(BaseModel):
     """A block of fields that is no component."""
 
     model_config = ComponentConfig.model_config
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand_paths(cls, value: Any) -> Any:
+        return expand_paths(value)
 
 
 class OnlineProbeConfig(Block):

@@ -66,6 +66,8 @@ def _markdown(
         yield f"- {protocol}: skipped: {reason}"
     for protocol, found in {**results.trained.warnings, **results.trained.stops}.items():
         yield f"- {protocol}: warning: {found}"
+    for note in (*facts.data_notes, *experiment.train_store.notes):
+        yield f"- data: warning: {note}"
     yield from _cost(lines, results)
     for figure in figures:
         yield f"\n![{figure.stem}](figures/{figure.name})"

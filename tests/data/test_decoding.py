@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -47,7 +49,7 @@ def test_without_torchvisions_decoder_pillow_takes_over(encoded, monkeypatch):
 def test_buffers_of_signed_bytes_are_read_as_unsigned(encoded):
     data = encoded(0, "JPEG")
     assert jpeg_header(memoryview(data).cast("b")) == jpeg_header(data)
-    assert jpeg_header(data) == (40, 48, 3, False)
+    assert jpeg_header(data) == (40, 48, 3, False, False)
 
 
 def test_modes_become_grey_or_rgb(photo):
@@ -174,3 +176,197 @@ def test_flipped_bytes_never_raise_anything_else(encoded):
                 continue
             assert pixels.dtype == np.uint8
             assert pixels.ndim == 3
+
+
+# --- Files from strangers -------------------------------------------------------------------------
+
+
+def test_only_the_listed_formats_are_opened(encoded, tmp_path, monkeypatch):
+    """An EPS file would start Ghostscript, whatever it is called."""
+    asked = tmp_path / "asked"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {asked}\necho 10.0\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    others = {"EPS": eps}
+    for kind in ("ICO", "TGA", "PCX", "PDF", "JPEG2000", "SGI", "DDS", "ICNS", "SPIDER", "AVIF"):
+        try:
+            others[kind] = encoded(0, kind, 32, 32)
+        except (OSError, KeyError, ValueError):
+            continue  # this Pillow cannot write it
+    assert len(others) > 4
+    for kind, data in others.items():
+        for read in (lambda data: decode_image(data, 3), image_size):
+            with pytest.raises(UnreadableImageError, match=r"known format \(BMP, GIF, JPEG, PNG"):
+                read(data)
+        assert not asked.exists(), kind
+
+
+def tiff(pixels, **tags):
+    from PIL import TiffImagePlugin
+
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        info[int(tag[1:])] = value
+    return saved(Image.fromarray(pixels), "TIFF", tiffinfo=info)
+
+
+def raw_tiff(data, width, height, bits, photometric=1, sample_format=1):
+    """A grey TIFF of one strip, as the TIFF 6.0 specification has it, big-endian."""
+    entries = [
+        (256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric),
+        (273, 4, 8), (277, 3, 1), (278, 3, height), (279, 4, len(data)), (339, 3, sample_format),
+    ]  # fmt: skip
+    directory = struct.pack(">H", len(entries))
+    for tag, kind, value in entries:
+        stored = struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value)
+        directory += struct.pack(">HHI", tag, kind, 1) + stored
+    return b"MM\0*" + struct.pack(">I", 8 + len(data)) + data + directory + bytes(4)
+
+
+def test_pixels_without_a_certain_range_are_unreadable():
+    ramp = np.arange(64).reshape(8, 8)
+    signed_bytes = ramp.astype(np.int8)
+    for name, data, reason in (
+        ("int32", saved(Image.fromarray(ramp.astype(np.int32)), "TIFF"), "integer pixels"),
+        ("int16", raw_tiff(ramp.astype(">i2").tobytes(), 8, 8, 16, 1, 2), "signed integer"),
+        ("int8", raw_tiff(signed_bytes.tobytes(), 8, 8, 8, 1, 2), "signed integer"),
+        ("float", saved(Image.fromarray(ramp.astype(np.float32)), "TIFF"), "floating-point"),
+        ("PFM", saved(Image.fromarray(ramp.astype(np.float32)), "PPM"), "floating-point"),
+    ):
+        for channels in (1, 3):
+            with pytest.raises(
+                UnreadableImageError, match=f"{reason}.* no certain range; 8- or 16"
+            ):
+                decode_image(data, channels)
+        assert name
+
+
+def test_twelve_bits_inverted_grey_and_other_ranges_are_scaled():
+    wide = np.array([[0, 4095], [2048, 16]], dtype=np.uint16)
+    packed = bytes([0x00, 0x0F, 0xFF, 0x80, 0x00, 0x10])  # 12 bits each, big-endian
+    little = b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed
+    entries = [
+        (256, 3, 2), (257, 3, 2), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8),
+        (277, 3, 1), (278, 3, 2), (279, 4, len(packed)),
+    ]  # fmt: skip
+    little += struct.pack("<H", len(entries))
+    little += b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    twelve = decode_image(little + bytes(4), 1)[:, :, 0]
+    assert np.abs(twelve.astype(int) - wide / 4095 * 255).max() <= 0.5
+    pgm = b"P5 2 2 4095\n" + wide.astype(">u2").tobytes()
+    assert np.abs(decode_image(pgm, 1)[:, :, 0].astype(int) - wide / 4095 * 255).max() <= 1
+    full = wide * 16
+    inverted = b"II" + raw_little(full.astype("<u2").tobytes(), 16, 0)
+    expected = 255 - np.round(full / 65535 * 255)
+    assert np.array_equal(decode_image(inverted, 1)[:, :, 0], expected)
+
+
+def raw_little(data, bits, photometric):
+    entries = [
+        (256, 3, 2), (257, 3, 2), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 8),
+        (277, 3, 1), (278, 3, 2), (279, 4, len(data)),
+    ]  # fmt: skip
+    body = b"*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(entries))
+    return body + b"".join(struct.pack("<HHII", t, k, 1, v) for t, k, v in entries) + bytes(4)
+
+
+def test_large_images_are_converted_strip_by_strip(photo):
+    whole = photo(1, 1300, 1024)
+    for image in (Image.fromarray(whole), Image.fromarray(whole).convert("CMYK")):
+        data = saved(image, "TIFF")
+        assert np.array_equal(decode_image(data, 3), np.asarray(image.convert("RGB")))
+        assert np.array_equal(decode_image(data, 1)[:, :, 0], np.asarray(image.convert("L")))
+
+
+def test_tiff_that_lies_on_its_side(photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(Image.fromarray(photo(3, 32, 48)), "TIFF", exif=exif)
+    assert np.array_equal(decode_image(data, 3), np.rot90(photo(3, 32, 48), -1))
+    assert image_size(data) == (48, 32)
+
+
+def test_progressive_jpeg_with_too_many_scans(encoded):
+    data = encoded(0, "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    last = data[start:-2]
+    with pytest.raises(UnreadableImageError, match="progressive JPEG of more than 200 scans"):
+        decode_image(data[:-2] + last * 200 + data[-2:], 3)
+
+
+PEAK = """
+import resource, sys
+from sslkit.builtin.sources.decoding import decode_image, image_size
+from sslkit.interfaces import UnreadableImageError
+decode_image(open(sys.argv[2], "rb").read(), 3)  # what the decoders take by themselves
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+data = open(sys.argv[1], "rb").read()
+for read in (image_size, lambda data: decode_image(data, 1), lambda data: decode_image(data, 3)):
+    try:
+        read(data)
+    except UnreadableImageError as error:
+        print(error)
+print("MB", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def zlib_chunk(name, body):
+    packed = struct.pack(">I", len(body)) + name + body
+    return packed + struct.pack(">I", zlib.crc32(name + body))
+
+
+def bomb_png(width, height, depth, colour, *extra):
+    samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    rows = zlib.compressobj(9)
+    line = bytes(1 + width * samples * depth // 8)
+    pixels = b"".join(rows.compress(line) for _ in range(height)) + rows.flush()
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = [zlib_chunk(b"IHDR", header), *extra]
+    parts += [zlib_chunk(b"PLTE", bytes(6))] if colour == 3 else []
+    parts += [zlib_chunk(b"IDAT", pixels), zlib_chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def bomb(name, photo):
+    side = 8192  # the largest that is read
+    grey = Image.new("L", (side, side))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    packed = zlib.compress(bytes(1 << 28), 9)
+    small = Image.fromarray(photo(0))
+    return {
+        "16-bit PNG": lambda: bomb_png(side, side, 16, 0),
+        "palette PNG": lambda: bomb_png(side, side, 1, 3),
+        "RGBA PNG": lambda: bomb_png(side, side, 8, 6),
+        "larger PNG": lambda: bomb_png(13000, 13000, 1, 0),
+        "text PNG": lambda: bomb_png(8, 8, 8, 0, zlib_chunk(b"zTXt", b"a\0\0" + packed)),
+        "profile PNG": lambda: bomb_png(8, 8, 8, 0, zlib_chunk(b"iCCP", b"a\0\0" + packed)),
+        "turned JPEG": lambda: saved(grey.convert("RGB"), "JPEG", exif=turned),
+        "progressive JPEG": lambda: saved(grey.convert("RGB"), "JPEG", progressive=True),
+        "GIF of many frames": lambda: saved(
+            grey.resize((2048, 2048)), "GIF", save_all=True, append_images=[grey] * 3
+        ),
+        "TIFF of many frames": lambda: saved(
+            small, "TIFF", save_all=True, append_images=[grey] * 3, compression="tiff_deflate"
+        ),
+        "WebP": lambda: saved(grey.convert("RGB"), "WEBP", lossless=True, method=0),
+    }[name]()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "16-bit PNG", "palette PNG", "RGBA PNG", "larger PNG", "text PNG", "profile PNG",
+        "turned JPEG", "progressive JPEG", "GIF of many frames", "TIFF of many frames", "WebP",
+    ],
+)  # fmt: skip
+def test_no_file_takes_a_gigabyte(name, photo, encoded, tmp_path):
+    """Slow: a process of its own for each, which decodes the largest images that are read."""
+    (tmp_path / "bomb").write_bytes(bomb(name, photo))
+    (tmp_path / "plain").write_bytes(encoded(0, "JPEG"))
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "bomb"), str(tmp_path / "plain")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 1000, (name, done.stdout)
+    assert not done.stderr

@@ -43,7 +43,7 @@ def test_class_folders(write):
     assert train.class_names == test.class_names == ("cat", "dog")
     assert train.labels.tolist() == [0, 1, 1]
     assert test.labels.tolist() == [1]
-    assert train.details == {"labels": "folders", "ignored_files": 0}
+    assert train.details == {"labels": "folders", "ignored_files": 0, "ignored_endings": {}}
     assert train.image_size == (40, 48)
     assert train.read(0).shape == (40, 48, 3)
     assert source(root / "train", channels=1).open("train").read(0).shape == (40, 48, 1)
@@ -196,3 +196,94 @@ def test_real_photographs(photographs):
     assert len(reader.class_names) == 200
     assert reader.image_size is None
     assert np.array_equal(reader.labels, np.arange(200))
+
+
+# --- Odd folders ----------------------------------------------------------------------------------
+
+
+def test_files_that_are_not_read_are_told_in_one_line(write):
+    root = write("1.png", "2.png")
+    for number in range(3):
+        (root / f"leaf{number}.jpg?w=300").write_bytes(b"x")
+        (root / f"{number}.heic").write_bytes(b"x")
+    (root / "a.avif").write_bytes(b"x")
+    (root / "README").write_bytes(b"x")
+    reader = source(root).open("train")
+    (note,) = reader.notes
+    assert note.startswith(f"8 of 10 files in {root} are not read: 3 .heic, 3 .jpg?w=300, 1 ")
+    assert "files are read that end in .bmp .gif" in note
+    assert "\n" not in note
+    assert reader.details["ignored_files"] == 8
+    assert reader.details["ignored_endings"][".heic"] == 3
+    assert source(write("only/1.png") / "only").open("train").notes == ()
+
+
+def test_links_to_themselves_devices_and_fifos_are_passed_over(write):
+    root = write("1.png", "2.png")
+    (root / "self.png").symlink_to("self.png")
+    (root / "zero.png").symlink_to("/dev/zero")
+    os.mkfifo(root / "pipe.png")
+    reader = source(root).open("train")
+    assert names_of(reader, root) == ["1.png", "2.png"]
+    assert reader.details["ignored_files"] == 3
+    (root / "1.png").unlink()
+    os.mkfifo(root / "1.png")  # after the folder was listed
+    with pytest.raises(UnreadableImageError, match="no regular file"):
+        reader.read(0)
+
+
+def test_folders_in_circles_end(write):
+    root = write("1.png")
+    for i in range(9):
+        (root / f"d{i}").mkdir()
+    for i in range(9):
+        for j in range(9):
+            (root / f"d{i}" / f"to{j}").symlink_to(root / f"d{j}")
+    from sslkit.builtin.sources import files
+
+    most, files._MAX_FOLDERS = files._MAX_FOLDERS, 1000
+    try:
+        with pytest.raises(
+            DataError, match="more than 1,000 of them; see whether links lead in cir"
+        ):
+            source(root).open("train")
+    finally:
+        files._MAX_FOLDERS = most
+    deep = root / "deep" / "/".join("x" * 70)
+    deep.mkdir(parents=True)
+    with pytest.raises(DataError, match="nested more than 64 deep"):
+        source(root / "deep").open("train")
+
+
+def test_names_that_are_no_utf8_work(write, encoded):
+    root = write("cat/1.png", "dog/1.png", "dog/2.png")
+    os.makedirs(os.fsencode(root) + b"/caf\xe9")  # noqa: PTH103
+    with open(os.fsencode(root) + b"/caf\xe9/\xff.png", "wb") as file:  # noqa: PTH123
+        file.write(encoded(7))
+    reader = source(root, test_fraction=0.5).open("train")
+    assert reader.class_names == ("caf\\xe9", "cat", "dog")
+    assert reader.describe(0) == f"{root}/caf\\xe9/\\xff.png"
+    assert reader.read(0).shape == (40, 48, 3)
+    assert len(reader.fingerprint()) == 16
+    reader.describe(0).encode()
+    from sslkit.data.splits import test_rows as rows
+
+    assert rows(reader, reader.labels, 0.5, 0).sum() == 1
+
+
+@pytest.mark.parametrize("names", [["train", "test"], ["Train", "VAL"], ["val", "test", "cat"]])
+@pytest.mark.parametrize("inside", ["", "cat/"])
+def test_split_folders_are_no_classes(write, names, inside):
+    root = write(*(f"{name}/{inside}{i}.png" for name in names for i in range(2)))
+    with pytest.raises(
+        RecipeError, match=r"which are splits and not classes; write data.train=.*/"
+    ):
+        source(root).open("train")
+    assert source(root, labels="none").open("train").labels is None
+    if not inside:
+        assert len(source(root, labels="folders").open("train").class_names) == len(names)
+
+
+def test_a_class_may_be_called_train(write):
+    root = write("train/1.png", "truck/1.png")
+    assert source(root).open("train").class_names == ("train", "truck")

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+import socket
 
 import numpy as np
 import pyarrow as pa
@@ -152,7 +154,7 @@ def test_columns_that_cannot_be_told_apart(write, encoded):
     with pytest.raises(RecipeError, match=r"no column of images .* columns are label \(int64\)"):
         source(bare).open("train")
     floats = write("floats.parquet", label=pa.array([0.5] * 6))
-    with pytest.raises(RecipeError, match="holds double; valid are integers and strings"):
+    with pytest.raises(RecipeError, match="holds double; valid are integers, booleans and str"):
         source(floats).open("train")
 
 
@@ -160,9 +162,9 @@ def test_wrong_labels_are_named(write):
     outside = write("outside.parquet", names={"label": class_label("a", "b")})
     with pytest.raises(DataError, match=r"row 2 has label 2 in column label; valid is 0 to 1"):
         source(outside).open("train")
-    holes = write("holes.parquet", label=pa.array([0, None, 1, 0, 1, 2]))
-    with pytest.raises(DataError, match="row 1 has label None"):
-        source(holes).open("train")
+    below = write("below.parquet", label=pa.array([0, -2, 1, 0, 1, 2]))
+    with pytest.raises(DataError, match="label -2; valid are whole numbers from 0, and -1 or null"):
+        source(below).open("train")
 
 
 def test_wrong_files_are_one_line(write, tmp_path):
@@ -274,3 +276,175 @@ def test_real_cifar_becomes_resident_whole(cifar):
         assert torch.equal(
             store.resident[index], torch.from_numpy(reader.read(index)).permute(2, 0, 1)
         )
+
+
+# --- Labels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("column", "labels", "names"),
+    [
+        *(
+            (pa.array([1, 0, 2, 1, 0, 2], kind()), [1, 0, 2, 1, 0, 2], ("0", "1", "2"))
+            for kind in (
+                pa.int8, pa.int16, pa.int32, pa.int64, pa.uint8, pa.uint16, pa.uint32, pa.uint64,
+                pa.float16, pa.float32, pa.float64,
+            )
+        ),
+        (
+            pa.array([10, 2000, 2**31 - 7, 2000, 10, 10]),
+            [0, 1, 2, 1, 0, 0],
+            ("10", "2000", "2147483641"),
+        ),
+        (
+            pa.array([2**64 - 1, 5, 5, 2**63, None, 5], pa.uint64()),
+            [2, 0, 0, 1, -1, 0],
+            ("5", str(2**63), str(2**64 - 1)),
+        ),
+        (pa.array([1.0, None, float("nan"), 3.0, -1.0, 1.0]), [0, -1, -1, 1, -1, 0], ("1", "3")),
+        (pa.array([True, False, None, True, True, False]), [1, 0, -1, 1, 1, 0], ("false", "true")),
+        (pa.array(["b", None, "a", "b", "", "a"]), [2, -1, 1, 2, 0, 1], ("", "a", "b")),
+        (pa.array(["b", "a"] * 3).dictionary_encode(), [1, 0] * 3, ("a", "b")),
+        (pa.array(["b", "a"] * 3, pa.string_view()), [1, 0] * 3, ("a", "b")),
+        (pa.array([10, 9, 100, 9, 9, 9]), [1, 0, 2, 0, 0, 0], ("9", "10", "100")),
+        (pa.array([3, -1, None, 3, 4, 4]), [0, -1, -1, 0, 1, 1], ("3", "4")),
+        (pa.nulls(6), None, None),
+        (pa.array([None] * 6, pa.int32()), None, None),
+        (pa.array([float("nan")] * 6), None, None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_labels_of_every_type(write, column, labels, names):
+    reader = source(write("x.parquet", label=column)).open("train")
+    assert (None if reader.labels is None else reader.labels.tolist()) == labels
+    assert reader.class_names == names
+    assert reader.labels is None or reader.labels.dtype == np.int64
+
+
+def test_labels_of_other_types_are_refused(write):
+    for column, message in (
+        (pa.array([0.5] * 6), "holds double; .* and numbers without a fraction"),
+        (pa.array([1e300] * 6), "holds double"),
+        (pa.array([[1]] * 6), "holds list"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            source(write("x.parquet", label=column)).open("train")
+
+
+def test_names_and_missing_labels(write):
+    label = pa.array([1, None, 0, -1, 1, 1], pa.int32())
+    train = write("a.parquet", label=label, names={"label": class_label("cat", "dog", "owl")})
+    test = write("b.parquet", label=pa.array(["owl", None, "cat", "cat", "dog", "owl"]))
+    reader = source(train, test=test).open("train")
+    assert reader.labels.tolist() == [1, -1, 0, -1, 1, 1]
+    assert reader.class_names == ("cat", "dog", "owl")
+    held = source(train, test=test).open("test")
+    assert held.labels.tolist() == [2, -1, 0, 0, 1, 2]
+    assert held.class_names == ("cat", "dog", "owl")
+
+
+# --- Which files ----------------------------------------------------------------------------------
+
+
+def rows_of(reader):
+    return sorted({reader.describe(i).rsplit("/", 1)[1].split(" ")[0] for i in range(len(reader))})
+
+
+def test_a_folder_of_several_splits_gives_each_its_own(write, tmp_path):
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        write(f"data/{name}.parquet")
+    (tmp_path / "data" / "._train-00000-of-00002.parquet").write_bytes(b"\0\5\x16\7Mac OS X")
+    folder = tmp_path / "data"
+    both = source(folder, test=folder)
+    assert rows_of(both.open("train")) == [f"train-0000{i}-of-00002.parquet" for i in (0, 1)]
+    assert rows_of(both.open("test")) == ["test-00000-of-00001.parquet"]
+    with pytest.raises(
+        RecipeError, match=r"speak of several splits: test \(1\), train \(2\); write"
+    ):
+        source(folder / "*.parquet").open("train")
+    listed = source([folder / "train-*.parquet", folder / "test-*.parquet"]).open("train")
+    assert len(listed) == 18
+    write("data/validation-0.parquet")
+    assert len(source(folder).open("train")) == 12
+    with pytest.raises(
+        RecipeError, match=r"data.test: .*several splits: test .*, train .*, validatio"
+    ):
+        source(folder / "train-*.parquet", test=folder).open("test")
+    write("data/more.parquet")
+    with pytest.raises(RecipeError, match=r"and more.parquet, which says no split"):
+        source(folder).open("train")
+
+
+def test_names_that_speak_of_one_split_or_none(write, tmp_path):
+    for name in ("test-0", "test-1"):
+        write(f"a/{name}.parquet")
+    for name in ("part-0", "latest", "contest"):
+        write(f"b/{name}.parquet")
+    for name in ("cifar_train", "cifar_val"):
+        write(f"c/{name}.parquet")
+    assert len(source(tmp_path / "a").open("train")) == 12
+    assert len(source(tmp_path / "b").open("train")) == 18
+    assert rows_of(source(tmp_path / "c").open("train")) == ["cifar_train.parquet"]
+    held = source(tmp_path / "c", test=tmp_path / "c").open("test")
+    assert rows_of(held) == ["cifar_val.parquet"]
+
+
+def test_devices_and_fifos_are_not_opened(write, tmp_path):
+    os.mkfifo(tmp_path / "pipe.parquet")
+    for path in (tmp_path / "pipe.parquet", "/dev/zero"):
+        with pytest.raises(RecipeError, match="is no regular file"):
+            source(path).open("train")
+    write("x.parquet")
+    assert len(source(tmp_path).open("train")) == 6
+
+
+def test_paths_of_rows_stay_in_the_folder(write, encoded, tmp_path):
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(encoded(1))
+    (tmp_path / "set" / "sub").mkdir(parents=True)
+    (tmp_path / "set" / "in.png").write_bytes(encoded(2))
+    (tmp_path / "set" / "link.png").symlink_to(outside)
+    (tmp_path / "set" / "near.png").symlink_to("in.png")
+    os.mkfifo(tmp_path / "set" / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(str(tmp_path / "set" / "socket.png"))
+    given = {
+        "in.png": None,
+        "near.png": None,
+        "sub/../in.png": None,
+        "gone.png": "does not exist",
+        "in.png/x": "does not exist",
+        "https://example.invalid/0.png": "an address, https://example.invalid/0.png; nothing is "
+        "down",
+        "file:///etc/passwd": "an address",
+        str(outside): "outside of the folder",
+        "../outside.png": "outside of the folder",
+        "link.png": "outside of the folder",
+        "/dev/zero": "outside of the folder",
+        "pipe.png": "no regular file",
+        "socket.png": "no regular file|No such device",
+        "sub": "no regular file|is no file",
+        "a\0b": "is no file",
+        "": "outside of the folder",
+    }
+    rows = pa.array([{"bytes": None, "path": path} for path in given], HUB_IMAGE)
+    count = len(given)
+    path = write("set/x.parquet", count=count, image=rows, label=pa.array([0] * count))
+    reader = source(path).open("train")
+    for index, reason in enumerate(given.values()):
+        if reason is None:
+            assert np.array_equal(reader.read(index), pixels(encoded(2)))
+        else:
+            with pytest.raises(UnreadableImageError, match=reason):
+                reader.read(index)
+    store = ImageStore(reader, max_corrupt_fraction=0.9, seed=0, num_threads=0)
+    assert store.read(3).shape == (3, 40, 48)
+
+
+def test_rows_of_addresses_are_refused_by_name_before_the_start(write):
+    rows = pa.array([{"bytes": None, "path": f"s3://x/{i}.png"} for i in range(6)], HUB_IMAGE)
+    path = write("x.parquet", image=rows)
+    with pytest.raises(
+        RecipeError, match=r"data: the rows of .*x.parquet hold no images: .* s3://x/5.png; n"
+    ):
+        source(path).open("train")

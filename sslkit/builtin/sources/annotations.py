@@ -4,7 +4,6 @@ entities, and refused in one line."""
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from xml.parsers import expat
 import numpy as np
 from numpy.typing import NDArray
 
+from sslkit.builtin.sources.regular_files import read_regular
 from sslkit.errors import DataError
 
 MAX_XML_BYTES = 1 << 22
@@ -34,9 +34,7 @@ def bad(path: Path, what: str, valid: str) -> DataError:
 def read_bytes(path: Path, most: int) -> bytes:
     """A file of at most `most` bytes. Raises DataError."""
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            data = file.read(min(size, most) + 1)  # as much memory as there is to read
+        data = read_regular(path, most)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); check the path, its permissions and the "

@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from sslkit.builtin.sources.annotations import bad, field_of, objects_in, read_json, within_image
-from sslkit.builtin.sources.files import FileReader
+from sslkit.builtin.sources.files import FileReader, refuse_outside
 from sslkit.builtin.sources.locations import missing
+from sslkit.errors import RecipeError
 from sslkit.interfaces import Boxes, Dataset, DatasetConfig
 
 Split = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
@@ -47,6 +48,10 @@ class COCO(Dataset):
         name = self.config.train if split == "train" else self.config.test
         if name is None:
             return None
+        if split == "test" and name == self.config.train:
+            raise RecipeError(
+                f"data.test: {name} is the training split; name another one, or null for none"
+            )
         root = self.config.root
         if not root.is_dir():
             raise missing("data.root", root, "a folder with COCO")
@@ -81,10 +86,8 @@ class COCOReader(FileReader):
         self.box_classes = instances.names
 
     def check(self, field: str) -> None:
-        """Raises RecipeError for an image that does not exist."""
-        for path in self._paths:
-            if not Path(self._root, path).is_file():
-                raise missing(field, Path(self._root, path), "a file for each image")
+        """Raises RecipeError for an image that does not exist, or is none of the folder's files."""
+        refuse_outside(field, Path(self._root), self._paths)
 
     def boxes(self, index: int) -> Boxes:
         return self._boxes[index]

@@ -2,26 +2,52 @@
 
 Plain JPEGs go through torchvision's decoder where it exists, which gives the same pixels as
 Pillow's (a test holds them together) in half the time; everything else goes through Pillow.
+
+Only the formats that are listed are opened, whatever the ending of a file says: Pillow knows others
+that start programs (EPS) or that nobody tests. Pixels whose range is not certain are unreadable
+rather than black or white.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import threading
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from sslkit.interfaces import UnreadableImageError
 
-MAX_PIXELS = 178_956_970
-"""Larger images are refused before they are decoded (Pillow's own limit for a bomb)."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is opened, by Pillow's names."""
+MAX_PIXELS = 1 << 26
+"""Larger images (8192 x 8192) are refused before they are decoded: the largest takes some 500
+MB."""
 
+_LARGE = 1 << 24
+"""Images with more pixels are decoded one at a time, however many threads there are."""
+_MAX_TILE_PIXELS = 1 << 24
+_MAX_SCANS = 200
+"""Of a progressive JPEG; encoders write about ten, and each goes through the whole image."""
+_STRIP_PIXELS = 1 << 20
+"""Converted at a time, so that a large image is not in memory three times."""
 _EXIF_ORIENTATION = 0x0112
+_BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 262, 322, 323, 339
+"""Tags of TIFF."""
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+
+_one_at_a_time = threading.Lock()
+
+# Pillow warns of what is refused or is no matter here (sizes, odd metadata), with the path of its
+# source in place of the file's. For good: `catch_warnings` cannot be used in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class JPEGHeader(NamedTuple):
@@ -31,20 +57,27 @@ class JPEGHeader(NamedTuple):
     width: int
     components: int
     has_exif: bool
+    progressive: bool
 
 
 def decode_image(data: bytes | memoryview, channels: int) -> NDArray[np.uint8]:
     """Decodes an image file into (H, W, channels) uint8, upright according to its EXIF entry.
 
-    channels: 1 (grey, ITU-R 601 luma) or 3 (RGB). 16-bit grey is scaled to 8 bits; palettes are
-    looked up; CMYK is converted; transparency is dropped.
-    Raises UnreadableImageError for anything that is not a whole image of at most MAX_PIXELS.
+    channels: 1 (grey, ITU-R 601 luma) or 3 (RGB). 12- and 16-bit grey is scaled to 8 bits; palettes
+    are looked up; CMYK is converted; transparency is dropped.
+    Raises UnreadableImageError for anything that is not a whole image of at most MAX_PIXELS in one
+    of FORMATS, and for signed, 32-bit and floating-point pixels, whose range a file does not say.
     """
     header = jpeg_header(data)
+    if header is not None and header.progressive and _scans(data) > _MAX_SCANS:
+        raise UnreadableImageError(f"a progressive JPEG of more than {_MAX_SCANS} scans")
     if header is not None and not header.has_exif and _plain(header, channels):
         operator = _jpeg_operator()
         if operator is not None:
-            return _decode_jpeg(operator, data, channels)
+            if header.height * header.width <= _LARGE:
+                return _decode_jpeg(operator, data, channels)
+            with _one_at_a_time:
+                return _decode_jpeg(operator, data, channels)
     return _decode_with_pillow(data, channels)
 
 
@@ -54,9 +87,10 @@ def image_size(data: bytes | memoryview) -> tuple[int, int]:
     if header is not None and not header.has_exif:
         return header.height, header.width
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            turned = _orientation(image) >= 5
+            # Pillow turns TIFFs by itself, and their size with them.
+            turned = image.format != "TIFF" and _orientation(image) >= 5
     except Exception as error:  # damaged files raise almost anything
         raise UnreadableImageError(_reason(error)) from error
     return (width, height) if turned else (height, width)
@@ -81,11 +115,22 @@ def jpeg_header(data: bytes | memoryview) -> JPEGHeader | None:
                 return None
             height = data[position + 5] << 8 | data[position + 6]
             width = data[position + 7] << 8 | data[position + 8]
-            return JPEGHeader(height, width, data[position + 9], has_exif)
+            progressive = marker in _PROGRESSIVE
+            return JPEGHeader(height, width, data[position + 9], has_exif, progressive)
         if marker == 0xE1 and bytes(data[position + 4 : position + 8]) == b"Exif":
             has_exif = True
         position += 2 + (data[position + 2] << 8 | data[position + 3])
     return None
+
+
+def _scans(data: bytes | memoryview) -> int:
+    """How often a start-of-scan marker occurs; inside coded pixels 0xFF is always followed by 0."""
+    return bytes(data).count(b"\xff\xda")
+
+
+def _turn(pixels: int) -> Any:
+    """Waits for the turn of a large image."""
+    return _one_at_a_time if pixels > _LARGE else nullcontext()
 
 
 def _plain(header: JPEGHeader, channels: int) -> bool:
@@ -120,18 +165,24 @@ def _decode_jpeg(
 
 def _decode_with_pillow(data: bytes | memoryview, channels: int) -> NDArray[np.uint8]:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise UnreadableImageError(f"{width} x {height} pixels, more than {MAX_PIXELS}")
-            image.load()
-            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-            pixels = np.array(_to_channels(upright, channels))
+                raise UnreadableImageError(
+                    f"{width} x {height} pixels, more than {MAX_PIXELS:,}; make it smaller"
+                )
+            with _turn(width * height):
+                highest, inverted = _grey_range(image)
+                image.load()
+                orientation = _orientation(image)
+                pixels = _in_strips(image, channels, highest)
     except (UnreadableImageError, MemoryError):
         raise
     except Exception as error:  # damaged files raise almost anything
         raise UnreadableImageError(_reason(error)) from error
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+    if inverted:
+        np.subtract(255, pixels, out=pixels)
+    return _upright(pixels, orientation)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -141,15 +192,63 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_channels(image: Image.Image, channels: int) -> Any:
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """What the EXIF entry says of a stored image, undone. pixels: (H, W, C)."""
+    turned: dict[int, Callable[[], NDArray[np.uint8]]] = {
+        2: lambda: pixels[:, ::-1],
+        3: lambda: pixels[::-1, ::-1],
+        4: lambda: pixels[::-1],
+        5: lambda: pixels.transpose(1, 0, 2),
+        6: lambda: np.rot90(pixels, -1),
+        7: lambda: pixels[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda: np.rot90(pixels, 1),
+    }
+    return np.ascontiguousarray(turned[orientation]()) if orientation in turned else pixels
+
+
+def _grey_range(image: Image.Image) -> tuple[int, bool]:
+    """(highest value of a grey pixel of more than 8 bits, whether it means black), from the header.
+
+    Raises UnreadableImageError where the range is not certain, and for tiles that are bombs."""
+    tags: Any = getattr(image, "tag_v2", {})
+    if (tags.get(_TILE_WIDTH) or 0) * (tags.get(_TILE_LENGTH) or 0) > _MAX_TILE_PIXELS:
+        raise UnreadableImageError(f"a TIFF with tiles of more than {_MAX_TILE_PIXELS:,} pixels")
+    what = "8- or 16-bit unsigned pixels are read; convert it"
+    if image.mode.startswith("F"):
+        raise UnreadableImageError(f"floating-point pixels have no certain range; {what}")
+    if 2 in tuple(tags.get(_SAMPLE_FORMAT) or ()):
+        raise UnreadableImageError(f"signed integer pixels have no certain range; {what}")
+    if image.mode == "I" and image.format != "PPM":  # a PGM of 16 bits, which Pillow scales
+        raise UnreadableImageError(f"32-bit integer pixels have no certain range; {what}")
+    if not image.mode.startswith("I"):
+        return 255, False
+    bits = max(tuple(tags.get(_BITS) or ()), default=16)
+    return (1 << bits) - 1, tags.get(_PHOTOMETRIC) == 0
+
+
+def _in_strips(image: Image.Image, channels: int, highest: int) -> NDArray[np.uint8]:
+    """(H, W, channels), strip by strip."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // max(width, 1))
+    if rows >= height:
+        return np.array(_to_channels(image, channels, highest)).reshape(height, width, channels)
+    pixels = np.empty((height, width, channels), dtype=np.uint8)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        found = np.asarray(_to_channels(strip, channels, highest))
+        pixels[top : top + rows] = found.reshape(-1, width, channels)
+    return pixels
+
+
+def _to_channels(image: Image.Image, channels: int, highest: int) -> Any:
     """An image or array of 8-bit grey or RGB."""
     mode = "L" if channels == 1 else "RGB"
-    if image.mode == "F":
-        raise UnreadableImageError("floating-point pixels have no defined range")
-    if image.mode.startswith("I"):  # 16-bit grey, in one of several guises
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        grey = ((wide + 128) // 257).astype(np.uint8)
+    if image.mode.startswith("I"):  # 12- or 16-bit grey, in one of several guises
+        wide = np.asarray(image).astype(np.int32).clip(0, highest)
+        grey = ((wide * 255 + highest // 2) // highest).astype(np.uint8)
         return grey if channels == 1 else np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("RGBa", "La"):  # multiplied by their transparency
+        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == mode else image.convert(mode)
@@ -159,6 +258,6 @@ def _reason(error: Exception) -> str:
     """The first line of an error, without the memory addresses that Pillow prints and the place in
     its source that torchvision prints."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image file of a known format"
+        return f"not an image file of a known format ({', '.join(FORMATS)})"
     lines = str(error).strip().splitlines()
     return re.sub(r"^decode_jpeg, .*?:\d+, ", "", lines[0]) if lines else type(error).__name__

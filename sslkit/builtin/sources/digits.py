@@ -17,6 +17,8 @@ class Digits(Dataset):
     """1,797 handwritten digits (UCI "Optical recognition of handwritten digits", its test part, as
     shipped with scikit-learn), 8 x 8 pixels, one channel, ten classes."""
 
+    divides_itself = True
+
     class Config(DatasetConfig):
         """Fields of the `digits` source."""
 
@@ -25,6 +27,8 @@ class Digits(Dataset):
         test_fraction: float = Field(default=0.2, gt=0.0, lt=1.0)
         """Part of each class that is kept for testing, chosen by a hash of the image's number. The
         same images for every seed."""
+        test_seed: Literal[0] = 0
+        """There is one division only."""
 
     def __init__(self, config: Config) -> None:
         self.config = config

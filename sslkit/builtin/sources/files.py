@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sslkit.builtin.sources.decoding import decode_image, image_size
-from sslkit.builtin.sources.locations import common_size, sample_positions
-from sslkit.errors import DataError
+from sslkit.builtin.sources.locations import common_size, missing, sample_positions
+from sslkit.builtin.sources.regular_files import (
+    is_inside,
+    is_regular,
+    read_image_file,
+    shown,
+)
+from sslkit.errors import DataError, RecipeError
 from sslkit.interfaces import ImageReader, UnreadableImageError
 
 _SUFFIXES = ".bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp"
@@ -21,6 +30,9 @@ IMAGE_SUFFIXES = frozenset(_SUFFIXES.split(" "))
 """Endings of the files that are taken for images, in small letters."""
 
 _PROBED_IMAGES = 64
+_SHOWN_ENDINGS = 4
+_MAX_DEPTH = 64
+_MAX_FOLDERS = 1 << 21
 
 
 @dataclass
@@ -29,22 +41,44 @@ class Found:
 
     images: list[tuple[str, ...]] = field(default_factory=list)
     """Path parts below the folder, in order of their names, folder by folder."""
-    ignored: int = 0
-    """Files without an image's ending, and links that lead nowhere."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Ending -> number of the files without an image's ending, and of what is no file: links that
+    lead nowhere, devices."""
+    folders: int = 0
+
+    def note(self, root: Path) -> list[str]:
+        """What to say of the files that are not read, in one line; nothing where there are none."""
+        count = self.ignored.total()
+        if not count:
+            return []
+        common = self.ignored.most_common(_SHOWN_ENDINGS)
+        kinds = [f"{number:,} {shown(ending)}" for ending, number in common]
+        rest = count - sum(number for _, number in common)
+        kinds += [f"{rest:,} others"] if rest else []
+        return [
+            f"{count:,} of {count + len(self.images):,} files in {shown(root)} are not read: "
+            f"{', '.join(kinds)}; files are read that end in {_SUFFIXES}: convert or rename those "
+            "that are images"
+        ]
 
 
 def find_images(root: Path) -> Found:
     """All image files below a folder, through links too; hidden files and folders are left out.
 
     The order depends on names alone. A link back to a folder that it lies in is not followed.
-    Raises DataError for folders that cannot be read.
-    """
+    Raises DataError for folders that cannot be read, that are nested too deep or too many."""
     found = Found()
     _search(root, (), set(), found)
     return found
 
 
 def _search(folder: Path, parts: tuple[str, ...], above: set[tuple[int, int]], to: Found) -> None:
+    to.folders += 1
+    if len(parts) > _MAX_DEPTH or to.folders > _MAX_FOLDERS:
+        raise DataError(
+            f"data: {shown(folder)}: folders nested more than {_MAX_DEPTH} deep, or more than "
+            f"{_MAX_FOLDERS:,} of them; see whether links lead in circles"
+        )
     try:
         status = folder.stat()
         identity = (status.st_dev, status.st_ino)
@@ -52,23 +86,37 @@ def _search(folder: Path, parts: tuple[str, ...], above: set[tuple[int, int]], t
             return
         with os.scandir(folder) as scan:
             entries = sorted((entry for entry in scan), key=lambda entry: entry.name)
-        folders = [entry.name for entry in entries if entry.is_dir()]
-        files = [entry for entry in entries if not entry.is_dir()]
     except OSError as error:
         raise DataError(
-            f"data: cannot list {folder}: {error.strerror}; check its permissions and the disk"
+            f"data: cannot list {shown(folder)}: {error.strerror}; check its permissions and the "
+            "disk"
         ) from error
-    for entry in files:
-        if entry.name.startswith("."):
+    folders = []
+    for entry in entries:
+        name = entry.name
+        if name.startswith("."):
             continue
-        suffix = entry.name[entry.name.rfind(".") :].lower()
-        if suffix in IMAGE_SUFFIXES and entry.is_file():
-            to.images.append((*parts, entry.name))
+        if _is(entry, os.DirEntry.is_dir):
+            folders.append(name)
+            continue
+        place = name.rfind(".")
+        suffix = name[place:].lower() if place > 0 else "without an ending"
+        if suffix not in IMAGE_SUFFIXES:
+            to.ignored[suffix] += 1
+        elif _is(entry, os.DirEntry.is_file):
+            to.images.append((*parts, name))
         else:
-            to.ignored += 1
+            to.ignored["links that lead nowhere, or devices"] += 1
     for name in folders:
-        if not name.startswith("."):
-            _search(folder / name, (*parts, name), above | {identity}, to)
+        _search(folder / name, (*parts, name), above | {identity}, to)
+
+
+def _is(entry: os.DirEntry[str], test: Callable[[os.DirEntry[str]], bool]) -> bool:
+    """What an entry is; a link to itself, which raises, is nothing."""
+    try:
+        return test(entry)
+    except OSError:
+        return False
 
 
 class FileReader(ImageReader):
@@ -84,7 +132,8 @@ class FileReader(ImageReader):
         channels: int,
         labels: NDArray[np.int64] | None,
         class_names: Sequence[str] | None,
-        details: Mapping[str, str | int | None],
+        details: Mapping[str, Any],
+        notes: Sequence[str] = (),
     ) -> None:
         self._root = str(root)
         self._paths = paths
@@ -92,43 +141,82 @@ class FileReader(ImageReader):
         self.labels = labels
         self.class_names = class_names
         self.details = details
+        self.notes = tuple(notes)
         self.image_size = self._probe()
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        return decode_image(self._bytes(index), self.channels)
+        return decode_image(self.encoded(index), self.channels)
 
     def describe(self, index: int) -> str:
-        return f"{self._root}/{self._paths[index]}"
+        return shown(f"{self._root}/{self._paths[index]}")
+
+    def key(self, index: int) -> str:
+        """The path below the folder."""
+        return self._paths[index]
+
+    def encoded_sizes(self) -> NDArray[np.int64]:
+        """Of the files; 0 for one that has vanished."""
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        return np.fromiter((self._size(path) for path in self._paths), np.int64, len(self._paths))
+
+    def encoded(self, index: int) -> bytes:
+        return read_image_file(f"{self._root}/{self._paths[index]}")
 
     def fingerprint(self) -> str:
         """Covers the relative path and the size of every file, the whole content of 64 of them, and
         the labels. Not times, so copies have the same. Pixels that change within an equal size can
         be missed; everything else is seen."""
         digest = hashlib.blake2b(f"{self.channels}".encode(), digest_size=8)
-        for path in self._paths:
-            size = Path(self._root, path).stat().st_size
-            digest.update(f"\0{path}\0{size}".encode())
+        for path, size in zip(self._paths, self._sizes.tolist(), strict=True):
+            digest.update(b"\0%s\0%d" % (os.fsencode(path), size))
         for index in sample_positions(len(self), "files", _PROBED_IMAGES):
-            digest.update(hashlib.blake2b(self._bytes(index)).digest())
+            digest.update(hashlib.blake2b(self._sampled(index)).digest())
         if self.labels is not None:
             digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
 
-    def _bytes(self, index: int) -> bytes:
-        with open(f"{self._root}/{self._paths[index]}", "rb") as file:  # noqa: PTH123 (3x faster)
-            return file.read()
+    def _size(self, path: str) -> int:
+        try:
+            return os.stat(f"{self._root}/{path}").st_size  # noqa: PTH116 (3x faster)
+        except OSError:
+            return 0
+
+    def _sampled(self, index: int) -> bytes:
+        """The content for the fingerprint; nothing of what cannot be read, as far as it is
+        known."""
+        try:
+            return self.encoded(index)
+        except UnreadableImageError:
+            return b""
 
     def _probe(self) -> tuple[int, int] | None:
         """The size that a sample of the images has in common."""
         sizes = []
         for index in sample_positions(len(self), "probe", _PROBED_IMAGES):
             try:
-                sizes.append(image_size(self._bytes(index)))
+                sizes.append(image_size(self.encoded(index)))
             except (UnreadableImageError, OSError):
                 continue
             if sizes[-1] != sizes[0]:
                 return None
         return common_size(sizes)
+
+
+def refuse_outside(field: str, root: Path, paths: Sequence[str]) -> None:
+    """Raises RecipeError where a file that an annotation names is missing, is no regular file, or
+    is a link that leads out of the folder."""
+    inside = os.path.realpath(root)
+    for path in paths:
+        whole = root / path
+        if not is_regular(whole):
+            raise missing(field, whole, "a file for each image")
+        if not is_inside(inside, str(whole)):
+            raise RecipeError(
+                f"{field}: {whole} is a link that leads out of {root}; expected a file in it"
+            )

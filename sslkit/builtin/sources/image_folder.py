@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,8 @@ import numpy as np
 
 from sslkit.builtin.sources.files import IMAGE_SUFFIXES, FileReader, Found, find_images
 from sslkit.builtin.sources.locations import missing
+from sslkit.builtin.sources.regular_files import shown
+from sslkit.builtin.sources.split_names import folder_split
 from sslkit.errors import RecipeError
 from sslkit.interfaces import Dataset, DatasetConfig
 
@@ -45,18 +48,25 @@ class ImageFolder(Dataset):
         if root is None:
             return None
         found = self._train if split == "train" else _listed(f"data.{split}", root)
+        if self.config.labels == "auto":
+            _refuse_splits(f"data.{split}", root, found)
+        if split == "test":
+            _refuse_nested(self.config.train, root)
         paths = ["/".join(parts) for parts in found.images]
-        details: dict[str, str | int | None] = {
+        details = {
             "labels": "none" if self._classes is None else "folders",
-            "ignored_files": found.ignored,
+            "ignored_files": found.ignored.total(),
+            "ignored_endings": {shown(name): n for name, n in found.ignored.most_common(20)},
         }
+        channels, notes = self.config.channels, found.note(root)
         if self._classes is None:
-            return FileReader(root, paths, self.config.channels, None, None, details)
+            return FileReader(root, paths, channels, None, None, details, notes)
         names = self._classes
         position = {name: index for index, name in enumerate(names)}
         self._check_classes(f"data.{split}", root, found, position)
         labels = np.array([position[parts[0]] for parts in found.images], dtype=np.int64)
-        return FileReader(root, paths, self.config.channels, labels, names, details)
+        shown_names = tuple(map(shown, names))
+        return FileReader(root, paths, channels, labels, shown_names, details, notes)
 
     @cached_property
     def _train(self) -> Found:
@@ -79,16 +89,47 @@ class ImageFolder(Dataset):
         for parts in found.images:
             if len(parts) != 2:
                 raise RecipeError(
-                    f"{field}: {root}/{'/'.join(parts)} is not in a class folder; {_LAYOUT}; "
+                    f"{field}: {shown(root.joinpath(*parts))} is not in a class folder; {_LAYOUT}; "
                     "move it, or set data.labels=none"
                 )
         unknown = sorted({parts[0] for parts in found.images} - position.keys())
         if unknown:
+            names = ", ".join(map(shown, unknown[:5]))
             raise RecipeError(
-                f"{field}: {root} has classes that data.train lacks: {', '.join(unknown[:5])}; "
+                f"{field}: {root} has classes that data.train lacks: {names}; "
                 f"valid are the {len(position)} folders of {self.config.train}; correct the paths, "
                 "or set data.labels=none"
             )
+
+
+def _refuse_splits(field: str, root: Path, found: Found) -> None:
+    """Raises RecipeError where the folders of the top level are splits rather than
+    classes."""
+    tops = sorted({parts[0] for parts in found.images if len(parts) > 1})
+    splits = {name: split for name in tops if (split := folder_split(name))}
+    if len(set(splits.values())) < 2:
+        return
+    names = list(splits)
+    wanted = "train" if field == "data.train" else "test"
+    best = next((name for name in names if splits[name] == wanted), names[0])
+    raise RecipeError(
+        f"{field}: {root} holds {' and '.join(names)}, which are splits and not classes; write "
+        f"{field}={root / best}, or data.labels=folders where they are classes, or "
+        "data.labels=none to take all of them"
+    )
+
+
+def _refuse_nested(train: Path, test: Path) -> None:
+    """Raises RecipeError where one of the folders holds the other."""
+    outer, inner = os.path.realpath(train), os.path.realpath(test)
+    if os.path.commonpath([outer, inner]) not in (outer, inner):
+        return
+    how = "is" if outer == inner else "lies inside" if inner.startswith(outer) else "holds"
+    raise RecipeError(
+        f"data.test: {test} {how} the folder of the training images, {train}, so that test images "
+        "are training images; name folders apart from each other, set data.test_fraction, or leave "
+        "data.test out"
+    )
 
 
 def _listed(field: str, root: Path) -> Found:
@@ -101,8 +142,9 @@ def _listed(field: str, root: Path) -> Found:
         )
     found = find_images(root)
     if not found.images:
+        others = found.ignored.total()
         raise RecipeError(
-            f"{field}: {root} holds no images ({found.ignored} other files); expected files that "
-            f"end in {' '.join(sorted(IMAGE_SUFFIXES))}; correct the path"
+            f"{field}: {root} holds no images ({others} other files); expected files that end in "
+            f"{' '.join(sorted(IMAGE_SUFFIXES))}; correct the path"
         )
     return found

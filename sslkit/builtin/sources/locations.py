@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ def missing(field: str, path: Path, wanted: str) -> RecipeError:
 
     field: where the path stands, such as `data.train`; wanted: what it should be.
     """
+    if os.path.lexists(path) and path.is_symlink():
+        return RecipeError(f"{field}: {path} is a link that leads nowhere; expected {wanted}")
     parent, name = path.parent, path.name
     while not parent.exists() and parent != parent.parent:
         parent, name = parent.parent, parent.name

@@ -137,12 +137,15 @@ def find_label_column(shard: Shard, given: str | None, image_column: str) -> str
 def labels_of(
     shards: Sequence[Shard], column: str | None
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
-    """(N,) class indices and the class names; (None, None) without labels, which includes a column
-    of nothing but nulls or -1, as unlabelled test splits of the hub have it."""
+    """(N,) positions in the class names, -1 where an image has no label, and the names; (None,
+    None) without labels, which includes a column of nothing but nulls or -1, as unlabelled test
+    splits of the hub have it.
+
+    Without names in the metadata the classes are the values that occur, in ascending order."""
     if column is None:
         return None, None
     import pyarrow as pa
-    from pyarrow import compute, parquet
+    from pyarrow import parquet
 
     kind = shards[0].schema.field(column).type
     chunks = []
@@ -150,34 +153,87 @@ def labels_of(
         with whole_file(shard.path):
             chunks += parquet.read_table(shard.path, columns=[column])[column].chunks
     values = pa.chunked_array(chunks, kind)
-    if not len(values):
-        return None, None
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    if pa.types.is_integer(values.type):
-        present = compute.fill_null(values, -1).to_numpy().astype(np.int64)
-        if (present == -1).all():
-            return None, None
-        names = _class_names(shards[0], column) or tuple(map(str, range(int(present.max()) + 1)))
-        wrong = np.flatnonzero((present < 0) | (present >= len(names)))
-        if len(wrong):
-            raise DataError(
-                f"data: row {wrong[0]} has label {values[int(wrong[0])]} in column {column}; valid "
-                f"is 0 to {len(names) - 1}; set data.label_column to another column or to null"
-            )
-        return present, names
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        if values.null_count:
-            raise DataError(
-                f"data: column {column} has {values.null_count} rows without a label; "
-                "set data.label_column to another column or to null"
-            )
-        unique, inverse = np.unique(np.array(values.to_pylist()), return_inverse=True)
-        return inverse.astype(np.int64), tuple(map(str, unique))
-    raise RecipeError(
-        f"data.label_column: column {column} of {shards[0].path} holds {values.type}; "
-        "valid are integers and strings"
+    values = _plain_labels(values, f"column {column} of {shards[0].path}")
+    if values.null_count == len(values):
+        return None, None
+    names = _class_names(shards[0], column) if pa.types.is_integer(values.type) else None
+    return _positions(values, column) if names is None else _among(values, column, names)
+
+
+def _plain_labels(values: Any, where: str) -> Any:
+    """Labels as int64, uint64 or string, with null for none. Raises RecipeError for other types."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    kind = values.type
+    if pa.types.is_boolean(kind):
+        return values.cast(pa.string())
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+        return values.cast(pa.large_string())
+    if pa.types.is_string_view(kind):
+        return values.cast(pa.large_string())
+    whole = pa.types.is_floating(kind) and _are_whole(values)
+    if not (pa.types.is_integer(kind) or whole):
+        raise RecipeError(
+            f"data.label_column: {where} holds {kind}; valid are integers, booleans and strings"
+            + (", and numbers without a fraction" if pa.types.is_floating(kind) else "")
+        )
+    if whole:  # as pandas keeps integers where some are missing
+        values = values.cast(pa.float64())
+        values = compute.if_else(compute.is_nan(values), pa.scalar(None, pa.float64()), values)
+        values = values.cast(pa.int64())
+    elif not pa.types.is_uint64(kind):
+        values = values.cast(pa.int64())
+    none = compute.equal(values, pa.scalar(-1, pa.int64())) if values.type == pa.int64() else None
+    return values if none is None else compute.if_else(none, pa.scalar(None, pa.int64()), values)
+
+
+def _are_whole(values: Any) -> bool:
+    """Whether all numbers are whole; those that are no number count as missing."""
+    found = values.drop_null().to_numpy().astype(np.float64)
+    found = found[~np.isnan(found)]
+    return bool((np.abs(found) < 2**53).all() and (found == np.floor(found)).all())
+
+
+def _positions(values: Any, column: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels as positions in the values that occur."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    classes = compute.unique(values.drop_null())
+    classes = classes.take(compute.sort_indices(classes))
+    if pa.types.is_integer(classes.type) and (lowest := classes[0].as_py()) < 0:
+        raise DataError(
+            f"data: column {column} has label {lowest}; valid are whole numbers from 0, and -1 or "
+            "null for no label; set data.label_column to another column or to null"
+        )
+    found = compute.fill_null(compute.index_in(values, value_set=classes, skip_nulls=True), -1)
+    return found.to_numpy().astype(np.int64), tuple(map(str, classes.to_pylist()))
+
+
+def _among(
+    values: Any, column: str, names: tuple[str, ...]
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels that are positions in these names already."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    count = pa.scalar(len(names), values.type)
+    wrong = compute.or_(
+        compute.less(values, pa.scalar(0, values.type)), compute.greater_equal(values, count)
     )
+    row = compute.index(compute.fill_null(wrong, False), True).as_py()
+    if row >= 0:
+        raise DataError(
+            f"data: row {row} has label {values[row]} in column {column}; valid is 0 to "
+            f"{len(names) - 1}, and -1 or null for none; set data.label_column to another column "
+            f"or "
+            "to null"
+        )
+    present = compute.fill_null(values.cast(pa.int64()), -1)
+    return present.to_numpy().astype(np.int64), names
 
 
 def _holds_images(kind: Any) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
 import threading
 from bisect import bisect_right
@@ -11,16 +13,25 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sslkit.builtin.sources.locations import sample_positions
 from sslkit.builtin.sources.parquet_columns import Shard, whole_file
-from sslkit.errors import DataError
+from sslkit.builtin.sources.regular_files import is_inside, read_image_file
+from sslkit.errors import DataError, RecipeError
 from sslkit.interfaces import UnreadableImageError
 
 Chunk = tuple[Any, Any]
 """Arrow arrays of the bytes and of the paths (None where there are none) of some rows."""
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 4096
 _ROWS_PER_BATCH = 1024
+
+
+class _AddressError(UnreadableImageError):
+    """The image is somewhere in a network."""
 
 
 class ImageColumn:
@@ -53,25 +64,47 @@ class ImageColumn:
         number, row = _position(self._shard_ends, index)
         return self.shards[number].path, row
 
-    def encoded(self, index: int) -> memoryview:
-        """The encoded image `index`. Raises UnreadableImageError for an empty row."""
-        chunks = self._chunks
-        if chunks is None:
+    def sizes(self) -> NDArray[np.int64]:
+        """(N,) bytes of each encoded image in the file; 0 for rows that have none there."""
+        from pyarrow import compute
+
+        parts = [compute.fill_null(compute.binary_length(c[0]), 0) for c in self._all_chunks()]
+        joined = [part.to_numpy(zero_copy_only=False) for part in parts]
+        return np.concatenate([*joined, np.empty(0)]).astype(np.int64)
+
+    def _all_chunks(self) -> list[Chunk]:
+        if self._chunks is None:
             with self._lock:
-                chunks = self._chunks = self._chunks or self._opened()
+                self._chunks = self._chunks or self._opened()
+        return self._chunks
+
+    def encoded(self, index: int) -> memoryview:
+        """The encoded image `index`. Raises UnreadableImageError for an empty row, and for one that
+        names a file which is missing or outside of the folder of the Parquet file."""
+        chunks = self._chunks if self._chunks is not None else self._all_chunks()
         number, row = _position(self._chunk_ends, index)
         return _bytes(chunks[number], row, self.locate(index)[0])
 
     def sample(self, most: int) -> list[memoryview]:
-        """Up to `most` images: the first ones of the first and of the last row group."""
-        found = []
+        """Up to `most` images: the first ones of the first and of the last row group. Raises
+        RecipeError where all of them are somewhere in a network."""
+        found: list[memoryview] = []
+        elsewhere: _AddressError | None = None
         for shard, last in ((self.shards[0], False), (self.shards[-1], True)):
             for chunk in self._first_rows(shard, last, most // 2):
                 for row in range(len(chunk[0])):
                     try:
                         found.append(_bytes(chunk, row, shard.path))
+                    except _AddressError as error:
+                        elsewhere = error
                     except (UnreadableImageError, OSError):
                         continue
+        if elsewhere is not None and not found:
+            raise RecipeError(
+                f"data: the rows of {self.shards[0].path} hold no images: {elsewhere}; download "
+                f"the "
+                "images and store them in the rows, or beside the file"
+            )
         return found
 
     def _first_rows(self, shard: Shard, last: bool, count: int) -> list[Chunk]:
@@ -161,8 +194,25 @@ def _bytes(chunk: Chunk, row: int, shard: Path) -> memoryview:
     if value.is_valid:
         return memoryview(value.as_buffer())
     if paths is not None and paths[row].is_valid:
-        return memoryview((shard.parent / paths[row].as_py()).read_bytes())
+        return memoryview(_named_file(shard.parent, paths[row].as_py()))
     raise UnreadableImageError("the row holds no image")
+
+
+def _named_file(folder: Path, name: str) -> bytes:
+    """The file that a row names, if it lies in the folder of the Parquet file."""
+    if _URL.match(name):
+        raise _AddressError(f"the row names an address, {name[:80]}; nothing is downloaded")
+    path = f"{folder}/{name}"
+    try:
+        if Path(name).is_absolute() or not is_inside(os.path.realpath(folder), path):
+            raise UnreadableImageError(
+                f"the row names {name[:80]}, outside of the folder of its Parquet file"
+            )
+        return read_image_file(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UnreadableImageError(f"the row names {name[:80]}, which does not exist") from error
+    except (ValueError, IsADirectoryError) as error:  # such as a name with a zero byte
+        raise UnreadableImageError(f"the row names {name[:80]!r}, which is no file") from error
 
 
 def _split(column: Any) -> list[Chunk]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,8 +23,9 @@ from sslkit.builtin.sources.annotations import (
     within_image,
 )
 from sslkit.builtin.sources.decoding import MAX_PIXELS
-from sslkit.builtin.sources.files import FileReader
+from sslkit.builtin.sources.files import FileReader, refuse_outside
 from sslkit.builtin.sources.locations import missing
+from sslkit.builtin.sources.regular_files import is_regular
 from sslkit.errors import DataError, RecipeError
 from sslkit.interfaces import IGNORED_PIXEL, Boxes, Dataset, DatasetConfig
 
@@ -76,14 +78,9 @@ class VOC(Dataset):
             return None
         if not config.root.is_dir():
             raise missing("data.root", config.root, "the folder VOCdevkit")
-        folder = "Segmentation" if config.task == "segmentation" else "Main"
-        entries: dict[tuple[str, str], None] = {}
-        for name in sets:
-            year, _, listed = name.partition("/")
-            path = config.root / f"VOC{year}" / "ImageSets" / folder / f"{listed}.txt"
-            if not path.is_file():
-                raise missing(f"data.{split}", path, f"the list {name} of images")
-            entries |= {(f"VOC{year}", image): None for image in read_names(path)}
+        entries = self._listed(f"data.{split}", sets)
+        if split == "test":
+            self._refuse_shared(entries)
         if not entries:
             raise RecipeError(
                 f"data.{split}: the lists {', '.join(sets)} name no image; expected one name a line"
@@ -91,6 +88,28 @@ class VOC(Dataset):
         reader = VOCReader(config, list(entries))
         reader.check(f"data.{split}")
         return reader
+
+    def _listed(self, field: str, sets: Sequence[str]) -> dict[tuple[str, str], None]:
+        """(folder of the year, image) of every line of some lists, once."""
+        folder = "Segmentation" if self.config.task == "segmentation" else "Main"
+        entries: dict[tuple[str, str], None] = {}
+        for name in sets:
+            year, _, listed = name.partition("/")
+            path = self.config.root / f"VOC{year}" / "ImageSets" / folder / f"{listed}.txt"
+            if not is_regular(path):
+                raise missing(field, path, f"the list {name} of images")
+            entries |= {(f"VOC{year}", image): None for image in read_names(path)}
+        return entries
+
+    def _refuse_shared(self, test: Collection[tuple[str, str]]) -> None:
+        """Raises RecipeError where test images are training images too."""
+        train = self._listed("data.train", self.config.train)
+        both = [entry for entry in test if entry in train]
+        if both:
+            raise RecipeError(
+                f"data.test: {len(both):,} of {len(test):,} test images are also training images, "
+                f"such as {'/'.join(both[0])}; name lists that share none"
+            )
 
 
 class VOCReader(FileReader):
@@ -107,11 +126,14 @@ class VOCReader(FileReader):
             self.box_classes = CLASSES
 
     def check(self, field: str) -> None:
-        """Raises RecipeError for an image or an annotation that does not exist."""
-        for index, image in enumerate(self._paths):
-            for path in (Path(self._root, image), self.annotation(index)):
-                if not path.is_file():
-                    raise missing(field, path, "a file for each name of the list")
+        """Raises RecipeError for an image or an annotation that does not exist, or is a link that
+        leads out of its folder."""
+        for name in dict(self._entries):
+            root = self._config.root / name
+            numbers = [i for i, (year, _) in enumerate(self._entries) if year == name]
+            images = [self._paths[i].partition("/")[2] for i in numbers]
+            notes = [str(self.annotation(i).relative_to(root)) for i in numbers]
+            refuse_outside(field, root, [*images, *notes])
 
     def annotation(self, index: int) -> Path:
         """The file with the mask or the boxes of an image."""

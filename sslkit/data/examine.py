@@ -1,0 +1,213 @@
+"""What the images themselves show before a run: test images that are training images, and pixels
+that use next to nothing of their range. Cheap, bounded, and the same every time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslkit.data.store import ImageStore
+from sslkit.errors import DataError, RecipeError
+from sslkit.interfaces import ImageReader, UnreadableImageError
+from sslkit.randomness import epoch_order
+
+Pairs = list[tuple[int, int]]
+"""(test image, equal training image)."""
+
+_PLACES = 64
+"""Values of an image that its key is made of; equal keys are compared in full."""
+_COMPARED = 3000
+"""Encoded images that are read to be compared, about: some 2 s for ImageNet."""
+_CANDIDATES = 16
+"""Training images that one test image is compared with in full."""
+_ALIGNED = 64
+_ENOUGH = 32
+"""Test images that must all be training images before the split is refused, where not all were
+looked at."""
+_MAPPED_BYTES = 2 * 2**30
+"""Larger mapped files are not read for this: `sslkit pack` has looked before it wrote them."""
+_LOOKED_AT = 32
+_LOW = 16
+"""A set whose brightest value is below it looks as if it were not scaled to 0 to 255."""
+_ADVICE = "name other images, set data.test_fraction, or leave data.test out"
+
+
+def refuse_same_data(train: ImageReader, test: ImageReader) -> None:
+    """Raises RecipeError where two splits have the same fingerprint."""
+    if len(train) == len(test) and train.fingerprint() == test.fingerprint():
+        raise RecipeError(
+            f"data.test: the {len(test):,} test images are the training images (equal "
+            f"fingerprints), so that every accuracy would be one on known images; {_ADVICE}"
+        )
+
+
+def examine(train: ImageStore, test: ImageStore | None) -> list[str]:
+    """What to say of the images, a sentence each. Raises RecipeError where all test images that
+    were looked at are training images too."""
+    notes = _low_range(train)
+    shared = None if test is None else shared_images(train, test)
+    if shared is None or not shared.number:
+        return notes
+    if shared.number == shared.looked_at and shared.looked_at >= min(shared.of, _ENOUGH):
+        raise RecipeError(f"data.test: {shared}; {_ADVICE}")
+    return [*notes, f"{shared}; accuracies count them: take them out of one of the splits"]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Test images that are training images too: equal pixels, or equal files."""
+
+    number: int
+    looked_at: int
+    """Test images that were looked for among the training images."""
+    of: int
+    """All test images."""
+    example: tuple[str, str]
+    """What one is called in the test and in the training split."""
+
+    def __str__(self) -> str:
+        which = "test images" if self.looked_at == self.of else f"looked at (of {self.of:,} in all)"
+        return (
+            f"{self.number:,} of {self.looked_at:,} {which} are also training images "
+            f"({self.example[0]} is {self.example[1]})"
+        )
+
+
+def shared_images(train: ImageStore, test: ImageStore) -> Shared | None:
+    """Test images that are in the training split too, under whatever name and place; None where
+    that cannot be told cheaply.
+
+    Images in memory are compared by their pixels, all of them. Others by their files: those of
+    equal length, for as many test images as take about 3,000 comparisons. Images of a source that
+    gives no files are compared with those at the same position, which finds a set that is given
+    twice."""
+    if _comparable(train, test):
+        pairs = _equal_pixels(_rows(train), _rows(test))
+        return _shared(pairs, len(test), train, test)
+    if _is_mapped(train):
+        return None
+    sizes, wanted = train.reader.encoded_sizes(), test.reader.encoded_sizes()
+    if sizes is None or wanted is None:
+        return _shared(*_equal_positions(train, test), train, test)
+    return _shared(*_equal_files(train.reader, test.reader, sizes, wanted), train, test)
+
+
+def _shared(pairs: Pairs, looked_at: int, train: ImageStore, test: ImageStore) -> Shared:
+    example = ("", "")
+    if pairs:
+        row, other = pairs[0]
+        example = (test.reader.describe(row), train.reader.describe(other))
+    return Shared(len(pairs), looked_at, len(test), example)
+
+
+# --- Pixels ---------------------------------------------------------------------------------------
+
+
+def _is_mapped(store: ImageStore) -> bool:
+    return isinstance(store.reader.pixels, np.memmap)
+
+
+def _comparable(train: ImageStore, test: ImageStore) -> bool:
+    if train.resident is None or test.resident is None:
+        return False
+    if train.resident.shape[1:] != test.resident.shape[1:]:
+        return False
+    return not _is_mapped(train) or train.resident.nbytes <= _MAPPED_BYTES
+
+
+def _rows(store: ImageStore) -> NDArray[np.uint8]:
+    assert store.resident is not None
+    return store.resident.numpy().reshape(len(store), -1)
+
+
+def _equal_pixels(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> Pairs:
+    """(N, K) and (M, K) values."""
+    places = np.linspace(0, train.shape[1] - 1, _PLACES).astype(np.int64)
+    keys, wanted = _keys(train, places), _keys(test, places)
+    rows = np.flatnonzero(np.isin(wanted, keys))
+    if not len(rows):
+        return []
+    order = np.argsort(keys, kind="stable")
+    starts = np.searchsorted(keys[order], wanted[rows])
+    stops = np.searchsorted(keys[order], wanted[rows], side="right")
+    pairs = []
+    for row, start, stop in zip(rows.tolist(), starts, stops, strict=True):
+        for other in order[start : min(stop, start + _CANDIDATES)].tolist():
+            if np.array_equal(test[row], train[other]):
+                pairs.append((row, other))
+                break
+    return pairs
+
+
+def _keys(rows: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """(N,) equal for equal images, and for few others."""
+    words = np.ascontiguousarray(rows[:, places]).view(np.uint64)
+    key = np.zeros(len(rows), dtype=np.uint64)
+    for word in words.T:  # the multiplier of a 64-bit FNV hash
+        key = (key ^ word) * np.uint64(0x100000001B3)
+        key ^= key >> np.uint64(29)
+    return key
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def _equal_files(
+    train: ImageReader, test: ImageReader, sizes: NDArray[np.int64], wanted: NDArray[np.int64]
+) -> tuple[Pairs, int]:
+    """sizes, wanted: (N,) and (M,) bytes of the training and the test images."""
+    order = np.argsort(sizes, kind="stable")
+    chosen = epoch_order(0, 0, len(test)).numpy()
+    starts = np.searchsorted(sizes[order], wanted[chosen])
+    stops = np.searchsorted(sizes[order], wanted[chosen], side="right")
+    stops = np.where(wanted[chosen] > 0, stops, starts)  # empty files are no images
+    looked_at = max(1, int(np.searchsorted(np.cumsum(stops - starts), _COMPARED, side="right")))
+    pairs = []
+    for row, start, stop in zip(chosen[:looked_at].tolist(), starts, stops, strict=False):
+        candidates = order[start : min(stop, start + _COMPARED)].tolist()
+        if candidates and (data := _file(test, row)):
+            found = next((each for each in candidates if _file(train, each) == data), None)
+            pairs += [] if found is None else [(row, found)]
+    return pairs, looked_at
+
+
+def _file(reader: ImageReader, index: int) -> bytes:
+    """The encoded image; nothing where it cannot be read, which is found out elsewhere."""
+    try:
+        return bytes(reader.encoded(index))
+    except (UnreadableImageError, DataError, OSError):
+        return b""
+
+
+# --- Positions ------------------------------------------------------------------------------------
+
+
+def _equal_positions(train: ImageStore, test: ImageStore) -> tuple[Pairs, int]:
+    count = min(len(train), len(test))
+    rows = np.unique(np.linspace(0, count - 1, _ALIGNED).astype(np.int64)).tolist()
+    pairs = [
+        (row, row)
+        for row in rows
+        if np.array_equal(train.read(row).numpy(), test.read(row).numpy())
+    ]
+    return pairs, len(rows)
+
+
+# --- Range ----------------------------------------------------------------------------------------
+
+
+def _low_range(store: ImageStore) -> list[str]:
+    rows: Sequence[int] = np.unique(
+        np.linspace(0, len(store) - 1, _LOOKED_AT).astype(np.int64)
+    ).tolist()
+    highest = max(int(store.read(row).max()) for row in rows)
+    if highest >= _LOW:
+        return []
+    return [
+        f"the highest value in {len(rows)} of the training images is {highest} of 255, nearly "
+        f"black: "
+        "values that do not go up to 255 (such as 0 and 1, or class numbers) must be scaled first"
+    ]

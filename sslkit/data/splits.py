@@ -1,0 +1,244 @@
+"""Both splits of a data source, as a run uses them: a test split that is divided off where the
+source has none, labels as positions in the classes, and test data that is training data refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslkit.data.examine import refuse_same_data
+from sslkit.errors import DataError, RecipeError
+from sslkit.interfaces import Boxes, Dataset, DatasetConfig, ImageReader, Slot
+
+SplitName = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The readers of a data source."""
+
+    train: ImageReader
+    test: ImageReader | None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of them, a sentence each, once."""
+        readers = [self.train] if self.test is None else [self.train, self.test]
+        return tuple(dict.fromkeys(note for reader in readers for note in reader.notes))
+
+    def of(self, split: SplitName) -> ImageReader | None:
+        """The reader of a split."""
+        return self.train if split == "train" else self.test
+
+
+def open_splits(data: Slot[Dataset]) -> Splits:
+    """Opens a data source. Raises RecipeError where there is nothing to train on, where
+    `test_fraction` cannot be followed and where the test split is the training split, and what the
+    source raises."""
+    source, config = data.build(), data.config
+    assert isinstance(config, DatasetConfig)
+    train = source.open("train")
+    if train is None or len(train) == 0:
+        raise RecipeError(f"data: '{data.name}' has no training images")
+    test = source.open("test")
+    if test is not None and len(test) == 0:
+        raise RecipeError(f"data.test: '{data.name}' has a test split without images; leave it out")
+    train, test = with_classes(train, test)
+    if config.test_fraction is not None and not source.divides_itself:
+        return _divided(data.name, train, test, config.test_fraction, config.test_seed)
+    if test is not None:
+        refuse_same_data(train, test)
+    return Splits(train, test)
+
+
+# --- A test split that is divided off -------------------------------------------------------------
+
+
+def _divided(
+    name: str, train: ImageReader, test: ImageReader | None, fraction: float, seed: int
+) -> Splits:
+    if test is not None:
+        raise RecipeError(
+            f"data.test_fraction: '{name}' has a test split already, of {len(test):,} images; "
+            f"leave "
+            "test_fraction out, or data.test"
+        )
+    if train.labels is None or not (train.labels >= 0).any():
+        raise RecipeError(
+            f"data.test_fraction: '{name}' has no labels, and without them nothing is measured on "
+            f"a "
+            "test split; leave it out"
+        )
+    chosen = test_rows(train, train.labels, fraction, seed)
+    if not chosen.any():
+        raise RecipeError(
+            f"data.test_fraction: no class of '{name}' has two images, so that none could be kept "
+            "for testing; leave it out"
+        )
+    parts = (np.flatnonzero(rows) for rows in (~chosen, chosen))
+    return Splits(*(PartReader(train, rows) for rows in parts))
+
+
+def test_rows(
+    reader: ImageReader, labels: NDArray[np.int64], fraction: float, seed: int
+) -> NDArray[np.bool_]:
+    """(N,) True for the part of each class, rounded, at least one and not all of it, whose hashes
+    of (seed, key) are lowest. Images without a label are not among them."""
+    salt = f"test_fraction\0{seed}\0".encode()
+    hashes = np.fromiter(
+        (
+            int.from_bytes(hashlib.blake2b(salt + key, digest_size=8).digest(), "little")
+            for key in (
+                reader.key(i).encode("utf-8", "surrogateescape") for i in range(len(reader))
+            )
+        ),
+        np.uint64,
+        len(reader),
+    )
+    order = np.lexsort((hashes, labels))
+    chosen = np.zeros(len(labels), dtype=np.bool_)
+    classes, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    for label, start, count in zip(classes, starts, counts, strict=True):
+        wanted = min(max(round(fraction * count), 1), count - 1)
+        if label >= 0:
+            chosen[order[start : start + wanted]] = True
+    return chosen
+
+
+class PartReader(ImageReader):
+    """Some images of another reader, in their order. rows: (n,) positions in it; None: all of them.
+    labels, class_names: in place of its own."""
+
+    def __init__(
+        self,
+        whole: ImageReader,
+        rows: NDArray[np.int64] | None = None,
+        labels: NDArray[np.int64] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self._whole = whole
+        self._rows = np.arange(len(whole)) if rows is None else rows
+        self._all = rows is None
+        given = whole.labels if labels is None else labels
+        self.labels = given if given is None or rows is None else given[rows]
+        self.class_names = whole.class_names if class_names is None else class_names
+        self.channels = whole.channels
+        self.image_size = whole.image_size
+        self.notes = whole.notes
+        self.mask_classes = whole.mask_classes
+        self.box_classes = whole.box_classes
+        self.details = dict(getattr(whole, "details", {}))
+        self.pixels = self._part_of(whole.pixels)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return self._whole.read(self._at(index))
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        return self._whole.mask(self._at(index))
+
+    def boxes(self, index: int) -> Boxes:
+        return self._whole.boxes(self._at(index))
+
+    def describe(self, index: int) -> str:
+        return self._whole.describe(self._at(index))
+
+    def encoded_sizes(self) -> NDArray[np.int64] | None:
+        sizes = self._whole.encoded_sizes()
+        return None if sizes is None else sizes[self._rows]
+
+    def encoded(self, index: int) -> bytes | memoryview:
+        return self._whole.encoded(self._at(index))
+
+    def key(self, index: int) -> str:
+        return self._whole.key(self._at(index))
+
+    def fingerprint(self) -> str:
+        """That of the whole, with the rows and the classes."""
+        digest = hashlib.blake2b(self._whole.fingerprint().encode(), digest_size=8)
+        digest.update(np.ascontiguousarray(self._rows, dtype="<i8").data)
+        digest.update("\0".join(self.class_names or ()).encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def _at(self, index: int) -> int:
+        return int(self._rows[index])
+
+    def _part_of(self, pixels: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+        """A part of a mapped file would be read into memory: it is read image by image instead."""
+        if pixels is None or self._all:
+            return pixels
+        return None if isinstance(pixels, np.memmap) else pixels[self._rows]
+
+
+# --- Labels ---------------------------------------------------------------------------------------
+
+
+def with_classes(
+    train: ImageReader, test: ImageReader | None
+) -> tuple[ImageReader, ImageReader | None]:
+    """The same readers with checked labels. Where they name no classes, these are the values that
+    occur in either split, and labels become positions among them: memory goes by their number, not
+    by the largest. Raises DataError."""
+    readers = [reader for reader in (train, test) if reader is not None]
+    for reader in readers:
+        _check_labels(reader)
+    if any(reader.class_names is not None for reader in readers):
+        return train, test
+    given = [
+        np.asarray(reader.labels).astype(
+            np.int64, copy=False
+        )  # numpy joins int64 and uint64 as floats
+        for reader in readers
+        if reader.labels is not None
+    ]
+    values = np.unique(np.concatenate(given)) if given else np.empty(0, dtype=np.int64)
+    values = values[values >= 0]
+    if not len(values):
+        return train, test
+    if values[-1] == len(values) - 1:  # positions already
+        names = tuple(map(str, range(len(values))))
+        for reader in readers:
+            reader.class_names = None if reader.labels is None else names
+        return train, test
+    found = [_on_classes(reader, values) for reader in readers]
+    return found[0], found[1] if test is not None else None
+
+
+def _on_classes(reader: ImageReader, values: NDArray[np.int64]) -> ImageReader:
+    if reader.labels is None:
+        return reader
+    labels = np.asarray(reader.labels)
+    positions = np.where(labels < 0, -1, np.searchsorted(values, labels)).astype(np.int64)
+    return PartReader(reader, None, positions, tuple(map(str, values)))
+
+
+def _check_labels(reader: ImageReader) -> None:
+    if reader.labels is None:
+        return
+    labels = np.asarray(reader.labels)
+    if labels.shape != (len(reader),):
+        raise DataError(
+            f"data: the source gave {len(labels)} labels for {len(reader)} images; "
+            "valid is one each; correct the data source"
+        )
+    if labels.dtype.kind not in "iu":
+        raise DataError(
+            f"data: the source gave labels of type {labels.dtype}; valid are whole numbers; "
+            f"correct "
+            "the data source"
+        )
+    names = reader.class_names
+    highest = np.iinfo(np.int64).max if names is None else len(names) - 1
+    wrong = np.flatnonzero((labels < -1) | (labels > highest))
+    if len(wrong):
+        raise DataError(
+            f"data: {reader.describe(int(wrong[0]))} has label {labels[wrong[0]]}; valid is 0 to "
+            f"{highest}, and -1 for none; correct the data source"
+        )
