@@ -72,10 +72,11 @@ def embed_source(
 
     run: a run folder, a checkpoint or an encoder.safetensors. source: a recipe, whose data is
     taken, or a data block in braces; None: the data of the run. Columns: `index` (int64, position
-    in the split), `label` (int64; only where there are labels, null where an image has none) and
-    `feature` (fixed-size list of float32). The images go through the evaluation transform of the
-    encoder, as for every protocol; at most 8,192 features are held at a time. Unreadable images
-    have no row. The file appears when it is complete and replaces what was there.
+    in the split), `label` (int64; only where there are labels, null where an image has none),
+    `image` (text: its path, or what else the source calls it) and `feature` (fixed-size list of
+    float32). The images go through the evaluation transform of the encoder, as for every protocol;
+    at most 8,192 features are held at a time. Unreadable images have no row. The file appears when
+    it is complete and replaces what was there.
 
     Raises RecipeError, DataError, CheckpointError, and SSLKitError where it was stopped."""
     data = _data(run, source, overrides)
@@ -196,6 +197,7 @@ def _schema(width: int, labelled: bool, origin: dict[str, Any]) -> pa.Schema:
     fields = [pa.field("index", pa.int64(), nullable=False)]
     if labelled:
         fields.append(pa.field("label", pa.int64()))
+    fields.append(pa.field("image", pa.string(), nullable=False))
     fields.append(pa.field("feature", pa.list_(pa.float32(), width)))
     return pa.schema(fields, {METADATA: json.dumps(origin).encode()})
 
@@ -229,10 +231,16 @@ def _tables(
         if store.labels is not None:
             labels = store.labels[indices]
             columns.append(pa.array(labels.numpy(), mask=(labels < 0).numpy()))
+        columns.append(pa.array([_name(store, index) for index in indices.tolist()]))
         flat = pa.array(features.contiguous().flatten().numpy())
         columns.append(pa.FixedSizeListArray.from_arrays(flat, features.shape[1]))
         progress(split, start + len(kept), total)
         yield pa.table(columns, schema=schema)
+
+
+def _name(store: ImageStore, index: int) -> str:
+    """What the source calls an image; Parquet holds UTF-8, and names of files need not be."""
+    return store.reader.describe(index).encode("utf-8", "backslashreplace").decode()
 
 
 def draw_maps(path: Path, methods: Sequence[str]) -> list[Path]:

@@ -13,7 +13,7 @@ from .engine.display import Display
 from .engine.runtime import make_runtime
 from .errors import CheckpointError, RecipeError, RunFolderError, SSLKitError, TrackingError
 from .evaluation.features import state_digest
-from .experiment import check, make_method, make_suite, open_stores, resolve, run_tags
+from .experiment import check_measuring, make_method, make_suite, open_stores, resolve, run_tags
 from .interfaces import Facts, Method, RunView, Tracker
 from .nn.weights import weight_file
 from .recipe import (
@@ -47,6 +47,8 @@ EVALUATIONS = "evaluations"
 _MEASURED = ("name", "seed", "data.", "augmentation.", "backbone.", "evaluate.")
 _MEASURED_IN_TRAIN = ("train.precision", "train.channels_last", "train.device")
 """Fields of a recipe that the measurement of a weight file depends on."""
+_EAGER = {"compile": False, "compile_augmentation": False, "cuda_graphs": False}
+"""Fields that only speed up training, and that a machine may lack the compiler for."""
 _INTERPOLATIONS = ("bilinear", "bicubic")
 
 
@@ -245,9 +247,10 @@ def evaluate_weights(
     file = find_recipe(recipe)
     option = f"--backbone {model}" if model is not None else f"--recipe {recipe}"
     start = [Derived(e, option) for e in _starting_backbone(load_recipe(file), weights, model)]
-    chosen = resolve(load_recipe(file, [*start, *protocol_overrides(file, protocols), *overrides]))
+    wanted = load_recipe(file, [*start, *protocol_overrides(file, protocols), *overrides])
+    chosen = resolve(wanted.model_copy(update={"train": wanted.train.model_copy(update=_EAGER)}))
     name = _name(chosen, weights)
-    facts = check(chosen)
+    facts = check_measuring(chosen)
     stores = open_stores(chosen, display)
     method = make_method(chosen, facts)
     digest = state_digest(method.encoder)

@@ -56,6 +56,7 @@ from .tracking.folder import RunFolder
 from .tracking.log import RunLog
 
 _EVAL_BATCH = 512
+_MANY = 1_000_000
 _CALIBRATION_IMAGES = 10_000
 _SCHEDULE_POINTS = 200
 _LOG_STEPS = 50
@@ -157,6 +158,40 @@ def check(recipe: Recipe) -> Facts:
     if problems:
         raise RecipeError(*problems)
     return facts
+
+
+def check_measuring(recipe: Recipe) -> Facts:
+    """`check` for an encoder that is only measured: whatever training is about is not looked at, as
+    the batch size, which may be above the number of images.
+
+    Raises RecipeError with everything that cannot work."""
+    splits = open_splits(recipe.data)
+    batch_size = min(recipe.train.batch_size, len(splits.train))
+    train = recipe.train.model_copy(update={"batch_size": batch_size})
+    fitting = recipe.model_copy(update={"train": train})
+    facts = find_facts(fitting, splits, recipe.augmentation.build())
+    problems = check_recipe(recipe, facts, training=False)
+    if problems:
+        raise RecipeError(*problems)
+    return facts
+
+
+def check_without_data(recipe: Recipe) -> None:
+    """Finds the combinations that cannot work whatever the data are, and opens none.
+
+    Raises RecipeError with all of them."""
+    views, train = recipe.augmentation.build().views, recipe.train
+    steps = train.max_steps or train.epochs * _MANY
+    found = []
+    for channels in (3, 1):
+        # Labelled, and so many images that no number is above theirs.
+        facts = Facts(
+            _MANY * train.batch_size, channels, None, 2, train.batch_size, _MANY, steps, views
+        )
+        found.append(check_recipe(recipe, facts, data=False))
+    problems = [line for line in found[0] if line in found[1]]
+    if problems:
+        raise RecipeError(*problems)
 
 
 def make_method(recipe: Recipe, facts: Facts) -> Method:

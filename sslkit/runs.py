@@ -25,7 +25,7 @@ from .engine.memory import (
 )
 from .engine.signals import StopSignals
 from .errors import CheckpointError, RecipeError, SSLKitError, TrainingError
-from .experiment import Experiment, build, check, resolve
+from .experiment import Experiment, build, check, check_without_data, resolve
 from .interfaces import Facts, Progress, resolve_component
 from .plugin_errors import describe_failure
 from .plugins import load_plugins
@@ -349,16 +349,22 @@ def finish(experiment: Experiment, log: RunLog) -> FinalResults:
 
 
 def find_problems(
-    recipe: str | Path, overrides: Sequence[str], warnings: list[str] | None = None
+    recipe: str | Path,
+    overrides: Sequence[str],
+    warnings: list[str] | None = None,
+    *,
+    data: bool = True,
 ) -> tuple[str, ...]:
     """What is wrong with a recipe or its data, one line each. warnings: takes what will run and is
-    rarely meant."""
+    rarely meant. data: False looks at the recipe alone, and warns of nothing."""
     try:
         wanted = resolve(load_recipe(find_recipe(recipe), overrides))
-        facts = check(wanted)
+        facts = check(wanted) if data else None
+        if facts is None:
+            check_without_data(wanted)
     except SSLKitError as error:
         return tuple(str(error).splitlines())
-    if warnings is not None:
+    if warnings is not None and facts is not None:
         warnings += map(str, find_warnings(wanted, facts))
     return ()
 

@@ -13,7 +13,12 @@ from .output import print_json
 
 def embed(
     run: Annotated[
-        str, typer.Argument(help="A run folder, a checkpoint or an encoder.safetensors.")
+        str,
+        typer.Argument(
+            metavar="RUN|FEATURES",
+            help="A run folder, a checkpoint or an encoder.safetensors; with --nearest a file that "
+            "this command wrote, too.",
+        ),
     ],
     source: Annotated[
         str | None,
@@ -32,13 +37,27 @@ def embed(
         str,
         typer.Option("--map", metavar="pca,tsne,umap|none", help="Draw maps beside the file too."),
     ] = "none",
+    nearest: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMAGE", help="Show the nearest images of this one: a path, or an index."
+        ),
+    ] = None,
+    neighbours: Annotated[
+        int, typer.Option(min=1, max=1000, help="With --nearest: how many to show.")
+    ] = 10,
     override: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the features of a data source, by the encoder of a run, to a Parquet file."""
     from sslkit.embedding import draw_maps, embed_source
+    from sslkit.report.nearest import find_nearest, print_nearest
     from sslkit.report.projection import parse_methods
 
+    if nearest is not None and out is None and Path(run).suffix == ".parquet":
+        rows = find_nearest(Path(run), nearest, neighbours)
+        print_json(rows) if as_json else print_nearest(rows)
+        return
     if out is None:
         raise typer.BadParameter("name the file to write with --out")
     methods = parse_methods(maps)
@@ -47,14 +66,17 @@ def embed(
         device=one_of(device, DEVICES, "--device"),
     )  # fmt: skip
     drawn = draw_maps(written.path, methods) if methods else []
+    rows = find_nearest(written.path, nearest, neighbours) if nearest is not None else []
     if as_json:
-        print_json({**written.to_json(), "maps": [str(path) for path in drawn]})
+        print_json({**written.to_json(), "maps": [str(path) for path in drawn], "nearest": rows})
         return
     labels = "with labels" if written.labels else "without labels"
     left_out = f"; {written.left_out} unreadable images left out" if written.left_out else ""
     print(f"{written.path}: {written.rows:,} features of width {written.width}, {labels}{left_out}")
     for path in drawn:
         print(path)
+    if rows:
+        print_nearest(rows)
 
 
 def pack(

@@ -118,13 +118,19 @@ def plan(
 def validate(
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipe files.")],
     override: Overrides = None,
+    no_data: Annotated[
+        bool, typer.Option("--no-data", help="Look at the recipes alone: their data is elsewhere.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check recipes and their data without building anything."""
     from sslkit.runs import find_problems
 
     warnings: dict[str, list[str]] = {recipe: [] for recipe in recipes}
-    found = {recipe: find_problems(recipe, override or [], warnings[recipe]) for recipe in recipes}
+    found = {
+        recipe: find_problems(recipe, override or [], warnings[recipe], data=not no_data)
+        for recipe in recipes
+    }
     if as_json:
         print_json({recipe: list(problems) for recipe, problems in found.items()})
     else:

@@ -9,14 +9,14 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from sslkit.interfaces import Facts, Loss, Method
+from sslkit.interfaces import Dataset, Facts, Loss, Method, Slot
 from sslkit.plugin_errors import describe_failure
 from sslkit.registry import Registry, did_you_mean
 
 from .document import SHOWN_PROBLEMS, Document, Marks, Path, describe, more_problems
 from .fields import Place
 from .foreign import VALUES
-from .model import Recipe, components_with_facts
+from .model import Recipe, components, components_with_facts
 from .unknown import UnknownFields, block_at, other_names
 
 _EXPECTED = {
@@ -212,15 +212,26 @@ def _missing_field(path: Path, root: Place) -> str:
     return message
 
 
+_MEASURED = ("data", "augmentation", "backbone", "evaluate")
+"""Blocks that the measurement of an encoder depends on."""
+
+
 # --- Problems that only the data shows ------------------------------------------------------------
 
 
-def check_recipe(recipe: Recipe, facts: Facts) -> list[str]:
-    """Every reason why this recipe cannot run on this data, in one line each; empty if it can."""
+def check_recipe(
+    recipe: Recipe, facts: Facts, *, training: bool = True, data: bool = True
+) -> list[str]:
+    """Every reason why this recipe cannot run on this data, in one line each; empty if it can.
+
+    training: False leaves out what only training works with. data: False leaves out sources of
+    data, and what has one of its own."""
     marks = recipe.marks or Marks(recipe.name)
     lines = []
     for dotted, slot, known in components_with_facts(recipe, facts):
         path: Path = tuple(int(p) if p.isdecimal() else p for p in dotted.split("."))
+        if (not training and path[0] not in _MEASURED) or (not data and _opens_data(slot)):
+            continue
         missing = _missing_labels(slot.cls, slot.name, known)
         lines += [_line(recipe, marks, path, message) for message in missing]
         try:
@@ -234,6 +245,11 @@ def check_recipe(recipe: Recipe, facts: Facts) -> list[str]:
             parts = tuple(int(p) if p.isdecimal() else p for p in inside.split(".") if p)
             lines.append(_line(recipe, marks, (*path, *parts), message))
     return lines
+
+
+def _opens_data(slot: Slot[Any]) -> bool:
+    inside = (found for _, found in components(slot.config))
+    return any(issubclass(each.cls, Dataset) for each in (slot, *inside))
 
 
 def _line(recipe: Recipe, marks: Marks, path: Path, message: str) -> str:

@@ -162,6 +162,47 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert facts["origin"]["split"] == "test"
 
 
+def test_rows_have_names_and_neighbours(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against scikit-learn, over several row groups, by path, by its end, and by index."""
+    from sklearn.metrics.pairwise import cosine_similarity
+
+    monkeypatch.setattr(embedding, "_ROW_GROUP", 7)
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 16, 16, 3), dtype=np.uint8)
+    names = [tmp_path / "images" / f"{number % 3}" / f"{number}.png" for number in range(30)]
+    for name, image in zip(names, pixels, strict=True):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(name)
+    source = json.dumps({"name": "image_folder", "train": str(tmp_path / "images")})
+    out = tmp_path / "features.parquet"
+    asked = names[4]
+    words = ["embed", str(run), source, "--out", str(out), "--device", "cpu"]
+    assert sslkit_command(*words, "--nearest", str(asked), "--neighbours", "5", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["nearest"]
+    table = parquet.read_table(out)
+    images = table.column("image").to_pylist()
+    assert sorted(images) == sorted(map(str, names))
+    features = np.array(table.column("feature").to_pylist())
+    place = images.index(str(asked))
+    similar = cosine_similarity(features)[place]
+    order = [row for row in np.argsort(-similar, kind="stable") if row != place][:5]
+    assert rows[0] == {"index": place, "label": 1, "image": str(asked), "similarity": 1.0}
+    assert [row["image"] for row in rows[1:]] == [images[row] for row in order]
+    assert [row["similarity"] for row in rows[1:]] == pytest.approx(similar[order], abs=1e-6)
+    assert [row["label"] for row in rows] == [int(Path(row["image"]).parent.name) for row in rows]
+    for query in ("1/4.png", str(place)):
+        assert sslkit_command("embed", str(out), "--nearest", query, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found[:6] == rows
+        assert len(found) == 11
+    assert sslkit_command("embed", str(out), "--nearest", "99") == 2
+    assert "is none of its 30 rows" in capsys.readouterr().err
+    (tmp_path / "x.parquet").write_text("no")
+    assert sslkit_command("embed", str(tmp_path / "x.parquet"), "--nearest", "1") == 1
+    assert "not readable as a file of `sslkit embed`" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "features.parquet"
     with pytest.raises(RecipeError, match=r"takes images with 3 channel\(s\)"):

@@ -259,6 +259,15 @@ def test_a_backbone_of_timm_for_a_file(tiny: Path, tmp_path: Path) -> None:
         evaluate_weights(path, tiny, ["knn"], [], Silent())  # the recipe's backbone
 
 
+def test_weights_are_measured_without_looking_at_training(tiny: Path, weights: Path) -> None:
+    """Batches beyond the data, a warm-up beyond the run, and a compiler that is not needed."""
+    training = ["train.batch_size=4096", "schedule.warmup_epochs=50", "train.compile=true"]
+    measured = evaluate_weights(weights, tiny, ["knn"], training, Silent())
+    assert measured.results.trained.metrics["eval/knn/top1"] >= 0.0
+    with pytest.raises(RecipeError, match=r"evaluate\.0\.k"):
+        evaluate_weights(weights, tiny, ["knn"], [*training, "evaluate.0.k=500"], Silent())
+
+
 def test_published_weights(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a file `--backbone` takes timm's own; here they are what a download would give."""
     torch.manual_seed(3)

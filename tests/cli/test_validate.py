@@ -1,0 +1,47 @@
+"""`sslkit validate`, with and without the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sslkit.recipe_files import shipped_recipes
+from sslkit.runs import find_problems
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_shipped_recipe_is_right_without_its_data(name: str) -> None:
+    assert find_problems(name, ["train.device=cpu"], data=False) == ()
+
+
+def test_data_that_are_not_there_are_not_looked_for(tiny: Path) -> None:
+    absent = ["data={name: image_folder, train: /nowhere, test: /nowhere/too}"]
+    assert "/nowhere" in find_problems(tiny, absent)[0]
+    assert find_problems(tiny, absent, data=False) == ()
+    dense = "evaluate=[{name: segmentation, data: {name: voc, root: /nowhere, task: segmentation}}]"
+    assert find_problems(tiny, [dense])
+    assert find_problems(tiny, [*absent, dense], data=False) == ()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("backbone.model=resnet18x", "timm has no model"),
+        ("augmentation.num_views=1", "simclr contrasts views"),
+        ("backbone={name: timm, model: vit_tiny_patch16_224}", "not a multiple of its patch size"),
+        ("backbone.normalize={mean: [1, 1], std: [1, 1]}", ""),
+        ("train.batch_size=1", "needs train.batch_size >= 2"),
+    ],
+)
+def test_what_is_wrong_whatever_the_data_is_found(override: str, expected: str, tiny: Path) -> None:
+    absent = "data={name: image_folder, train: /nowhere}"
+    extra = ["augmentation.size=30"] if "vit" in override else []
+    found = find_problems(tiny, [absent, override, *extra], data=False)
+    assert any(expected in line for line in found) if expected else found == ()
+
+
+def test_a_grey_backbone_is_not_blamed_without_data(tiny: Path) -> None:
+    grey = "backbone.normalize={mean: [0.5], std: [0.5]}"
+    assert "but the images have 3" in find_problems(tiny, [grey])[0]
+    assert find_problems(tiny, [grey], data=False) == ()
