@@ -44,14 +44,14 @@ def refuse_same_data(train: ImageReader, test: ImageReader) -> None:
         )
 
 
-def examine(train: ImageStore, test: ImageStore | None) -> list[str]:
+def examine(train: ImageStore, test: ImageStore | None, *, refuse: bool = True) -> list[str]:
     """What to say of the images, a sentence each. Raises RecipeError where all test images that
-    were looked at are training images too."""
+    were looked at are training images too, unless these are not to be refused."""
     notes = _low_range(train)
     shared = None if test is None else shared_images(train, test)
     if shared is None or not shared.number:
         return notes
-    if shared.number == shared.looked_at and shared.looked_at >= min(shared.of, _ENOUGH):
+    if refuse and shared.number == shared.looked_at and shared.looked_at >= min(shared.of, _ENOUGH):
         raise RecipeError(f"data.test: {shared}; {_ADVICE}")
     return [*notes, f"{shared}; accuracies count them: take them out of one of the splits"]
 

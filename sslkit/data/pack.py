@@ -55,6 +55,7 @@ class PackReader(ImageReader):
         self.labels = pack.labels(split)
         self.class_names = split.class_names
         self.pixels = pack.pixels(split)
+        self.notes = pack.description.notes
         self.details = {
             "packed_from": pack.description.source,
             "settings": pack.description.settings.model_dump(mode="json"),

@@ -124,6 +124,8 @@ class Description(_Record):
     settings: Settings
     train: Split
     test: Split | None
+    notes: tuple[str, ...] = ()
+    """What the images that were packed showed, such as test images among the training images."""
 
     def splits(self) -> dict[str, Split]:
         """Name -> split, of those that exist."""

@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from sslkit.data.pack_format import Description, Unreadable
+from sslkit.data.pack_format import Description, Split, Unreadable, hashed
 from sslkit.errors import RecipeError
 
 _FLUSH_EVERY_S = 1.0
@@ -130,17 +130,29 @@ class Journal:
         if self.partial.stat().st_size < pixels_end:
             return 0
         good = len(lines[0]) + 1
-        for line in lines[1:]:
-            try:
-                record = BlockRecord.model_validate_json(line)
-            except ValidationError:
-                break
-            known = self.done.get(record.split)
-            if known is None or record.block != len(known):
-                break
-            known.append(record)
-            good += len(line) + 1
+        with self.partial.open("rb") as file:
+            for line in lines[1:]:
+                try:
+                    record = BlockRecord.model_validate_json(line)
+                except ValidationError:
+                    break
+                known = self.done.get(record.split)
+                if known is None or record.block != len(known):
+                    break
+                if not _is_written(file, plan.splits()[record.split], record):
+                    break  # changed since: it and what follows is made again
+                known.append(record)
+                good += len(line) + 1
         return good
+
+
+def _is_written(file: BinaryIO, split: Split, record: BlockRecord) -> bool:
+    """Whether the pixels of a block are those that the record is of."""
+    if record.block >= split.num_blocks:
+        return False
+    first, count = split.block(record.block)
+    start = split.pixels + first * split.image_bytes
+    return hashed(file, start, count * split.image_bytes).hexdigest() == record.checksum
 
 
 def _difference(begun: Description, wanted: Description) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import sslkit
+from sslkit.data.examine import examine
 from sslkit.data.pack_format import (
     ALIGNMENT,
     CHECKSUM_BYTES,
@@ -284,7 +285,9 @@ def _write_end(journal: Journal, plan: Description, stores: dict[str, ImageStore
         splits[name] = split.model_copy(
             update={"tables_digest": tables_digest(tables), "unreadable": found}
         )
-    description = plan.model_copy(update=splits).model_dump_json(indent=1).encode()
+    notes = tuple(examine(stores["train"], stores.get("test"), refuse=False))
+    whole = plan.model_copy(update={**splits, "notes": notes})
+    description = whole.model_dump_json(indent=1).encode()
     if len(description) > MAX_DESCRIPTION_BYTES:
         raise DataError(
             f"data: {sum(len(s.unreadable) for s in splits.values())} images could not be read, "

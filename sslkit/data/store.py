@@ -170,7 +170,7 @@ class ImageStore:
                 f"data: the source gave {len(given)} labels for {len(self.reader)} images; "
                 "valid is one each; correct the data source"
             )
-        return torch.tensor(given, dtype=torch.int64)
+        return torch.from_numpy(np.array(given, dtype=np.int64))
 
     # --- Loading ---------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -32,6 +32,10 @@ from sslkit.randomness import SampleRandom
 _DECODE_CHUNK = 32
 """Images that one thread decodes at a time: few enough to share a batch among threads, enough to
 spread the cost of one draw of parameters."""
+
+_HELD_BYTES = 64 * 2**20
+"""Decoded images that a thread holds at a time, about: 32 photographs of a camera take
+gigabytes."""
 
 _GATHER_CHUNK = 256
 """Whole images that one thread collects at a time, where they stay in the memory of the host."""
@@ -270,21 +274,38 @@ class DecodedViews(ViewMaker):
         ]
 
     def prepare(self, chunk: Chunk) -> Prepared:
-        images = [self.store.read(index) for index in chunk.random.indices.tolist()]
-        sizes = torch.tensor([image.shape[-2:] for image in images])
-        params, geometry = self._draw(chunk.random, sizes)
+        crops = chunk.places
         if self._rendered_by_threads:
-            crops = [torch.empty(s, dtype=torch.uint8) for s in self._shapes(len(images))]
-            _crop(images, geometry, crops)
+            shapes = self._shapes(len(chunk.random.indices))
+            crops = tuple(torch.empty(shape, dtype=torch.uint8) for shape in shapes)
+        drawn = []
+        for rows, images in self._portions(chunk.random.indices):
+            sizes = torch.tensor([image.shape[-2:] for image in images])
+            drawn.append(self._draw(chunk.random.select(rows), sizes))
+            _crop(images, drawn[-1][1], [crop[rows] for crop in crops])
+        params, geometry = drawn[0]
+        if len(drawn) > 1:
+            params = [_joined(parts) for parts in zip(*(p for p, _ in drawn), strict=True)]
+        if self._rendered_by_threads:
             # Alone also in the training thread: some sums have other bits with more threads.
             with alone():
                 views = self._render(crops, [None] * len(crops), params)
             for place, view in zip(chunk.places, views, strict=True):
                 place.copy_(view)
-        else:
-            _crop(images, geometry, chunk.places)
         targets = self.augmentation.targets(params)
         return Prepared(chunk.random, params, geometry, targets, chunk.batch)
+
+    def _portions(self, indices: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+        """(rows, images) that are in memory at a time: all of them, unless they are large. What is
+        drawn for an image depends on the image alone, so the cut is not seen in the views."""
+        images: list[Tensor] = []
+        start, size = 0, 0
+        for row, index in enumerate(indices.tolist()):
+            images.append(self.store.read(index))
+            size += images[-1].nbytes
+            if size > _HELD_BYTES or row == len(indices) - 1:
+                yield slice(start, row + 1), images
+                images, start, size = [], row + 1, 0
 
     def finish(self, parts: Sequence[Prepared]) -> Views:
         targets = _joined([part.targets for part in parts])

@@ -295,6 +295,40 @@ def test_progressive_jpeg_with_too_many_scans(encoded):
         decode_image(data[:-2] + last * 200 + data[-2:], 3)
 
 
+DAMAGED = """
+import sys, threading, warnings
+from sslkit.builtin.sources.decoding import decode_image
+from sslkit.cli.streams import show_warnings_in_one_line
+show_warnings_in_one_line()
+good, bad = (open(path, "rb").read() for path in sys.argv[1:])
+def work(data, name):
+    for _ in range(20):
+        decode_image(data, 3, lambda: name)
+threads = [threading.Thread(target=work, args=args) for args in
+           ((bad, "bad-1"), (good, "good-1"), (bad, "bad-2"), (good, "good-2"))]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+import ctypes
+c = ctypes.CDLL(None)
+c.fputs(b"from elsewhere\\n", ctypes.c_void_p.in_dll(c, "stderr"))
+"""
+
+
+def test_what_libjpeg_prints_is_one_line_with_the_name_of_the_file(photo, tmp_path):
+    noisy = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    good = saved(Image.fromarray(noisy), "JPEG")
+    (tmp_path / "good").write_bytes(good)
+    (tmp_path / "bad").write_bytes(good[:-400] + good[-2:])
+    command = [sys.executable, "-c", DAMAGED, str(tmp_path / "good"), str(tmp_path / "bad")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *lines, last = done.stderr.splitlines()
+    message = "Corrupt JPEG data: premature end of data segment; it is used as it was decoded"
+    assert sorted(lines) == [f"warning: bad-1: {message}", f"warning: bad-2: {message}"]
+    assert last == "from elsewhere"
+
+
 PEAK = """
 import resource, sys
 from sslkit.builtin.sources.decoding import decode_image, image_size

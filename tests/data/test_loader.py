@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from sslkit.data import views
 from sslkit.data.loader import TrainLoader
 from sslkit.data.store import ImageStore
+from sslkit.data.views import view_maker
 from sslkit.errors import DataError, RecipeError
-from sslkit.randomness import epoch_order
+from sslkit.randomness import SampleRandom, epoch_order
 
 
 def loader_of(reader, augmentation, num_threads=0, batch_size=8, **options):
@@ -190,3 +192,19 @@ def test_decoded_views_do_not_depend_on_torch_threads(list_reader, photo, reques
 
     assert all(torch.equal(x, y) for x, y in zip(views(0), views(3), strict=True))
     assert torch.get_num_threads() == 4
+
+
+def test_large_images_are_held_few_at_a_time(list_reader, crop_augmentation, photo, monkeypatch):
+    """The views are the same to the bit, and so is what was drawn."""
+    images = [photo(i, 200 + i, 300) for i in range(32)]
+    store = ImageStore(list_reader(images), max_corrupt_fraction=0.0, seed=0, num_threads=0)
+    made = []
+    for held in (views._HELD_BYTES, 1_000_000):
+        monkeypatch.setattr(views, "_HELD_BYTES", held)
+        maker = view_maker(store, crop_augmentation(brightness=0.3), torch.device("cpu"))
+        portions = [len(found) for _, found in maker._portions(torch.arange(32))]
+        assert sum(portions) == 32
+        assert (max(portions) <= 6) == (held == 1_000_000)
+        made.append(maker.make(SampleRandom(0, "augment", 0, torch.arange(32))))
+    assert all(map(torch.equal, made[0].images, made[1].images))
+    assert torch.equal(made[0].targets["flipped"], made[1].targets["flipped"])

@@ -332,3 +332,49 @@ def test_packing_a_pack_shrinks_it(tmp_path, photo):
     write_pack(data, tmp_path / "b", half, num_threads=1)
     assert np.array_equal(opened(tmp_path / "a").pixels, opened(tmp_path / "b").pixels)
     assert json.loads(json.dumps(opened(tmp_path / "a").details))["packed_from"]["name"] == "pack"
+
+
+def test_pixels_that_changed_in_an_unfinished_pack_are_made_again(small_blocks, tmp_path):
+    data = data_of(SYNTHETIC)
+    write_pack(data, tmp_path / "whole", AS_IS, num_threads=0)
+
+    def stop(split, done, total):
+        if split == "test":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_pack(data, tmp_path / "x", AS_IS, num_threads=0, on_progress=stop)
+    partial = tmp_path / "x.partial"
+    changed = bytearray(partial.read_bytes())
+    changed[pack_format.ALIGNMENT + 30_000] ^= 1
+    partial.write_bytes(changed)
+    begun = []
+    write_pack(
+        data, tmp_path / "x", AS_IS, num_threads=0, on_progress=lambda *at: begun.append(at[1])
+    )
+    assert 0 < begun[0] < 90  # the blocks before the change are kept
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_test_split_is_divided_off_into_the_pack(tmp_path):
+    source = f"{{name: image_folder, train: {tmp_path / 'all'}, test_fraction: 0.25}}"
+    for i in range(24):
+        path = tmp_path / "all" / f"c{i % 3}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+    write_pack(data_of(source), tmp_path / "x", AS_IS, num_threads=2)
+    assert np.bincount(opened(tmp_path / "x").labels).tolist() == [6, 6, 6]
+    assert np.bincount(opened(tmp_path / "x", "test").labels).tolist() == [2, 2, 2]
+
+
+def test_a_pack_says_what_packing_found(tmp_path, list_reader, photo):
+    images = [photo(i, 8, 8) for i in range(40)]
+    train = list_reader(images[:30], [0, 1] * 15, (8, 8))
+    test = list_reader([*images[:3], *images[30:]], [0] * 12 + [1], (8, 8))
+    train.fingerprint = lambda: "another"
+    write_pack(slot_of(train, test), tmp_path / "x", AS_IS, num_threads=0)
+    (note,) = opened(tmp_path / "x").notes
+    assert note.startswith("3 of 13 test images are also training images (picture-0 is picture-0)")
+    with pytest.raises(RecipeError, match=r"data.test: the 30 test images are the training image"):
+        write_pack(slot_of(train, train), tmp_path / "y", AS_IS, num_threads=0)

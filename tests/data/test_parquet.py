@@ -448,3 +448,25 @@ def test_rows_of_addresses_are_refused_by_name_before_the_start(write):
         RecipeError, match=r"data: the rows of .*x.parquet hold no images: .* s3://x/5.png; n"
     ):
         source(path).open("train")
+
+
+def test_many_columns_make_a_short_message(write):
+    many = {f"column{i}": pa.array([i] * 6) for i in range(200)}
+    path = write("x.parquet", image=None, **many)
+    with pytest.raises(RecipeError, match=r"column8 \(int64\) and 191 more; use another") as caught:
+        source(path).open("train")
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("names", [5, "abc", {"a": 1}, [], None])
+def test_odd_metadata_names_no_classes(write, names):
+    path = write("x.parquet", names={"label": {"_type": "ClassLabel", "names": names}})
+    assert source(path).open("train").class_names == ("0", "1", "2")
+
+
+def test_more_names_than_the_type_of_the_labels_holds(write):
+    names = class_label(*(f"c{i}" for i in range(300)))
+    label = pa.array([0, 255, 1, 2, 3, 4], pa.uint8())
+    reader = source(write("x.parquet", label=label, names={"label": names})).open("train")
+    assert reader.labels.tolist() == [0, 255, 1, 2, 3, 4]
+    assert len(reader.class_names) == 300

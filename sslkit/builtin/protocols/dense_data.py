@@ -48,6 +48,13 @@ def open_annotated(data: Slot[Dataset], annotation: Annotation) -> AnnotatedData
             f"data: the splits of {data.name} have other classes ({_few(train)}; {_few(test)}); "
             "expected the same ones in the same order"
         )
+    if len(readers[0]) == len(readers[1]) and (
+        readers[0].fingerprint() == readers[1].fingerprint()
+    ):
+        raise RecipeError(
+            f"data: the test split of {data.name} is its training split (equal fingerprints); name "
+            "another one"
+        )
     if len({reader.channels for reader in readers}) > 1:
         raise RecipeError(f"data: the splits of {data.name} differ in their channels")
     return AnnotatedData(readers[0], readers[1], train)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from sslkit.builtin.sources.native_messages import heard
 from sslkit.interfaces import UnreadableImageError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -60,9 +61,12 @@ class JPEGHeader(NamedTuple):
     progressive: bool
 
 
-def decode_image(data: bytes | memoryview, channels: int) -> NDArray[np.uint8]:
+def decode_image(
+    data: bytes | memoryview, channels: int, name: Callable[[], str] | None = None
+) -> NDArray[np.uint8]:
     """Decodes an image file into (H, W, channels) uint8, upright according to its EXIF entry.
 
+    name: what to call it in a warning of damage that does not stop the decoder.
     channels: 1 (grey, ITU-R 601 luma) or 3 (RGB). 12- and 16-bit grey is scaled to 8 bits; palettes
     are looked up; CMYK is converted; transparency is dropped.
     Raises UnreadableImageError for anything that is not a whole image of at most MAX_PIXELS in one
@@ -75,9 +79,9 @@ def decode_image(data: bytes | memoryview, channels: int) -> NDArray[np.uint8]:
         operator = _jpeg_operator()
         if operator is not None:
             if header.height * header.width <= _LARGE:
-                return _decode_jpeg(operator, data, channels)
+                return _decode_jpeg(operator, data, channels, name)
             with _one_at_a_time:
-                return _decode_jpeg(operator, data, channels)
+                return _decode_jpeg(operator, data, channels, name)
     return _decode_with_pillow(data, channels)
 
 
@@ -149,16 +153,22 @@ def _jpeg_operator() -> Callable[..., Any] | None:
 
 
 def _decode_jpeg(
-    operator: Callable[..., Any], data: bytes | memoryview, channels: int
+    operator: Callable[..., Any],
+    data: bytes | memoryview,
+    channels: int,
+    name: Callable[[], str] | None,
 ) -> NDArray[np.uint8]:
     import torch
 
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     mode, apply_exif = channels, False  # modes 1 and 3: grey and RGB
     try:
-        decoded = operator(encoded, mode, apply_exif)
+        with heard() as said:
+            decoded = operator(encoded, mode, apply_exif)
     except RuntimeError as error:
         raise UnreadableImageError(_reason(error)) from error
+    if said and name is not None:
+        warnings.warn(f"{name()}: {said[0][:200]}; it is used as it was decoded", stacklevel=3)
     pixels: NDArray[np.uint8] = decoded.permute(1, 2, 0).numpy()
     return pixels
 

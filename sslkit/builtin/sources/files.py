@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ class FileReader(ImageReader):
         return len(self._paths)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        return decode_image(self.encoded(index), self.channels)
+        return decode_image(self.encoded(index), self.channels, partial(self.describe, index))
 
     def describe(self, index: int) -> str:
         return shown(f"{self._root}/{self._paths[index]}")

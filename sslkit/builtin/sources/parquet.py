@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -129,7 +129,9 @@ class ParquetReader(ImageReader):
         return len(self._column)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        return decode_image(self._column.encoded(index), self.channels)
+        return decode_image(
+            self._column.encoded(index), self.channels, partial(self.describe, index)
+        )
 
     def describe(self, index: int) -> str:
         path, row = self._column.locate(index)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from sslkit.errors import DataError, RecipeError
 
+_SHOWN_COLUMNS, _SHOWN_LETTERS = 10, 60
+
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 """Column names that `label_column: auto` takes for labels."""
 
@@ -80,7 +82,8 @@ def whole_file(path: Path, *, retried: bool = False) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         if retried and isinstance(error, OSError):
             raise
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in reason)
         raise DataError(
             f"data: {path} is not a readable Parquet file ({reason}); copy it again"
         ) from error
@@ -94,7 +97,7 @@ def find_image_column(shard: Shard, given: str | None) -> str:
             return given
         raise RecipeError(
             f"data.image_column: {given!r} holds no images in {shard.path}; "
-            f"valid are {', '.join(holders) or 'none of its columns'}"
+            f"valid are {_few(holders) or 'none of its columns'}"
         )
     declared = [name for name in shard.feature_columns("Image") if name in holders]
     for names in (declared, holders):
@@ -106,7 +109,7 @@ def find_image_column(shard: Shard, given: str | None) -> str:
             f"its columns are {_columns(shard)}; use another file"
         )
     raise RecipeError(
-        f"data.image_column: {shard.path} has several columns of images: {', '.join(holders)}; "
+        f"data.image_column: {shard.path} has several columns of images: {_few(holders)}; "
         "name one of them"
     )
 
@@ -121,14 +124,14 @@ def find_label_column(shard: Shard, given: str | None, image_column: str) -> str
             return given
         raise RecipeError(
             f"data.label_column: {given!r} is not a column of {shard.path}; valid are "
-            f"{', '.join(candidates) or 'no columns'}, `auto`, or null for no labels"
+            f"{_few(candidates) or 'no columns'}, `auto`, or null for no labels"
         )
     declared = shard.feature_columns("ClassLabel")
     named = [name for name in candidates if name in LABEL_NAMES]
     found = declared or named
     if len(found) > 1:
         raise RecipeError(
-            f"data.label_column: {shard.path} has several columns of labels: {', '.join(found)}; "
+            f"data.label_column: {shard.path} has several columns of labels: {_few(found)}; "
             "name one of them, or null for no labels"
         )
     return found[0] if found else None
@@ -258,8 +261,17 @@ def _column_bytes(metadata: Any) -> dict[str, int]:
 def _class_names(shard: Shard, column: str) -> tuple[str, ...] | None:
     feature = shard.features().get(column)
     names = feature.get("names") if isinstance(feature, dict) else None
-    return tuple(map(str, names)) if names else None
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
 
 
 def _columns(shard: Shard) -> str:
-    return ", ".join(f"{field.name} ({field.type})" for field in shard.schema)
+    return _few([f"{field.name} ({field.type})" for field in shard.schema])
+
+
+def _few(names: Sequence[str]) -> str:
+    """Names for a message, each cut, and the number of those that are too many for a line."""
+    shown = [
+        name if len(name) <= _SHOWN_LETTERS else f"{name[:_SHOWN_LETTERS]}..." for name in names
+    ]
+    rest = len(shown) - _SHOWN_COLUMNS
+    return ", ".join(shown[:_SHOWN_COLUMNS]) + (f" and {rest} more" if rest > 0 else "")
