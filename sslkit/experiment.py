@@ -36,6 +36,7 @@ from .engine.state_check import StateCheck
 from .engine.torch_faults import Convolution, find_faulty, recorded_convolutions
 from .errors import PluginError, RecipeError
 from .evaluation.features import eval_mode
+from .evaluation.results import SuiteResult
 from .evaluation.suite import EvaluationSuite
 from .interfaces import (
     Augmentation,
@@ -277,6 +278,15 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
     suite = make_suite(
         recipe, runtime, train_store, test_store, augmentation, method, probe, loader.maker, peek
     )
+
+    def evaluate(epoch: int) -> SuiteResult:
+        layers = method.projection_layers
+        found = suite.run(method.encoder, epoch, final=False, projection_layers=layers)
+        if found.stops:  # before they are logged: a kill between the two forgets nothing
+            step = training.progress.step
+            folder.write_json(folder.stopped, {"step": step, "stops": dict(found.stops)})
+        return found
+
     view = RunView(folder.path, f"{recipe.name}-s{recipe.seed}", flatten(recipe), run_tags(recipe))
     training = Training(
         run=view,
@@ -295,9 +305,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         checkpoint_every_steps=recipe.train.checkpoint_every_steps,
         checkpoint_every_epochs=recipe.train.checkpoint_every_epochs,
         micro_batch_size=recipe.train.micro_batch_size,
-        evaluate=lambda epoch: suite.run(
-            method.encoder, epoch, final=False, projection_layers=method.projection_layers
-        ),
+        evaluate=evaluate,
         evaluation_due=lambda epoch: bool(suite.due(epoch, final=False)),
         contract=contract,
         state_check=StateCheck(method, optimization),
@@ -405,7 +413,9 @@ def check_disk_space(recipe: Recipe, folder: RunFolder, method: Method) -> None:
     two moments of the optimiser each, and one more file while the next is written."""
     state = sum(value.nbytes for value in method.state_dict().values())
     needed = 3 * state * (recipe.train.keep_checkpoints + 1)
-    free = shutil.disk_usage(folder.path).free
+    # A resume replaces the checkpoints that are there.
+    own = sum(path.stat().st_size for path in folder.checkpoints.glob("*.pt"))
+    free = shutil.disk_usage(folder.path).free + own
     if needed > free:
         raise RecipeError(
             f"runs_dir: the checkpoints need up to {needed / 1e9:.1f} GB and {folder.path.parent} "

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from .engine.memory import (
     step_needs_less,
 )
 from .engine.signals import StopSignals
-from .errors import CheckpointError, RecipeError, SSLKitError, TrainingError
+from .errors import CheckpointError, RecipeError, SSLKitError, TrainingError, hide_logins
 from .experiment import Experiment, build, check, check_without_data, resolve
 from .interfaces import Facts, Progress, resolve_component
 from .plugin_errors import describe_failure
@@ -46,8 +47,9 @@ from .saved_runs import (
     restore,
     save_encoder,
     was_evaluated,
+    why_stopped,
 )
-from .tracking.environment import describe
+from .tracking.environment import code_digests, describe, environment_changes
 from .tracking.folder import RunFolder
 from .tracking.log import RunLog, SyncResult, sync
 from .tracking.metrics_file import read_lines
@@ -120,6 +122,11 @@ def _start(
 
     loaded = resolve(load_recipe(find_recipe(recipe), overrides))
     if resume == "auto" and (unfinished := find_unfinished(loaded)) is not None:
+        if (why := why_stopped(unfinished)) is not None:
+            raise TrainingError(
+                f"{unfinished}: {why}. It stays stopped; go on all the same (to the next "
+                f"evaluation) with: sslkit run --resume {unfinished}"
+            )
         display.message(f"going on with {unfinished}")
         return resume_run(unfinished, recipe, overrides, display, stop)
     state = read_state(fork) if fork is not None else None
@@ -203,8 +210,28 @@ def resume_run(
             display.message(f"{path}: no checkpoint; starting from the first step again")
         else:
             restore(experiment, state, str(path))
-        (folder.path / RECORD).unlink(missing_ok=True)  # of a step that this run may get beyond
+        record_resume(experiment)
+        for record in (RECORD, folder.stopped):  # of what this run is to get beyond
+            (folder.path / record).unlink(missing_ok=True)
         return execute(experiment, stop)
+
+
+def record_resume(experiment: Experiment) -> None:
+    """Adds to the history in `environment.json`, and warns of what may change the bits."""
+    folder, step = experiment.folder, experiment.training.progress.step
+    saved, now = read_environment(folder.path), describe_run(experiment)
+    changed = environment_changes(saved, now)
+    entry = {"step": step, "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "changed": changed}
+    history = saved.get("history")
+    saved["history"] = [*(history if isinstance(history, list) else ()), entry]
+    folder.write_json(folder.environment, saved)
+    if changed:
+        first = [f"{name} {old} -> {new}"[:80] for name, (old, new) in list(changed.items())[:6]]
+        more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+        experiment.training.display.message(
+            f"warning: {', '.join(first)}{more}: changed since this run was last started; from "
+            f"step {step} on its numbers may not be those of a run without a stop"
+        )
 
 
 def check_from_elsewhere(recipe: Recipe, folder: RunFolder) -> Facts:
@@ -265,8 +292,8 @@ def _execute(experiment: Experiment, stop: StopSignals) -> tuple[RunLog, FinalRe
             if is_out_of_memory(error):
                 raise needs_less_memory(experiment) from error
             # A plugin's, or ours: the command shows one line, the folder keeps all.
-            with suppress(OSError):  # a full disk must not hide what happened
-                folder.write_text("traceback.txt", traceback.format_exc())
+            with suppress(OSError, SSLKitError):  # a full disk must not hide what happened
+                folder.write_text("traceback.txt", hide_logins(traceback.format_exc()))
             raise
         finally:
             training.display.close()
@@ -416,6 +443,12 @@ def _recipe_of(folder: RunFolder) -> Path:
 
 def write_environment(experiment: Experiment, forked_from: str | None) -> None:
     """Writes `environment.json`: what the recipe does not say about this run."""
+    found = describe_run(experiment) | {"forked_from": forked_from}
+    experiment.folder.write_json(experiment.folder.environment, found)
+
+
+def describe_run(experiment: Experiment) -> dict[str, Any]:
+    """What the recipe does not say about a run, here and now."""
     stores = {"train": experiment.train_store, "test": experiment.test_store}
     used = [slot for _, slot in components(experiment.recipe)]
     found = describe(
@@ -423,12 +456,12 @@ def write_environment(experiment: Experiment, forked_from: str | None) -> None:
         plugins={slot.distribution: slot.version for slot in used},
         data={split: store.fingerprint for split, store in stores.items() if store is not None},
     )
-    found |= {
+    modules = {"sslkit": "sslkit", **{slot.distribution: slot.cls.__module__ for slot in used}}
+    return found | {
+        "code": code_digests(modules),
         "facts": asdict(experiment.facts),
         "sources": {split: store.details for split, store in stores.items() if store is not None},
-        "forked_from": forked_from,
     }
-    experiment.folder.write_json(experiment.folder.environment, found)
 
 
 def at_epoch_end(progress: Progress) -> bool:

@@ -37,6 +37,20 @@ def is_finished(path: Path) -> bool:
     return (path / RESULTS).exists()
 
 
+def why_stopped(path: Path) -> str | None:
+    """The protocol that ended a run before its time, and its reason; None where none did. Raises
+    RunFolderError where the record cannot be read."""
+    file = RunFolder(path).stopped
+    try:
+        found = read_json(file, inside=path)
+        stops = "; ".join(f"{protocol}: {why}" for protocol, why in found["stops"].items())
+        return f"step {int(found['step'])}: stopped by {stops}"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise RunFolderError(f"{file}: cannot be read ({reason(error)}); remove it") from error
+
+
 def is_fork(path: Path) -> bool:
     """Whether a run started from another one's state: it is no repetition of its recipe."""
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +24,7 @@ _CREATION_S = 120.0
 
 CLIENT_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # sslkit says by itself, in one line, what failed
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to `--json`
     # Defaults of MLflow block for minutes; sslkit retries by itself, off the training thread.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -62,9 +64,20 @@ def client(uri: str) -> Any:
     login = login_of_environment() if uri == resolve_uri(None) else {}
     for name, value in {**CLIENT_ENVIRONMENT, **login}.items():
         os.environ.setdefault(name, value)
+    _quieten()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
+
+
+def _quieten() -> None:
+    """Keeps warnings and tracebacks of the libraries below off the terminal: what they raise is
+    reported in one line. A level that the user has set stays."""
+    warnings.filterwarnings("ignore", module=r"(mlflow|alembic|sqlalchemy)\b")
+    for name in ("alembic", "sqlalchemy", "urllib3"):
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.CRITICAL)
 
 
 def probe(uri: str) -> None:

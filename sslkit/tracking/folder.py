@@ -103,6 +103,11 @@ class RunFolder:
         return self.path / "tracker.json"
 
     @property
+    def stopped(self) -> Path:
+        """Why a protocol ended the run before its time; missing where none did."""
+        return self.path / "stopped.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
