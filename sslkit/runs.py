@@ -433,7 +433,7 @@ def open_ui(recipe: str | None, host: str, port: int) -> int:
 def sync_run(run_dir: Path) -> SyncResult:
     """Sends a run's tracker what it missed. Raises RunFolderError and TrackingError."""
     with RunFolder.open(run_dir, write=True) as folder:
-        return sync(folder, load_recipe(_recipe_of(folder)).tracking.build())
+        return sync(folder, load_recipe(_recipe_of(folder)).tracking.build(), RESULTS)
 
 
 def _recipe_of(folder: RunFolder) -> Path:

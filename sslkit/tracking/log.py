@@ -258,9 +258,11 @@ class SyncResult:
     """Files that were to be uploaded and cannot be, with the reason."""
 
 
-def sync(folder: RunFolder, tracker: Tracker) -> SyncResult:
+def sync(folder: RunFolder, tracker: Tracker, last_file: str | None = None) -> SyncResult:
     """Sends what the tracker misses of a run that is over. One that was killed ends as killed.
 
+    last_file: the file of the folder that a run writes last. Where it is there, the run had come
+    to its end, and a kill after it took nothing away but the word to the tracker.
     `folder` must be open for writing, so that it cannot be a run that is still going. Raises
     TrackingError where the folder has no log, or the service cannot be reached."""
     folder.require_writable()
@@ -268,6 +270,10 @@ def sync(folder: RunFolder, tracker: Tracker) -> SyncResult:
     if cursor is None:
         raise TrackingError(f"{folder.tracker}: missing or damaged; the run never started to log")
     truncate_after(folder.metrics, None)
+    if cursor.status is None and last_file is not None and (folder.path / last_file).exists():
+        cursor.status = "finished"
+        if all(artifact.path != last_file for artifact in cursor.artifacts):
+            cursor.add_artifact(last_file, "")
     feed = Feed(folder, tracker, cursor)
     try:
         if feed.has_work():

@@ -122,6 +122,27 @@ def test_sync_sends_what_was_missed(
     assert memory_tracker.calls == calls
 
 
+@pytest.mark.parametrize(("wrote_results", "status"), [(True, "finished"), (False, "killed")])
+def test_sync_of_a_killed_run_knows_whether_it_had_ended(
+    folder: RunFolder,
+    view: RunView,
+    memory_tracker: MemoryTracker,
+    wrote_results: bool,
+    status: str,
+) -> None:
+    """Killed between its last file and the last word to the tracker, a run is finished."""
+    with RunLog(folder, memory_tracker, view, timing=FAST) as log:
+        log.log({"train/loss": 1.0}, 1)
+    if wrote_results:
+        folder.write_text("results.json", "{}")
+    left = json.loads(folder.tracker.read_text())
+    folder.write_json(folder.tracker, {**left, "status": None, "closed": False})
+    folder = reopen(folder)
+    sync(folder, memory_tracker, "results.json")
+    assert memory_tracker.status == status
+    assert memory_tracker.uploads == ([("results.json", "", b"{}")] if wrote_results else [])
+
+
 def test_sync_needs_a_log_and_the_lock(
     folder: RunFolder, view: RunView, memory_tracker: MemoryTracker
 ) -> None:
