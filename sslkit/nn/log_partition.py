@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once
 
 from .numerics import without_autocast
 
@@ -67,7 +68,7 @@ def _log_partitions(*arguments: Any) -> tuple[Tensor, Tensor | None]:
     return by_side
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_disable_dynamo
 def _untraced(*arguments: Any) -> Any:
     # A compiler would unroll the loop over the tiles.
     return _LogPartitions.apply(*arguments)

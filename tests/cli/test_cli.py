@@ -66,6 +66,21 @@ def test_light_commands_import_nothing_heavy(words: list[str]) -> None:
     assert done.stdout
 
 
+def test_validation_imports_no_more_than_it_needs() -> None:
+    """Packages that take seconds to import, and that a check of recipe and data does without."""
+    heavy = "['sklearn', 'scipy', 'pandas', 'mlflow', 'matplotlib', 'pyarrow']"
+    loaded = f"print([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
+    done = process(["validate", "quickstart"], loaded)
+    assert done.stdout.endswith("ok\n")
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+def test_losses_do_not_import_the_compiler() -> None:
+    code = "import sys, sslkit.nn.functional; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_without_a_command_it_helps(sslkit: Callable[..., Outcome]) -> None:
     outcome = sslkit()
     for command in ("run", "validate", "eval", "plugins", "recipes", "schema", "ui", "doctor"):

@@ -198,3 +198,15 @@ def test_sample_positions_hold_both_ends():
     assert 60 <= len(chosen) <= 64
     assert chosen == sample_positions(10_000, "x", 64)
     assert chosen != sample_positions(10_000, "y", 64)
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    """Its file is read without it."""
+    from sklearn.datasets import load_digits
+
+    from sslkit.builtin.sources import digits
+
+    theirs, (images, labels) = load_digits(), digits._load()
+    assert np.array_equal(images, theirs.images)
+    assert images.dtype == theirs.images.dtype
+    assert np.array_equal(labels, theirs.target)
