@@ -158,16 +158,18 @@ def test_a_source_that_hangs_does_not_hold_a_stop(
 ) -> None:
     released = threading.Event()
     read, pid = SyntheticReader.read, os.getpid()
-    reads: list[int] = []
+    steps: list[int] = []
+
+    def on_batch(self: object, run: object, batch: object, progress: Any) -> None:
+        steps.append(progress.step)
 
     def hang(self: SyntheticReader, index: int) -> Any:
-        reads.append(index)
-        if len(reads) == 60:
+        if len(steps) > 1 and not released.is_set():
             threading.Timer(0.2, os.kill, (pid, getattr(signal, name))).start()
             released.wait()
         return read(self, index)
 
-    monkeypatch.setattr(SyntheticReader, "image_size", None, raising=False)
+    monkeypatch.setattr(AugmentedViews, "on_batch", on_batch)
     make = SyntheticReader.__init__
 
     def varied(self: SyntheticReader, *given: Any) -> None:

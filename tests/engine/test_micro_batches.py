@@ -163,7 +163,7 @@ def test_embeddings_without_a_row_per_image_are_refused(
     [
         ("train.micro_batch_size=5", r"micro_batch_size=5: 5 does not divide batch_size 16"),
         ("train.micro_batch_size=32", r"micro_batch_size=32: 32 does not divide batch_size 16"),
-        ("train={epochs: 1, batch_size: 4, accum_iter: 4}", r"accum_iter: .* micro_batch_size"),
+        ("train={epochs: 1, batch_size: 4, accum_iter: 4}", r"accum_iter: .*micro_batch_size"),
     ],
 )
 def test_what_recipes_may_not_ask(tiny: Path, override: str, expected: str) -> None:
