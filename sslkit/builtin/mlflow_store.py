@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,14 @@ MAX_KEY = 250
 MAX_PARAM_VALUE = 6000
 MAX_TAG_VALUE = 8000
 MAX_DIGEST = 36
+
+_VIEW = "sslkit"
+VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"
+"""The tag of an experiment by which MLflow's UI keeps a view that is shared by its address."""
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens an experiment on model training, not on language models."""
+_COLUMNS = ("train/loss", "perf/images_per_second")
+_MAX_COLUMNS = 12
 
 _PROBE_S = 3.0
 _CREATION_S = 120.0
@@ -93,11 +102,32 @@ def probe(uri: str) -> None:
         raise ConnectionError(f"{uri}: {error.reason}") from None
 
 
-def page(server: str, experiment_id: str | None = None) -> str:
+def page(server: str, experiment_id: str | None = None, *, columns: bool = False) -> str:
     """The address that opens the UI of a server on the runs of an experiment, or on the list of
-    experiments; by default MLflow 3 opens on pages about language models."""
+    experiments; by default MLflow 3 opens on pages about language models. columns: whether the
+    experiment has the tag `VIEW_TAG`, which chooses the columns."""
     where = "experiments" if experiment_id is None else f"experiments/{experiment_id}/runs"
-    return f"{server}/#/{where}?workflowType=machine_learning"
+    view = f"&viewStateShareKey={_VIEW}" if columns else ""
+    return f"{server}/#/{where}?workflowType=machine_learning{view}"
+
+
+def view_state(before: str | None, metrics: Iterable[str]) -> str:
+    """The value of `VIEW_TAG`: columns for the scores among these metrics, after those that it has
+    already. What the baselines reached, intervals and costs have no column."""
+    try:
+        columns = [str(each) for each in json.loads(before or "{}").get("selectedColumns", ())]
+    except (ValueError, TypeError, AttributeError):
+        columns = []
+    scores = sorted(key for key in metrics if re.fullmatch(r"eval/[\w.-]+/[a-z]+\d*", key))
+    others = [key for key in _COLUMNS if key in set(metrics)]
+    columns = [each for each in columns if each not in map(_column, _COLUMNS)]
+    new = [_column(key) for key in scores if _column(key) not in columns]
+    columns = [*columns, *new][:_MAX_COLUMNS]
+    return json.dumps({"selectedColumns": [*columns, *map(_column, others)]})
+
+
+def _column(metric: str) -> str:
+    return f"metrics.`{metric}`"
 
 
 def metric_key(key: str) -> str:

@@ -27,6 +27,8 @@ from sslkit.interfaces import ComponentConfig, Facts, MetricPoint, RunView, Trac
 _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+_REPORT = "report.md"
+"""It is shown as the description of the run."""
 _FOLDER_TAG = "sslkit.run_folder"
 _GROUP_TAG = "sslkit.comparison"
 _GROUP_KEY_TAG = "sslkit.comparison_key"
@@ -116,11 +118,23 @@ class MLflowTracker(Tracker):
         if path.name == "encoder.safetensors" and not self.config.log_encoder:
             return
         self._client.log_artifact(self._run_id, str(path), folder or None)
+        if path.name == _REPORT and not folder:
+            self._client.set_tag(self._run_id, "mlflow.note.content", store.note(read_text(path)))
 
     def finish(self, status: Literal["finished", "failed", "killed"]) -> None:
         # The last metric's time: a run that is synchronised days later did not take days.
         end = self._last_time_ms or time.time_ns() // 1_000_000
         self._client.set_terminated(self._run_id, _STATUS[status], end)
+        self._show_columns()
+
+    def _show_columns(self) -> None:
+        """Puts the run's scores into the list of runs: MLflow shows no metrics by itself."""
+        run = self._client.get_run(self._run_id)
+        experiment = self._client.get_experiment(run.info.experiment_id)
+        before = experiment.tags.get(store.VIEW_TAG)
+        state = store.view_state(before, run.data.metrics)
+        if state != before:
+            self._client.set_experiment_tag(run.info.experiment_id, store.VIEW_TAG, state)
 
     # --- Groups ----------------------------------------------------------------------------------
 
@@ -173,7 +187,8 @@ class MLflowTracker(Tracker):
         if found is None:
             try:
                 root = store.artifact_root(self.uri, name)
-                return str(self._client.create_experiment(name, artifact_location=root))
+                made = self._client.create_experiment(name, root, store.EXPERIMENT_TAGS)
+                return str(made)
             except MlflowException as error:
                 found = self._client.get_experiment_by_name(name)  # another process was faster
                 if found is None:

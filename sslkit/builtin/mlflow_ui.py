@@ -28,14 +28,17 @@ HINT = (
 
 def main(uri: str, host: str, port: str, experiment: str) -> int:
     """Runs the server until it is stopped; returns its exit code."""
-    uri, shown = uri or resolve_uri(None), None
+    uri, shown, columns = uri or resolve_uri(None), None, False
     if sqlite_path(uri) is not None:
         with store.creation_lock(uri):
-            shown = experiment_to_show(store.client(uri), experiment)
+            client = store.client(uri)
+            shown = experiment_to_show(client, experiment)
+            columns = shown is not None and store.VIEW_TAG in client.get_experiment(shown).tags
     command = [sys.executable, "-m", "mlflow", "ui"]
     command += ["--host", host, "--port", port, "--workers", "1"]
     os.environ.update(SERVER_ENVIRONMENT, MLFLOW_BACKEND_STORE_URI=uri)
-    print(f"open {store.page(f'http://{host}:{port}', shown)}\n{HINT}", flush=True)
+    address = store.page(f"http://{host}:{port}", shown, columns=columns)
+    print(f"open {address}\n{HINT}", flush=True)
     if os.name == "posix":
         os.execv(sys.executable, command)  # noqa: S606  (signals reach the server itself)
     return subprocess.call(command)

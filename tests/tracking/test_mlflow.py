@@ -330,3 +330,38 @@ def test_client_is_quiet_and_impatient_unless_told(monkeypatch: pytest.MonkeyPat
     assert mlflow.MLFLOW_DISABLE_TELEMETRY.get() is True
     assert mlflow.MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 10
     assert mlflow.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 4
+
+
+def test_pages_show_scores_and_reports(folder: RunFolder, view: RunView, store: Path) -> None:
+    """What MLflow's pages read: the description of a run, the kind of the experiment, and the view
+    that the address names, with the scores as columns."""
+    folder.write_text("report.md", "# demo\n\n| protocol | top1 |\n\n![curves](figures/c.png)\n")
+    with RunLog(folder, tracker_of(store), view, timing=FAST) as log:
+        log.log({"train/loss": 1.0, "perf/wait": 0.5}, 1)
+        log.log({"eval/knn/top1": 0.5, "eval/knn/top1_pixels": 0.4, "eval/linear/map": 0.1}, 1)
+        log.artifact(folder.report)
+    client = client_of(store)
+    run = client.get_run(log.run_id)
+    assert run.data.tags["mlflow.note.content"] == "| protocol | top1 |"
+    tags = client.get_experiment(run.info.experiment_id).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    wanted = ["eval/knn/top1", "eval/linear/map", "train/loss"]
+    columns = json.loads(tags[mlflow_store.VIEW_TAG])["selectedColumns"]
+    assert columns == [f"metrics.`{key}`" for key in wanted]
+    address = mlflow_store.page("http://h", "1", columns=True)
+    assert (
+        address
+        == "http://h/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=sslkit"
+    )
+    assert mlflow_store.VIEW_TAG.endswith(".sslkit")
+
+
+def test_columns_of_earlier_runs_stay() -> None:
+    first = mlflow_store.view_state(None, ["eval/knn/top1", "train/loss"])
+    both = json.loads(mlflow_store.view_state(first, ["eval/linear/top1", "train/loss"]))
+    assert both["selectedColumns"] == [
+        "metrics.`eval/knn/top1`", "metrics.`eval/linear/top1`", "metrics.`train/loss`",
+    ]  # fmt: skip
+    assert mlflow_store.view_state(first, ["eval/knn/top1", "train/loss"]) == first
+    for damaged in ("{", "[]", "3", '{"selectedColumns": 5}', '{"selectedColumns": null}'):
+        assert json.loads(mlflow_store.view_state(damaged, [])) == {"selectedColumns": []}

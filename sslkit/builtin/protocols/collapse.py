@@ -154,6 +154,8 @@ def _spectrum(features: Tensor) -> Figure:
     centred = (features - features.mean(dim=0)).cpu().double()
     gram = centred.T @ centred if len(centred) >= centred.shape[1] else centred @ centred.T
     values = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt().flip(0)
+    if len(centred) <= centred.shape[1]:
+        values = values[: max(len(centred) - 1, 1)]  # centring takes one rank: no cliff of ours
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.add_subplot()
     ranks = range(1, len(values) + 1)
