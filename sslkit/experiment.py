@@ -50,6 +50,7 @@ from .interfaces import (
     RunView,
     Schedule,
 )
+from .nn.recompute import is_recomputed
 from .randomness import epoch_order, seeded
 from .recipe import Recipe, backbone_name, check_recipe, components, flatten, recipe_hash
 from .tracking.environment import git_state
@@ -211,7 +212,14 @@ def untrained_method(recipe: Recipe, facts: Facts, runtime: Runtime) -> Method:
 
 
 def compile_backbones(method: Method, *, cuda_graphs: bool = False) -> None:
-    """Compiles the encoder, and a teacher's, which is a backbone too."""
+    """Compiles the encoder, and a teacher's, which is a backbone too.
+
+    Raises RecipeError where blocks are recomputed: what they do is not for a compiler."""
+    if is_recomputed(method):
+        raise RecipeError(
+            "train.compile: blocks that the backbone recomputes cannot be compiled; set "
+            "train.compile=false, or backbone.recompute=false"
+        )
     for module in method.modules():
         if isinstance(module, Backbone):
             module.compile(mode="reduce-overhead" if cuda_graphs else None)

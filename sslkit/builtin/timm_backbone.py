@@ -5,6 +5,7 @@ timm takes seconds to import, so it is imported where it is used.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -32,6 +33,7 @@ from sslkit.builtin.timm_weights import (
 from sslkit.errors import CheckpointError
 from sslkit.interfaces import Backbone, ComponentConfig, Facts, Preprocess
 from sslkit.nn.depth import Named, groups_by_names
+from sslkit.nn.recompute import recompute
 from sslkit.nn.stem import has_resnet_stem, use_small_stem
 
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -114,6 +116,10 @@ class TimmBackbone(Backbone):
         """Patch side of a ViT in pixels; null leaves the model's own."""
         drop_path_rate: float = Field(default=0.0, ge=0.0, lt=1.0)
         """Stochastic depth."""
+        recompute: bool = False
+        """Keeps the input of each block alone in training, and computes the block again in the
+        backward pass: the same gradient to the bit, batch statistics of the whole batch included,
+        for less memory and more time. Not with `train.compile`."""
         interpolation: Literal["bilinear", "bicubic"] = "bilinear"
         """How images are resized at evaluation and in use."""
         model_args: dict[str, bool | int | float | str] = Field(default={})
@@ -176,6 +182,9 @@ class TimmBackbone(Backbone):
             _reset_layers(self.model)
         if (found := starting_weights(self.model, config)) is not None:
             self.model.load_state_dict(found.weights, strict=False)
+        if config.recompute:
+            for block in _blocks(self.model)[:-1]:  # the last is needed again at once
+                recompute(block)
         self.num_features = _width(self.model)
         self.feature_stages = feature_stages(self.model)
         mean, std = _statistics(config, channels)
@@ -266,6 +275,8 @@ def _network_problems(config: Any, channels: int, sizes: list[int]) -> Iterator[
         yield _blamed_field(config, error), f"timm cannot build {config.model}: {_line(error)}"
         return
     yield from _stem_problems(model, config)
+    if config.recompute and not _blocks(model):
+        yield "recompute", f"timm knows no blocks of {config.model}: set it to false"
     _adapt_stem(model, config)
     for size in sizes:
         reason = _refusal(model, channels, size)
@@ -351,6 +362,22 @@ def _adapt_stem(model: nn.Module, config: Any) -> None:
     if config.stem != "default" and has_resnet_stem(model):
         keep_pool = config.stem == "small_pool"
         use_small_stem(model, keep_pool=keep_pool, padding=config.stem_padding)
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks that timm groups parameters by: those whose name as a whole is such a group's,
+    without those inside another one."""
+    matcher = getattr(model, "group_matcher", None)
+    if matcher is None:
+        return []
+    groups = matcher(coarse=False)["blocks"]
+    patterns = [groups] if isinstance(groups, str) else [pattern for pattern, _ in groups]
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inner = any(name.startswith(f"{outer}.") for outer in found)
+        if not inner and any(re.fullmatch(pattern, name) for pattern in patterns):
+            found[name] = module
+    return list(found.values())
 
 
 def _reset_layers(model: nn.Module) -> None:

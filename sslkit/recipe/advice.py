@@ -94,8 +94,9 @@ def network_warnings(recipe: Recipe, method: nn.Module) -> list[Advice]:
         Advice(
             "train.micro_batch_size",
             f"the {layers} BatchNorm layers see {size:,} images at a time, not "
-            f"{recipe.train.batch_size:,}, so that the gradient is not quite that of the whole "
-            "batch; a network with LayerNorm or GroupNorm makes it exact",
+            f"{recipe.train.batch_size:,}, which makes another gradient: as a ResNet-18 starts, of "
+            "cosine 0.6 with the true one at half a batch and 0.25 at a sixteenth; exact are "
+            "backbone.recompute=true (timm) and networks without BatchNorm",
         )
     ]
 

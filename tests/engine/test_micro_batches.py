@@ -134,19 +134,53 @@ def test_stop_and_resume(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ["train.micro_batch_size=4", "train.max_steps=9", "evaluate=[]"]
     reference = start(str(tiny), changes, display=Silent()).run_dir
 
+    stopped = stop_at(tiny, changes, monkeypatch, step=4)
+    finished = start(None, [], resume=str(stopped), display=Silent())
+    assert_same(final_state(finished.run_dir), final_state(reference))
+    assert logged(finished.run_dir) == logged(reference)
+
+
+def test_recomputed_blocks_have_the_gradient_of_the_whole_batch(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With BatchNorm and drop path, where micro-batches have another one."""
+    plain = gradients(make(), monkeypatch)
+    assert_same(gradients(make("backbone.recompute=true"), monkeypatch), plain)
+    parts = gradients(make("train.micro_batch_size=8"), monkeypatch)
+    assert (
+        relative_difference(
+            {k: v for k, v in parts.items() if v is not None},
+            {k: v for k, v in plain.items() if v is not None},
+        )
+        > 0.1
+    )
+
+
+def test_a_recomputed_run_is_the_plain_run_wherever_it_was_cut_off(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ["train.max_steps=5", "evaluate=[]"]
+    plain = start(str(tiny), changes, display=Silent()).run_dir
+    recomputed = [*changes, "backbone.recompute=true"]
+    stopped = stop_at(tiny, recomputed, monkeypatch, step=2)
+    finished = start(None, [], resume=str(stopped), display=Silent())
+    assert_same(final_state(finished.run_dir), final_state(plain))
+    assert logged(finished.run_dir) == logged(plain)
+
+
+def stop_at(tiny: Path, changes: list[str], monkeypatch: pytest.MonkeyPatch, step: int) -> Path:
+    """The folder of a run that a signal ends after so many steps."""
+
     def terminate(self: object, run: object, batch: object, progress: Progress) -> None:
-        if progress.step == 4:
+        if progress.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
         patched.setattr(AugmentedViews, "on_batch", terminate)
-        stopped = start(
-            str(tiny), [*changes, "callbacks=[{name: augmented_views}]"], display=Silent()
-        )
+        given = [*changes, "callbacks=[{name: augmented_views}]"]
+        stopped = start(str(tiny), given, display=Silent())
     assert stopped.status == "stopped"
-    finished = start(None, [], resume=str(stopped.run_dir), display=Silent())
-    assert_same(final_state(finished.run_dir), final_state(reference))
-    assert logged(finished.run_dir) == logged(reference)
+    return stopped.run_dir
 
 
 def test_embeddings_without_a_row_per_image_are_refused(

@@ -234,3 +234,14 @@ def test_a_logged_accuracy_is_against_the_queue_that_the_loss_saw(
     found = [line["train/contrastive_top1"] for line in lines if "train/loss" in line]
     assert found == pytest.approx(by_hand)
     assert max(by_hand) > 0.0
+
+
+def test_recomputed_blocks_keep_their_groups(tmp_path: Path, method: str) -> None:
+    """They are computed again in the backward pass, when the layers are in no groups any more."""
+    settings = ("train.max_steps=2", "evaluate=[]")
+    states = []
+    for again in ("false", "true"):
+        (tmp_path / again).mkdir()
+        recipe = write_recipe(tmp_path / again, method)
+        states.append(final_state(run(recipe, *settings, f"backbone.recompute={again}").run_dir))
+    assert_same(states[1]["method"], states[0]["method"])
