@@ -5,7 +5,6 @@ timm takes seconds to import, so it is imported where it is used.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -22,6 +21,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
+from sslkit.builtin.timm_layers import blocks, reset_layers
 from sslkit.builtin.timm_maps import feature_stages, take_feature_maps
 from sslkit.builtin.timm_source import HUB, is_elsewhere, read_saved_model
 from sslkit.builtin.timm_weights import (
@@ -179,11 +179,11 @@ class TimmBackbone(Backbone):
         self.model = _start(config, channels, image_size)
         _adapt_stem(self.model, config)
         if config.init == "torch":
-            _reset_layers(self.model)
+            reset_layers(self.model)
         if (found := starting_weights(self.model, config)) is not None:
             self.model.load_state_dict(found.weights, strict=False)
         if config.recompute:
-            for block in _blocks(self.model)[:-1]:  # the last is needed again at once
+            for block in blocks(self.model)[:-1]:  # the last is needed again at once
                 recompute(block)
         self.num_features = _width(self.model)
         self.feature_stages = feature_stages(self.model)
@@ -275,7 +275,7 @@ def _network_problems(config: Any, channels: int, sizes: list[int]) -> Iterator[
         yield _blamed_field(config, error), f"timm cannot build {config.model}: {_line(error)}"
         return
     yield from _stem_problems(model, config)
-    if config.recompute and not _blocks(model):
+    if config.recompute and not blocks(model):
         yield "recompute", f"timm knows no blocks of {config.model}: set it to false"
     _adapt_stem(model, config)
     for size in sizes:
@@ -362,30 +362,6 @@ def _adapt_stem(model: nn.Module, config: Any) -> None:
     if config.stem != "default" and has_resnet_stem(model):
         keep_pool = config.stem == "small_pool"
         use_small_stem(model, keep_pool=keep_pool, padding=config.stem_padding)
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks that timm groups parameters by: those whose name as a whole is such a group's,
-    without those inside another one."""
-    matcher = getattr(model, "group_matcher", None)
-    if matcher is None:
-        return []
-    groups = matcher(coarse=False)["blocks"]
-    patterns = [groups] if isinstance(groups, str) else [pattern for pattern, _ in groups]
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        inner = any(name.startswith(f"{outer}.") for outer in found)
-        if not inner and any(re.fullmatch(pattern, name) for pattern in patterns):
-            found[name] = module
-    return list(found.values())
-
-
-def _reset_layers(model: nn.Module) -> None:
-    """Gives every layer the weights that its constructor draws."""
-    for module in model.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
 
 
 def _width(model: nn.Module) -> int:

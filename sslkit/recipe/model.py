@@ -70,8 +70,9 @@ class TrainConfig(Block):
     """Images per optimiser step, over all ranks and micro-batches."""
     micro_batch_size: PositiveInt | None = None
     """Images that go through the networks at a time, for batches whose activations do not fit into
-    memory; divides `batch_size`. The gradient is that of the whole batch, for about a third more
-    time. BatchNorm sees the images of a micro-batch only. null: the whole batch."""
+    memory; divides `batch_size`. The gradient is that of the whole batch, for up to a third more
+    time, in networks without BatchNorm; BatchNorm has the statistics of a micro-batch, which makes
+    another gradient. null: the whole batch."""
     max_steps: PositiveInt | None = None
     """Stops after so many optimiser steps; the schedule then ends there too."""
     precision: Precision = "fp32"

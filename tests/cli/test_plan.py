@@ -45,3 +45,12 @@ def test_plan_refuses_what_run_refuses(tiny: Path, capsys: pytest.CaptureFixture
     assert call("plan", str(tiny), "-o", "train.batch_size=97") == 2
     assert "train.batch_size: 97 is more than the 96" in capsys.readouterr().err
     assert call("plan", "nowhere.yaml") == 2
+
+
+def test_validate_prints_warnings_and_passes(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("validate", str(tiny), "-o", "method.loss.temperature=1e-30") == 0
+    printed = capsys.readouterr()
+    assert printed.out.strip() == f"{tiny}: ok"
+    assert f"{tiny}: warning: method.loss.temperature: 1e-30" in printed.err
