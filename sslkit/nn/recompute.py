@@ -27,7 +27,7 @@ class Recomputed(nn.Module):
             return compute(*args, **kwargs)
         start = [_State(module) for module in self.modules()]
 
-        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
             return nullcontext(), _again(start)
 
         return checkpoint(compute, *args, use_reentrant=False, context_fn=contexts, **kwargs)
@@ -36,7 +36,8 @@ class Recomputed(nn.Module):
 def recompute(block: nn.Module) -> None:
     """Makes a block, of whatever class, a recomputed one. It keeps its parameters and its name."""
     if not isinstance(block, Recomputed):
-        block.__class__ = _recomputed_class(type(block))
+        layer: Any = type(block)
+        block.__class__ = _recomputed_class(layer)
 
 
 def is_recomputed(network: nn.Module) -> bool:

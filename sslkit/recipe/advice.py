@@ -94,10 +94,9 @@ def network_warnings(recipe: Recipe, method: nn.Module) -> list[Advice]:
         Advice(
             "train.micro_batch_size",
             f"the {layers} BatchNorm layers see {size:,} images at a time, not "
-            f"{recipe.train.batch_size:,}, which makes another gradient (cosine with the true one, "
-            "as a ResNet-18 starts: 0.5 to 0.96 at half a batch of 256, 0.1 to 0.3 at a sixteenth of "
-            "it with torch's initialisation); backbone.recompute=true (timm) and networks without "
-            "BatchNorm are exact",
+            f"{recipe.train.batch_size:,}, which makes another gradient (its cosine with the true "
+            "one, as a ResNet-18 starts, is 0.5 to 0.96 at half a batch of 256 and falls with the "
+            "size); backbone.recompute=true (timm) and networks without BatchNorm are exact",
         )
     ]
 

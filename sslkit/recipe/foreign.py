@@ -65,7 +65,7 @@ _ABSENT = {
     "gradient_accumulation_steps grad_accum update_interval": (
         "sslkit does not add up the gradients of small batches, because a loss between images "
         "would see fewer of them; set train.batch_size to the whole batch and "
-        "train.micro_batch_size to what fits into memory: the gradient is then exact"
+        "train.micro_batch_size to what fits into memory: the loss is then that of the whole batch"
     ),
     "devices gpus num_gpus n_gpus gpu gpu_id gpu_ids num_devices num_nodes world_size "
     "nproc_per_node strategy distributed distributed_backend ddp sync_batchnorm sync_bn": (
