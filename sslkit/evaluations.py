@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,22 @@ from .engine.display import Display
 from .engine.runtime import make_runtime
 from .errors import CheckpointError, RecipeError, RunFolderError, SSLKitError, TrackingError
 from .evaluation.features import state_digest
-from .experiment import check_measuring, make_method, make_suite, open_stores, resolve, run_tags
+from .experiment import (
+    check_measuring,
+    class_sizes,
+    make_method,
+    make_suite,
+    open_stores,
+    resolve,
+    run_tags,
+)
 from .interfaces import Facts, Method, RunView, Tracker
 from .nn.weights import weight_file
 from .recipe import (
     Derived,
     Recipe,
     backbone_name,
+    check_recipe,
     components,
     dump_resolved,
     find_recipe,
@@ -93,9 +102,26 @@ def evaluate_run(
             f"data have {stores[0].channels}; choose other data, or set its channels where it has "
             "the field"
         )
+    measured = _facts_of(stores, facts)
+    if problems := check_recipe(without_starting_weights(recipe), measured, training=False):
+        raise RecipeError(*problems)
     untrained = make_method(recipe, facts)
     results = _measure(recipe, stores, method, untrained, with_projection=True)
     return Measured(results, _keep(path, recipe, protocols, overrides, stores, results, display))
+
+
+def _facts_of(stores: Stores, facts: Facts) -> Facts:
+    """The facts of the run, with those of the data that is measured on."""
+    train, test = stores
+    sizes = class_sizes(train.labels)
+    return replace(
+        facts,
+        num_images=len(train),
+        num_classes=len(train.class_names or sizes) if sizes else None,
+        num_test_images=len(test) if test is not None else 0,
+        test_has_labels=test is not None and test.labels is not None,
+        class_sizes=sizes,
+    )
 
 
 def _refuse_others(path: Path) -> None:

@@ -8,7 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .data.evaluation import StoredImages, augmented_pairs, evaluation_batches
@@ -141,7 +143,17 @@ def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> Fa
         num_test_images=0 if test is None else len(test),
         test_has_labels=test is not None and test.labels is not None,
         data_notes=splits.notes,
+        class_sizes=class_sizes(reader.labels),
     )
+
+
+def class_sizes(labels: NDArray[np.int64] | Tensor | None) -> tuple[int, ...]:
+    """Images of each class that has any, in the order of the classes. labels: negative where an
+    image has none."""
+    if labels is None:
+        return ()
+    counts = np.unique(np.asarray(labels)[np.asarray(labels) >= 0], return_counts=True)[1]
+    return tuple(counts.tolist())
 
 
 def count_classes(reader: ImageReader) -> int | None:

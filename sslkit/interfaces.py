@@ -108,6 +108,8 @@ class Facts:
     test_has_labels: bool = True
     data_notes: tuple[str, ...] = ()
     """What opening the data brought up that a person should know, a sentence each."""
+    class_sizes: tuple[int, ...] = ()
+    """Labelled training images of each class that has any; empty where they are not known."""
 
 
 class Component:
@@ -949,6 +951,17 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class ImageScores:
+    """What each test image adds to a metric that is a mean over them."""
+
+    values: Tensor
+    """(M,) 0 to 1, in the order of the labelled test images; the mean over draws where there are
+    several. NaN where an image does not count."""
+    weights: Tensor | None = None
+    """(M,) how much each counts, such as 1 / (images of its class); None: all alike."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What a protocol found."""
 
@@ -959,11 +972,17 @@ class Evaluation:
     there is none, the first metric."""
     draws: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """name -> the values whose mean the metric is, for intervals and paired differences."""
+    per_image: Mapping[str, ImageScores] = field(default_factory=dict)
+    """name -> the scores of the test images whose mean the metric is. From them come the interval
+    over images, and that of the difference to a baseline, paired by image; where the metric has
+    draws too, over both."""
     figures: Mapping[str, Figure] = field(default_factory=dict)
     skipped: str | None = None
     """The reason, where nothing could be measured."""
     warning: str | None = None
     """What is wrong with the training, in one line, for the user to see."""
+    notes: Sequence[str] = ()
+    """What a reader must know beside the numbers, one line each: what was left out, and why."""
     stop: str | None = None
     """Why training should end here, in one line: the run then ends with a checkpoint."""
 

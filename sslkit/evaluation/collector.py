@@ -60,6 +60,7 @@ class Collector:
     errors: dict[str, str] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)
     stops: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
@@ -81,6 +82,9 @@ class Collector:
         self.evaluations.setdefault(subject, {})[protocol.key] = replace(found, metrics=metrics)
         for name, value in metrics.items():
             self.metrics[protocol.metric_key(name, subject)] = value
+        known = self.notes.get(protocol.key, [])
+        if new := [note for note in found.notes if note not in known]:
+            self.notes[protocol.key] = [*known, *new]
         if subject == "trained":
             for name, figure in found.figures.items():
                 self.figures[f"{protocol.key}/{name}"] = figure
@@ -113,4 +117,5 @@ class Collector:
             self.timings,
             self.warnings,
             self.stops,
+            self.notes,
         )

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from sslkit.interfaces import FeatureBank
 
+NO_LABELS = "no labels"
+
 
 def beside(labels: Tensor | None, rows: Tensor) -> Tensor | None:
     """The labels of these rows, beside them."""
@@ -42,3 +44,36 @@ def labelled_rows(bank: FeatureBank) -> FeatureBank:
         bank.class_names,
         bank.device,
     )
+
+
+def label_problem(train_labels: Tensor | None, test_labels: Tensor | None) -> str | None:
+    """Why no accuracy on these labels can tell a good encoder from a bad one, if so. Both (N,),
+    negative where an image has none."""
+    if train_labels is None or test_labels is None:
+        return NO_LABELS
+    train, test = _classes(train_labels), _classes(test_labels)
+    if not len(train) or not len(test):
+        return NO_LABELS
+    for split, classes in (("training", train), ("test", test)):
+        if len(classes) == 1:
+            return f"all labelled {split} images are of one class, so that every answer is right"
+    if not torch.isin(test, train).any():
+        return "no test image is of a class that the training images have"
+    return None
+
+
+def label_notes(train_labels: Tensor, test_labels: Tensor) -> list[str]:
+    """What a reader must know of these labels beside the numbers."""
+    test = test_labels[test_labels >= 0].cpu()
+    absent = test[~torch.isin(test, _classes(train_labels))]
+    if not len(absent):
+        return []
+    return [
+        f"{len(absent):,} of {len(test):,} test images are of {len(_classes(absent))} "
+        "classes without a training image, and count as wrong"
+    ]
+
+
+def _classes(labels: Tensor) -> Tensor:
+    """The values that occur."""
+    return torch.tensor(sorted(set(labels[labels >= 0].tolist())), dtype=torch.int64)

@@ -7,9 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sslkit.interfaces import Evaluation
+from sslkit.interfaces import Evaluation, ImageScores
 
-from .statistics import Interval, mean_interval, paired_difference
+from .scores import score_bounds
+from .statistics import (
+    FEWEST,
+    Interval,
+    mean_interval,
+    paired_difference,
+    score_difference,
+    score_interval,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +51,8 @@ class SuiteResult:
     """Protocol -> what it found wrong with the training."""
     stops: Mapping[str, str] = field(default_factory=dict)
     """Protocol -> why it wants training to end."""
+    notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Protocol, or "labels" -> what a reader must know beside the numbers."""
 
     @property
     def cost(self) -> dict[str, float]:
@@ -73,21 +83,36 @@ class SuiteResult:
             "seconds": self.seconds,
             "timings": dict(self.timings),
             "warnings": {**self.warnings, **self.stops},
+            "notes": {key: list(lines) for key, lines in self.notes.items()},
         }
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value; with an interval where it is the mean of several draws."""
+    """A measured value, and its 95 % interval where the protocol made draws or scored images."""
 
     value: float
     low: float | None = None
     high: float | None = None
     draws: int = 1
+    images: int | None = None
+    """Test images that the interval is over; None where it is over draws alone."""
 
-    def to_json(self) -> dict[str, float | int | None]:
-        return {**_finite({"value": self.value, "low": self.low, "high": self.high}),
-                "draws": self.draws}  # fmt: skip
+    @property
+    def over(self) -> str | None:
+        """What the interval is over, such as "20 draws, 359 images"; None without one."""
+        if self.low is None:
+            return None
+        parts = [f"{self.draws:,} draws"] if self.draws >= FEWEST else []
+        return ", ".join([*parts, *([f"{self.images:,} images"] if self.images else [])])
+
+    def to_json(self) -> dict[str, float | int | str | None]:
+        return {
+            **_finite({"value": self.value, "low": self.low, "high": self.high}),
+            "draws": self.draws,
+            "images": self.images,
+            "interval_over": self.over,
+        }
 
 
 @dataclass(frozen=True)
@@ -99,8 +124,8 @@ class ComparisonRow:
     values: Mapping[str, Estimate]
     """Subject -> value."""
     differences: Mapping[str, Estimate]
-    """Baseline -> trained minus baseline. The interval is that of the paired differences over
-    draws, and absent where the protocol made none."""
+    """Baseline -> trained minus baseline. The interval is that of the differences, paired by draw
+    and by image, and absent where the protocol has neither."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -138,24 +163,44 @@ def _rows(found: Mapping[str, Mapping[str, Evaluation]]) -> Iterator[ComparisonR
             )
 
 
-def estimate(evaluation: Evaluation, metric: str, confidence: float = 0.95) -> Estimate:
-    """A metric with the interval of the mean of its draws."""
-    draws = evaluation.draws.get(metric, ())
-    value = float(evaluation.metrics[metric])
-    return _estimate(value, mean_interval(draws, confidence) if draws else None, len(draws))
+def estimate(evaluation: Evaluation, metric: str) -> Estimate:
+    """A metric with its interval: over the test images, over draws, or over both."""
+    value, draws = float(evaluation.metrics[metric]), evaluation.draws.get(metric, ())
+    scores = evaluation.per_image.get(metric)
+    if scores is not None:
+        found = score_interval(scores.values, scores.weights, draws)
+        return _estimate(value, found, len(draws), _number(scores))
+    return _estimate(
+        value, mean_interval(draws, bounds=score_bounds(metric)) if draws else None, len(draws)
+    )
 
 
 def _difference(trained: Evaluation, baseline: Evaluation, metric: str) -> Estimate:
-    a, b = trained.draws.get(metric, ()), baseline.draws.get(metric, ())
     value = float(trained.metrics[metric]) - float(baseline.metrics[metric])
-    paired = paired_difference(a, b) if a and len(a) == len(b) else None
-    return _estimate(value, paired, len(a))
+    draws = trained.draws.get(metric, ()), baseline.draws.get(metric, ())
+    paired = len(draws[0]) == len(draws[1])
+    scores, others = trained.per_image.get(metric), baseline.per_image.get(metric)
+    if scores is not None and others is not None and len(scores.values) == len(others.values):
+        given = draws if paired else ((), ())
+        found = score_difference(scores.values, others.values, scores.weights, given)
+        return _estimate(value, found, len(given[0]), _number(scores))
+    if not draws[0] or not paired:
+        return _estimate(value, None, len(draws[0]))
+    bounds = score_bounds(metric, difference=True)
+    return _estimate(value, paired_difference(*draws, bounds=bounds), len(draws[0]))
 
 
-def _estimate(value: float, interval: Interval | None, draws: int) -> Estimate:
+def _number(scores: ImageScores) -> int:
+    """Test images that count."""
+    return int((~scores.values.isnan()).sum())
+
+
+def _estimate(
+    value: float, interval: Interval | None, draws: int, images: int | None = None
+) -> Estimate:
     if interval is None or math.isnan(interval.low):
         return Estimate(value, draws=max(draws, 1))
-    return Estimate(value, interval.low, interval.high, draws)
+    return Estimate(value, interval.low, interval.high, max(draws, 1), images)
 
 
 def _evaluation_json(evaluation: Evaluation) -> dict[str, Any]:

@@ -35,7 +35,15 @@ from .features import (
     pixel_features,
 )
 from .isolation import isolated, unchanged
-from .labels import any_labelled, beside, labelled_rows, numbered_classes
+from .labels import (
+    NO_LABELS,
+    any_labelled,
+    beside,
+    label_notes,
+    label_problem,
+    labelled_rows,
+    numbered_classes,
+)
 from .results import SuiteResult
 
 Embeddings = Callable[[], Mapping[str, Tensor]]
@@ -47,7 +55,6 @@ Batches = Callable[[], Iterable[Tensor]]
 Features = Callable[[Iterable[Tensor], Room | None], Tensor]
 """Features of all batches; how much room to make for them."""
 
-NO_LABELS = "no labels"
 NO_TEST_SPLIT = "no test split"
 
 
@@ -184,6 +191,11 @@ class EvaluationSuite:
     ) -> list[Protocol]:
         """The protocols that have what they need; the others are reported."""
         reason = self._label_problem()
+        if reason is None and any(protocol.evaluator.requires_labels for protocol in protocols):
+            assert self._train_labels is not None
+            assert self._test_labels is not None
+            if notes := label_notes(self._train_labels, self._test_labels):
+                report.notes["labels"] = notes
         for protocol in protocols:
             if reason and protocol.evaluator.requires_labels:
                 report.skip(protocol, subject, reason)
@@ -194,7 +206,7 @@ class EvaluationSuite:
             return NO_LABELS
         if self._test_batches is None:
             return NO_TEST_SPLIT
-        return None if any_labelled(self._test_labels) else NO_LABELS
+        return label_problem(self._train_labels, self._test_labels)
 
     def _measure_encoder(
         self,

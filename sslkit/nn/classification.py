@@ -5,6 +5,8 @@ Shapes: N training rows, M query rows, F feature width, C classes, k neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +19,8 @@ _BANK_ELEMENTS = 1 << 28
 """Feature values of such a block, at most (1 GiB of float32)."""
 _GROUP = 16
 """Columns that are represented by their maximum in the first sieve of a top-k."""
+_NEAR = 2e-6
+"""Similarities that rounding to float32 may have put into another order."""
 _VOTE_SCALE = 2.0**40
 """Votes are whole multiples of 2**-40 of the largest weight. Sums of integers do not depend on
 their order, so equal scores are equal on every device."""
@@ -35,38 +39,121 @@ def mean_class_accuracy(predictions: Tensor, labels: Tensor) -> float:
     return float((correct[present] / counts[present]).mean())
 
 
-def knn_predict(
+def knn_correct(
     train: Tensor,  # (N, F)
     train_labels: Tensor,  # (N,) int64
     queries: Tensor,  # (M, F)
+    query_labels: Tensor,  # (M,) int64
     *,
     num_classes: int,
     k: int,
     temperature: float,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Classes (M,) by the weighted vote of the k nearest training rows (Wu et al. 2018,
-    arXiv:1805.01978), on the device of `train_labels`.
+    """The probability (M,) float64, on the CPU, that each query gets its class by the weighted vote
+    of the k nearest training rows (Wu et al. 2018, arXiv:1805.01978): 1 or 0, but for ties.
 
     Rows are L2-normalised; each of the k neighbours with the highest cosine similarity votes for
-    its class with weight exp((similarity - highest similarity) / temperature). Ties between
-    neighbours and between classes go to the lower index. A k above N counts every row.
+    its class with weight exp((similarity - highest similarity) / temperature). Rows that are
+    equally similar share the places that are left for them, and t classes with equal votes are
+    right once in t times: the order of the rows and the numbers of the classes decide nothing. A k
+    above N counts every row.
 
     device: where to compute (default: where `train` is). Beside its inputs it holds blocks of
     training rows (1 GiB at most, twice: raw and normalised), of similarities (64 MiB, about
     three times), and the k best neighbours of every query; it makes no copy of the bank."""
     device = device or train.device
-    k = min(k, len(train))
-    similarity, neighbours = nearest_rows(train, queries, k=k, device=device)
-    rows = max(1, _BLOCK_ELEMENTS // max(k, num_classes))
+    similarity, neighbours = nearest_rows(train, queries, k=min(k + 1, len(train)), device=device)
     labels = train_labels.to(device)
-    votes = (
-        _votes(values, labels[nearest], num_classes, temperature).argmax(dim=1)
-        for values, nearest in zip(
-            torch.split(similarity, rows), torch.split(neighbours, rows), strict=True
-        )
-    )
-    return torch.cat(list(votes)).to(train_labels.device)
+    rows = max(1, _BLOCK_ELEMENTS // max(k, num_classes))
+    found = []
+    for part, (values, nearest) in enumerate(
+        zip(torch.split(similarity, rows), torch.split(neighbours, rows), strict=True)
+    ):
+        asked = query_labels[part * rows : part * rows + len(values)].to(device)
+        weights, unsure = _weights(values, k, temperature)
+        votes = torch.zeros(len(values), num_classes, dtype=torch.int64, device=device)
+        votes.scatter_add_(1, labels[nearest], weights)
+        (unsure_rows,) = unsure.nonzero(as_tuple=True)
+        if len(unsure_rows):
+            tied = queries[(unsure_rows + part * rows).to(queries.device)]
+            votes[unsure_rows] = _votes_with_ties(
+                train, labels, tied, num_classes=num_classes, k=k, temperature=temperature
+            )
+        found.append(_probability(votes, asked))
+    return torch.cat(found).cpu().double()
+
+
+def _weights(similarity: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """int64 weights of k + 1 neighbours (rows, k + 1), or of all where there are fewer, that of the
+    last one 0; and for which rows the last two are so near that rounding may have ordered them."""
+    highest, lowest = similarity.max(dim=1, keepdim=True).values, similarity.argmin(dim=1)
+    weights = (((similarity - highest) / temperature).exp() * _VOTE_SCALE).round().long()
+    if similarity.shape[1] <= k:
+        return weights, torch.zeros_like(lowest, dtype=torch.bool)
+    weights.scatter_(1, lowest[:, None], 0)
+    last_two = similarity.topk(2, dim=1, largest=False).values
+    return weights, last_two[:, 1] - last_two[:, 0] <= _NEAR
+
+
+def _votes_with_ties(
+    train: Tensor,
+    labels: Tensor,  # (N,) on the device
+    queries: Tensor,  # (m, F)
+    *,
+    num_classes: int,
+    k: int,
+    temperature: float,
+) -> Tensor:
+    """(m, C) int64 votes where rows that are equally similar share the last of the k places.
+    Similarities are float64, rounded to float32: equal rows are equally similar wherever they
+    stand. k < N."""
+    device = labels.device
+    width = max(1, min(_BANK_ROWS, _BANK_ELEMENTS // (2 * train.shape[1])))
+    chunk = max(1, _BLOCK_ELEMENTS // (2 * width))
+
+    def pairs() -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Number of a chunk of queries, its similarities to a block of rows, labels of those."""
+        for start in range(0, len(train), width):
+            bank = unit_rows(train[start : start + width], device)
+            for number, part in enumerate(torch.split(queries, chunk)):
+                similarity = (unit_rows(part, device) @ bank.T).float()
+                yield number, similarity, labels[start : start + width]
+
+    sizes = [len(part) for part in torch.split(queries, chunk)]
+    best = [torch.empty(size, 0, device=device) for size in sizes]
+    for number, similarity, _ in pairs():
+        joined = torch.cat([best[number], similarity], dim=1)
+        best[number] = joined.topk(min(k, joined.shape[1]), dim=1).values
+    above = [torch.zeros(size, num_classes, dtype=torch.int64, device=device) for size in sizes]
+    level = [torch.zeros_like(part) for part in above]
+    for number, similarity, classes in pairs():
+        highest, last = best[number][:, :1], best[number][:, -1:]
+        weights = (((similarity - highest) / temperature).exp() * _VOTE_SCALE).round().long()
+        index = classes.expand(len(similarity), -1)
+        above[number].scatter_add_(1, index, torch.where(similarity > last, weights, 0))
+        level[number].scatter_add_(1, index, (similarity == last).long())
+    votes = []
+    for values, votes_above, at_level in zip(best, above, level, strict=True):
+        highest, last = values[:, :1], values[:, -1:]
+        room = (values == last).sum(dim=1, keepdim=True)
+        share = room / at_level.sum(dim=1, keepdim=True)
+        weight = ((last - highest) / temperature).exp() * _VOTE_SCALE
+        votes.append(votes_above + (weight * share * at_level).round().long())
+    return torch.cat(votes)
+
+
+def _probability(votes: Tensor, labels: Tensor) -> Tensor:
+    """(rows,) 1 over the number of classes with the most votes where the label is one of them."""
+    first = votes == votes.max(dim=1, keepdim=True).values
+    return first.gather(1, labels[:, None])[:, 0].float() / first.sum(dim=1)
+
+
+def unit_rows(rows: Tensor, device: torch.device) -> Tensor:
+    """L2-normalised rows on the device, in float64 where it has that. Their products, rounded to
+    float32, are equal for equal rows: in float32 they depend on where in a block a row stands."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return F.normalize(rows.to(device, dtype), dim=1)
 
 
 def nearest_rows(
@@ -136,11 +223,3 @@ def _first_columns(similarity: Tensor, threshold: Tensor, k: int) -> Tensor:
     room = k - above.sum(dim=1, keepdim=True)
     keep = above | (level & (level.cumsum(dim=1) <= room))
     return keep.nonzero()[:, 1].view(len(similarity), k)
-
-
-def _votes(similarity: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
-    """(rows, C) int64 sums of the weights of the neighbours, given as (rows, k)."""
-    highest = similarity.max(dim=1, keepdim=True).values
-    weights = (((similarity - highest) / temperature).exp() * _VOTE_SCALE).round().long()
-    votes = torch.zeros(len(labels), num_classes, dtype=torch.int64, device=labels.device)
-    return votes.scatter_add_(1, labels, weights)

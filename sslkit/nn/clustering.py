@@ -142,10 +142,19 @@ def adjusted_rand_index(table: Tensor) -> float:
     return (together - expected) / (highest - expected) if highest != expected else 1.0
 
 
-def matched_accuracy(table: Tensor) -> float:
-    """Accuracy where each cluster stands for one class, no two for the same, in the best way there
-    is (Hungarian method). table: `contingency`, not empty."""
+def matched_classes(table: Tensor) -> Tensor:
+    """(k,) int64: the class that each cluster stands for, no two for the same, such that most rows
+    are right (Hungarian method); -1 for a cluster that is left over. table: `contingency`."""
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-    rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
-    return int(table[rows, columns].sum()) / int(table.sum())
+    classes, clusters = linear_sum_assignment(table.numpy(), maximize=True)
+    found = torch.full((table.shape[1],), -1)
+    found[torch.from_numpy(clusters)] = torch.from_numpy(classes)
+    return found
+
+
+def matched_accuracy(table: Tensor) -> float:
+    """Accuracy where each cluster stands for its `matched_classes`. table: not empty."""
+    matched = matched_classes(table)
+    clusters = (matched >= 0).nonzero()[:, 0]
+    return int(table[matched[clusters], clusters].sum()) / int(table.sum())

@@ -34,16 +34,20 @@ def ranks_in_class(labels: Tensor, order: Tensor) -> Tensor:
     return ranks
 
 
-def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of (the rest, the held-out part), each ascending. labels: (N,) int64 on the CPU.
+def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """(N,) int64: which of the parts 0 to folds - 1 each image belongs to, -1 for the only image of
+    its class. labels: (N,) int64 on the CPU, not negative; folds: at least 2.
 
-    Of each class, `fraction` rounded is held out, at least one image where the class has two, and
-    never all. Which ones depends on the seed and the images' indices only."""
-    counts = labels.bincount()
-    held = (counts * fraction).round().long().clamp_min(1).minimum(counts - 1).clamp_min(0)
+    Each class is spread over the parts evenly, and the parts are of one size, each to within one
+    image. Every class with two images keeps one outside any part. Where an image belongs depends on
+    the seed, the labels and the images' indices only."""
     order = random_order(SampleRandom(seed, "linear", 0, torch.arange(len(labels))))
-    is_held = ranks_in_class(labels, order) < held[labels]
-    return (~is_held).nonzero().squeeze(1), is_held.nonzero().squeeze(1)
+    single = labels.bincount()[labels] == 1
+    grouped = grouped_by_class(labels, order)
+    grouped = grouped[~single[grouped]]
+    found = torch.full_like(labels, -1)
+    found[grouped] = torch.arange(len(grouped)) % folds
+    return found
 
 
 def balanced_subset(labels: Tensor, total: int, seed: int, draw: int) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,10 @@ _BLOCK_ELEMENTS = 1 << 24
 """Logits held at once; the rows of a block follow from the shapes."""
 _GRAM_ROWS = 1 << 13
 """Rows that the preconditioner is made from; four per feature where that is more."""
+_CONVEXITY = 0.01
+"""What stronger penalties count as where a search asks how far it is from its minimum."""
+_LEAST_SHRINKAGE = 1e-9
+"""Of the Hessian from where every class is equally likely, as the preconditioner sees it."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class LinearClassifiers:
     weight: Tensor  # (P, C, F)
     bias: Tensor  # (P, C)
     iterations: int = 0
+    converged: bool = True
+    """Whether every fit ended at its optimum, and none at the limit of its iterations."""
 
     def predict(self, problem: int, queries: Tensor) -> Tensor:
         """Classes (M,) of the queries (M, F) under one of the classifiers."""
@@ -48,6 +55,22 @@ class LinearClassifiers:
             for part in torch.split(queries, rows)
         ]
         return torch.cat(parts).T
+
+    def judge(self, queries: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each classifier, which predictions are right, (P, M) bool, and the sum of the cross
+        entropies (P,), float64 on the CPU, on queries (M, F) with labels (M,)."""
+        problems, num_classes, _ = self.weight.shape
+        rows = max(1, _BLOCK_ELEMENTS // (problems * num_classes))
+        weight, bias = self.weight.flatten(0, 1).T, self.bias.flatten()
+        correct, losses = [], []
+        for x, y in zip(torch.split(queries, rows), torch.split(labels, rows), strict=True):
+            log_p = F.log_softmax(
+                torch.addmm(bias, x, weight).view(len(x), problems, num_classes), dim=2
+            )
+            target = y[:, None, None].expand(-1, problems, 1)
+            correct.append((log_p.argmax(dim=2) == y[:, None]).T)
+            losses.append(-log_p.gather(2, target).sum(dim=(0, 2)).cpu().double())
+        return torch.cat(correct, dim=1), torch.stack(losses).sum(dim=0)
 
 
 def fit_logistic_regression(
@@ -122,6 +145,33 @@ Blocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 classifiers are computed."""
 
 
+@dataclass(frozen=True)
+class Curvature:
+    """Axes of the Hessian of a linear classifier, by the weights of one class: those of the
+    uncentred covariance of the features."""
+
+    values: Tensor  # (F,)
+    """The Hessian along each axis where every class is equally likely: the covariance over C."""
+    axes: Tensor  # (F, F)
+    """One in each column."""
+
+    @classmethod
+    def of(cls, gram: Tensor, rows: int, num_classes: int) -> Curvature:
+        """From the product (F, F) of the transposed features with themselves, over some rows."""
+        values, axes = torch.linalg.eigh(gram.cpu().float() / (rows * num_classes))
+        return cls(values.clamp_min(0.0).to(gram.device), axes.to(gram.device))
+
+
+def feature_curvature(blocks: Blocks, num_rows: int, num_classes: int) -> Curvature:
+    """The curvature from a few rows per feature: it only has to be near."""
+    gram, used = torch.zeros(()), 0
+    for x, _ in blocks():
+        wanted = max(_GRAM_ROWS, 4 * x.shape[1])
+        part = x[:: max(1, num_rows // wanted)]
+        gram, used = gram.to(x) + part.T @ part, used + len(part)
+    return Curvature.of(gram, used, num_classes)
+
+
 def fit_penalties(
     blocks: Blocks,
     num_rows: int,
@@ -129,19 +179,21 @@ def fit_penalties(
     *,
     l2: Sequence[float],
     start: LinearClassifiers | None = None,
-    max_iterations: int = 200,
-    tolerance: float = 1e-5,
+    curvature: Curvature | None = None,
+    max_iterations: int = 1000,
+    tolerance: float = 1e-3,
 ) -> LinearClassifiers:
     """One classifier for each penalty in `l2`, all on the same features: minimises what
     `fit_logistic_regression` minimises, each problem with a search of its own, and one pass over
     the data serves all of them.
 
     num_rows: rows that the blocks hold together. start: P = len(l2) classifiers, default zero.
-    Features should be standardised: the search is preconditioned with the Hessian at zero, which
-    then is the covariance over C. Memory beside the blocks: logits (64 MiB, about three times), 25
-    times the parameters of P classifiers, and P matrices (F, F)."""
+    curvature: of these features or of others like them; default: found here. tolerance: by which
+    part of it the loss, penalty included, may exceed its minimum. Features should be standardised.
+    Memory beside the blocks: logits (64 MiB, about three times), 25 times the parameters of P
+    classifiers, and two matrices (F, F)."""
     return search_penalties(
-        _factors(blocks, num_rows, num_classes, l2),
+        curvature or feature_curvature(blocks, num_rows, num_classes),
         num_classes,
         lambda weight, bias: _shared_gradient(blocks, weight, bias, num_rows),
         l2=l2,
@@ -151,13 +203,24 @@ def fit_penalties(
     )
 
 
-Gradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Weight (A, C, F) and bias (A, C) of A classifiers to their mean losses (A,), float64 on the CPU,
-and the gradients by weight and bias, which may be written to."""
+class LossGradient(NamedTuple):
+    """Of A classifiers on all rows."""
+
+    losses: Tensor  # (A,) float64, on the CPU
+    """Mean cross entropies."""
+    doubts: Tensor  # (A,)
+    """Mean of 1 - the sum of the squared probabilities of the classes: 1 - 1 / C where all are
+    equally likely, 0 where all rows are certain. The Hessian shrinks with it."""
+    by_weight: Tensor  # (A, C, F), may be written to
+    by_bias: Tensor  # (A, C)
+
+
+Gradient = Callable[[Tensor, Tensor], LossGradient]
+"""From the weight (A, C, F) and the bias (A, C) of A classifiers."""
 
 
 def search_penalties(
-    factors: Tensor,
+    curvature: Curvature,
     num_classes: int,
     gradient: Gradient,
     *,
@@ -169,63 +232,52 @@ def search_penalties(
     """Minimises a convex loss of linear classifiers + l2 / 2 * the squared norm of the weights,
     once for each penalty: P searches by L-BFGS (`minimize`), side by side.
 
-    factors: (P, F, F) Cholesky factors of the Hessian by the weights of a class, for each penalty;
-    they precondition the search and need only be near. start: default zero."""
-    width = factors.shape[-1]
+    The searches are preconditioned by the Hessian that a classifier would have if every row were in
+    as much doubt as the mean row is: with weak penalties most rows become certain, and the Hessian
+    at the start, many times too large, then takes hundreds of passes to correct. A search ends
+    where the squared gradient is at most 2 * l2 * tolerance * value: by the strong convexity of the
+    penalty the value is then above its minimum by the tolerance at most. Strong penalties, for
+    which this is soon true, count as 0.01. start: default zero."""
+    width = len(curvature.values)
     size = width * num_classes
     if start is None:
-        points = factors.new_zeros(len(l2), size + num_classes)
+        points = curvature.values.new_zeros(len(l2), size + num_classes)
     else:
         points = torch.cat([start.weight.flatten(1), start.bias], dim=1)
+    shrinkage = [1.0] * len(l2)
 
     def objective(problems: Sequence[int], points: Tensor) -> tuple[list[float], Tensor]:
         weight = points[:, :size].view(len(problems), num_classes, width)
         strengths = points.new_tensor([l2[problem] for problem in problems])
-        losses, by_weight, by_bias = gradient(weight, points[:, size:])
-        by_weight += strengths[:, None, None] * weight
-        losses += 0.5 * (strengths * weight.square().sum(dim=(1, 2))).cpu().double()
-        return losses.tolist(), torch.cat([by_weight.flatten(1), by_bias], dim=1)
+        found = gradient(weight, points[:, size:])
+        for problem, doubt in zip(problems, found.doubts.tolist(), strict=True):
+            shrinkage[problem] = max(doubt / (1.0 - 1.0 / num_classes), _LEAST_SHRINKAGE)
+        by_weight = found.by_weight + strengths[:, None, None] * weight
+        penalties = 0.5 * (strengths * weight.square().sum(dim=(1, 2))).cpu().double()
+        values: list[float] = (found.losses + penalties).tolist()
+        return values, torch.cat([by_weight.flatten(1), found.by_bias], dim=1)
 
     def precondition(problem: int, vector: Tensor) -> Tensor:
-        weight = vector[:size].view(num_classes, width)
-        solved = torch.cholesky_solve(weight.T, factors[problem]).T
-        return torch.cat([solved.flatten(), num_classes * vector[size:]])
+        turned = vector[:size].view(num_classes, width) @ curvature.axes
+        turned /= shrinkage[problem] * curvature.values + l2[problem]
+        by_bias = num_classes / shrinkage[problem] * vector[size:]
+        return torch.cat([(turned @ curvature.axes.T).flatten(), by_bias])
 
-    found, passes = minimize(
-        objective, points, precondition, max_iterations=max_iterations, tolerance=tolerance
-    )
-    weight = found[:, :size].view(len(l2), num_classes, width)
-    return LinearClassifiers(weight, found[:, size:], passes)
+    def solved(problem: int, value: float, gradient: Tensor) -> bool:
+        convexity = min(l2[problem], _CONVEXITY)
+        return float(gradient.square().sum()) <= 2.0 * convexity * tolerance * value
 
-
-def penalised_factors(hessian: Tensor, l2: Sequence[float]) -> Tensor:
-    """(P, F, F) float32 Cholesky factors of a (F, F) float64 Hessian + each penalty."""
-    one = torch.eye(len(hessian), dtype=torch.float64)
-    factors = [torch.linalg.cholesky(hessian + strength * one).float() for strength in l2]
-    return torch.stack(factors)
+    minima = minimize(objective, points, precondition, solved, max_iterations=max_iterations)
+    weight = minima.points[:, :size].view(len(l2), num_classes, width)
+    return LinearClassifiers(weight, minima.points[:, size:], minima.passes, all(minima.found))
 
 
-def _factors(blocks: Blocks, num_rows: int, num_classes: int, l2: Sequence[float]) -> Tensor:
-    """(P, F, F) Cholesky factors of the Hessian at zero, covariance / C + l2, by weights of one
-    class. A few rows per feature are enough: it only has to be near."""
-    gram, used = torch.zeros(()), 0
-    for x, _ in blocks():
-        wanted = max(_GRAM_ROWS, 4 * x.shape[1])
-        part = x[:: max(1, num_rows // wanted)]
-        gram, used = gram.to(x) + part.T @ part, used + len(part)
-    hessian = gram.cpu().double() / (used * num_classes)
-    return penalised_factors(hessian, l2).to(gram.device)
-
-
-def _shared_gradient(
-    blocks: Blocks, weight: Tensor, bias: Tensor, num_rows: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean cross entropies of A problems (A,), float64 on the CPU, and their gradients by
-    weight (A, C, F) and bias (A, C)."""
+def _shared_gradient(blocks: Blocks, weight: Tensor, bias: Tensor, num_rows: int) -> LossGradient:
+    """Of A problems on the same rows."""
     problems, num_classes, width = weight.shape
     columns = problems * num_classes
     flat, by_weight = weight.flatten(0, 1), weight.new_zeros(columns, width)
-    by_bias = torch.zeros_like(bias)
+    by_bias, doubts = torch.zeros_like(bias), bias.new_zeros(problems)
     losses = []
     rows = max(1, _BLOCK_ELEMENTS // columns)
     for features, labels in blocks():
@@ -235,8 +287,14 @@ def _shared_gradient(
             target = y[:, None, None].expand(-1, problems, 1)
             losses.append(-log_p.gather(2, target).sum(dim=(0, 2)))
             residual = log_p.exp_()
+            doubts += (1.0 - residual.square().sum(dim=2)).sum(dim=0)
             residual.scatter_add_(2, target, -torch.ones_like(residual[..., :1]))
             by_weight.addmm_(residual.flatten(1).T, x)
             by_bias += residual.sum(dim=0)
     total = torch.stack(losses).cpu().double().sum(dim=0)
-    return total / num_rows, by_weight.view_as(weight) / num_rows, by_bias / num_rows
+    return LossGradient(
+        total / num_rows,
+        doubts / num_rows,
+        by_weight.view_as(weight) / num_rows,
+        by_bias / num_rows,
+    )

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .logistic_regression import LinearClassifiers, penalised_factors, search_penalties
+from .logistic_regression import Curvature, LinearClassifiers, LossGradient, search_penalties
 
 _BLOCK_ELEMENTS = 1 << 24
 """Logits held at once; the rows of a block follow from the shapes."""
@@ -81,8 +81,8 @@ def fit_class_fractions(
     *,
     l2: Sequence[float],
     start: LinearClassifiers | None = None,
-    max_iterations: int = 100,
-    tolerance: float = 1e-4,
+    max_iterations: int = 1000,
+    tolerance: float = 1e-3,
 ) -> LinearClassifiers:
     """One classifier for each penalty in `l2`: minimises the cross entropy between a position's
     class fractions and its prediction, averaged over the known pixels, + l2 / 2 * the squared norm
@@ -90,10 +90,10 @@ def fit_class_fractions(
     logits: the loss of a 1x1 convolution. Convex, full-batch L-BFGS, nothing random.
 
     Features should be standardised: the search is preconditioned with their covariance. start:
-    P = len(l2) classifiers, default zero."""
-    factors, num_classes, known = _prepared(blocks, l2)
+    P = len(l2) classifiers, default zero. tolerance: as for `fit_penalties`."""
+    curvature, num_classes, known = _prepared(blocks)
     return search_penalties(
-        factors,
+        curvature,
         num_classes,
         lambda weight, bias: _gradient(blocks, weight, bias, known),
         l2=l2,
@@ -103,28 +103,24 @@ def fit_class_fractions(
     )
 
 
-def _prepared(blocks: Blocks, l2: Sequence[float]) -> tuple[Tensor, int, float]:
-    """(P, F, F) Cholesky factors of the Hessian at zero, covariance / C + l2, by weights of one
-    class; the number of classes; the positions, counted by their known part."""
+def _prepared(blocks: Blocks) -> tuple[Curvature, int, float]:
+    """The curvature of the features; the number of classes; the positions, counted by their known
+    part."""
     gram, rows, known, num_classes = torch.zeros(()), 0, 0.0, 0
     for x, fractions in blocks():
         gram = gram.to(x) + x.T @ x
         rows, known, num_classes = rows + len(x), known + float(fractions.sum()), fractions.shape[1]
     if not known > 0.0:
         raise ValueError("no position has a pixel of a known class")
-    hessian = gram.cpu().double() / (rows * num_classes)
-    return penalised_factors(hessian, l2).to(gram.device), num_classes, known
+    return Curvature.of(gram, rows, num_classes), num_classes, known
 
 
-def _gradient(
-    blocks: Blocks, weight: Tensor, bias: Tensor, known: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean cross entropies of A problems (A,), float64 on the CPU, and their gradients by
-    weight (A, C, F) and bias (A, C)."""
+def _gradient(blocks: Blocks, weight: Tensor, bias: Tensor, known: float) -> LossGradient:
+    """Of A problems on the same positions."""
     problems, num_classes, width = weight.shape
     columns = problems * num_classes
     flat, by_weight = weight.flatten(0, 1), weight.new_zeros(columns, width)
-    by_bias = torch.zeros_like(bias)
+    by_bias, doubts = torch.zeros_like(bias), bias.new_zeros(problems)
     losses = []
     rows = max(1, _BLOCK_ELEMENTS // columns)
     for features, fractions in blocks():
@@ -133,8 +129,12 @@ def _gradient(
             log_p = F.log_softmax(logits, dim=2)
             target = t[:, None, :]
             losses.append(-(target * log_p).sum(dim=(0, 2)))
-            residual = log_p.exp_() * target.sum(dim=2, keepdim=True) - target
+            parts, known_part = log_p.exp_(), target.sum(dim=2, keepdim=True)
+            doubts += ((1.0 - parts.square().sum(dim=2, keepdim=True)) * known_part).sum(dim=(0, 2))
+            residual = parts * known_part - target
             by_weight.addmm_(residual.flatten(1).T, x)
             by_bias += residual.sum(dim=0)
     total = torch.stack(losses).cpu().double().sum(dim=0)
-    return total / known, by_weight.view_as(weight) / known, by_bias / known
+    return LossGradient(
+        total / known, doubts / known, by_weight.view_as(weight) / known, by_bias / known
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,3 +83,20 @@ class Standardised:
         """(P, n) classes under each classifier, where the labels are."""
         parts = [classifiers.predict_all(features) for features, _ in self.blocks()]
         return torch.cat(parts, dim=1).to(self.labels.device)
+
+    def judged(self, classifiers: LinearClassifiers) -> Judged:
+        """How well each classifier does on these rows."""
+        correct, losses = [], []
+        for features, labels in self.blocks():
+            right, loss = classifiers.judge(features, labels)
+            correct.append(right.cpu())
+            losses.append(loss)
+        return Judged(torch.cat(correct, dim=1), torch.stack(losses).sum(dim=0))
+
+
+class Judged(NamedTuple):
+    """P classifiers on some rows."""
+
+    correct: Tensor  # (P, n) bool, on the CPU
+    losses: Tensor  # (P,) float64, on the CPU
+    """Sums of the cross entropies."""

@@ -64,6 +64,8 @@ def _markdown(
         yield ""
     for protocol, reason in results.trained.skipped.items():
         yield f"- {protocol}: skipped: {reason}"
+    for note in results.notes():
+        yield f"- note: {note}"
     for protocol, found in {**results.trained.warnings, **results.trained.stops}.items():
         yield f"- {protocol}: warning: {found}"
     for note in (*facts.data_notes, *experiment.train_store.notes):

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sslkit.evaluation.results import SUBJECTS, ComparisonRow, Estimate, SuiteResult, comparison
+from sslkit.evaluation.scores import ACCURACY, is_score, score_bounds
 
 from .cost import RunCost
 
-ACCURACY = "top1"
-"""Metrics whose name begins so are accuracies, 0 to 1: the tables show them in percent."""
-_OTHER_SCORES = re.compile(r"recall_at_.*|map|nmi|ari|miou|pixel_accuracy|ap(\d*|_.*)")
-"""Other scores on the same scale, by their usual names: retrieval, clustering, segmentation and
-detection (`ap`, `ap50`, `ap_small`)."""
-
-
-def in_tables(metric: str) -> bool:
-    """Whether a metric is a score, 0 to 1, which stands in the tables in percent."""
-    return metric.startswith(ACCURACY) or _OTHER_SCORES.fullmatch(metric) is not None
-
 
 def in_percent(key: str) -> bool:
-    """The same for the full key of a metric, such as `eval/knn/top1`."""
-    return in_tables(key.rpartition("/")[2])
+    """Whether the full key of a metric, such as `eval/knn/top1`, names a score."""
+    return is_score(key.rpartition("/")[2])
+
+
+def bounds(key: str, *, difference: bool = False) -> tuple[float, float]:
+    """What the metric with this full key can be, or the difference of two of it."""
+    return score_bounds(key.rpartition("/")[2], difference=difference)
 
 
 def main_metrics(metrics: Iterable[str]) -> list[str]:
     """Of the metrics of one protocol, in its order, those by which arms are compared: its scores
     or, where it has none, the first. A name with a slash is a diagnostic and never one of them."""
     own = [metric for metric in metrics if "/" not in metric]
-    return [metric for metric in own if in_tables(metric)] or own[:1]
+    return [metric for metric in own if is_score(metric)] or own[:1]
 
 
 @dataclass(frozen=True)
@@ -63,18 +57,35 @@ class FinalResults:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Column heads and rows of accuracies and the like, in percent, with 95 % intervals."""
-        heads = ["protocol", *SUBJECTS, "trained - pixels", "trained - untrained"]
+        heads = [
+            "protocol", *SUBJECTS, "trained - pixels", "trained - untrained", "intervals over",
+        ]  # fmt: skip
         rows = [
             [
                 f"{row.protocol} {row.metric}",
                 *(_cell(row.values.get(subject)) for subject in SUBJECTS),
                 _cell(row.differences.get("pixels"), signed=True),
                 _cell(row.differences.get("untrained"), signed=True),
+                row.values["trained"].over or "-",
             ]
             for row in self.rows
-            if in_tables(row.metric)
+            if is_score(row.metric)
         ]
         return heads, rows
+
+    def notes(self) -> list[str]:
+        """What a reader must know beside the numbers: what was left out of the trained encoder's,
+        and of the baselines' where that differs."""
+        return [
+            f"{key}: {line}{ending}"
+            for found, others, ending in (
+                (self.trained.notes, {}, ""),
+                (self.baselines.notes, self.trained.notes, " (of a baseline)"),
+            )
+            for key, lines in found.items()
+            for line in lines
+            if line not in others.get(key, ())
+        ]
 
     def compared(self) -> list[ComparisonRow]:
         """The accuracies that have a baseline to be compared with."""
@@ -83,7 +94,7 @@ class FinalResults:
     def others(self) -> dict[str, float]:
         """The trained encoder's metrics that the table leaves out, such as `collapse/std`."""
         shown = {f"eval/{row.protocol}/{row.metric}" for row in self.rows
-                 if in_tables(row.metric)}  # fmt: skip
+                 if is_score(row.metric)}  # fmt: skip
         return {key: value for key, value in self.trained.metrics.items() if key not in shown}
 
 

@@ -10,7 +10,7 @@ from .console import print_table
 if TYPE_CHECKING:
     from .results import FinalResults
 
-TITLE = "Accuracy in %, last epoch; [95 % intervals] over draws"
+TITLE = "Scores in %, last epoch; [95 % intervals] for this one training (n = 1 seed)"
 
 
 def print_evaluation(results: FinalResults) -> None:
@@ -22,6 +22,8 @@ def print_evaluation(results: FinalResults) -> None:
         print(f"{key} {value:.4g}")
     for protocol, reason in results.trained.skipped.items():
         print(f"{protocol}: skipped: {reason}")
+    for note in results.notes():
+        print(f"note: {note}")
     if results.cost is not None:
         print(results.cost.sentence())
 

@@ -111,16 +111,16 @@ def test_what_is_another_measurement_is_kept_and_not_logged(tiny: Path) -> None:
     first.write_bytes(last.read_bytes())
     before = logged(run)
     for path, overrides in (
-        (run, ["evaluate.0.k=1"]),
+        (run, ["evaluate.0.k=[1]"]),
         (run, ["data.num_test=40"]),
         (run, ["seed=7"]),
         (first, []),
     ):
-        measured = evaluate_run(path, ["knn"], overrides, Silent())
+        measured = evaluate_run(path, ["retrieval"], overrides, Silent())
         assert kept(measured.kept)["overrides"] == overrides
         assert logged(run) == before, (path, overrides)
-    evaluate_run(last, ["knn"], [], Silent())
-    assert "eval/knn/top1" in logged(run)
+    evaluate_run(last, ["retrieval"], [], Silent())
+    assert "eval/retrieval/map" in logged(run)
     assert len(list((run / "evaluations").iterdir())) == 5
 
 
@@ -154,6 +154,21 @@ def test_data_of_other_channels_is_refused(tiny: Path) -> None:
     (checkpoint, *_) = (run / "checkpoints").glob("*.pt")
     with pytest.raises(CheckpointError, match="checkpoint of a run; measure it without --recipe"):
         evaluate_weights(checkpoint, tiny, ["knn"], [], Silent())
+
+
+def test_settings_of_protocols_are_checked_as_at_validation(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(tiny, SHORT, display=Silent()).run_dir
+    for protocol, field, message in (
+        ("knn", "evaluate.0.k=100000", "k 100000 is above the bank of"),
+        ("retrieval", "evaluate.0.k=[1, 1]", "names a number twice"),
+        ("few_label", "evaluate.0.labels_per_class=[100000]", "are more than the"),
+    ):
+        assert command("eval", str(run), "--protocol", protocol, "-o", field) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if message in line]
+        assert field.partition("=")[0] in line
+    assert not (run / "evaluations").exists(), "nothing was measured"
 
 
 def test_a_run_that_is_going_is_left_alone(tiny: Path) -> None:

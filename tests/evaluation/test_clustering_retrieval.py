@@ -176,4 +176,6 @@ def test_beside_the_baselines_and_without_changing_the_encoder() -> None:
         *(f"clustering {name}" for name in ("nmi", "ari", "top1")),
         *(f"retrieval {name}" for name in ("recall_at_1", "recall_at_5", "recall_at_10", "map")),
     }
-    assert "[" in shown["clustering nmi"][3], "restarts make an interval"
+    assert "[" in shown["clustering top1"][3]
+    assert shown["clustering top1"][-1].startswith("3 draws, ")
+    assert shown["retrieval map"][-1].endswith("images")

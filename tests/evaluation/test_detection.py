@@ -20,8 +20,8 @@ from sslkit.builtin.protocols.detection import (
 from sslkit.builtin.protocols.detector import Pyramid, pyramid_stages
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.evaluation.features import state_digest
+from sslkit.evaluation.scores import is_score
 from sslkit.interfaces import Facts, FeatureStage, NoFeatureMapsError
-from sslkit.report.results import in_tables
 from tests.data.dense_folders import scenes, write_coco, write_voc
 from tests.evaluation.dense import Averages, protocol, subject
 
@@ -53,7 +53,7 @@ def test_a_short_training_measures_and_leaves_the_encoder_as_it_was() -> None:
     assert not any(parameter.grad is not None for parameter in encoder.parameters())
     (bars,) = found[0].figures["classes"].axes
     assert len(bars.patches) == 8
-    assert all(in_tables(name) for name in found[0].metrics)
+    assert all(is_score(name) for name in found[0].metrics)
 
 
 @pytest.mark.slow

@@ -68,13 +68,13 @@ def test_draws_are_balanced_nested_and_keyed_by_the_seed() -> None:
 
 def test_subjects_share_their_draws_and_other_seeds_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    fit = few_label._accuracies
+    fit = few_label._scored
 
-    def spy(data: FeatureBank, mean: Tensor, chosen: Tensor, l2: float) -> list[float]:
+    def spy(data: FeatureBank, mean: Tensor, chosen: Tensor, l2: float) -> few_label._Right:
         seen.append(chosen)
         return fit(data, mean, chosen, l2)
 
-    monkeypatch.setattr(few_label, "_accuracies", spy)
+    monkeypatch.setattr(few_label, "_scored", spy)
     protocol = FewLabel(FewLabel.Config(labels_per_class=(5,)))
     for seed, spread in ((0, 0.5), (0, 2.0), (1, 0.5)):
         protocol.evaluate(Subject("trained", bank(spread), seed))
@@ -100,13 +100,26 @@ def test_intervals_cover_the_mean_of_many_draws() -> None:
     assert covered / len(groups) > 0.86  # 60 intervals of 95 %: three standard errors
 
 
-def test_small_classes_leave_sizes_out_with_a_warning() -> None:
+def test_small_classes_leave_sizes_out_and_say_so() -> None:
     data = bank(0.5, num=24)  # 6 images per class
-    with pytest.warns(UserWarning, match=r"smallest class has 6 .* \[1, 5\] labels"):
-        assert list(measured(data)) == ["top1_1", "top1_5"]
+    given = FewLabel(FewLabel.Config()).evaluate(Subject("trained", data, seed=0))
+    assert list(given.metrics) == ["top1_1", "top1_5"]
+    assert given.notes == [
+        "10 labels per class left out: 4 of 4 classes have fewer (the smallest 6)"
+    ]
     protocol = FewLabel(FewLabel.Config(labels_per_class=(7,)))
     found = protocol.evaluate(Subject("trained", data, seed=0))
-    assert found.skipped == "the smallest class has 6 labelled images"
+    assert found.skipped == (
+        "the smallest class has 6 labelled training images, fewer than any of [7]"
+    )
+
+
+def test_scores_of_images_are_means_over_draws() -> None:
+    found = FewLabel(FewLabel.Config()).evaluate(Subject("trained", bank(1.0), seed=0))
+    for name, value in found.metrics.items():
+        scores = found.per_image[name].values
+        assert float(scores.mean()) == pytest.approx(value)
+        assert set((scores * 20).round(decimals=6).frac().tolist()) == {0.0}
 
 
 def test_impossible_sizes_are_refused_at_validation() -> None:

@@ -15,10 +15,11 @@ from sslkit.builtin.protocols.encoder_maps import Source
 from sslkit.builtin.protocols.segmentation import Segmentation, take_positions
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.evaluation.features import state_digest
+from sslkit.evaluation.scores import is_score
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.interfaces import IGNORED_PIXEL, Facts, ImageReader
 from sslkit.nn.segmentation import mean_intersection_over_union, pixel_confusion
-from sslkit.report.results import FinalResults, in_tables
+from sslkit.report.results import FinalResults
 from tests.data.dense_folders import write_voc
 from tests.evaluation.dense import Averages, changed, protocol, subject
 
@@ -210,9 +211,9 @@ def test_it_stands_in_the_table_beside_the_baselines() -> None:
     results = FinalResults.collect(trained, suite.baselines(Averages()))
     rows = {row.metric: set(row.values) for row in results.rows}
     assert rows["miou"] == {"trained", "untrained", "pixels"}
-    assert in_tables("miou")
-    assert in_tables("pixel_accuracy")
-    assert not in_tables("selection_miou")
+    assert is_score("miou")
+    assert is_score("pixel_accuracy")
+    assert not is_score("selection_miou")
     assert "segmentation/classes" in trained.figures
     assert "eval/segmentation/miou_pixels" in results.baselines.metrics
 

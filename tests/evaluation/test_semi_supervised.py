@@ -118,13 +118,15 @@ def test_the_penalty_is_chosen_without_the_test_split(monkeypatch: pytest.Monkey
     seen: list[Standardised] = []
     fit = LBFGS.fit
 
-    def spy(self: LBFGS, data: Standardised, *args: Any) -> Any:
+    def spy(self: LBFGS, data: Standardised, *args: Any, **kwargs: Any) -> Any:
         seen.append(data)
-        return fit(self, data, *args)
+        return fit(self, data, *args, **kwargs)
 
     monkeypatch.setattr(LBFGS, "fit", spy)
     run(given, {**PROBE, "fractions": [0.5], "epochs": [1], "draws": 1})
-    fitting, final = seen
+    *folds, final = seen
+    fitting = folds[0]
+    assert len(folds) == 5
     assert fitting.features is final.features, "training features both times"
     assert len(fitting.features) == 240
     assert fitting.rows is not None
@@ -143,20 +145,22 @@ def test_from_a_layer_of_the_projection_head() -> None:
     assert suite.baselines(Network(), projection()).evaluations.keys() == {"untrained"}
 
 
-def test_too_few_labels_are_left_out_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match="2 of 240 labels are fewer than 3 classes"):
-        found = run(study(), {**PROBE, "fractions": [0.01, 0.5]})
+def test_too_few_labels_are_left_out_and_said() -> None:
+    found = run(study(), {**PROBE, "fractions": [0.01, 0.5]})
+    (note,) = found.notes["semi_supervised"]
+    assert "2 of 240 labels are fewer than 3 classes" in note
     assert "eval/semi_supervised/top1_50pct_probe" in found.metrics
     assert not any("_1pct" in name for name in found.metrics)
-    with pytest.warns(UserWarning, match="one of a class"):
-        found = run(study(), {**PROBE, "fractions": [0.0125], "epochs": [1]})  # 3 labels
-    assert found.skipped == {"semi_supervised": "the labels are too few; see the warnings"}
+    found = run(study(), {**PROBE, "fractions": [0.0125], "epochs": [1]})  # 3 labels
+    reason = "3 labels are one of a class: none is left to choose l2 with"
+    assert found.skipped == {"semi_supervised": reason}
 
 
 def test_fine_tuning_that_diverges_does_not_lose_the_probe() -> None:
     wild = {"name": "sgd", "lr": 1e30, "momentum": 0.0}
-    with pytest.warns(UserWarning, match="lower optimizer.lr"):
-        found = run(study(), {**SMALL, "optimizer": wild}).metrics
+    result = run(study(), {**SMALL, "optimizer": wild})
+    assert any("lower optimizer.lr" in note for note in result.notes["semi_supervised"])
+    found = result.metrics
     assert "eval/semi_supervised/top1_10pct_probe" in found
     assert "eval/semi_supervised/top1_10pct_finetune" not in found
 

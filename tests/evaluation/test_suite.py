@@ -16,6 +16,7 @@ from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.results import comparison
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Subject
+from sslkit.report.results import FinalResults
 
 NUM_TRAIN, NUM_TEST = 90, 35
 
@@ -197,6 +198,51 @@ def test_images_without_a_label_are_left_out_of_label_protocols(pictures: Pictur
     assert none.run(encoder(), 1, final=True).skipped == {"rec": "no labels"}
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "reason"),
+    [
+        (0, None, "all labelled training images are of one class, so that every answer is right"),
+        (None, 1, "all labelled test images are of one class, so that every answer is right"),
+        (None, "moved", "no test image is of a class that the training images have"),
+    ],
+)
+def test_labels_that_tell_nothing_are_not_measured(
+    pictures: Pictures, train: int | None, test: int | str | None, reason: str
+) -> None:
+    """With one class everything is 100 % right, pixels and the untrained encoder too."""
+    train_labels, test_labels = pictures.train_labels.clone(), pictures.test_labels.clone()
+    if train is not None:
+        train_labels[:] = train
+    if test == "moved":
+        test_labels += 3
+    elif isinstance(test, int):
+        test_labels[:] = test
+    names = [str(number) for number in range(6)]
+    suite = pictures.suite(
+        ("knn", knn()), ("few_label", few_label()), ("collapse", Collapse(Collapse.Config())),
+        train_labels=train_labels, test_labels=test_labels, class_names=names,
+    )  # fmt: skip
+    result, baselines = suite.run(encoder(), 1, final=True), suite.baselines(encoder())
+    assert result.skipped == baselines.skipped == {"knn": reason, "few_label": reason}
+    assert not any(key.startswith("eval/") for key in (*result.metrics, *baselines.metrics))
+    assert "collapse/rankme" in result.metrics
+
+
+def test_test_classes_without_training_images_are_counted_and_said(pictures: Pictures) -> None:
+    test_labels = pictures.test_labels.clone()
+    test_labels[:5] = 3
+    test_labels[5] = 4
+    suite = pictures.suite(
+        ("knn", knn()), test_labels=test_labels, class_names=[str(number) for number in range(5)]
+    )
+    trained, baselines = suite.run(encoder(), 1, final=True), suite.baselines(encoder())
+    note = "6 of 35 test images are of 2 classes without a training image, and count as wrong"
+    assert trained.notes == {"labels": [note]}
+    assert trained.to_json()["notes"] == {"labels": [note]}
+    assert FinalResults.collect(trained, baselines).notes() == [f"labels: {note}"]
+    assert trained.metrics["eval/knn/top1"] <= 29 / 35
+
+
 @pytest.mark.parametrize("fault", ["raises", "returns nothing", "returns text"])
 def test_a_failing_protocol_does_not_lose_the_others(pictures: Pictures, fault: str) -> None:
     class Faulty(Evaluator):
@@ -255,7 +301,12 @@ def test_comparison_table_and_json(pictures: Pictures) -> None:
     expected = sum(x - y for x, y in zip(a, b, strict=True)) / 6
     assert row.differences["pixels"].value == pytest.approx(expected)
     assert row.differences["pixels"].low is not None
-    assert rows["knn", "top1"].differences["untrained"].low is None
+    assert row.values["trained"].over == "6 draws, 35 images"
+    knn_row = rows["knn", "top1"]
+    assert knn_row.values["trained"].over == "35 images"
+    for name in ("pixels", "untrained"):
+        difference = knn_row.differences[name]
+        assert difference.low < difference.value < difference.high
     assert list(rows["collapse", "collapse/std"].values) == ["trained"]
     assert baselines.metrics["eval/few_label/top1_3_pixels"] == row.values["pixels"].value
     document = json.dumps([trained.to_json(), baselines.to_json(), row.to_json()], allow_nan=False)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from sslkit.nn import retrieval
-from sslkit.nn.retrieval import RetrievalScores, score_retrieval
+from sslkit.nn.retrieval import score_retrieval
 
 
 def data(rows: int, classes: int = 4, width: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -21,7 +22,7 @@ def data(rows: int, classes: int = 4, width: int = 6, seed: int = 0) -> tuple[Te
 
 def slow(
     queries: Tensor, query_labels: Tensor, gallery: Tensor, labels: Tensor, own: Tensor | None
-) -> RetrievalScores:
+) -> tuple[dict[int, float], float, int]:
     """One query at a time, by the definitions."""
     recalls: dict[int, list[bool]] = {1: [], 5: []}
     precisions = []
@@ -38,7 +39,7 @@ def slow(
         precisions.append(sum(n / rank for n, rank in enumerate(ranks, start=1)) / len(ranks))
     counted = len(precisions)
     recall = {k: sum(found) / counted for k, found in recalls.items()}
-    return RetrievalScores(recall, sum(precisions) / counted, counted)
+    return recall, sum(precisions) / counted, counted
 
 
 @pytest.mark.parametrize("block", [1 << 22, 130])
@@ -55,10 +56,10 @@ def test_scores_are_those_of_the_definitions(
     queries, query_labels = (gallery[rows], labels[rows]) if within else data(30, seed=1)
     own = rows if within else None
     found = score_retrieval(queries, query_labels, gallery, labels, ks=(1, 5), own=own)
-    expected = slow(queries, query_labels, gallery, labels, own)
-    assert found.queries == expected.queries == (5 if within else 30)
-    assert found.recall == expected.recall
-    assert found.mean_average_precision == pytest.approx(expected.mean_average_precision)
+    recall, precision, counted = slow(queries, query_labels, gallery, labels, own)
+    assert found.queries == counted == (5 if within else 30)
+    assert found.recall == pytest.approx(recall)
+    assert found.mean_average_precision == pytest.approx(precision)
 
 
 def test_average_precision_is_that_of_scikit_learn() -> None:
@@ -82,12 +83,44 @@ def test_closed_forms() -> None:
     assert found.mean_average_precision == pytest.approx((1 / 2 + 2 / 4) / 2)
 
 
-def test_equal_similarities_go_by_index() -> None:
-    gallery = torch.ones(4, 3)
-    labels = torch.tensor([0, 1, 0, 1])
-    found = score_retrieval(torch.ones(1, 3), torch.tensor([0]), gallery, labels, ks=(1,))
-    assert found.recall == {1: 1.0}
-    assert found.mean_average_precision == pytest.approx((1 + 2 / 3) / 2)
+def test_equal_similarities_have_the_mean_over_all_orders() -> None:
+    """Against every order of the rows, one by one."""
+    query = torch.tensor([[1.0, 0.0]])
+    gallery = torch.tensor([[1.0, 0.0], [1.0, 0.5], [2.0, 1.0], [3.0, 1.5], [4.0, 2.0], [0.0, 1.0]])
+    labels = torch.tensor([1, 0, 1, 0, 1, 0])  # the first, four that tie, and the last
+    precisions, recalls = [], dict.fromkeys((1, 2, 3, 5), 0.0)
+    orders = list(permutations((1, 2, 3, 4)))
+    for order in orders:
+        hits = [rank for rank, row in enumerate((0, *order, 5), start=1) if labels[row] == 0]
+        precisions.append(sum(n / rank for n, rank in enumerate(hits, start=1)) / len(hits))
+        for k in recalls:
+            recalls[k] += (hits[0] <= k) / len(orders)
+    found = score_retrieval(query, torch.tensor([0]), gallery, labels, ks=tuple(recalls))
+    assert found.mean_average_precision == pytest.approx(sum(precisions) / len(precisions))
+    assert found.recall == pytest.approx(recalls)
+
+
+@pytest.mark.parametrize("points", [1, 3])
+@pytest.mark.parametrize("within", [True, False])
+def test_the_order_of_collapsed_features_decides_nothing(within: bool, points: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    prototypes = torch.randn(points, 37, generator=generator)
+    gallery, labels = prototypes[torch.arange(203) % points], torch.randint(10, (203,))
+    queries, asked = (gallery, labels) if within else (prototypes, torch.arange(points))
+    found = []
+    for order in (labels.argsort(), torch.randperm(203, generator=generator)):
+        own = order.argsort() if within else None
+        found.append(
+            score_retrieval(queries, asked, gallery[order], labels[order], ks=(1, 5), own=own)
+        )
+    torch.testing.assert_close(found[0].precisions, found[1].precisions, equal_nan=True)
+    for k in (1, 5):
+        torch.testing.assert_close(found[0].recalls[k], found[1].recalls[k], equal_nan=True)
+    if within and points == 1:  # of n others r are relevant, anywhere: its expectation
+        own_class = labels.bincount()[labels].double() - 1
+        expected = sum((1 + (own_class - 1) * (j - 1) / 201) / j for j in range(1, 203)) / 202
+        torch.testing.assert_close(found[0].precisions, expected)
+        torch.testing.assert_close(found[0].recalls[1], own_class / 202)
 
 
 def test_no_relevant_image_at_all() -> None:

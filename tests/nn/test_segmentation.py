@@ -79,7 +79,7 @@ def test_the_fit_is_the_minimum_of_the_cross_entropy_of_pixels() -> None:
     x, t = positions()
     l2 = [0.1, 1e-3]
     found = fit_class_fractions(lambda: [(x[:150], t[:150]), (x[150:], t[150:])], l2=l2,
-                                tolerance=1e-6)  # fmt: skip
+                                tolerance=1e-8)  # fmt: skip
     for problem, strength in enumerate(l2):
         weight = found.weight[problem].clone().requires_grad_()
         bias = found.bias[problem].clone().requires_grad_()
@@ -96,15 +96,15 @@ def test_whole_classes_are_logistic_regression() -> None:
     x, t = positions()
     labels = t.argmax(dim=1)
     whole = F.one_hot(labels, 3).float()
-    found = fit_class_fractions(lambda: [(x, whole)], l2=[0.01], tolerance=1e-6)
+    found = fit_class_fractions(lambda: [(x, whole)], l2=[0.01], tolerance=1e-8)
     expected = fit_logistic_regression(x[None], labels[None], 3, l2=0.01, tolerance=1e-7)
     assert torch.allclose(found.weight, expected.weight, atol=1e-3)
 
 
 def test_a_warm_start_ends_where_a_cold_one_does() -> None:
     x, t = positions()
-    cold = fit_class_fractions(lambda: [(x, t)], l2=[0.01], tolerance=1e-6)
-    warm = fit_class_fractions(lambda: [(x, t)], l2=[0.01], start=cold, tolerance=1e-6)
+    cold = fit_class_fractions(lambda: [(x, t)], l2=[0.01], tolerance=1e-8)
+    warm = fit_class_fractions(lambda: [(x, t)], l2=[0.01], start=cold, tolerance=1e-8)
     assert warm.iterations < cold.iterations
     assert torch.allclose(warm.weight, cold.weight, atol=1e-4)
 

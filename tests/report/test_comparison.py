@@ -90,6 +90,35 @@ def test_one_run_has_no_interval_and_says_so(tmp_path: Path) -> None:
     assert "[" not in str(text_tables(comparison)[0][2][0][3])
 
 
+def test_two_runs_have_no_interval_and_say_so(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, "a", seed, 0.5 + 0.1 * seed) for seed in (0, 1)]
+    comparison = Comparison("x", [arm("a", runs)], "a")
+    assert comparison.to_json(tmp_path)["accuracies"][0]["low"] is None
+    assert comparison.to_json(tmp_path)["intervals_over"] == "seeds"
+    assert "n = 2, so no interval over seeds: a." in comparison.notes
+    title, _, rows = text_tables(comparison)[0]
+    assert "over seeds" in title
+    assert rows[0][3] == "55.0"
+
+
+def test_intervals_over_seeds_stay_within_0_and_100(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, "a", seed, top1) for seed, top1 in enumerate((0.99, 1.0, 0.93))]
+    low = [make_run(tmp_path, "b", seed, top1) for seed, top1 in enumerate((0.0, 0.05, 0.01))]
+    comparison = Comparison("x", [arm("a", runs), arm("b", low)], "a")
+    a, b = row_of(comparison, "a").mean, row_of(comparison, "b").mean
+    assert a.high == 1.0
+    assert a.low < 0.93
+    assert b.low == 0.0
+    assert row_of(comparison, "b").against_baseline.low >= -1.0
+
+
+def test_equal_seeds_have_no_interval_without_a_width(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, "a", seed, 1.0) for seed in range(3)]
+    comparison = Comparison("x", [arm("a", runs)], "a")
+    assert text_tables(comparison)[0][2][0][3] == "100.0"
+    assert any("is equal for all 3 seeds" in note for note in comparison.notes)
+
+
 def test_matched_time_reads_the_curves_where_the_fastest_ended(two_arms: list[Arm]) -> None:
     comparison = Comparison("x", two_arms, "a", "time")
     assert comparison.time_limit == pytest.approx(IMAGES / 100)
@@ -195,8 +224,8 @@ def test_every_protocol_is_compared_by_its_main_metrics(tmp_path: Path) -> None:
         "eval/dense/miou", "eval/dense/ap50", "eval/dense/ap", "eval/plugin/error",
     ]  # fmt: skip
     cells = {row[0]: row[3] for row in text_tables(comparison)[0][2]}
-    assert cells["retrieval map"] == "40.0 [40.0, 40.0]"
-    assert cells["plugin error (not in %)"] == "12.5 [12.5, 12.5]"
+    assert cells["retrieval map"] == "40.0"
+    assert cells["plugin error (not in %)"] == "12.5"
     assert main_metrics(["collapse/std", "f1", "top1_10"]) == ["top1_10"]
     assert main_metrics(["collapse/std"]) == []
 

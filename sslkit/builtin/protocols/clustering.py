@@ -10,12 +10,20 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, FeatureBank, Subject
+from sslkit.interfaces import (
+    Evaluation,
+    Evaluator,
+    EvaluatorConfig,
+    Facts,
+    FeatureBank,
+    ImageScores,
+    Subject,
+)
 from sslkit.nn.clustering import (
     adjusted_rand_index,
     contingency,
     kmeans,
-    matched_accuracy,
+    matched_classes,
     nearest_centres,
     normalized_mutual_information,
 )
@@ -58,6 +66,7 @@ class Clustering(Evaluator):
 
     def evaluate(self, subject: Subject) -> Evaluation:
         bank, config = subject.bank, self.config
+        assert bank.test_labels is not None
         k = bank.num_classes
         if k < 2:
             return Evaluation(skipped=f"needs two classes, there is {k}")
@@ -67,15 +76,19 @@ class Clustering(Evaluator):
         features = bank.train[rows.to(bank.train.device)].to(bank.compute_device)
         features = F.normalize(features, dim=1)
         draws: dict[str, list[float]] = {"nmi": [], "ari": [], "top1": []}
+        right: list[Tensor] = []
         for restart in range(config.restarts):
             uniform = _uniform(k, subject.seed, restart)
             found = kmeans(features, uniform, max_iterations=config.max_iterations)
-            table = _agreement(bank, found.centres)
+            clusters = _clusters(bank, found.centres)
+            table = contingency(bank.test_labels, clusters, bank.num_classes, k)
+            right.append(matched_classes(table)[clusters] == bank.test_labels.cpu())
             draws["nmi"].append(normalized_mutual_information(table))
             draws["ari"].append(adjusted_rand_index(table))
-            draws["top1"].append(matched_accuracy(table))
+            draws["top1"].append(float(right[-1].double().mean()))
+        images = {"top1": ImageScores(torch.stack(right).double().mean(dim=0))}
         means = {name: sum(values) / len(values) for name, values in draws.items()}
-        return Evaluation(metrics=means, draws=draws)
+        return Evaluation(means, draws, images)
 
 
 def _uniform(k: int, seed: int, restart: int) -> Tensor:
@@ -84,12 +97,12 @@ def _uniform(k: int, seed: int, restart: int) -> Tensor:
     return words[:, 0].double() * 2.0**-32
 
 
-def _agreement(bank: FeatureBank, centres: Tensor) -> Tensor:
-    """The contingency table of the test split."""
-    assert bank.test_labels is not None
+def _clusters(bank: FeatureBank, centres: Tensor) -> Tensor:
+    """(M,) int64 on the CPU: the cluster of each test image."""
     rows = max(1, _BLOCK_ELEMENTS // bank.test.shape[1])
-    clusters = [
-        nearest_centres(F.normalize(part.to(centres.device), dim=1), centres)[0].cpu()
-        for part in torch.split(bank.test, rows)
-    ]
-    return contingency(bank.test_labels, torch.cat(clusters), bank.num_classes, len(centres))
+    return torch.cat(
+        [
+            nearest_centres(F.normalize(part.to(centres.device), dim=1), centres)[0].cpu()
+            for part in torch.split(bank.test, rows)
+        ]
+    )

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, FeatureBank, Subject
+from sslkit.interfaces import (
+    Evaluation,
+    Evaluator,
+    EvaluatorConfig,
+    Facts,
+    FeatureBank,
+    ImageScores,
+    Subject,
+)
 from sslkit.nn.labels import grouped_by_class, random_order
 from sslkit.nn.logistic_regression import fit_logistic_regression
 from sslkit.randomness import SampleRandom
@@ -38,7 +45,7 @@ class FewLabel(Evaluator):
     class Config(EvaluatorConfig):
         labels_per_class: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10)
         """Labelled training images per class. A number above the size of the smallest class is
-        left out with a warning."""
+        left out, and the report says so."""
         draws: Annotated[int, Field(ge=2)] = 20
         """Independent draws of the labelled images."""
         l2: PositiveFloat = 0.1
@@ -58,28 +65,45 @@ class FewLabel(Evaluator):
                 f"{facts.num_images} training images; take at most {most}",
             )
 
+    @classmethod
+    def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+        least = min(facts.class_sizes, default=0)
+        above = [size for size in config.labels_per_class if size > least]
+        if least and above:
+            yield (
+                "labels_per_class",
+                f"{above} will be left out: the smallest class has {least} labelled training "
+                "images",
+            )
+
     def evaluate(self, subject: Subject) -> Evaluation:
         bank = subject.bank
         assert bank.train_labels is not None
         assert bank.test_labels is not None
-        smallest = int(_class_sizes(bank.train_labels).min())
+        counts = _class_sizes(bank.train_labels)
+        smallest = int(counts.min())
         sizes = [size for size in self.config.labels_per_class if size <= smallest]
+        left_out = sorted(set(self.config.labels_per_class) - set(sizes))
         if not sizes:
-            return Evaluation(skipped=f"the smallest class has {smallest} labelled images")
-        if len(sizes) < len(self.config.labels_per_class):
-            warnings.warn(
-                f"few_label: the smallest class has {smallest} labelled images; "
-                f"measured for {sizes} labels per class only",
-                stacklevel=2,
+            return Evaluation(
+                skipped=f"the smallest class has {smallest} labelled training images, fewer than "
+                f"any of {left_out}"
             )
+        notes = [
+            f"{size} labels per class left out: {int((counts < size).sum())} of {len(counts)} "
+            f"classes have fewer (the smallest {smallest})"
+            for size in left_out
+        ]
         chosen = draw_labelled(bank.train_labels.cpu(), max(sizes), self.config.draws, subject.seed)
         mean = bank.train.mean(dim=0)
-        draws = {
-            f"top1_{size}": _accuracies(bank, mean, chosen[:, :, :size].flatten(1), self.config.l2)
-            for size in sizes
-        }
+        draws, images = {}, {}
+        for size in sizes:
+            rows = chosen[:, :, :size].flatten(1)
+            found = _scored(bank, mean, rows, self.config.l2)
+            draws[f"top1_{size}"] = (found.by_draw / len(bank.test)).tolist()
+            images[f"top1_{size}"] = ImageScores(found.by_image / len(rows))
         means = {name: sum(values) / len(values) for name, values in draws.items()}
-        return Evaluation(metrics=means, draws=draws)
+        return Evaluation(means, draws, images, notes=notes)
 
 
 def draw_labelled(
@@ -108,8 +132,16 @@ def _class_sizes(labels: Tensor) -> Tensor:
     return counts[counts > 0]
 
 
-def _accuracies(bank: FeatureBank, mean: Tensor, chosen: Tensor, l2: float) -> list[float]:
-    """Test accuracy of each draw; chosen: (draws, rows) indices of training images, on the CPU."""
+class _Right(NamedTuple):
+    """How often the test images were classified right; float64 on the CPU."""
+
+    by_draw: Tensor  # (draws,) images
+    by_image: Tensor  # (M,) draws
+
+
+def _scored(bank: FeatureBank, mean: Tensor, chosen: Tensor, l2: float) -> _Right:
+    """Every draw on the test split; chosen: (draws, rows) indices of training images, on the
+    CPU."""
     assert bank.train_labels is not None
     assert bank.test_labels is not None
     device = bank.compute_device
@@ -120,7 +152,7 @@ def _accuracies(bank: FeatureBank, mean: Tensor, chosen: Tensor, l2: float) -> l
 
     block = max(1, _BLOCK_ELEMENTS // (chosen.shape[1] * bank.train.shape[1]))
     test_rows = max(1, _BLOCK_ELEMENTS // bank.test.shape[1])
-    accuracies = []
+    by_draw, by_image = [], torch.zeros(len(bank.test), dtype=torch.float64)
     for rows in torch.split(chosen, block):
         classifiers = fit_logistic_regression(
             prepared(bank.train[rows.to(bank.train.device)]),
@@ -128,10 +160,11 @@ def _accuracies(bank: FeatureBank, mean: Tensor, chosen: Tensor, l2: float) -> l
             bank.num_classes,
             l2=l2 / chosen.shape[1],
         )
-        correct = torch.zeros(len(rows), dtype=torch.int64, device=device)
+        by_draw.append(torch.zeros(len(rows), dtype=torch.float64))
         parts = torch.split(bank.test, test_rows), torch.split(bank.test_labels, test_rows)
-        for part, labels in zip(*parts, strict=True):
-            predicted = classifiers.predict_all(prepared(part))
-            correct += (predicted == labels.to(device)).sum(dim=1)
-        accuracies += [count / len(bank.test) for count in correct.tolist()]
-    return accuracies
+        for number, (part, labels) in enumerate(zip(*parts, strict=True)):
+            right = classifiers.predict_all(prepared(part)) == labels.to(device)
+            by_draw[-1] += right.sum(dim=1).cpu()
+            start = number * test_rows
+            by_image[start : start + len(part)] += right.sum(dim=0).cpu()
+    return _Right(torch.cat(by_draw), by_image)

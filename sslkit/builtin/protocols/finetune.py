@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import PositiveInt
 
 from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, Subject
-from sslkit.nn.classification import mean_class_accuracy, top1_accuracy
 
 from .fine_tuning import DivergedError, FineTuningConfig, fine_tune
+from .scores import classified
 
 
 class Finetune(Evaluator):
@@ -73,10 +74,5 @@ class Finetune(Evaluator):
             found = fine_tune(subject, self.config, rows, epochs=self.config.epochs)
         except DivergedError as error:
             return Evaluation(skipped=str(error))
-        return Evaluation(
-            {
-                "top1": top1_accuracy(found.predictions, found.labels),
-                "mean_per_class": mean_class_accuracy(found.predictions, found.labels),
-                "train_loss": found.train_loss,
-            }
-        )
+        scored = classified(found.predictions == found.labels, found.labels)
+        return replace(scored, metrics={**scored.metrics, "train_loss": found.train_loss})

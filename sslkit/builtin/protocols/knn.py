@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
 
 from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, Subject
-from sslkit.nn.classification import knn_predict, mean_class_accuracy, top1_accuracy
+from sslkit.nn.classification import knn_correct
 
-from .linear import at_layer
+from .scores import classified
 
 
 class KNN(Evaluator):
     """Classifies each test image by the weighted vote of its nearest training images in cosine
     similarity (Wu et al. 2018, arXiv:1805.01978). The bank is the whole training split, both
-    splits seen through the evaluation transform. Needs no training and has no random part.
+    splits seen through the evaluation transform. Needs no training and has no random part: where
+    images or classes tie, the metrics are their expected values over a fair draw.
 
     Metrics: `top1`, and `mean_per_class`, which weighs every class alike; at a layer of the
     projection head the names end in `_projector_<layer>`."""
@@ -39,39 +42,49 @@ class KNN(Evaluator):
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
-        if facts.num_classes is not None and config.k > facts.num_images:
+        bank = sum(facts.class_sizes) or facts.num_images
+        if facts.num_classes is not None and config.k > bank:
             yield (
                 "k",
-                f"k {config.k} is above the bank of {facts.num_images} training images; "
-                f"take at most {facts.num_images}",
+                f"k {config.k} is above the bank of {bank} labelled training images; "
+                f"take at most {bank}",
             )
 
     @classmethod
     def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
         each = facts.num_images // facts.num_classes if facts.num_classes else 0
-        if each and config.k > each:
+        least = min(facts.class_sizes, default=each)
+        if least and config.k > least:
             yield (
                 "k",
-                f"{config.k} neighbours are more than the {each} images of a class, so that other "
-                f"classes must vote; take well below {each}",
+                f"{config.k} neighbours are more than the {least} images of the smallest class, so "
+                f"that other classes must vote; take well below {least}",
             )
 
     def evaluate(self, subject: Subject) -> Evaluation:
         bank = subject.projected(self.config.layer).bank
         assert bank.train_labels is not None
         assert bank.test_labels is not None
-        predictions = knn_predict(
+        correct = knn_correct(
             bank.train,
             bank.train_labels,
             bank.test,
+            bank.test_labels,
             num_classes=bank.num_classes,
             k=self.config.k,
             temperature=self.config.temperature,
             device=bank.compute_device,
         )
-        metrics = {
-            "top1": top1_accuracy(predictions, bank.test_labels),
-            "mean_per_class": mean_class_accuracy(predictions, bank.test_labels),
-        }
-        layer = self.config.layer
-        return Evaluation({at_layer(name, layer): value for name, value in metrics.items()})
+        found = classified(correct, bank.test_labels, self.config.layer)
+        return replace(found, notes=list(self._notes(bank.train_labels)))
+
+    def _notes(self, labels: Tensor) -> Iterator[str]:
+        k, sizes = self.config.k, labels.bincount()
+        if k > len(labels):
+            yield f"k {k} is above the bank of {len(labels)} labelled images: all of them voted"
+        elif small := int(((sizes > 0) & (sizes < k)).sum()):
+            least = int(sizes[sizes > 0].min())
+            yield (
+                f"k {k} is more than the training images of {small} of {int((sizes > 0).sum())} "
+                f"classes (the smallest has {least}): other classes must vote"
+            )

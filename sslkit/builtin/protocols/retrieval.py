@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, PositiveInt
+from torch import Tensor
 
-from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, Subject
+from sslkit.interfaces import (
+    Evaluation,
+    Evaluator,
+    EvaluatorConfig,
+    Facts,
+    ImageScores,
+    Subject,
+)
 from sslkit.nn.retrieval import score_retrieval
 from sslkit.randomness import random_subset
 
@@ -16,8 +25,9 @@ class Retrieval(Evaluator):
     """Each test image is a query; a gallery is ranked by cosine similarity to it, and the images of
     its class are the relevant ones. The gallery is the rest of the test split (the query itself is
     left out), or the whole training split. No training and no random part, but for the choice of
-    queries where there are more than `num_queries`. A query whose class does not occur in the
-    gallery does not count.
+    queries where there are more than `num_queries`. Images that are equally similar are in no
+    order: metrics are then expected values over all orders. A query whose class does not occur in
+    the gallery does not count.
 
     Metrics: `recall_at_<k>`, the part of the queries that have an image of their class among the k
     nearest (the Recall@K of metric learning, Jegou et al. 2011, not the part of all relevant images
@@ -36,6 +46,15 @@ class Retrieval(Evaluator):
     def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
         if len(set(config.k)) < len(config.k):
             yield "k", f"{list(config.k)} names a number twice; name each once"
+        most = sum(facts.class_sizes)
+        if config.gallery == "test":
+            most = (facts.num_test_images or 0) - 1
+        if most > 0 and max(config.k) > most:
+            yield (
+                "k",
+                f"{max(config.k)} is above the gallery of {most} images of the {config.gallery} "
+                f"split; take at most {most}",
+            )
 
     def evaluate(self, subject: Subject) -> Evaluation:
         bank, config = subject.bank, self.config
@@ -58,5 +77,25 @@ class Retrieval(Evaluator):
             return Evaluation(
                 skipped=f"no query has an image of its class in the {config.gallery} split"
             )
-        recall = {f"recall_at_{k}": value for k, value in found.recall.items()}
-        return Evaluation(metrics={**recall, "map": found.mean_average_precision})
+        scores = {f"recall_at_{k}": values for k, values in found.recalls.items()}
+        scores["map"] = found.precisions
+        return Evaluation(
+            {name: float(values.nanmean()) for name, values in scores.items()},
+            per_image={
+                name: ImageScores(_at(rows, values, len(bank.test)))
+                for name, values in scores.items()
+            },
+            notes=self._notes(bank.test if within else bank.train, within),
+        )
+
+    def _notes(self, gallery: Tensor, within: bool) -> list[str]:
+        size = len(gallery) - within
+        above = [k for k in self.config.k if k > size]
+        return [f"k {above} is above the {size} images of the gallery"] if above else []
+
+
+def _at(rows: Tensor, values: Tensor, total: int) -> Tensor:
+    """(total,) the values at these rows, NaN elsewhere."""
+    whole = values.new_full((total,), torch.nan)
+    whole[rows] = values
+    return whole

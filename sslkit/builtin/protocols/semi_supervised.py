@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import log10
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, Images, Subject
-from sslkit.nn.classification import top1_accuracy
+from sslkit.interfaces import (
+    Evaluation,
+    Evaluator,
+    EvaluatorConfig,
+    Facts,
+    Images,
+    ImageScores,
+    Subject,
+)
 from sslkit.nn.labels import balanced_subset
 
 from .fine_tuning import DivergedError, FineTuningConfig, fine_tune
-from .linear import Fraction, at_layer
-from .linear_solvers import LBFGS, choose_and_fit, standardised_splits
+from .linear_solvers import LBFGS, Folds, choose_and_fit, standardised_splits
+from .scores import at_layer
 
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Way = Literal["probe", "finetune"]
 
 
@@ -26,8 +35,8 @@ class SemiSupervised(Evaluator):
     without: as many labelled images of each class as of any other, drawn by the seed, the same for
     every subject, so that differences are paired. Two ways:
 
-    - `probe`: logistic regression on frozen features, the penalty chosen on a part of the chosen
-      labels that is held out for it. Raw pixels are a baseline of it.
+    - `probe`: logistic regression on frozen features, the penalty chosen by cross-validation on
+      the chosen labels. Raw pixels are a baseline of it.
     - `finetune`: a copy of the encoder and a classifier are trained on the chosen images, as
       `finetune` does on all; the last epoch counts. The untrained encoder, which is then trained
       from scratch, is the only baseline.
@@ -37,14 +46,14 @@ class SemiSupervised(Evaluator):
     (`from_layer: 1`).
 
     Metrics, each the mean over the draws, which are kept for intervals: `top1_<p>pct_<way>`, such
-    as `top1_1pct_probe`; for the probe also `selection_top1_...`, the accuracy on the held-out
+    as `top1_1pct_probe`; for the probe also `selection_top1_...`, the accuracy on held-out
     labels, and `log10_l2_...` of the penalty chosen; for fine-tuning `train_loss_...`. From a layer
     of the projection head the names end in `_projector_<layer>`."""
 
     class Config(FineTuningConfig, EvaluatorConfig):
         fractions: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.01, 0.1)
         """Parts of the labels that are used. One that has fewer images than there are classes is
-        left out with a warning."""
+        left out, and the report says so."""
         ways: Annotated[tuple[Way, ...], Field(min_length=1)] = ("probe", "finetune")
         """How the labels are used: `probe`, `finetune`."""
         draws: PositiveInt = 3
@@ -58,9 +67,9 @@ class SemiSupervised(Evaluator):
             10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4,
         )  # fmt: skip
         """`probe`: penalties to choose from, as for `linear`."""
-        selection_fraction: Fraction = 0.2
-        """`probe`: part of the chosen labels of each class that is held out to choose `l2`."""
-        max_iterations: PositiveInt = 100
+        selection_folds: Folds = 5
+        """`probe`: parts that the chosen labels are cut into to choose `l2`, as for `linear`."""
+        max_iterations: PositiveInt = 500
         """`probe`: L-BFGS iterations for each penalty, at most."""
 
     def __init__(self, config: Any) -> None:
@@ -127,37 +136,35 @@ class SemiSupervised(Evaluator):
     def evaluate(self, subject: Subject) -> Evaluation:
         config, labels = self.config, _training_labels(subject)
         classes = int((labels.bincount() > 0).sum())
-        draws: dict[str, Sequence[float]] = {}
+        found = _Found()
         probe = _Probe(subject.projected(config.from_layer), config) if self.uses_features else None
         for place, fraction in enumerate(config.fractions):
             total = round(fraction * len(labels))
             if total < classes:
-                _warn(f"{total} of {len(labels)} labels are fewer than {classes} classes; left out")
+                found.notes.append(
+                    f"{total} of {len(labels)} labels are fewer than {classes} classes; left out"
+                )
                 continue
             chosen = [
                 balanced_subset(labels, total, subject.seed, draw) for draw in range(config.draws)
             ]
             percent = f"{100 * fraction:g}pct"
             if probe is not None:
-                found = probe.measure(chosen)
-                draws |= {self._name(name, percent, "probe"): found[name] for name in found}
+                found.add(probe.measure(chosen), self._ending(percent, "probe"))
             if "finetune" in config.ways and subject.images is not None:
-                found = self._finetune(subject, subject.images, chosen, config.epochs[place])
-                draws |= {self._name(name, percent, "finetune"): found[name] for name in found}
-        if not draws:
-            return Evaluation(skipped="the labels are too few; see the warnings")
-        means = {name: sum(values) / len(values) for name, values in draws.items()}
-        return Evaluation(means, draws)
+                tuned = self._finetune(subject, subject.images, chosen, config.epochs[place])
+                found.add(tuned, self._ending(percent, "finetune"))
+        return found.evaluation()
 
-    def _name(self, metric: str, percent: str, way: Way) -> str:
-        return at_layer(f"{metric}_{percent}_{way}", self.config.from_layer)
+    def _ending(self, percent: str, way: Way) -> str:
+        return at_layer(f"_{percent}_{way}", self.config.from_layer)
 
     def _finetune(
         self, subject: Subject, images: Images, chosen: Sequence[Tensor], epochs: int
-    ) -> dict[str, list[float]]:
-        """Metric -> value of each draw; none where one diverged."""
+    ) -> _Draws:
+        """Every draw; nothing but the reason where one diverged."""
         positions = images.labelled("train")
-        found: dict[str, list[float]] = {"top1": [], "train_loss": []}
+        found = _Draws()
         for rows in chosen:
             try:
                 tuned = fine_tune(
@@ -168,11 +175,50 @@ class SemiSupervised(Evaluator):
                     layer=self.config.from_layer,
                 )
             except DivergedError as error:
-                _warn(f"fine-tuning with {len(rows)} labels: {error}")
-                return {}
-            found["top1"].append(top1_accuracy(tuned.predictions, tuned.labels))
-            found["train_loss"].append(tuned.train_loss)
+                return _Draws(notes=[f"fine-tuning with {len(rows)} labels: {error}"])
+            found.add(tuned.predictions == tuned.labels, {"train_loss": tuned.train_loss})
         return found
+
+
+@dataclass
+class _Draws:
+    """What one way found from several draws of as many labels."""
+
+    correct: list[Tensor] = field(default_factory=list)
+    """(M,) float64 for each draw."""
+    values: dict[str, list[float]] = field(default_factory=dict)
+    """Metric -> value of each draw."""
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, correct: Tensor, others: Mapping[str, float]) -> None:
+        """The next draw. correct: (M,) bool."""
+        self.correct.append(correct.cpu().double())
+        for name, value in {"top1": float(self.correct[-1].mean()), **others}.items():
+            self.values.setdefault(name, []).append(value)
+
+
+@dataclass
+class _Found:
+    """What all ways found."""
+
+    draws: dict[str, Sequence[float]] = field(default_factory=dict)
+    per_image: dict[str, ImageScores] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, draws: _Draws, ending: str) -> None:
+        """The metrics of one way and fraction, and what they end in."""
+        self.draws |= {name + ending: values for name, values in draws.values.items()}
+        if draws.correct:
+            scores = ImageScores(torch.stack(draws.correct).mean(dim=0))
+            self.per_image["top1" + ending] = scores
+        self.notes += draws.notes
+
+    def evaluation(self) -> Evaluation:
+        """Means over draws."""
+        if not self.draws:
+            return Evaluation(skipped="; ".join(self.notes))
+        means = {name: sum(values) / len(values) for name, values in self.draws.items()}
+        return Evaluation(means, self.draws, self.per_image, notes=self.notes)
 
 
 class _Probe:
@@ -182,27 +228,24 @@ class _Probe:
         self._train, self._test = standardised_splits(subject.bank)
         self._solver = LBFGS(config.l2, config.max_iterations)
         self._num_classes = subject.bank.num_classes
-        self._fraction = config.selection_fraction
+        self._folds = config.selection_folds
         self._seed = subject.seed
 
-    def measure(self, chosen: Sequence[Tensor]) -> dict[str, list[float]]:
-        """Metric -> value of each draw. chosen: of each draw, the labelled training images."""
-        found: dict[str, list[float]] = {"top1": [], "selection_top1": [], "log10_l2": []}
+    def measure(self, chosen: Sequence[Tensor]) -> _Draws:
+        """Every draw. chosen: of each draw, the labelled training images."""
+        found = _Draws()
         for rows in chosen:
             best = choose_and_fit(
-                self._train.select(rows),
-                self._num_classes,
-                self._solver,
-                self._fraction,
-                self._seed,
+                self._train.select(rows), self._num_classes, self._solver, self._folds, self._seed
             )
             if best is None:
-                _warn(f"{len(rows)} labels are one of a class: none is left to choose l2 with")
-                return {}
-            (predictions,) = self._test.predictions(best.classifier)
-            found["top1"].append(top1_accuracy(predictions, self._test.labels))
-            found["selection_top1"].append(best.selection_top1)
-            found["log10_l2"].append(log10(best.candidate["l2"]))
+                reason = f"{len(rows)} labels are one of a class: none is left to choose l2 with"
+                return _Draws(notes=[reason])
+            found.add(
+                best.predictions(self._test) == self._test.labels,
+                {"selection_top1": best.selection_top1, "log10_l2": log10(best.candidate["l2"])},
+            )
+            found.notes += [note for note in best.notes if note not in found.notes]
         return found
 
 
@@ -223,7 +266,3 @@ def _images(config: Any, facts: Facts) -> int:
     each = zip(config.fractions, config.epochs, strict=False)
     per_draw = sum(round(part * facts.num_images) * epochs for part, epochs in each)
     return int(config.draws * per_draw)
-
-
-def _warn(message: str) -> None:
-    warnings.warn(f"semi_supervised: {message}", stacklevel=3)

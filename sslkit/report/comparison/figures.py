@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sslkit.evaluation.statistics import Interval, mean_interval
-from sslkit.report.results import in_percent
+from sslkit.report.results import bounds, in_percent
 
 from .record import Point
 from .table import SUBJECTS, Arm, Comparison
@@ -141,7 +141,10 @@ def mean_curve(
         for point in _by_step(record.curves.get(metric, ())):
             at[point.step].append(point)
     return [
-        (fmean(x_of(point) for point in points), mean_interval([point.value for point in points]))
+        (
+            fmean(x_of(point) for point in points),
+            mean_interval([point.value for point in points], bounds=bounds(metric)),
+        )
         for _, points in sorted(at.items())
         if len(points) == len(arm.records)
     ]

@@ -5,23 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from sslkit.evaluation.statistics import FEWEST, no_spread
+
 if TYPE_CHECKING:
     from .table import Comparison
 
 
 def find_notes(comparison: Comparison) -> list[str]:
     """One sentence each."""
-    return [*_missing_runs(comparison), *_matched_time(comparison), *_not_measured(comparison),
-            *_unlike_conditions(comparison), *comparison.remarks]  # fmt: skip
+    return [
+        *_missing_runs(comparison),
+        *_no_spread(comparison),
+        *_matched_time(comparison),
+        *_not_measured(comparison),
+        *_unlike_conditions(comparison),
+        *comparison.remarks,
+    ]
 
 
 def _missing_runs(comparison: Comparison) -> Iterator[str]:
-    single = [arm.label for arm in comparison.arms if len(arm.records) == 1]
-    if single:
-        yield f"n = 1, so no interval over seeds: {', '.join(single)}."
+    for number in range(1, FEWEST):
+        few = [arm.label for arm in comparison.arms if len(arm.records) == number]
+        if few:
+            yield f"n = {number}, so no interval over seeds: {', '.join(few)}."
     for arm in comparison.arms:
         for seed, reason in arm.failed.items():
             yield f"{arm.label}: seed {seed} has no result and is left out ({reason})."
+
+
+def _no_spread(comparison: Comparison) -> Iterator[str]:
+    """Where all seeds gave one value: Student's t would be an interval without a width."""
+    for row in comparison.rows:
+        if len(row.values) >= FEWEST and no_spread(row.values):
+            yield (
+                f"{row.arm}: {_short(row.metric)} is equal for all {len(row.values)} seeds; their "
+                "spread is not known, so no interval."
+            )
 
 
 def _matched_time(comparison: Comparison) -> Iterator[str]:

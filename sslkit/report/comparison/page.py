@@ -19,7 +19,7 @@ from .tables import GROUP, Table, heading, markdown, text_tables
 
 _CAPTIONS = {
     "learning_curves": "Learning curves: mean over seeds, each seed as a thin line and, from three "
-    "seeds on, the 95 % interval of the mean by Student's t as a band, which may leave the panel.",
+    "seeds on, the 95 % interval of the mean by Student's t as a band.",
     "accuracy_against_time": "The same against training time, evaluation not counted.",
     "final_accuracies": "What the table says: mean and 95 % interval over seeds, each seed as a "
     "stroke, and the baselines as lines.",

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from sslkit.evaluation.statistics import Interval, mean_interval, paired_difference
+from sslkit.report.results import bounds
 
 from .agreement import Match
 from .notes import find_notes
@@ -142,9 +143,11 @@ class Comparison:
             metric=metric,
             seeds=list(values),
             values=list(values.values()),
-            mean=mean_interval(list(values.values())),
+            mean=mean_interval(list(values.values()), bounds=bounds(metric)),
             against_baseline=paired_difference(
-                [values[seed] for seed in shared], [theirs[seed] for seed in shared]
+                [values[seed] for seed in shared],
+                [theirs[seed] for seed in shared],
+                bounds=bounds(metric, difference=True),
             )
             if shared
             else None,
@@ -179,6 +182,7 @@ class Comparison:
                 }
                 for arm in self.arms
             ],
+            "intervals_over": "seeds",
             "accuracies": [_row_json(row) for row in self.rows],
             "costs": [vars(cost) for cost in self.costs],
             "notes": self.notes,
@@ -195,7 +199,11 @@ def _against(
     }
     if len(known) < len(values):
         return None
-    return paired_difference(list(values.values()), [known[seed] for seed in values])
+    return paired_difference(
+        list(values.values()),
+        [known[seed] for seed in values],
+        bounds=bounds(metric, difference=True),
+    )
 
 
 def _cost(arm: Arm) -> Cost:

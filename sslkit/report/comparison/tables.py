@@ -70,7 +70,7 @@ def _markdown(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[s
 
 def _scores(comparison: Comparison) -> Table:
     when = "last epoch" if comparison.time_limit is None else "at matched training time"
-    title = f"Scores in %, {when}; mean over seeds [95 % interval, Student's t]"
+    title = f"Scores in %, {when}; mean over seeds [95 % interval over seeds, Student's t]"
     heads = [
         GROUP,
         "arm",
@@ -121,8 +121,8 @@ def _costs(comparison: Comparison) -> Table:
 
 
 def cell(metric: str, interval: Interval | None, *, signed: bool = False) -> str:
-    """`46.7 [45.9, 47.5]`: in percent for scores, as it is for other metrics; without brackets for
-    a single value, `-` for none."""
+    """`46.7 [45.9, 47.5]`: in percent for scores, as it is for other metrics; without brackets
+    where there is no interval, `-` for none."""
     if interval is None:
         return "-"
     scale, form = (100, ".1f") if in_percent(metric) else (1, ".4g")
