@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,7 +72,8 @@ Inputs = Annotated[
     list[str],
     typer.Argument(
         metavar="RUN_OR_RECIPE...",
-        help="Finished run folders, recipe files and names of shipped recipes.",
+        help="Finished run folders, those of `sslkit eval` of weights, recipe files and names of "
+        "shipped recipes.",
     ),
 ]
 Seeds = Annotated[
@@ -123,6 +124,12 @@ Neighbours = Annotated[
 ]
 
 
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show runs, steps, time and disk in total; train nothing."),
+]
+
+
 def compare(
     inputs: Inputs,
     seeds: Seeds = 1,
@@ -135,6 +142,7 @@ def compare(
     devices: Devices = None,
     maps: Maps = "pca,tsne",
     neighbours: Neighbours = 6,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare experiments over seeds: intervals, paired differences, baselines, cost, a report.
@@ -150,12 +158,22 @@ def compare(
 
     if match not in ("epochs", "time"):
         raise typer.BadParameter(f"--match {match}: valid are epochs and time")
+    given: Any = {
+        "vary": vary or [], "seeds": seeds, "match": match, "out": out,
+        "devices": parse_devices(devices) if devices is not None else (),
+        "display": make_display(sys.stderr),
+    }  # fmt: skip
+    pictures = Wanted(parse_methods(maps), neighbours)
+    if dry_run:
+        from sslkit.comparison.estimate import estimate
+        from sslkit.report.plan import print_estimate
+
+        planned = estimate(inputs, override or [], **given)
+        print_json(planned) if as_json else print_estimate(planned)
+        return
     outcome = make_comparison(
-        inputs, override or [], vary=vary or [], seeds=seeds, baseline=baseline,
-        match="time" if match == "time" else "epochs", time_tolerance=time_tolerance, out=out,
-        devices=parse_devices(devices) if devices is not None else (),
-        pictures=Wanted(parse_methods(maps), neighbours),
-        display=make_display(sys.stderr),
+        inputs, override or [], baseline=baseline, time_tolerance=time_tolerance,
+        pictures=pictures, **given,
     )  # fmt: skip
     found = outcome.comparison
     if as_json:

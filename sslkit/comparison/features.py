@@ -17,13 +17,13 @@ from sslkit.errors import DataError, RecipeError
 from sslkit.evaluation.features import calibrate_batch_norm, count_not_finite, extract
 from sslkit.experiment import make_method
 from sslkit.interfaces import Backbone, DatasetConfig, ImageReader
-from sslkit.randomness import epoch_order, random_subset
+from sslkit.randomness import epoch_order, random_subset, seeded
 from sslkit.recipe import Recipe
 from sslkit.report.comparison.gallery import Thumbnail, choose_queries, thumbnail
 from sslkit.report.comparison.record import RunRecord
 from sslkit.report.maps import choose_images, class_name
 from sslkit.report.packing import available_cores
-from sslkit.saved_runs import load_encoder, read_facts
+from sslkit.saved_runs import load_encoder, read_facts, without_starting_weights
 
 _BATCH = 256
 _SEED = 0
@@ -79,8 +79,12 @@ def features_of(
 
     Raises DataError where features are not finite, and what loading an encoder raises."""
     device = _device(record.recipe)
-    if trained:
+    if trained and record.images_seen:
         encoder = load_encoder(record.path).to(device)
+    elif trained or not record.images_seen:  # weights that were only measured
+        encoder = _measured(record.recipe, images, trained=trained).to(device)
+        batches = _batches(images.train, encoder, images.gallery, device)
+        encoder = encoder if trained else _calibrated(encoder, batches)
     else:
         encoder = make_method(record.recipe, read_facts(record.path)).encoder.to(device)
         batches = _batches(images.train, encoder, images.gallery, device)
@@ -102,6 +106,16 @@ def features_of(
         features(images.shown, images.queries if with_gallery else nothing),
         features(images.train, images.gallery if with_gallery else nothing),
     )
+
+
+def _measured(recipe: Recipe, images: ShownImages, *, trained: bool) -> Backbone:
+    """The network with the weights that the recipe names, or as it is without them."""
+    chosen = recipe if trained else without_starting_weights(recipe)
+    size = max(view.size for view in recipe.augmentation.build().views)
+    with seeded(recipe.seed, "initialisation"):
+        encoder = chosen.backbone.build(channels=images.train.channels, image_size=size)
+    assert isinstance(encoder, Backbone)
+    return encoder.eval()
 
 
 def _calibrated(encoder: Backbone, batches: Iterator[Tensor]) -> Backbone:

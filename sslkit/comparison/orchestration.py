@@ -61,19 +61,12 @@ def compare(
     stands for its seed. The same call goes on where one before was cut off. devices: where runs go
     on side by side; none: one after the other, each on the device of its recipe.
     Raises RecipeError where the arms must not be compared, before anything is run."""
-    folders = [Path(each) for each in inputs if Path(each).is_dir()]
-    recipes = [each for each in inputs if not Path(each).is_dir()]
-    if not recipes and (overrides or vary or seeds != 1):
-        raise RecipeError("-o, --vary and --seeds change recipes, and only runs were given")
-    given = group_runs([read_run(path) for path in folders])
-    placed = [f"train.device={devices[0].kind}"] if devices else []
-    planned = plan_arms(recipes, [*overrides, *placed], vary, seeds)
+    planned, given, folders = planned_and_given(inputs, overrides, vary, seeds, devices, match)
     labels = arm_labels(planned, given)
     if baseline is not None and baseline not in labels.values():
         raise RecipeError(
             f"--baseline {baseline}: is no arm; valid: {', '.join(map(repr, labels.values()))}"
         )
-    refuse_disagreement(planned, [record for group in given.values() for record in group], match)
     with ComparisonFolder(out or default_path(planned, folders)) as folder:
         folder.adopt([{"label": label, "hash": arm[1]} for arm, label in labels.items()])
         groups = Groups(folder, display)
@@ -97,6 +90,32 @@ def compare(
         report = write_comparison(comparison, folder.path, drawn)
         groups.close([arm.recipe.tracking for arm in planned], report)
         return Outcome(folder.path, "failed" if failed else "finished", comparison)
+
+
+def planned_and_given(
+    inputs: Sequence[str],
+    overrides: Sequence[str],
+    vary: Sequence[str],
+    seeds: int,
+    devices: Sequence[Device],
+    match: Match,
+) -> tuple[list[PlannedArm], Given, list[Path]]:
+    """The arms that recipes are, the finished runs, and their folders; see `compare`.
+
+    Raises RecipeError where they must not be compared."""
+    folders = [Path(each) for each in inputs if Path(each).is_dir()]
+    recipes = [each for each in inputs if not Path(each).is_dir()]
+    if not recipes and (overrides or vary or seeds != 1):
+        raise RecipeError("-o, --vary and --seeds change recipes, and only runs were given")
+    records = [read_run(path) for path in folders]
+    untrained = [record.path.name for record in records if not record.images_seen]
+    if match == "time" and untrained:
+        raise RecipeError(f"--match time: {untrained[0]} was measured and not trained")
+    given = group_runs(records)
+    placed = [f"train.device={devices[0].kind}"] if devices else []
+    planned = plan_arms(recipes, [*overrides, *placed], vary, seeds)
+    refuse_disagreement(planned, records, match)
+    return planned, given, folders
 
 
 def group_runs(records: Sequence[RunRecord]) -> dict[Identity, list[RunRecord]]:

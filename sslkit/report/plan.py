@@ -91,6 +91,30 @@ def _data_words(data: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
+def print_estimate(found: Mapping[str, Any]) -> None:
+    """What a comparison would take: a row for each arm that is to be run, and the total."""
+    rows = [
+        (
+            arm["arm"],
+            str(len(arm["missing_seeds"])),
+            f"{arm['steps']:,}",
+            duration(arm["seconds"]),
+            f"{arm['disk_mb']:,.0f} MB",
+        )
+        for arm in found["arms"]
+    ]
+    total = f"{found['steps']:,}", duration(found["seconds"]), f"{found['disk_mb']:,.0f} MB"
+    rows.append(("all runs", str(found["runs"]), *total))
+    print_table(("one run of", "runs to make", "steps", "time", "disk"), rows)
+    for arm in found["arms"]:
+        for warning in arm["warnings"]:
+            print(f"warning: {arm['arm']}: {warning}")
+    print(
+        "Time: training and features, from a few measured steps; protocols come on top. Disk: "
+        f"checkpoints.\nNothing was trained or kept; the comparison would go to {found['folder']}"
+    )
+
+
 def duration(seconds: float) -> str:
     """`45 s`, `12.5 min`, `3.4 h`."""
     if seconds < 100:

@@ -23,6 +23,7 @@ class Terms:
     protocols: Mapping[str, Mapping[str, Any]]
     """Protocol -> its settings."""
     images_seen: int
+    """0: nothing was trained, so that there is no budget to share."""
 
     @classmethod
     def of_run(cls, record: RunRecord) -> Terms:
@@ -34,11 +35,14 @@ class Terms:
 def disagreements(terms: Sequence[Terms], match: Match) -> list[str]:
     """Why these runs must not stand in one table, one line each; empty where they may. All are
     held against the first."""
-    found = [line for other in terms[1:] for line in _between(terms[0], other, match)]
+    found = [line for other in terms[1:] for line in _between(terms[0], other)]
+    trained = [each for each in terms if each.images_seen]
+    if match == "epochs":
+        found += [line for other in trained[1:] for line in _budgets(trained[0], other)]
     return list(dict.fromkeys(found))
 
 
-def _between(first: Terms, other: Terms, match: Match) -> Iterator[str]:
+def _between(first: Terms, other: Terms) -> Iterator[str]:
     pair = f"{first.source} and {other.source}"
     for split in ("train", "test"):
         a, b = first.data.get(split), other.data.get(split)
@@ -56,10 +60,13 @@ def _between(first: Terms, other: Terms, match: Match) -> Iterator[str]:
                     f"{pair}: protocol {protocol} has {name} {a} in one and {b} in the other; "
                     "measure all with the same settings"
                 )
-    if match == "epochs" and first.images_seen != other.images_seen:
+
+
+def _budgets(first: Terms, other: Terms) -> Iterator[str]:
+    if first.images_seen != other.images_seen:
         ratio = other.images_seen / first.images_seen
         yield (
-            f"{pair}: the budgets differ, {first.images_seen:,} and {other.images_seen:,} images "
-            f"seen ({ratio:.3g} times); set train.epochs and train.batch_size alike, or compare "
-            "at equal training time with --match time"
+            f"{first.source} and {other.source}: the budgets differ, {first.images_seen:,} and "
+            f"{other.images_seen:,} images seen ({ratio:.3g} times); set train.epochs and "
+            "train.batch_size alike, or compare at equal training time with --match time"
         )

@@ -54,7 +54,7 @@ class RunRecord:
     steps: int
     epochs: float
     images_seen: int
-    """Optimiser steps times the batch size."""
+    """Optimiser steps times the batch size; 0 for weights that were only measured."""
     scores: Mapping[str, Score]
     """`eval/knn/top1` -> values after the last epoch, for the main metrics of every protocol."""
     curves: Mapping[str, Sequence[Point]]
@@ -80,9 +80,13 @@ class RunRecord:
 
 
 def read_run(path: Path) -> RunRecord:
-    """Reads a run folder. Raises RunFolderError where the run is not finished or its files are
-    not those of a run, and RecipeError where its recipe cannot be read any more."""
+    """Reads a run folder, or the folder in which `sslkit eval` keeps what weights came to.
+
+    Raises RunFolderError where the run is not finished or its files are not those of a run, and
+    RecipeError where its recipe cannot be read any more."""
     folder = RunFolder.open(path)
+    if folder.evaluation.exists() and not folder.recipe.exists():
+        return _read_weights(folder)
     results = _json(folder.path / "results.json", f"go on with: sslkit run --resume {path}")
     environment = _json(folder.environment, "it is written as a run starts")
     recipe = load_recipe(folder.recipe)
@@ -112,15 +116,52 @@ def read_run(path: Path) -> RunRecord:
             images_per_second=_reduce(median, lines, "perf/images_per_second"),
             peak_memory_mb=_reduce(max, lines, "perf/peak_memory_mb"),
             machine=_machine(environment),
-            versions={
-                **{name: environment["packages"].get(name, "-") for name in ("torch", "timm")},
-                **environment["plugins"],
-            },
+            versions=_versions(environment),
         )
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise RunFolderError(
             f"{path}: its files are not those of this version ({type(error).__name__}: {error})"
         ) from error
+
+
+def _read_weights(folder: RunFolder) -> RunRecord:
+    """Weights that were measured and not trained here; they are called what their folder is."""
+    results = _json(folder.path / "results.json", "measure the weights again")
+    environment = _json(folder.environment, "measure the weights again")
+    recipe = load_recipe(folder.evaluation)
+    name = folder.path.name.removesuffix(f"-{folder.id}")
+    recipe = recipe.model_copy(update={"name": name})
+    try:
+        return RunRecord(
+            path=folder.path,
+            recipe=recipe,
+            hash=recipe_hash(recipe),
+            data=dict(environment["data"]),
+            steps=0,
+            epochs=0.0,
+            images_seen=0,
+            scores=_scores(results["comparison"]),
+            curves={},
+            training_seconds=0.0,
+            evaluation_seconds=None,
+            images_per_second=None,
+            peak_memory_mb=None,
+            machine=_machine(environment),
+            versions=_versions(environment),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunFolderError(
+            f"{folder.path}: its files are not those of this version "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _versions(environment: Mapping[str, Any]) -> dict[str, str]:
+    packages = environment["packages"]
+    return {
+        **{name: packages.get(name, "-") for name in ("torch", "timm")},
+        **environment["plugins"],
+    }
 
 
 def protocol_settings(recipe: Recipe) -> dict[str, dict[str, Any]]:

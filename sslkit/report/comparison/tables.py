@@ -109,8 +109,8 @@ def _costs(comparison: Comparison) -> Table:
         [
             cost.arm,
             str(cost.runs),
-            f"{cost.images_seen:,}",
-            f"{cost.training_seconds:,.1f} s",
+            f"{cost.images_seen:,}" if cost.images_seen else "-",
+            f"{cost.training_seconds:,.1f} s" if cost.images_seen else "-",
             _number(cost.evaluation_seconds, "{:,.1f} s"),
             _number(cost.images_per_second, "{:,.0f}"),
             _number(cost.peak_memory_mb, "{:,.0f} MB"),
