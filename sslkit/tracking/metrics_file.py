@@ -53,11 +53,12 @@ def encode_line(line: MetricLine) -> str:
 def decode_line(text: bytes) -> MetricLine | None:
     """The line, or None where the bytes are no line of this format."""
     try:
-        record = parse_json(text)
+        # A log has up to millions of lines: the slower checks are for those that may need them.
+        record = parse_json(text) if b"\\u" in text else json.loads(text)
         # Interned: a log names the same few metrics in every line.
         metrics = {sys.intern(key): _number(value) for key, value in record["metrics"].items()}
         return MetricLine(_whole(record["step"]), _whole(record["time_ms"]), metrics)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 
 
