@@ -1,7 +1,7 @@
 """What is known of a pack that is being written, so that a killed process loses a second of work.
 
 Beside the pack F stand `F.partial`, the pixels, and `F.journal`: a line with what is to be written,
-then a line for each block of images that is on the disk.
+then a line for each block of images that is on the disk, each with a checksum.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from sslkit.data.pack_format import Description, Split, Unreadable, hashed
+from sslkit.data.pack_format import (
+    CHECKSUM_BYTES,
+    Description,
+    Split,
+    Unreadable,
+    checksum,
+    hashed,
+)
 from sslkit.errors import RecipeError
 
 _FLUSH_EVERY_S = 1.0
@@ -108,7 +115,7 @@ class Journal:
         self._log.close()
 
     def _append(self, *lines: str) -> None:
-        self._log.write("".join(f"{line}\n" for line in lines).encode())
+        self._log.write(b"".join(_sealed(line.encode()) + b"\n" for line in lines))
         self._log.flush()
         os.fsync(self._log.fileno())
 
@@ -119,7 +126,7 @@ class Journal:
         except FileNotFoundError:
             return 0
         try:
-            begun = Description.model_validate_json(lines[0] if lines else b"")
+            begun = Description.model_validate_json(_unsealed(lines[0]) if lines else b"")
         except ValidationError:
             return 0
         if begun != plan:
@@ -133,7 +140,7 @@ class Journal:
         with self.partial.open("rb") as file:
             for line in lines[1:]:
                 try:
-                    record = BlockRecord.model_validate_json(line)
+                    record = BlockRecord.model_validate_json(_unsealed(line))
                 except ValidationError:
                     break
                 known = self.done.get(record.split)
@@ -144,6 +151,17 @@ class Journal:
                 known.append(record)
                 good += len(line) + 1
         return good
+
+
+def _sealed(line: bytes) -> bytes:
+    """A line of the journal, with its checksum behind it."""
+    return line + b" " + checksum(line).hexdigest().encode()
+
+
+def _unsealed(line: bytes) -> bytes:
+    """The line again; nothing where it is not as it was written."""
+    text = line[: -2 * CHECKSUM_BYTES - 1]
+    return text if _sealed(text) == line else b""
 
 
 def _is_written(file: BinaryIO, split: Split, record: BlockRecord) -> bool:

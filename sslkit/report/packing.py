@@ -149,6 +149,7 @@ def pack_facts(pack: PackFile) -> dict[str, object]:
         "file": str(pack.path),
         "bytes": pack.path.stat().st_size,
         "settings": pack.description.settings.model_dump(mode="json"),
+        "notes": list(pack.description.notes),
         "splits": {
             name: {
                 "shape": list(split.shape),
@@ -170,5 +171,7 @@ def print_pack(pack: PackFile) -> None:
         print(f"{name}: {count:,} images of {width} x {height} x {channels}{replaced}")
         for entry in split.unreadable[:5]:
             print(f"  {entry.image}: {entry.reason}; replaced by image {entry.replaced_by}")
+    for note in pack.description.notes:
+        print(f"warning: {note}")
     size = pack.path.stat().st_size
     print(f"{pack.path}: {size / 1e9:.3g} GB, fingerprints and checksums inside")

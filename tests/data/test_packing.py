@@ -356,6 +356,31 @@ def test_pixels_that_changed_in_an_unfinished_pack_are_made_again(small_blocks, 
     assert (tmp_path / "x").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
+def test_no_changed_byte_of_a_journal_changes_the_pack(small_blocks, tmp_path, list_reader, photo):
+    images = [photo(i, 12, 12) for i in range(60)]
+    images[3] = images[40] = "damaged"
+    data = slot_of(list_reader(images, [i % 5 for i in range(60)], (12, 12)))
+    write_pack(data, tmp_path / "whole", AS_IS, num_threads=0)
+
+    def stop(split, done, total):
+        if done > 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_pack(data, tmp_path / "x", AS_IS, num_threads=0, on_progress=stop)
+    kept = {name: (tmp_path / name).read_bytes() for name in ("x.partial", "x.journal")}
+    generator = np.random.default_rng(0)
+    for _ in range(25):
+        for name, content in kept.items():
+            (tmp_path / name).write_bytes(content)
+        changed = bytearray(kept["x.journal"])
+        changed[generator.integers(len(changed))] ^= 1 << generator.integers(8)
+        (tmp_path / "x.journal").write_bytes(changed)
+        write_pack(data, tmp_path / "x", AS_IS, num_threads=0)
+        assert (tmp_path / "x").read_bytes() == (tmp_path / "whole").read_bytes()
+        (tmp_path / "x").unlink()
+
+
 def test_a_test_split_is_divided_off_into_the_pack(tmp_path):
     source = f"{{name: image_folder, train: {tmp_path / 'all'}, test_fraction: 0.25}}"
     for i in range(24):
