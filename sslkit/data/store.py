@@ -254,7 +254,9 @@ class ImageStore:
         if image.size == 0:
             self._mark(index, "has no pixels")
             return None
-        return image if image.flags.writeable else image.copy()
+        # torch takes neither what is read-only nor what is turned round, as `image[::-1]` is
+        plain = image.flags.writeable and min(image.strides) >= 0
+        return image if plain else image.copy()
 
     def _retried(self, index: int) -> NDArray[np.uint8]:
         for wait in self._retry_waits:

@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sslkit.builtin.sources import decoding
@@ -119,6 +120,18 @@ def test_exif_orientation_is_honoured(photo, orientation, kind):
     }[orientation]
     assert np.array_equal(decode_image(data, 3), upright)
     assert image_size(data) == upright.shape[:2]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
+def test_images_of_one_row_can_become_tensors(orientation, shape):
+    """numpy calls a row that was turned round contiguous; torch refuses its negative stride."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.arange(5 * 3, dtype=np.uint8).reshape(-1, 3)[: shape[0] * shape[1]]
+    data = saved(Image.fromarray(pixels.reshape(*shape, 3)), "PNG", exif=exif)
+    found = torch.from_numpy(decode_image(data, 3))
+    assert found.shape[:2] == (shape if orientation < 5 else shape[::-1])
 
 
 def png_header(width, height):

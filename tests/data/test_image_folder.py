@@ -226,6 +226,7 @@ def test_links_to_themselves_devices_and_fifos_are_passed_over(write):
     reader = source(root).open("train")
     assert names_of(reader, root) == ["1.png", "2.png"]
     assert reader.details["ignored_files"] == 3
+    assert reader.notes == ()
     (root / "1.png").unlink()
     os.mkfifo(root / "1.png")  # after the folder was listed
     with pytest.raises(UnreadableImageError, match="no regular file"):

@@ -165,3 +165,10 @@ def test_num_classes_without_names(list_reader, photo):
     assert store_of(reader).num_classes == 1
     assert store_of(list_reader([photo(0)])).num_classes is None
     assert store_of(list_reader([photo(0)])).labels is None
+
+
+def test_images_that_are_views_turned_round(list_reader, photo):
+    images = [photo(0)[::-1], photo(1)[:, ::-1], photo(2)[:1][::-1], photo(3, 9, 7)]
+    store = ImageStore(list_reader(images), max_corrupt_fraction=0.0, seed=0, num_threads=0)
+    for index, image in enumerate(images):
+        assert np.array_equal(store.read(index).permute(1, 2, 0).numpy(), image)

@@ -213,7 +213,7 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
         7: lambda: pixels[::-1, ::-1].transpose(1, 0, 2),
         8: lambda: np.rot90(pixels, 1),
     }
-    return np.ascontiguousarray(turned[orientation]()) if orientation in turned else pixels
+    return turned[orientation]().copy() if orientation in turned else pixels
 
 
 def _grey_range(image: Image.Image) -> tuple[int, bool]:

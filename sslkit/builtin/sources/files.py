@@ -31,6 +31,7 @@ IMAGE_SUFFIXES = frozenset(_SUFFIXES.split(" "))
 
 _PROBED_IMAGES = 64
 _SHOWN_ENDINGS = 4
+_NO_FILE = "links that lead nowhere, or devices"
 _MAX_DEPTH = 64
 _MAX_FOLDERS = 1 << 21
 
@@ -47,11 +48,13 @@ class Found:
     folders: int = 0
 
     def note(self, root: Path) -> list[str]:
-        """What to say of the files that are not read, in one line; nothing where there are none."""
-        count = self.ignored.total()
+        """What to say of the files that are not read, in one line; nothing where there are none,
+        and of links and devices, which nobody can convert."""
+        kept = Counter({kind: n for kind, n in self.ignored.items() if kind != _NO_FILE})
+        count = kept.total()
         if not count:
             return []
-        common = self.ignored.most_common(_SHOWN_ENDINGS)
+        common = kept.most_common(_SHOWN_ENDINGS)
         kinds = [f"{number:,} {shown(ending)}" for ending, number in common]
         rest = count - sum(number for _, number in common)
         kinds += [f"{rest:,} others"] if rest else []
@@ -106,7 +109,7 @@ def _search(folder: Path, parts: tuple[str, ...], above: set[tuple[int, int]], t
         elif _is(entry, os.DirEntry.is_file):
             to.images.append((*parts, name))
         else:
-            to.ignored["links that lead nowhere, or devices"] += 1
+            to.ignored[_NO_FILE] += 1
     for name in folders:
         _search(folder / name, (*parts, name), above | {identity}, to)
 
