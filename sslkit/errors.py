@@ -17,13 +17,23 @@ def hide_logins(text: str) -> str:
     return _FIELDS.sub(r"\1***", _LOGIN.sub(r"\1***\2", text))
 
 
+def printable(text: str) -> str:
+    """The text with control characters, which names and contents of files may hold, written as
+    escapes: they would move the cursor of a terminal, or colour what follows. Lines stay lines."""
+    return "\n".join(
+        "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+        for line in text.split("\n")
+    )
+
+
 class SSLKitError(Exception):
-    """Base of every error that is reported without a traceback. Logins in URIs are not shown."""
+    """Base of every error that is reported without a traceback. Logins in URIs are not shown, and
+    control characters are shown as escapes."""
 
     exit_code = 1
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(hide_logins(message))
+        super().__init__(printable(hide_logins(message)))
 
 
 class RecipeError(SSLKitError):
@@ -32,7 +42,7 @@ class RecipeError(SSLKitError):
     exit_code = 2
 
     def __init__(self, *problems: str) -> None:
-        self.problems = tuple(map(hide_logins, problems))
+        self.problems = tuple(printable(hide_logins(problem)) for problem in problems)
         super().__init__("\n".join(problems))
 
 

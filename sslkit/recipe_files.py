@@ -113,7 +113,10 @@ def copy_recipe(name: str, target: Path) -> Path:
 
 
 def read_recipe_text(path: Path) -> str:
-    """The text of a recipe file. Raises RecipeError."""
+    """The text of a recipe file. Raises RecipeError, for pipes and devices too: reading them may
+    never end. What the shell hands over below /dev (`<(...)`, `/dev/stdin`) is read."""
+    if path.exists() and not path.is_file() and not path.is_relative_to("/dev"):
+        raise RecipeError(f"{path}: is no regular file; expected a recipe")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

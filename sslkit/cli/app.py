@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sslkit import __version__
-from sslkit.errors import SSLKitError
+from sslkit.errors import SSLKitError, printable
 from sslkit.plugin_errors import describe_failure
 
 from . import exporting, images, listing, measuring, running, tracking
@@ -141,5 +141,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _fail(message: str, code: int) -> NoReturn:
     """Ends with a line on standard error for each problem."""
-    print("\n".join(f"error: {line}" for line in message.splitlines()), file=sys.stderr)
+    print("\n".join(f"error: {line}" for line in printable(message).splitlines()), file=sys.stderr)
     sys.exit(code)

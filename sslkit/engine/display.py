@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
+from sslkit.errors import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
@@ -78,7 +80,7 @@ class Display:
 
     def message(self, text: str) -> None:
         """A line of text."""
-        print(text, file=self.stream, flush=True)
+        print(printable(text), file=self.stream, flush=True)
 
     def close(self) -> None:
         """Training ended, for whatever reason."""
@@ -168,7 +170,7 @@ class TerminalDisplay(Display):
 
     def message(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._bar.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
         else:
             super().message(text)
 

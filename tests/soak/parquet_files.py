@@ -43,6 +43,8 @@ def make_parquet_file(generator: random.Random, folder: Path, stock: Stock) -> A
         source = source[:-1] + ", label_column: label}"
     if generator.random() < 0.15:
         source = source[:-1] + ", cache: cache}"
+    if generator.random() < 0.5:
+        source = source[:-1] + ", max_corrupt_fraction: 1.0}"
     command = pick(generator, {"embed": 4, "pack": 1, "validate": 2, "run": 2})
     return Attempt(command, data_arguments(command, source, stock), what)
 
@@ -62,9 +64,15 @@ def _write_table(generator: random.Random, path: Path, stock: Stock) -> str:
     from pyarrow import parquet
 
     rows = generator.choice([_ROWS, _ROWS, _ROWS, 0, 1, 2])
-    images = [encoded_image(generator)[1] for _ in range(rows)]
+    good = sorted(stock.images.rglob("*.png"))
+    images = [
+        encoded_image(generator)[1]
+        if generator.random() < odd
+        else generator.choice(good).read_bytes()
+        for odd in [generator.choice([0.0, 0.1, 1.0])] * rows
+    ]
     image_way, image_column = _image_column(generator, images, path.parent, stock)
-    label_way = generator.choice(sorted(_LABELS))
+    label_way = generator.choice([*sorted(_LABELS), *["int64"] * len(_LABELS)])
     columns = {generator.choice(["image"] * 8 + ["img", "", "a.b"]): image_column}
     with suppress(Exception):  # not every version of Arrow makes every type
         columns[generator.choice(["label"] * 6 + ["target", "fine_label", "class"])] = pa.array(
@@ -96,7 +104,7 @@ def _image_column(
     import pyarrow as pa
 
     way = pick(
-        generator, {"struct": 3, "paths": 3, "binary": 1, "large": 1, "view": 1, "fixed": 1,
+        generator, {"struct": 5, "paths": 3, "binary": 2, "large": 1, "view": 1, "fixed": 1,
                     "dictionary": 1, "list": 1, "nulls": 2, "text": 1, "numbers": 1, "odd": 2}
     )  # fmt: skip
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -112,7 +112,8 @@ def call_sslkit(arguments: list[str]) -> None:
     from sslkit.cli import main
 
     if arguments[:1] != ["load_encoder"]:
-        main(arguments)
+        sys.argv = ["sslkit", *arguments]
+        main()
         return
     import sslkit
     from sslkit.errors import SSLKitError

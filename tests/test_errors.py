@@ -1,0 +1,61 @@
+"""Messages that a terminal can show, whatever names and files hold."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from sslkit.cli import main
+from sslkit.engine.display import Display
+from sslkit.errors import DataError, RecipeError, printable
+from sslkit.recipe_files import read_recipe_text
+
+HARMFUL = "a\x1b[31mred\x07\r\u202egnp\x85\u2028z\udcff"
+SHOWN = r"a\x1b[31mred\x07\r\u202egnp\x85\u2028z\udcff"
+
+
+def test_control_characters_are_shown_as_escapes() -> None:
+    assert printable(HARMFUL) == SHOWN
+    assert printable("Zeile 1\nStraße é 名前 100 %") == "Zeile 1\nStraße é 名前 100 %"
+    assert str(DataError(HARMFUL)) == SHOWN
+    error = RecipeError(HARMFUL, "x")
+    assert error.problems == (SHOWN, "x")
+    assert str(error) == f"{SHOWN}\nx"
+
+
+def test_lines_of_a_run_show_them_too() -> None:
+    stream = io.StringIO()
+    Display(stream).message(f"warning: {HARMFUL}")
+    assert stream.getvalue() == f"warning: {SHOWN}\n"
+
+
+def test_the_command_shows_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", str(tmp_path / "no\x1b[2Jsuch.yaml")])
+    shown = capsys.readouterr().err
+    assert r"no\x1b[2Jsuch.yaml: no such file" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_pipe_is_no_recipe(tmp_path: Path) -> None:
+    """Reading it would wait for a writer for ever."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match=r"pipe\.yaml: is no regular file; expected a recipe"):
+        read_recipe_text(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    with pytest.raises(RecipeError, match=r"zero\.yaml: is no regular file"):
+        read_recipe_text(tmp_path / "zero.yaml")
+
+
+def test_what_the_shell_hands_over_is_read() -> None:
+    """`sslkit validate <(...)` names a pipe below /dev."""
+    reader, writer = os.pipe()
+    os.write(writer, b"name: x")
+    os.close(writer)
+    try:
+        assert read_recipe_text(Path(f"/dev/fd/{reader}")) == "name: x"
+    finally:
+        os.close(reader)
