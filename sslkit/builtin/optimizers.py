@@ -40,9 +40,14 @@ class SGD(Optimizer):
 
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         config = self.config
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             groups, momentum=config.momentum, nesterov=config.nesterov, fused=True
         )
+        # torch leaves the buffers of its first fused step uninitialised where float16 skips it.
+        for group in optimizer.param_groups if config.momentum else ():
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
 
 
 class AdamConfig(OptimizerConfig):

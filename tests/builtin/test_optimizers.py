@@ -95,3 +95,21 @@ def test_mistakes_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         component.Config(**{"lr": 0.1, **fields})
+
+
+def test_a_first_step_that_float16_skips_leaves_no_momentum() -> None:
+    """torch allocates the buffers of its fused step and writes them in the step that is skipped."""
+    weight = torch.nn.Parameter(torch.ones(4096))
+    made = SGD(SGD.Config(lr=0.1, momentum=0.9)).create(
+        [{"params": [weight], "lr": 0.1, "weight_decay": 0.0}]
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for gradient in (float("inf"), 1.0):
+        weight.grad = torch.full_like(weight, 2.0 * gradient)
+        scaler.scale(torch.zeros(()))
+        scaler.step(made)
+        scaler.update()
+        if gradient == float("inf"):
+            assert not made.state[weight]["momentum_buffer"].any()
+            assert bool((weight == 1.0).all())
+    torch.testing.assert_close(made.state[weight]["momentum_buffer"], torch.full((4096,), 2.0))

@@ -151,4 +151,4 @@ def test_metrics_cost_nothing_on_other_steps(tiny: Path, monkeypatch: pytest.Mon
         ["train.max_steps=5", "train.log_every_steps=1", "evaluate=[]"],
         display=Silent(),
     )
-    assert len(calls) * 2 == steps_read * 5, "steps 3 and 5 are logged, then all five"
+    assert len(calls) * 3 == steps_read * 5, "step 1 is checked, 3 and 5 are logged; then all five"
