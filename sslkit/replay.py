@@ -18,7 +18,7 @@ from .engine.loop import Training, checked_step
 from .errors import CheckpointError
 from .experiment import build, check, resolve
 from .recipe import load_recipe
-from .saved_runs import refuse_changes, refuse_other_data, restore
+from .saved_runs import refuse_changes, refuse_other_data, restore, step_of
 from .tracking.folder import RunFolder
 
 _RECORD_BYTES = 1 << 26
@@ -131,6 +131,6 @@ def _state_before(folder: RunFolder, record: dict[str, Any] | None) -> dict[str,
             state = load_checkpoint(path)
         except CheckpointError:
             continue
-        if state["step"] < record["step"]:
+        if step_of(state, str(path)) < record["step"]:
             return state
     return None

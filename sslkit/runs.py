@@ -46,6 +46,7 @@ from .saved_runs import (
     refuse_other_data,
     restore,
     save_encoder,
+    step_of,
     was_evaluated,
     why_stopped,
 )
@@ -176,9 +177,10 @@ def removed_on_failure(folder: RunFolder) -> Iterator[None]:
 
 def refuse_ended(state: Mapping[str, Any], facts: Facts, source: str) -> None:
     """Raises CheckpointError where a fork would have nothing left to train."""
-    if state["step"] >= facts.total_steps:
+    step = step_of(state, source)
+    if step >= facts.total_steps:
         raise CheckpointError(
-            f"{source}: is at step {state['step']}, and this recipe ends at step "
+            f"{source}: is at step {step}, and this recipe ends at step "
             f"{facts.total_steps}; raise train.epochs, or take the weights with backbone.weights"
         )
 

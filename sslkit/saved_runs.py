@@ -147,7 +147,9 @@ def read_state(run_or_checkpoint: Path) -> dict[str, Any]:
 
 
 def restore(experiment: Experiment, state: Mapping[str, Any], source: str) -> None:
-    """Puts a checkpoint's state into an experiment. Raises CheckpointError if it does not fit."""
+    """Puts a checkpoint's state into an experiment. Raises CheckpointError if it does not fit; the
+    experiment is then of no use, since parts of the state may have been taken over."""
+    step_of(state, source)
     mine = experiment.facts.steps_per_epoch
     if state.get("steps_per_epoch") != mine:
         raise CheckpointError(
@@ -156,11 +158,19 @@ def restore(experiment: Experiment, state: Mapping[str, Any], source: str) -> No
         )
     try:
         experiment.training.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a file of anybody's: any value may stand anywhere in it
         raise CheckpointError(
             f"{source}: its state does not fit this recipe ({misfit(error)}); to take over the "
             "backbone alone, start a run with backbone.weights"
         ) from error
+
+
+def step_of(state: Mapping[str, Any], source: str) -> int:
+    """The steps that a checkpoint has done. Raises CheckpointError where it does not say."""
+    step = state.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise CheckpointError(f"{source}: its step is {step!r:.40}; valid is a whole number from 0")
+    return step
 
 
 def misfit(error: Exception) -> str:
@@ -168,7 +178,8 @@ def misfit(error: Exception) -> str:
     others there are."""
     if isinstance(error, KeyError):
         return f"it has no entry {error}"
-    first, *others = [" ".join(line.split()).rstrip(".") for line in str(error).splitlines()]
+    lines = str(error).splitlines() or [type(error).__name__]
+    first, *others = [" ".join(line.split()).rstrip(".") for line in lines]
     others = [line for line in others if line]
     if not others:
         return first

@@ -7,7 +7,7 @@ with the first step."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -169,16 +169,17 @@ class Contract:
 
     # --- What networks give ------------------------------------------------------------------
 
-    @contextmanager
-    def watching(self, method: Method) -> Iterator[None]:
+    def watching(self, method: Method) -> AbstractContextManager[None]:
         """Checks what heads, losses and backbones give, while the block runs."""
-        handles = []
-        if self.open:
-            handles = [
-                module.register_forward_hook(check)
-                for module in method.modules()
-                if (check := self._check_of(module)) is not None
-            ]
+        return self._hooked(method) if self.open else nullcontext()
+
+    @contextmanager
+    def _hooked(self, method: Method) -> Iterator[None]:
+        handles = [
+            module.register_forward_hook(check)
+            for module in method.modules()
+            if (check := self._check_of(module)) is not None
+        ]
         try:
             yield
         finally:

@@ -22,12 +22,13 @@ from sslkit.builtin.losses import NTXent
 from sslkit.builtin.sources.synthetic import SyntheticReader
 from sslkit.data.prefetch import ordered_groups
 from sslkit.data.store import ImageStore
+from sslkit.engine.checkpoint import Checkpoints, load
 from sslkit.engine.display import Display, Silent
 from sslkit.engine.memory import is_out_of_memory
 from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, SSLKitError, TrainingError
 from sslkit.runs import start
-from sslkit.saved_runs import read_state
+from sslkit.saved_runs import read_state, step_of
 from sslkit.tracking.log import RunLog
 
 CALLBACK = "callbacks=[{name: augmented_views}]"
@@ -300,3 +301,34 @@ def test_a_fork_that_does_not_fit_says_why(
     assert message.endswith("start a run with backbone.weights")
     assert len(message) < 1000
     assert only_run() == source  # nothing is left of a run that never began
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("step",), "x"), (("step",), -1), (("step",), None), (("method",), 5), (("meter",), None),
+        (("meter", "losses"), 1), (("optimization",), []), (("optimization", "param_groups"), 3),
+        (("optimization", "param_groups"), [4]), (("optimization", "state"), 3), (("probe",), 7),
+    ],
+)  # fmt: skip
+def test_a_state_of_anybodys_is_refused_in_one_line(
+    tiny: Path, tmp_path: Path, place: tuple[str, ...], value: object
+) -> None:
+    source = start(str(tiny), ["train.max_steps=1", "evaluate=[]"], display=Silent()).run_dir
+    state = read_state(source)
+    inside: Any = state
+    for key in place[:-1]:
+        inside = inside[key]
+    inside[place[-1]] = value
+    kept = {key: value for key, value in state.items() if key not in ("format", "step")}
+    if place == ("step",):  # written last, so that it counts
+        checkpoints = Checkpoints(tmp_path / "other", keep=1)
+        path = checkpoints.save(1, kept)
+        state = {**load(path), "step": value}
+        with pytest.raises(CheckpointError, match=r"its step is .*; valid is a whole number"):
+            step_of(state, str(path))
+        return
+    path = Checkpoints(tmp_path / "other", keep=1).save(1, kept)
+    with pytest.raises(CheckpointError, match="its state does not fit this recipe") as caught:
+        start(str(tiny), ["evaluate=[]"], fork=path, display=Silent())
+    assert "\n" not in str(caught.value)
