@@ -40,7 +40,9 @@ def load_encoder(run_or_checkpoint: str | Path) -> Backbone:
     """The trained encoder of a run folder or checkpoint, in eval mode: (B, C, S, S) images in
     [0, 1] to (B, num_features); `.preprocess` says how to make such images.
 
-    Raises CheckpointError."""
+    Its batch statistics are those that the run is measured with. For a checkpoint they are computed
+    from the run's training images, which must be there; a finished run has them in a file. Raises
+    CheckpointError, also where such images are missing."""
     from .saved_runs import load_encoder as load
 
     return load(run_or_checkpoint)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .batch_statistics import calibrate_as_in_run
 from .data.store import ImageStore
 from .engine.display import Display
 from .engine.runtime import make_runtime
@@ -16,11 +17,16 @@ from .evaluation.features import state_digest
 from .experiment import (
     check_measuring,
     class_sizes,
+    conditions,
+    initial_method,
     make_method,
     make_suite,
     open_stores,
     resolve,
     run_tags,
+    say_missing_untrained,
+    untrained_networks,
+    without_starting_weights,
 )
 from .interfaces import Facts, Method, RunView, Tracker
 from .nn.weights import weight_file
@@ -45,7 +51,7 @@ from .saved_runs import (
     protocol_overrides,
     read_environment,
     run_folder_of,
-    without_starting_weights,
+    training_data_of,
 )
 from .tracking.environment import describe
 from .tracking.folder import RunFolder, new_run_id
@@ -53,8 +59,16 @@ from .tracking.log import RunLog, add_to_run, sync
 
 EVALUATIONS = "evaluations"
 """The folder of a run in which `sslkit eval` keeps what it measures."""
-_MEASURED = ("name", "seed", "data.", "augmentation.", "backbone.", "evaluate.")
-_MEASURED_IN_TRAIN = ("train.precision", "train.channels_last", "train.device")
+_MEASURED = (
+    "name",
+    "seed",
+    "data.",
+    "augmentation.",
+    "backbone.",
+    "evaluate.",
+    "evaluation_precision",
+)
+_MEASURED_IN_TRAIN = ("train.channels_last", "train.device")
 """Fields of a recipe that the measurement of a weight file depends on."""
 _EAGER = {"compile": False, "compile_augmentation": False, "cuda_graphs": False}
 """Fields that only speed up training, and that a machine may lack the compiler for."""
@@ -105,8 +119,8 @@ def evaluate_run(
     measured = _facts_of(stores, facts)
     if problems := check_recipe(without_starting_weights(recipe), measured, training=False):
         raise RecipeError(*problems)
-    untrained = make_method(recipe, facts)
-    results = _measure(recipe, stores, method, untrained, with_projection=True)
+    _calibrate(method, path, recipe, stores[0])
+    results = _measure(recipe, facts, stores, method, display, weights=False)
     return Measured(results, _keep(path, recipe, protocols, overrides, stores, results, display))
 
 
@@ -122,6 +136,15 @@ def _facts_of(stores: Stores, facts: Facts) -> Facts:
         test_has_labels=test is not None and test.labels is not None,
         class_sizes=sizes,
     )
+
+
+def _calibrate(method: Method, path: Path, recipe: Recipe, store: ImageStore) -> None:
+    """Gives the method of a run the batch statistics that the run measured it with: of its own
+    training images, whatever it is measured on. recipe, store: of the measurement."""
+    folder = run_folder_of(path)
+    saved = load_recipe(folder.recipe)
+    own = store if recipe.data == saved.data and recipe.seed == saved.seed else None
+    calibrate_as_in_run(method, saved, path, training_data_of(folder), own)
 
 
 def _refuse_others(path: Path) -> None:
@@ -141,18 +164,21 @@ def _is_in_a_run(checkpoint: Path) -> bool:
 
 
 def _measure(
-    recipe: Recipe, stores: Stores, method: Method, untrained: Method, *, with_projection: bool
+    recipe: Recipe, facts: Facts, stores: Stores, method: Method, display: Display, *, weights: bool
 ) -> FinalResults:
-    """Both methods with the protocols of the recipe. with_projection: whether the layers behind
-    the encoder are trained too, for protocols that ask for one."""
+    """A trained and the untrained method with the protocols of the recipe, the trained one with the
+    batch statistics that it has. weights: whether only the encoder is trained, by someone else."""
+    missing = say_missing_untrained(recipe, facts, display)
     runtime = make_runtime(recipe.train)
     runtime.prepare(method)
     suite = make_suite(recipe, runtime, *stores, recipe.augmentation.build(), method)
-    layers = method.projection_layers if with_projection else ()
-    trained = suite.run(method.encoder, 0, True, layers)
-    runtime.prepare(untrained)
-    layers = untrained.projection_layers if with_projection else ()
-    return FinalResults.collect(trained, suite.baselines(untrained.encoder, layers))
+    trained = suite.run(method.encoder, 0, True, () if weights else method.projection_layers)
+    untrained = None
+    if missing is None:
+        untrained = initial_method(without_starting_weights(recipe), facts, runtime)
+    networks = untrained_networks(untrained, with_projection=not weights)
+    measured = conditions(recipe, method.encoder, missing, given=weights)
+    return FinalResults.collect(trained, suite.baselines(*networks), conditions=measured)
 
 
 def _keep(
@@ -282,8 +308,7 @@ def evaluate_weights(
     digest = state_digest(method.encoder)
     if warning := _other_size(chosen, model, facts):
         display.message(f"warning: {warning}")
-    untrained = make_method(without_starting_weights(chosen), facts)
-    results = _measure(chosen, stores, method, untrained, with_projection=False)
+    results = _measure(chosen, facts, stores, method, display, weights=True)
     try:
         kept = _keep_apart(name, digest, chosen, stores, results)
     except (RunFolderError, OSError) as error:  # what was measured is shown all the same

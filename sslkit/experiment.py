@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from .data.evaluation import StoredImages, augmented_pairs, evaluation_batches
+from .data.evaluation import (
+    EVALUATION_BATCH,
+    StoredImages,
+    augmented_pairs,
+    evaluation_batches,
+)
 from .data.examine import examine
 from .data.loader import TrainLoader
 from .data.splits import Splits, open_splits
@@ -37,9 +43,11 @@ from .engine.runtime import (
 from .engine.state_check import StateCheck
 from .engine.torch_faults import Convolution, find_faulty, recorded_convolutions
 from .errors import PluginError, RecipeError
+from .evaluation.conditions import Conditions
 from .evaluation.features import eval_mode
 from .evaluation.results import SuiteResult
 from .evaluation.suite import EvaluationSuite
+from .evaluation.untrained import holds_weights
 from .interfaces import (
     Augmentation,
     Backbone,
@@ -51,17 +59,17 @@ from .interfaces import (
     Progress,
     RunView,
     Schedule,
+    Slot,
 )
+from .nn.batch_norm import has_batch_statistics
 from .nn.recompute import is_recomputed
-from .randomness import epoch_order, seeded
+from .randomness import seeded
 from .recipe import Recipe, backbone_name, check_recipe, components, flatten, recipe_hash
 from .tracking.environment import git_state
 from .tracking.folder import RunFolder
 from .tracking.log import RunLog
 
-_EVAL_BATCH = 512
 _MANY = 1_000_000
-_CALIBRATION_IMAGES = 10_000
 _SCHEDULE_POINTS = 200
 _LOG_STEPS = 50
 _LEAST_POINTS = 10
@@ -81,6 +89,8 @@ class Experiment:
     loader: TrainLoader
     suite: EvaluationSuite
     training: Training
+    no_untrained: str | None
+    """Why there is no untrained encoder to compare with, where there is none."""
 
     @property
     def method(self) -> Method:
@@ -100,9 +110,13 @@ class Experiment:
         self.training.log = log
         return log
 
-    def untrained(self) -> Method:
-        """The method as it was before the first step, made again from the seed."""
-        return untrained_method(self.recipe, self.facts, self.runtime)
+    def untrained(self) -> Method | None:
+        """The method with random weights from the seed: as it was before the first step, unless it
+        started from weights. None where there is no such thing."""
+        if self.no_untrained is not None:
+            return None
+        bare = without_starting_weights(self.recipe)
+        return initial_method(bare, self.facts, self.runtime)
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -157,8 +171,8 @@ def class_sizes(labels: NDArray[np.int64] | Tensor | None) -> tuple[int, ...]:
 
 
 def count_classes(reader: ImageReader) -> int | None:
-    """Number of classes; None without labels."""
-    if reader.labels is None:
+    """Number of classes; None without labels, also where every one is negative."""
+    if reader.labels is None or not (reader.labels >= 0).any():
         return None
     return len(reader.class_names) if reader.class_names else int(reader.labels.max()) + 1
 
@@ -211,12 +225,54 @@ def check_without_data(recipe: Recipe) -> None:
 def make_method(recipe: Recipe, facts: Facts) -> Method:
     """The method and its networks, initialised from the recipe's seed alone."""
     with seeded(recipe.seed, "initialisation"):
-        size = max(view.size for view in facts.views)
-        backbone = recipe.backbone.build(channels=facts.channels, image_size=size)
-        return recipe.method.build(backbone, facts)
+        return recipe.method.build(make_backbone(recipe, facts), facts)
 
 
-def untrained_method(recipe: Recipe, facts: Facts, runtime: Runtime) -> Method:
+def make_backbone(recipe: Recipe, facts: Facts) -> Backbone:
+    """The backbone, initialised from the generators as they are."""
+    size = max(view.size for view in facts.views)
+    return recipe.backbone.build(channels=facts.channels, image_size=size)
+
+
+def missing_untrained(recipe: Recipe, facts: Facts) -> str | None:
+    """Why there can be no untrained encoder to compare with: the backbone gets weights that do not
+    come from the seed, although it was asked for none. None where there can be one."""
+    bare, networks = without_starting_weights(recipe), []
+    for stream in ("initialisation", "another initialisation"):
+        with seeded(recipe.seed, stream):
+            networks.append(make_backbone(bare, facts))
+    if not holds_weights(*networks):
+        return None
+    slot = recipe.backbone
+    return (
+        f"backbone '{slot.name}' of {slot.distribution} {slot.version} has the same weights under "
+        f"two seeds, so they are not random; {slot.cls.__name__}.architecture must give a "
+        "config that loads none"
+    )
+
+
+def say_missing_untrained(recipe: Recipe, facts: Facts, display: Display) -> str | None:
+    """`missing_untrained`, said in the first lines, where a protocol would want the encoder."""
+    if not any(slot.cls.baselines for slot in recipe.evaluate):
+        return None
+    reason = missing_untrained(recipe, facts)
+    if reason is not None:
+        display.message(f"warning: no untrained baseline: {reason}")
+    return reason
+
+
+def without_starting_weights(recipe: Recipe) -> Recipe:
+    """The recipe with a backbone that is built without loading or downloading weights."""
+    return recipe.model_copy(update={"backbone": without_weights(recipe.backbone)})
+
+
+def without_weights(backbone: Slot[Backbone]) -> Slot[Backbone]:
+    """The backbone alone, in the same way."""
+    config = backbone.cls.architecture(backbone.config)
+    return Slot(backbone.cls, backbone.name, config, backbone.distribution, backbone.version)
+
+
+def initial_method(recipe: Recipe, facts: Facts, runtime: Runtime) -> Method:
     """The method as it was before the first step, made again from the seed, on the device."""
     method = make_method(recipe, facts)
     runtime.prepare(method)
@@ -251,6 +307,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
     recipe = settle(recipe, facts)
     runtime = make_runtime(recipe.train)
     train_store, test_store = open_stores(recipe, display)
+    no_untrained = say_missing_untrained(recipe, facts, display)
     augmentation = recipe.augmentation.build()
     check_repeatable(recipe, facts, train_store)
     loader = TrainLoader(
@@ -263,7 +320,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         compiled=runtime.compiled_augmentation,
     )
 
-    method = untrained_method(recipe, facts, runtime)
+    method = initial_method(recipe, facts, runtime)
     check_encoder(recipe, facts, runtime, method.encoder)
     check_convolutions(recipe, facts, runtime, method.encoder)
     if runtime.compiled:
@@ -293,15 +350,14 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         runtime,
         seed=recipe.seed,
         images=recipe.train.micro_batch_size or recipe.train.batch_size,
-        make_untrained=lambda: untrained_method(recipe, facts, runtime),
+        make_untrained=lambda: initial_method(recipe, facts, runtime),
     )
     suite = make_suite(
         recipe, runtime, train_store, test_store, augmentation, method, probe, loader.maker, peek
     )
 
     def evaluate(epoch: int) -> SuiteResult:
-        layers = method.projection_layers
-        found = suite.run(method.encoder, epoch, final=False, projection_layers=layers)
+        found = evaluate_calibrated(suite, method, epoch, final=False)
         if found.stops:  # before they are logged: a kill between the two forgets nothing
             step = training.progress.step
             folder.write_json(folder.stopped, {"step": step, "stops": dict(found.stops)})
@@ -332,26 +388,16 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         keep=folder.write_json,
     )
     return Experiment(
-        recipe, facts, folder, runtime, train_store, test_store, loader, suite, training
-    )
+        recipe, facts, folder, runtime, train_store, test_store, loader, suite, training,
+        no_untrained,
+    )  # fmt: skip
 
 
 def open_stores(recipe: Recipe, display: Display) -> tuple[ImageStore, ImageStore | None]:
     """Both splits, small images decoded into memory and examined."""
-    config = recipe.data.config
-    assert isinstance(config, DatasetConfig)
     splits = open_splits(recipe.data)
-
-    def store(reader: ImageReader) -> ImageStore:
-        return ImageStore(
-            reader,
-            max_corrupt_fraction=config.max_corrupt_fraction,
-            seed=recipe.seed,
-            num_threads=max(1, recipe.train.loader_threads),
-        )
-
-    train_store = store(splits.train)
-    test_store = store(splits.test) if splits.test is not None else None
+    train_store = open_store(recipe, splits.train)
+    test_store = open_store(recipe, splits.test) if splits.test is not None else None
     sizes = f"{len(train_store):,} training"
     sizes += f" and {len(test_store):,} test images" if test_store else " images, no test split"
     display.message(f"data: {recipe.data.name}, {sizes}, {train_store.place}")
@@ -359,6 +405,18 @@ def open_stores(recipe: Recipe, display: Display) -> tuple[ImageStore, ImageStor
     for note in train_store.notes:
         display.message(f"warning: data: {note}")
     return train_store, test_store
+
+
+def open_store(recipe: Recipe, reader: ImageReader) -> ImageStore:
+    """The images of a split of the recipe's data."""
+    config = recipe.data.config
+    assert isinstance(config, DatasetConfig)
+    return ImageStore(
+        reader,
+        max_corrupt_fraction=config.max_corrupt_fraction,
+        seed=recipe.seed,
+        num_threads=max(1, recipe.train.loader_threads),
+    )
 
 
 def check_encoder(recipe: Recipe, facts: Facts, runtime: Runtime, encoder: Backbone) -> None:
@@ -482,13 +540,19 @@ def make_suite(
     if probe is not None and takers:
         protocols.append(("online_probe", ProbeAccuracy.beside(takers, probe)))
 
-    def batches(store: ImageStore, rows: Tensor | None = None) -> Callable[[], Iterable[Tensor]]:
-        return lambda: evaluation_batches(store, preprocess, _EVAL_BATCH, runtime.device, rows)
+    def batches(store: ImageStore) -> Callable[[], Iterable[Tensor]]:
+        return lambda: evaluation_batches(store, preprocess, EVALUATION_BATCH, runtime.device)
 
-    # In random order: folders are sorted by class, and batches of one class would bias the
-    # statistics of the untrained baseline.
-    calibration = epoch_order(recipe.seed, 0, len(train_store))[:_CALIBRATION_IMAGES]
-
+    images = StoredImages(
+        train_store,
+        test_store,
+        preprocess,
+        seed=recipe.seed,
+        device=runtime.device,
+        precision=recipe.evaluation_precision,
+        channels_last=recipe.train.channels_last,
+        maker=maker,
+    )
     return EvaluationSuite(
         protocols,
         train_batches=batches(train_store),
@@ -499,25 +563,45 @@ def make_suite(
         num_test=len(test_store) if test_store is not None else 0,
         device=runtime.device,
         class_names=train_store.class_names or (),
-        calibration_batches=batches(train_store, calibration),
+        calibrate=images.calibrate,
         positive_pairs=lambda num: augmented_pairs(
             train_store, augmentation, num, recipe.seed, runtime.device, maker
         ),
         embeddings=None if peek is None else (peek.now, peek.untrained),
-        images=StoredImages(
-            train_store,
-            test_store,
-            preprocess,
-            seed=recipe.seed,
-            device=runtime.device,
-            precision=recipe.train.precision,
-            channels_last=recipe.train.channels_last,
-            maker=maker,
-        ),
+        must_not_collapse=method.must_not_collapse,
+        images=images,
         seed=recipe.seed,
-        precision=recipe.train.precision,
+        precision=recipe.evaluation_precision,
         channels_last=recipe.train.channels_last,
     )
+
+
+def evaluate_calibrated(
+    suite: EvaluationSuite, method: Method, epoch: int, final: bool
+) -> SuiteResult:
+    """Measures a method with the batch statistics of a run's training images; its own stay."""
+    encoder, layers = method.encoder, method.projection_layers
+    with suite.calibrated(encoder, layers) as seconds:
+        return suite.run(encoder, epoch, final, layers, calibration_seconds=seconds)
+
+
+def untrained_networks(
+    method: Method | None, *, with_projection: bool = True
+) -> tuple[Backbone | None, Sequence[nn.Module]]:
+    """What `EvaluationSuite.baselines` takes. with_projection: whether projection layers count."""
+    if method is None:
+        return None, ()
+    return method.encoder, method.projection_layers if with_projection else ()
+
+
+def conditions(
+    recipe: Recipe, encoder: nn.Module, no_untrained: str | None, *, given: bool = False
+) -> Conditions:
+    """How the numbers of an evaluation come about. given: whether the encoder is measured with the
+    batch statistics that its weights came with."""
+    kind: Literal["calibrated", "given"] = "given" if given else "calibrated"
+    statistics = kind if has_batch_statistics(encoder) else None
+    return Conditions(recipe.evaluation_precision, statistics, no_untrained)
 
 
 def check_projection(

@@ -661,6 +661,12 @@ class ParamGroup:
     """Clips each tensor of this group on its own (DINO); `train.max_grad_norm` clips the whole."""
 
 
+Apart = Literal["spread", "prototypes"]
+"""How to tell whether images are kept apart: `spread`, by the spread of their embeddings;
+`prototypes`, by how many prototypes are in use, for probabilities over them, or other scores of
+which the highest is assigned."""
+
+
 class Method(Component, nn.Module, ABC):
     """A self-supervised method. Constructed as `cls(config, backbone, facts)`.
 
@@ -673,6 +679,11 @@ class Method(Component, nn.Module, ABC):
 
     kind = "method"
     requires_labels: ClassVar[bool] = False
+    must_not_collapse: Mapping[str, Apart] | None = None
+    """Entries of `embed` that keep the images of a batch apart in a healthy run, each judged on its
+    own, at every view, by the protocol `collapse`; one that does not, such as a predictor that
+    begins by predicting the mean, is left out. None: every entry but "features"; probabilities are
+    taken as those over prototypes."""
 
     def __init__(self, config: Any, backbone: Backbone, facts: Facts) -> None:
         super().__init__()
@@ -871,7 +882,7 @@ class Images(ABC):
     preprocess: Preprocess
     """Of the encoder: what `preprocessed` does."""
     precision: Precision
-    """Number format of the run's activations; see `autocast`."""
+    """Number format of activations in evaluation; see `autocast`."""
     channels_last: bool
     """Whether the run keeps images and networks so; batches come in this layout."""
 
@@ -898,6 +909,12 @@ class Images(ABC):
         """(B, C, S, S) float32 in [0, 1]: the images as the encoder is evaluated on them, once
         each and in order, the last batch partial. rows: (n,) positions, default all."""
 
+    @abstractmethod
+    def calibrate(self, network: nn.Module) -> None:
+        """Gives the BatchNorm layers of a network the statistics with which every encoder is
+        measured, in place: those of training images, prepared as for evaluation. For networks that
+        a protocol has trained, before it measures them; costs nothing without BatchNorm."""
+
     def labelled(self, split: Literal["train", "test"]) -> Tensor:
         """Positions of the images that have a label; the rows of `Subject.bank`, where a protocol
         requires labels, are these."""
@@ -905,8 +922,7 @@ class Images(ABC):
         return torch.arange(0) if labels is None else (labels >= 0).nonzero().squeeze(1)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The precision in which the run's networks compute, float32 where that is `fp16`; losses
-        belong outside."""
+        """The precision of evaluation, float32 where that is `fp16`; losses belong outside."""
         # float16 would need a scaled loss, which every protocol would have to know of.
         return autocast(self.device, "fp32" if self.precision == "fp16" else self.precision)
 
@@ -929,6 +945,8 @@ class Subject:
     present for the trained encoder, during and at the end of a run."""
     untrained_embeddings: Callable[[], Mapping[str, Tensor]] | None = None
     """The same batch, through the method as it was before the first step."""
+    must_not_collapse: Mapping[str, Apart] | None = None
+    """What the method says of these embeddings; see `Method.must_not_collapse`."""
     images: Images | None = None
     """The images themselves; None for raw pixels."""
     projection_layers: Sequence[nn.Module] = ()

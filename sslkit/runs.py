@@ -26,7 +26,15 @@ from .engine.memory import (
 )
 from .engine.signals import StopSignals
 from .errors import CheckpointError, RecipeError, SSLKitError, TrainingError, hide_logins
-from .experiment import Experiment, build, check, check_without_data, resolve
+from .experiment import (
+    Experiment,
+    build,
+    check,
+    check_without_data,
+    conditions,
+    resolve,
+    untrained_networks,
+)
 from .interfaces import Facts, Progress, resolve_component
 from .plugin_errors import describe_failure
 from .plugins import load_plugins
@@ -346,19 +354,16 @@ def how_to_go_on(experiment: Experiment, reason: str) -> str:
 
 def finish(experiment: Experiment, log: RunLog) -> FinalResults:
     """Measures the last epoch beside the baselines; writes encoder, results and report."""
-    folder, training = experiment.folder, experiment.training
-    log.artifact(save_encoder(experiment))  # a tracker takes it only where its recipe says so
+    folder, training, suite = experiment.folder, experiment.training, experiment.suite
+    encoder, layers = experiment.method.encoder, experiment.method.projection_layers
     training.display.message("evaluating the last epoch and the baselines")
     training.evaluating = True
     with training.runtime.eager():
-        trained = experiment.suite.run(
-            training.method.encoder,
-            training.progress.epochs_done,
-            final=True,
-            projection_layers=training.method.projection_layers,
-        )
-        untrained = experiment.untrained()
-        baselines = experiment.suite.baselines(untrained.encoder, untrained.projection_layers)
+        with suite.calibrated(encoder, layers) as seconds:  # what is measured is what is exported
+            log.artifact(save_encoder(experiment))  # a tracker takes it where its recipe says so
+            epochs = training.progress.epochs_done
+            trained = suite.run(encoder, epochs, True, layers, calibration_seconds=seconds)
+        baselines = suite.baselines(*untrained_networks(experiment.untrained()))
     for protocol, found in {**trained.warnings, **trained.stops}.items():
         training.display.message(f"warning: the last epoch: {protocol}: {found}")
     metrics = {**trained.metrics, **baselines.metrics}
@@ -369,7 +374,8 @@ def finish(experiment: Experiment, log: RunLog) -> FinalResults:
         for callback in training.callbacks:
             callback.on_evaluation(training.run, metrics, training.progress)
 
-    results = FinalResults.collect(trained, baselines, cost if metrics else None)
+    measured = conditions(experiment.recipe, encoder, experiment.no_untrained)
+    results = FinalResults.collect(trained, baselines, cost if metrics else None, measured)
     for artifact in write_report(experiment, results):
         log.artifact(artifact, artifact.parent.relative_to(folder.path).as_posix().strip("."))
     folder.write_json(RESULTS, results.to_json())

@@ -8,16 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
+from .batch_statistics import calibrate_as_in_run
 from .engine.checkpoint import Checkpoints
 from .engine.checkpoint import load as load_checkpoint
 from .errors import CheckpointError, RecipeError, RunFolderError, TrainingError
-from .experiment import Experiment, make_method
+from .experiment import Experiment, make_method, without_starting_weights, without_weights
 from .files import read_json, reason
-from .interfaces import Backbone, Facts, Method, Slot, resolve_component
+from .interfaces import Backbone, Facts, Method, resolve_component
 from .nn import safetensors_file
+from .nn.batch_norm import has_batch_statistics
 from .recipe import Derived, Recipe, components, hashed_view, load_recipe, recipe_hash
 from .tracking.atomic import UMASK
 from .tracking.folder import RunFolder, sanitise_name
@@ -212,16 +215,6 @@ def load_method(
     return recipe, facts, method
 
 
-def without_starting_weights(recipe: Recipe) -> Recipe:
-    """The recipe with a backbone that is built without loading or downloading weights."""
-    return recipe.model_copy(update={"backbone": _bare(recipe.backbone)})
-
-
-def _bare(backbone: Slot[Backbone]) -> Slot[Backbone]:
-    config = backbone.cls.architecture(backbone.config)
-    return Slot(backbone.cls, backbone.name, config, backbone.distribution, backbone.version)
-
-
 def run_folder_of(run_or_checkpoint: Path) -> RunFolder:
     """The run folder that a path is, or that a checkpoint lies in. Raises RunFolderError."""
     path = run_or_checkpoint
@@ -315,9 +308,25 @@ def load_encoder(run_or_checkpoint: str | Path) -> Backbone:
     path = Path(run_or_checkpoint)
     if path.is_dir() and (path / "encoder.safetensors").exists():
         path = path / "encoder.safetensors"
-    from_file = path.suffix == ".safetensors"
-    encoder = _encoder_from_file(path) if from_file else load_method(path)[2].encoder
-    return encoder.eval()
+    if path.suffix == ".safetensors":
+        return _encoder_from_file(path).eval()
+    return load_measured_method(path)[2].encoder.eval()
+
+
+def load_measured_method(run_or_checkpoint: Path) -> tuple[Recipe, Facts, Method]:
+    """`load_method` with the batch statistics with which the run measures and exports its encoder:
+    those of its training images, which must be there where the encoder has BatchNorm."""
+    recipe, facts, method = load_method(run_or_checkpoint)
+    if has_batch_statistics(method.encoder):
+        fingerprint = training_data_of(run_folder_of(run_or_checkpoint))
+        calibrate_as_in_run(method, recipe, run_or_checkpoint, fingerprint)
+    return recipe, facts, method.to(memory_format=torch.contiguous_format)
+
+
+def training_data_of(folder: RunFolder) -> str | None:
+    """The fingerprint of the training images of a run, where it is recorded."""
+    data = read_environment(folder.path).get("data")
+    return str(data["train"]) if isinstance(data, Mapping) and "train" in data else None
 
 
 def input_channels(run_or_checkpoint: str | Path) -> int:
@@ -333,7 +342,8 @@ def _encoder_from_file(path: Path) -> Backbone:
 
     described = encoder_metadata(path)
     slot = resolve_component(load_plugins().registry, "backbone", described["backbone"])
-    encoder: Backbone = _bare(slot).build(  # the file has the weights: nothing else is loaded
+    bare = without_weights(slot)  # the file has the weights: nothing else is loaded
+    encoder: Backbone = bare.build(
         channels=described["channels"], image_size=described["image_size"]
     )
     try:

@@ -18,7 +18,7 @@ LAYERS = (
     ("cli", "__main__"),
     ("comparison",),
     ("runs", "plan", "replay", "embedding", "evaluations", "export"),
-    ("saved_runs",),
+    ("saved_runs", "batch_statistics"),
     ("report",),
     ("experiment",),
     ("engine", "evaluation", "tracking", "data"),

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslkit.data.evaluation import evaluation_batches
+from sslkit.data.evaluation import calibrate, evaluation_batches
 from sslkit.data.splits import open_splits
 from sslkit.data.store import ImageStore
 from sslkit.engine.runtime import resolve_device
 from sslkit.errors import DataError, RecipeError
-from sslkit.evaluation.features import calibrate_batch_norm, count_not_finite, extract
-from sslkit.experiment import make_method
+from sslkit.evaluation.features import count_not_finite, extract
+from sslkit.experiment import make_method, missing_untrained, without_starting_weights
 from sslkit.interfaces import Backbone, DatasetConfig, ImageReader
 from sslkit.randomness import epoch_order, random_subset, seeded
 from sslkit.recipe import Recipe
@@ -23,7 +23,7 @@ from sslkit.report.comparison.gallery import Thumbnail, choose_queries, thumbnai
 from sslkit.report.comparison.record import RunRecord
 from sslkit.report.maps import choose_images, class_name
 from sslkit.report.packing import available_cores
-from sslkit.saved_runs import load_encoder, read_facts, without_starting_weights
+from sslkit.saved_runs import load_encoder, read_facts
 
 _BATCH = 256
 _SEED = 0
@@ -50,7 +50,6 @@ class ShownImages:
         )
         chosen = random_subset(_SEED, "neighbours/gallery", len(self.train), _GALLERY)
         self.gallery = chosen[epoch_order(_SEED, 0, len(chosen))]
-        """In random order: an untrained encoder takes its batch statistics from them too."""
 
     def queries_shown(self) -> list[Thumbnail]:
         """The queries as small pictures."""
@@ -74,21 +73,27 @@ class EncoderFeatures:
 def features_of(
     subject: str, record: RunRecord, images: ShownImages, *, trained: bool, with_gallery: bool
 ) -> EncoderFeatures:
-    """Features by the encoder of a run, or by the one that it began with, whose batch statistics
-    are calibrated on the gallery. In float32, on the device of the run where it is here.
+    """Features by the encoder of a run, with the batch statistics that it is exported with, or by
+    the same network with random weights and statistics of the same images. In float32, on the
+    device of the run where it is here.
 
     Raises DataError where features are not finite, and what loading an encoder raises."""
     device = _device(record.recipe)
     if trained and record.images_seen:
         encoder = load_encoder(record.path).to(device)
-    elif trained or not record.images_seen:  # weights that were only measured
-        encoder = _measured(record.recipe, images, trained=trained).to(device)
-        batches = _batches(images.train, encoder, images.gallery, device)
-        encoder = encoder if trained else _calibrated(encoder, batches)
+    elif trained:  # weights that were only measured
+        encoder = _measured(record.recipe, images, trained=True).to(device)
     else:
-        encoder = make_method(record.recipe, read_facts(record.path)).encoder.to(device)
-        batches = _batches(images.train, encoder, images.gallery, device)
-        encoder = _calibrated(encoder, batches)
+        encoder = _untrained(record, images).to(device)
+        calibrate(
+            encoder,
+            images.train,
+            encoder.preprocess,
+            seed=record.seed,
+            device=device,
+            precision="fp32",
+            channels_last=False,
+        )
 
     def features(store: ImageStore, rows: Tensor) -> Tensor:
         if not len(rows):
@@ -108,6 +113,16 @@ def features_of(
     )
 
 
+def _untrained(record: RunRecord, images: ShownImages) -> Backbone:
+    """The network of a run or of measured weights, with random weights."""
+    if not record.images_seen:
+        return _measured(record.recipe, images, trained=False)
+    facts = read_facts(record.path)
+    if reason := missing_untrained(record.recipe, facts):
+        raise DataError(f"no untrained encoder: {reason}")
+    return make_method(without_starting_weights(record.recipe), facts).encoder
+
+
 def _measured(recipe: Recipe, images: ShownImages, *, trained: bool) -> Backbone:
     """The network with the weights that the recipe names, or as it is without them."""
     chosen = recipe if trained else without_starting_weights(recipe)
@@ -116,12 +131,6 @@ def _measured(recipe: Recipe, images: ShownImages, *, trained: bool) -> Backbone
         encoder = chosen.backbone.build(channels=images.train.channels, image_size=size)
     assert isinstance(encoder, Backbone)
     return encoder.eval()
-
-
-def _calibrated(encoder: Backbone, batches: Iterator[Tensor]) -> Backbone:
-    found = calibrate_batch_norm(encoder, batches)
-    assert isinstance(found, Backbone)
-    return found
 
 
 def _batches(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslkit.data.loader import TrainLoader
 from sslkit.data.prefetch import ordered_groups
@@ -18,9 +18,13 @@ from sslkit.data.store import ImageStore
 from sslkit.data.views import Chunk, ViewMaker, view_maker
 from sslkit.errors import DataError
 from sslkit.interfaces import Augmentation, Batch, Images, Preprocess
+from sslkit.nn.batch_norm import calibrate_batch_norm, has_batch_statistics
 from sslkit.nn.numerics import Precision
-from sslkit.randomness import SampleRandom, stream_key
+from sslkit.randomness import SampleRandom, epoch_order, stream_key
 
+EVALUATION_BATCH = 512
+"""Images that an encoder is given at a time."""
+_CALIBRATION_IMAGES = 10_000
 _PAIR_CHUNK = 256
 _DECODE_CHUNK = 16
 
@@ -47,6 +51,34 @@ def evaluation_batches(
     for rows in torch.split(indices, batch_size):
         images = store.resident.index_select(0, rows).to(device)
         yield prepare_for_encoder(images / 255.0, preprocess)
+
+
+def calibration_rows(num_images: int, seed: int) -> Tensor:
+    """Positions (M,) of the training images whose batch statistics every encoder gets, in random
+    order: folders are sorted by class, and batches of one class would bias the statistics."""
+    return epoch_order(seed, 0, num_images)[:_CALIBRATION_IMAGES]
+
+
+def calibrate(
+    network: nn.Module,
+    store: ImageStore,
+    preprocess: Preprocess,
+    *,
+    seed: int,
+    device: torch.device,
+    precision: Precision,
+    channels_last: bool,
+) -> None:
+    """Gives a network the batch statistics with which it is measured and exported, in place: those
+    of up to 10,000 training images, prepared as for evaluation. See `calibrate_batch_norm`.
+
+    store: the training split. seed: of the recipe. Raises DataError."""
+    if not has_batch_statistics(network):
+        return
+    rows = calibration_rows(len(store), seed)
+    batches = evaluation_batches(store, preprocess, EVALUATION_BATCH, device, rows)
+    with closing(batches):
+        calibrate_batch_norm(network, batches, precision=precision, channels_last=channels_last)
 
 
 def _decoded_batches(
@@ -135,6 +167,7 @@ class StoredImages(Images):
         self.channels_last = channels_last
         self._train = train
         self._test = test
+        self._recipe_seed = seed
         self._seed = stream_key(seed, "evaluation", "images")[0]
         self._maker = maker
 
@@ -170,6 +203,17 @@ class StoredImages(Images):
         with closing(batches):
             for images in batches:
                 yield images.contiguous(memory_format=self._layout)
+
+    def calibrate(self, network: nn.Module) -> None:
+        calibrate(
+            network,
+            self._train,
+            self.preprocess,
+            seed=self._recipe_seed,
+            device=self.device,
+            precision=self.precision,
+            channels_last=self.channels_last,
+        )
 
     @property
     def _layout(self) -> torch.memory_format:

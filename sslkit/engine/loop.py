@@ -187,7 +187,7 @@ def train(training: Training, stop: StopSignals) -> None:
 
 def checked_step(
     t: Training, batch: Batch, *, log: bool = False
-) -> tuple[StepOutput, Mapping[str, Tensor]]:
+) -> tuple[StepOutput, Mapping[str, Tensor | float]]:
     """`train_step`, whose numbers that are not finite become a TrainingError with the reason."""
     try:
         return train_step(t, batch, log=log)

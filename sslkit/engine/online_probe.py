@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Subject
+from sslkit.nn.deferred import Deferred
 from sslkit.randomness import seeded
 
 
@@ -39,33 +40,42 @@ class OnlineProbe:
             self.linear.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay
         )
 
-    def step(self, features: Tensor, labels: Tensor, lr_factor: float) -> dict[str, Tensor]:
-        """One step. features: (B, F) or (B, V, F); labels: (B,). Returns loss and top-1 on the
-        batch, before the step, as scalars on the device."""
+    def step(
+        self, features: Tensor, labels: Tensor, lr_factor: float
+    ) -> Mapping[str, Tensor | float]:
+        """One step. features: (B, F) or (B, V, F); labels: (B,), negative where an image has none:
+        it counts for the standardisation alone. Returns loss and top-1 on the labelled images of
+        the batch, before the step, as scalars on the device; nothing where there are none."""
         flat = features.detach().reshape(-1, features.shape[-1]).float()
-        repeats = flat.shape[0] // len(labels)
-        targets = labels.repeat_interleave(repeats)
+        targets = labels.repeat_interleave(flat.shape[0] // len(labels))
+        known = targets >= 0
+        count = known.sum()
         device_type = flat.device.type
         with torch.enable_grad(), torch.autocast(device_type, enabled=False):
             logits = self.classifier(flat)
-            loss = F.cross_entropy(logits, targets)
+            losses = F.cross_entropy(
+                logits, targets.where(known, -1), ignore_index=-1, reduction="sum"
+            )
+            loss = losses / count.clamp_min(1)  # 0 without labels, where a mean is not a number
             loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.param_groups[0]["lr"] = self.lr * lr_factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        accuracy = (logits.detach().argmax(1) == targets).float().mean()
-        return {"online_probe/loss": loss.detach(), "online_probe/top1": accuracy}
+        hits = ((logits.detach().argmax(1) == targets) & known).sum()
+        found = {"online_probe/loss": loss.detach(), "online_probe/top1": hits / count}
+        return Deferred(lambda: found if count > 0 else {})
 
     @torch.no_grad()
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
-        """Top-1 on (N, F) features, 0 to 1."""
+        """Top-1 on (N, F) features, 0 to 1; images without a label are left out."""
         device = self.linear.weight.device
+        known = labels >= 0
         self.classifier.eval()
         try:
-            predicted = self.classifier(features.to(device)).argmax(1)
+            predicted = self.classifier(features[known].to(device)).argmax(1)
         finally:
             self.classifier.train()
-        return float((predicted == labels.to(device)).float().mean())
+        return float((predicted == labels[known].to(device)).float().mean())
 
     def state_dict(self) -> dict[str, Any]:
         """Classifier and optimiser."""

@@ -22,7 +22,7 @@ Embeddings = dict[str, Tensor]
 
 def train_step(
     t: Training, batch: Batch, *, log: bool = False
-) -> tuple[StepOutput, Mapping[str, Tensor]]:
+) -> tuple[StepOutput, Mapping[str, Tensor | float]]:
     """One optimiser step on one batch; also the online probe's metrics.
 
     log: whether this step is logged. Without it the method's metrics are not read, and are empty.

@@ -70,6 +70,11 @@ class Collector:
         yield
         self.timings[part] = self.timings.get(part, 0.0) + time.perf_counter() - start
 
+    def calibrated(self, subject: str, seconds: float) -> None:
+        """Counts the seconds that batch statistics took; none leave no entry."""
+        if seconds > 0.0:
+            self.timings[f"calibration/{subject}"] = seconds
+
     def add(self, protocol: Protocol, subject: str, found: Evaluation) -> None:
         if not isinstance(found, Evaluation):
             raise TypeError(

@@ -5,19 +5,17 @@ Shapes: B images of a batch, N images of a split, C channels, S side in pixels, 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslkit.interfaces import FeatureBank
-from sslkit.nn.numerics import Precision, autocast
+from sslkit.nn.numerics import Precision, autocast, exact_float32
 
 DEVICE_BYTES = 1 << 31
 """Features of both splits up to this size stay on the training device, others in CPU memory."""
@@ -78,7 +76,7 @@ def extract(
     device = next((p.device for p in encoder.parameters()), None)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     rows = _Rows(room)
-    with frozen(encoder):
+    with frozen(encoder), exact_float32():
         for images in batches:
             images = images.to(device=device, memory_format=layout)
             with autocast(images.device, precision):
@@ -164,99 +162,3 @@ def count_not_finite(features: Tensor) -> int:
     """Rows that hold a NaN or an infinity."""
     blocks = torch.split(features, _CHECKED_ROWS)
     return sum(int((~block.isfinite().all(dim=1)).sum()) for block in blocks)
-
-
-# --- Calibrated batch statistics ------------------------------------------------------------------
-
-
-class _PooledMoments:
-    """Mean and variance per channel over all inputs of a BatchNorm layer, merged batch by batch
-    (Chan et al. 1979) in float64 where the device has it."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Tensor | None = None
-        self.squares: Tensor | None = None  # sum of squared deviations from the mean
-
-    def hook(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """A forward pre-hook."""
-        values = inputs[0].detach()
-        if values.device.type != "mps":
-            values = values.double()
-        values = values.transpose(0, 1).flatten(1)  # (channels, B * positions)
-        count, mean = values.shape[1], values.mean(dim=1)
-        squares = (values - mean[:, None]).square().sum(dim=1)
-        if self.mean is None or self.squares is None:
-            self.count, self.mean, self.squares = count, mean, squares
-            return
-        total, shift = self.count + count, mean - self.mean
-        self.mean = self.mean + shift * (count / total)
-        self.squares = self.squares + squares + shift.square() * (self.count * count / total)
-        self.count = total
-
-    def write(self, layer: _BatchNorm) -> None:
-        """Puts the moments into the running statistics; the variance is the unbiased one, as
-        torch keeps it."""
-        if self.mean is None or self.squares is None:
-            return  # the layer took no part in the forward pass
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        layer.running_mean.copy_(self.mean)
-        layer.running_var.copy_(self.squares / max(self.count - 1, 1))
-
-
-def calibrate_batch_norm(
-    encoder: nn.Module,
-    batches: Iterable[Tensor],
-    *,
-    precision: Precision = "fp32",
-    channels_last: bool = False,
-) -> nn.Module:
-    """A copy of the encoder, in evaluation mode, whose BatchNorm layers hold the statistics of
-    these images. A fresh encoder has mean 0 and variance 1 there, which is wrong for every layer,
-    so an untrained baseline without this step is weaker than it should be.
-
-    The statistics are the cumulative average over the batches, pooled: a layer's mean and
-    variance are those of all its inputs. As in training, activations reach the next layer
-    normalised by their own batch, so batches should be drawn at random and not sorted by class.
-    Other layers (dropout) stay in evaluation mode. The copy of an encoder without BatchNorm is
-    equal to the encoder. Compare "PreciseBN" (Wu and Johnson 2021, arXiv:2105.07576)."""
-    encoder = copy.deepcopy(encoder).eval()
-    layers = [
-        module
-        for module in encoder.modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
-    ]
-    if not layers:
-        return encoder
-    moments = [_PooledMoments() for _ in layers]
-    assert layers[0].running_mean is not None
-    device = layers[0].running_mean.device
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    with ExitStack() as stack, torch.no_grad():
-        for layer, collect in zip(layers, moments, strict=True):
-            layer.train()
-            stack.callback(layer.register_forward_pre_hook(collect.hook).remove)
-        for images in _without_single_images(batches):
-            images = images.to(device=device, memory_format=layout)
-            with autocast(device, precision):
-                encoder(images)
-    with torch.no_grad():
-        for layer, collect in zip(layers, moments, strict=True):
-            collect.write(layer)
-    return encoder.eval()
-
-
-def _without_single_images(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The batches, with a batch of one image joined to the one before: one image has no batch
-    statistics."""
-    held: Tensor | None = None
-    for images in batches:
-        if held is not None and len(images) == 1:
-            held = torch.cat([held, images])
-            continue
-        if held is not None:
-            yield held
-        held = images
-    if held is not None:
-        yield held

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from sslkit.nn.numerics import exact_float32
 from sslkit.randomness import seeded
 
 from .features import encoder_state
@@ -16,14 +17,9 @@ from .features import encoder_state
 @contextmanager
 def isolated(seed: int, key: str) -> Iterator[None]:
     """A protocol draws from its own seed, the same for every subject, leaves the generators of
-    the training run alone, and multiplies float32 matrices in float32."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with seeded(seed, "evaluation", key), torch.enable_grad():
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    the training run alone, and computes float32 in float32."""
+    with exact_float32(), seeded(seed, "evaluation", key), torch.enable_grad():
+        yield
 
 
 @contextmanager

@@ -9,25 +9,29 @@ Failures. An evaluation never ends a run. A protocol that raises is reported as 
 exception as the reason and its traceback in `SuiteResult.errors`, and a warning is given; so is
 one that changes the encoder, which is put back to the bit. Only unreadable data, or an encoder
 that cannot run at all, raises.
+
+Batch statistics. A network is measured with the statistics that it has: `calibrated` gives it those
+that every encoder of a run is measured with, and takes them away again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from sslkit.interfaces import Evaluator, FeatureBank, Images, Subject
+from sslkit.interfaces import Apart, Evaluator, FeatureBank, Images, Subject
+from sslkit.nn.batch_norm import calibrate_batch_norm, has_batch_statistics, kept_batch_statistics
 from sslkit.nn.numerics import Precision
 
 from .collector import Collector, Protocol, named_protocols
 from .features import (
     Room,
-    calibrate_batch_norm,
     centre_,
     count_not_finite,
     eval_mode,
@@ -74,8 +78,9 @@ class EvaluationSuite:
         device: torch.device | None = None,
         class_names: Sequence[str] | None = None,
         positive_pairs: Callable[[int], tuple[Tensor, Tensor]] | None = None,
-        calibration_batches: Batches | None = None,
+        calibrate: Callable[[nn.Module], None] | None = None,
         embeddings: tuple[Embeddings, Embeddings] | None = None,
+        must_not_collapse: Mapping[str, Apart] | None = None,
         images: Images | None = None,
         seed: int = 0,
         precision: Precision = "fp32",
@@ -86,9 +91,9 @@ class EvaluationSuite:
         take no more memory than they need. device: where protocols compute; default: where the
         features are.
         positive_pairs(n): two views of n images, each (n, C, S, S) in [0, 1].
-        calibration_batches: training images in random order for the statistics of the untrained
-        baseline; `train_batches` where None.
-        embeddings: of one batch, by the method that is trained and by the untrained one.
+        calibrate: see `Images.calibrate`; None: on all of `train_batches`.
+        embeddings: of one batch, by the method that is trained and by the same before its first
+        step; must_not_collapse: see `Subject`.
         images: the same images, for protocols that train networks of their own."""
         self._protocols = named_protocols(evaluators)
         self._train_batches = train_batches
@@ -99,8 +104,9 @@ class EvaluationSuite:
         self._num_test = len(test_labels) if test_labels is not None else num_test
         self._class_names = tuple(class_names or numbered_classes(train_labels, test_labels))
         self._positive_pairs = positive_pairs
-        self._calibration_batches = calibration_batches or train_batches
+        self._calibrate = calibrate or self._calibrate_on_all
         self._embeddings = embeddings
+        self._must_not_collapse = must_not_collapse
         self._images = images
         self._device = device
         self._seed = seed
@@ -119,32 +125,53 @@ class EvaluationSuite:
         """Whether a protocol that is then due needs features, and not images alone."""
         return any(protocol.evaluator.uses_features for protocol in self._due(epoch, final))
 
+    @contextmanager
+    def calibrated(
+        self, encoder: nn.Module, projection_layers: Sequence[nn.Module] = ()
+    ) -> Iterator[float]:
+        """Within the block the networks have the batch statistics with which every encoder is
+        measured and exported (decision 0038), in place; afterwards their own again, to the bit.
+        Gives the seconds that it took, 0 without BatchNorm."""
+        network = nn.Sequential(encoder, *projection_layers)
+        if not has_batch_statistics(network):
+            yield 0.0
+            return
+        with kept_batch_statistics(network):
+            start = time.perf_counter()
+            self._calibrate(network)
+            yield time.perf_counter() - start
+
     def run(
         self,
         encoder: nn.Module,
         epoch: int,
         final: bool,
         projection_layers: Sequence[nn.Module] = (),
+        *,
+        calibration_seconds: float = 0.0,
     ) -> SuiteResult:
-        """Measures the encoder with the protocols that are due. Features are taken once for all
-        of them; the encoder is left as it was, to the bit.
+        """Measures the encoder, as it is, with the protocols that are due. Features are taken once
+        for all of them; the encoder is left as it was, to the bit.
 
-        projection_layers: see `Method.projection_layers`."""
-        report = Collector(f"after epoch {epoch}")
+        projection_layers: see `Method.projection_layers`. calibration_seconds: to be counted with
+        the rest."""
+        start = time.perf_counter() - calibration_seconds
+        report = Collector(f"after epoch {epoch}", started=start)
+        report.calibrated("trained", calibration_seconds)
         protocols = self._measurable(self._due(epoch, final), "trained", report)
         if protocols:
             self._measure_encoder(protocols, encoder, projection_layers, "trained", report)
         return report.result()
 
     def baselines(
-        self, untrained: nn.Module, projection_layers: Sequence[nn.Module] = ()
+        self, untrained: nn.Module | None, projection_layers: Sequence[nn.Module] = ()
     ) -> SuiteResult:
-        """Measures mean-centred pixels and the untrained encoder, its batch statistics
-        calibrated on the training images, with every protocol that asks for baselines."""
+        """Measures mean-centred pixels and the untrained encoder, `calibrated`, with every
+        protocol that asks for baselines. untrained: None where there is no such encoder."""
         report = Collector("of the baselines")
         wanted = [protocol for protocol in self._protocols if protocol.evaluator.baselines]
         pixels = self._measurable([p for p in wanted if _measures_pixels(p)], "pixels", report)
-        encoder = self._measurable(wanted, "untrained", report)
+        encoder = self._measurable(wanted, "untrained", report) if untrained is not None else []
         if pixels:
             bank = self._empty_bank()
             if any(protocol.evaluator.uses_features for protocol in pixels):
@@ -153,14 +180,10 @@ class EvaluationSuite:
                     centre_(bank)
             self._measure(pixels, Subject("pixels", bank, self._seed), report)
             del bank
-        if encoder:
-            with report.timed("features/untrained"):
-                network = nn.Sequential(untrained, *projection_layers)
-                calibrated = calibrate_batch_norm(
-                    network, self._calibration_batches(), **self._extract
-                )
-                assert isinstance(calibrated, nn.Sequential)
-            self._measure_encoder(encoder, calibrated[0], calibrated[1:], "untrained", report)
+        if encoder and untrained is not None:
+            with self.calibrated(untrained, projection_layers) as seconds:
+                report.calibrated("untrained", seconds)
+                self._measure_encoder(encoder, untrained, projection_layers, "untrained", report)
         return report.result()
 
     def seconds_per_image(self, encoder: nn.Module) -> float:
@@ -176,6 +199,9 @@ class EvaluationSuite:
             extract(encoder, [batch], **self._extract).sum().item()  # waits for the device
             seconds, images = time.perf_counter() - start, len(batch)
         return seconds / images
+
+    def _calibrate_on_all(self, network: nn.Module) -> None:
+        calibrate_batch_norm(network, self._train_batches(), **self._extract)
 
     # --- One subject ---------------------------------------------------------------------------
 
@@ -249,7 +275,12 @@ class EvaluationSuite:
             )
             if name == "trained" and self._embeddings is not None:
                 now, untrained = self._embeddings
-                subject = replace(subject, embeddings=now, untrained_embeddings=untrained)
+                subject = replace(
+                    subject,
+                    embeddings=now,
+                    untrained_embeddings=untrained,
+                    must_not_collapse=self._must_not_collapse,
+                )
             self._measure(protocols, subject, report)
 
     def _empty_bank(self) -> FeatureBank:

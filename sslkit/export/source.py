@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.errors import RunFolderError, SSLKitError
+from sslkit.experiment import without_starting_weights
 from sslkit.interfaces import Backbone
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
 from sslkit.saved_runs import (
     encoder_metadata,
     is_finished,
     load_encoder,
-    load_method,
+    load_measured_method,
     read_facts,
     run_folder_of,
-    without_starting_weights,
 )
 from sslkit.tracking.folder import RunFolder
 
@@ -90,7 +90,7 @@ def _recipe_around(file: Path) -> tuple[Recipe | None, str]:
 
 
 def _from_checkpoint(path: Path) -> ExportSource:
-    recipe, _, method = load_method(path)
+    recipe, _, method = load_measured_method(path)
     folder = run_folder_of(path)
     bare = without_starting_weights(recipe).backbone
     encoder = method.encoder.cpu().float().eval()

@@ -103,8 +103,9 @@ def sup_con(
     """Supervised contrastive loss, the form with the sum outside of the logarithm.
 
     views: V >= 2 tensors (B, D), unnormalised; row i of each is a view of image i. labels: (B,)
-    integers. The positives of an anchor are all other embeddings of its class, on all ranks of
-    `group`; the candidates are all other embeddings. An anchor's loss is the mean cross entropy
+    integers, negative where an image has no label: it is then alone in its class, as in `nt_xent`.
+    The positives of an anchor are all other embeddings of its class, on all ranks of `group`; the
+    candidates are all other embeddings. An anchor's loss is the mean cross entropy
     over its positives; the value is the mean over all anchors. The reference code multiplies it by
     temperature / 0.07. With all labels distinct and two views it is `nt_xent`. Memory:
     O(`chunk_elements` + V B D).
@@ -165,9 +166,12 @@ def _positives(
 
 
 def _class_numbers(labels: Tensor) -> Tensor:
-    """Equal labels get equal numbers below B: (B,) integers to (B,) int64. `torch.unique` would
-    wait for the device, because the shape of its result depends on the values."""
-    ordered, order = labels.sort()
+    """Equal labels get equal numbers below B, and each negative one a number of its own: (B,)
+    integers to (B,) int64. `torch.unique` would wait for the device, because the shape of its
+    result depends on the values."""
+    labels = labels.long()
+    alone = -1 - torch.arange(len(labels), device=labels.device)
+    ordered, order = labels.where(labels >= 0, alone).sort()
     starts = torch.ones_like(order)
     starts[1:] = ordered[1:] != ordered[:-1]
     return torch.empty_like(order).scatter_(0, order, starts.cumsum(0) - 1)

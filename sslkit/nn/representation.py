@@ -85,6 +85,22 @@ def feature_std(features: Tensor) -> Tensor:
     return _unit(features).std(dim=0).mean()
 
 
+@torch.no_grad()
+def prototypes_in_use(assignments: Tensor) -> Tensor:
+    """How many of the prototypes that could be in use are: (n - 1) / (min(N, K) - 1), where n is
+    the exponential of the entropy of the mean assignment, its effective number of prototypes. 0:
+    all samples share one; 1: all prototypes are used alike, or every sample has its own.
+
+    assignments: (N, K) probabilities, rows that sum to 1. Raises ValueError unless N, K >= 2."""
+    _check(assignments, minimum=2)
+    if assignments.shape[1] < 2:
+        raise ValueError("assignments need at least 2 prototypes")
+    mean = _double(assignments).mean(dim=0)
+    effective = (-torch.xlogy(mean, mean).sum()).exp()
+    most = min(assignments.shape)
+    return ((effective - 1.0) / (most - 1.0)).clamp(0.0, 1.0)
+
+
 def _smaller_gram(features: Tensor) -> Tensor:
     """Z^T Z or Z Z^T, whichever is smaller, in float64."""
     if len(features) < features.shape[1]:

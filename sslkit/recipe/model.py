@@ -168,6 +168,10 @@ class Recipe(Block):
     """How long and how to train."""
     evaluate: tuple[Slot[Evaluator], ...] = ()
     """Evaluation protocols, run after the last epoch and every `every_epochs`."""
+    evaluation_precision: Precision = "fp32"
+    """Number format of activations in everything that evaluation computes: features of all
+    subjects, batch statistics, fine-tuning of copies. `fp32` gives the features that users of the
+    encoder get, whatever `train.precision` is; `bf16` is faster where the hardware has it."""
     callbacks: tuple[Slot[Callback], ...] = ()
     """What watches the run; no effect on results."""
     tracking: Slot[Tracker] = slot("mlflow")

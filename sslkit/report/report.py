@@ -85,8 +85,7 @@ def _cost(lines: Sequence[MetricLine], results: FinalResults) -> Iterable[str]:
         f"Last evaluation: {results.trained.seconds:.1f} s, "
         f"baselines: {results.baselines.seconds:.1f} s."
     )
-    if results.cost is not None:
-        yield results.cost.sentence()
+    yield from results.sentences()
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:

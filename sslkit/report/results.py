@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sslkit.evaluation.conditions import Conditions
 from sslkit.evaluation.results import SUBJECTS, ComparisonRow, Estimate, SuiteResult, comparison
 from sslkit.evaluation.scores import ACCURACY, is_score, score_bounds
 
@@ -38,13 +39,23 @@ class FinalResults:
     baselines: SuiteResult
     cost: RunCost | None = None
     """What evaluation cost in the whole run; None outside a run."""
+    conditions: Conditions | None = None
 
     @classmethod
     def collect(
-        cls, trained: SuiteResult, baselines: SuiteResult, cost: RunCost | None = None
+        cls,
+        trained: SuiteResult,
+        baselines: SuiteResult,
+        cost: RunCost | None = None,
+        conditions: Conditions | None = None,
     ) -> FinalResults:
         """Puts the results of the trained encoder and of the baselines side by side."""
-        return cls(comparison(trained, baselines), trained, baselines, cost)
+        return cls(comparison(trained, baselines), trained, baselines, cost, conditions)
+
+    def sentences(self) -> list[str]:
+        """How the numbers came about and what they cost, one line each."""
+        conditions = self.conditions.sentences() if self.conditions and self.rows else []
+        return [*conditions, *([self.cost.sentence()] if self.cost else [])]
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for results.json."""
@@ -53,6 +64,7 @@ class FinalResults:
             "trained": self.trained.to_json(),
             "baselines": self.baselines.to_json(),
             "cost": self.cost.to_json() if self.cost else None,
+            "conditions": self.conditions.to_json() if self.conditions else None,
         }
 
     def table(self) -> tuple[list[str], list[list[str]]]:

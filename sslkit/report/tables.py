@@ -24,8 +24,8 @@ def print_evaluation(results: FinalResults) -> None:
         print(f"{protocol}: skipped: {reason}")
     for note in results.notes():
         print(f"note: {note}")
-    if results.cost is not None:
-        print(results.cost.sentence())
+    for sentence in results.sentences():
+        print(sentence)
 
 
 def print_run(run_dir: Path, results: FinalResults | None, *, tracked: bool) -> None:

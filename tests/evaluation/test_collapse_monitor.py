@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.builtin.protocols.collapse import Collapse, embedding_spread
+from sslkit.builtin.protocols.branches import Branch, read_branches
+from sslkit.builtin.protocols.collapse import Collapse
 from sslkit.builtin.simclr import SimCLR
 from sslkit.engine.display import Display
 from sslkit.errors import TrainingError
 from sslkit.evaluation.features import state_digest
-from sslkit.interfaces import Batch, FeatureBank, StepOutput, Subject
+from sslkit.interfaces import Apart, Batch, Evaluation, FeatureBank, StepOutput, Subject
 from sslkit.nn.functional import normalize
 from sslkit.runs import RunResult, start
 from sslkit.saved_runs import read_state
@@ -151,23 +152,33 @@ def test_policies_at_a_collapse() -> None:
     assert found["off"].metrics == found["stop"].metrics
 
 
+def evaluate(
+    features: Tensor,
+    now: Mapping[str, Tensor] | None = None,
+    untrained: Mapping[str, Tensor] | None = None,
+    must_not_collapse: Mapping[str, Apart] | None = None,
+    **fields: object,
+) -> Evaluation:
+    subject = Subject(
+        "trained",
+        FeatureBank(features[:0], features),
+        0,
+        embeddings=None if now is None else lambda: now,
+        untrained_embeddings=None if untrained is None else lambda: untrained,
+        must_not_collapse=must_not_collapse,
+    )
+    found = Collapse(Collapse.Config(policy="stop", **fields)).evaluate(subject)
+    assert found.warning is None
+    return found
+
+
 def judge(
     features: Tensor,
     now: Mapping[str, Tensor] | None = None,
     untrained: Mapping[str, Tensor] | None = None,
     **fields: object,
 ) -> str | None:
-    bank = FeatureBank(features[:0], features)
-    subject = Subject(
-        "trained",
-        bank,
-        0,
-        embeddings=None if now is None else lambda: now,
-        untrained_embeddings=None if untrained is None else lambda: untrained,
-    )
-    found = Collapse(Collapse.Config(policy="stop", **fields)).evaluate(subject)
-    assert found.warning is None
-    return found.stop
+    return evaluate(features, now, untrained, **fields).stop
 
 
 def spread_out(*shape: int) -> Tensor:
@@ -198,19 +209,133 @@ def test_embeddings_are_judged_against_the_untrained_ones() -> None:
     assert judge(features, near, healthy, min_embedding_spread=0.05) is None
 
 
+def least_spread(
+    embeddings: Mapping[str, Tensor], named: Mapping[str, Apart] | None = None
+) -> float:
+    return min(min(branch.spread) for branch in read_branches(embeddings, named)[1])
+
+
+def branch(name: str, entry: Tensor, kind: Apart | None = None) -> Branch:
+    return read_branches({name: entry}, {name: kind} if kind else None)[1][0]
+
+
 def test_spread_of_embeddings() -> None:
-    assert embedding_spread({"z": spread_out(2000, 32)}) == pytest.approx(1.0, rel=0.02)
-    assert embedding_spread({"z": torch.ones(64, 2, 32)}) == pytest.approx(0.0, abs=1e-6)
+    assert least_spread({"z": spread_out(2000, 32)}) == pytest.approx(1.0, rel=0.02)
+    assert least_spread({"z": torch.ones(64, 2, 32)}) == pytest.approx(0.0, abs=1e-6)
     # Positions that differ from each other and not between images are collapsed too.
-    assert embedding_spread({"z": spread_out(1, 4, 32).expand(64, 4, 32)}) == pytest.approx(
-        0.0, abs=1e-6
-    )
+    positions = spread_out(1, 4, 32).expand(64, 4, 32)
+    assert least_spread({"z": positions}) == pytest.approx(0.0, abs=1e-6)
     wide, narrow = spread_out(64, 32), torch.ones(64, 32)
-    assert embedding_spread({"features": wide, "z": narrow}) == pytest.approx(0.0, abs=1e-6)
-    assert embedding_spread({"features": wide}) > 0.9
-    assert embedding_spread({"prediction": narrow, "target": wide}) > 0.9
-    assert embedding_spread({"mask": torch.ones(64, 4, dtype=torch.bool)}) is None
-    assert embedding_spread({"weight": torch.ones(64)}) is None
+    assert least_spread({"features": wide, "z": narrow}) == pytest.approx(0.0, abs=1e-6)
+    assert least_spread({"features": wide}) > 0.9
+    assert least_spread({"prediction": narrow, "target": wide}) == pytest.approx(0.0, abs=1e-6)
+    assert least_spread({"prediction": narrow, "target": wide}, {"target": "spread"}) > 0.9
+    assert read_branches({"mask": torch.ones(64, 4, dtype=torch.bool)}) == ([], [])
+    assert read_branches({"weight": torch.ones(64)}) == ([], [])
+    with pytest.raises(ValueError, match="names 'z', and embed gives target"):
+        read_branches({"target": wide}, {"z": "spread"})
+
+
+# --- Two branches ---------------------------------------------------------------------------------
+
+
+def assigned(prototypes: Tensor, width: int = 512) -> Tensor:
+    return torch.nn.functional.one_hot(prototypes, width).float()
+
+
+def test_a_healthy_branch_hides_no_collapsed_one() -> None:
+    """The case of the review: 5 of 512 prototypes in use, beside embeddings with a spread of 1."""
+    healthy = spread_out(256, 2, 64)
+    few, many = (assigned(torch.arange(512).view(256, 2) % number) for number in (5, 512))
+    features, before = spread_out(300, 16), {"z": healthy, "prototypes": many}
+    assert judge(features, before, before) is None
+
+    found = evaluate(features, {"z": healthy, "prototypes": few}, before)
+    assert found.stop is not None
+    assert "few of 512 prototypes are in use ('prototypes', view 0): 0.016" in found.stop
+    assert found.metrics["collapse/embedding_spread/z"] > 0.95
+    assert found.metrics["collapse/prototypes/prototypes"] == pytest.approx(4 / 255, rel=0.01)
+    assert "collapse/prototypes/z" not in found.metrics
+
+    found = evaluate(features, {"z": torch.ones(256, 2, 64), "prototypes": many}, before)
+    assert found.stop is not None
+    assert "nearly equal ('z', view 0)" in found.stop
+    assert found.metrics["collapse/embedding_spread"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_one_view_hides_no_other() -> None:
+    healthy, features = spread_out(64, 2, 32), spread_out(300, 16)
+    one = healthy.clone()
+    one[:, 1] = 1.0
+    found = evaluate(features, {"z": one}, {"z": healthy})
+    assert "nearly equal ('z', view 1)" in (found.stop or "")
+    assert found.metrics["collapse/embedding_spread/z/0"] > 0.9
+    assert found.metrics["collapse/embedding_spread/z/1"] == pytest.approx(0.0, abs=1e-6)
+    assert (
+        found.metrics["collapse/embedding_spread/z"]
+        == (found.metrics["collapse/embedding_spread/z/1"])
+    )
+
+
+def test_the_method_names_what_must_not_collapse() -> None:
+    features, narrow = spread_out(300, 16), torch.ones(64, 32)
+    now = before = {"prediction": spread_out(64, 32), "target": spread_out(64, 32)}
+    now = {**now, "prediction": narrow}
+    assert "'prediction'" in (evaluate(features, now, before).stop or "")
+    found = evaluate(features, now, before, {"target": "spread"})
+    assert found.stop is None
+    assert found.metrics["collapse/embedding_spread"] > 0.9
+    assert found.metrics["collapse/embedding_spread/prediction"] < 1e-6  # reported all the same
+
+
+def test_every_way_to_lose_prototypes() -> None:
+    """Shares by hand, of probabilities and of other scores."""
+    everyone = torch.arange(64) % 16
+    assert branch("q", assigned(everyone, 16)).in_use == [pytest.approx(1.0)]
+    assert branch("q", assigned(everyone * 0, 16)).in_use == [0.0]
+    assert branch("q", assigned(everyone % 2, 16)).in_use == [pytest.approx(1 / 15)]
+    own = branch("q", assigned(torch.arange(64)))  # fewer images than prototypes
+    assert own.in_use == [pytest.approx(1.0)]
+    assert own.spread[0] > 0.95
+    uneven = torch.tensor([0] * 48 + [1] * 16)  # entropy of (3/4, 1/4): effectively 1.755
+    assert branch("q", assigned(uneven, 16)).in_use[0] == pytest.approx(0.7548 / 15, rel=1e-3)
+
+    logits = 3.0 * assigned(everyone % 5) + 0.1 * spread_out(64, 512)
+    assert branch("scores", logits).kind == "spread"
+    scores = branch("scores", logits, "prototypes")
+    assert scores.in_use == [pytest.approx(4 / 63, rel=0.01)]
+
+    uniform = torch.full((64, 16), 1 / 16)  # the mean uses all; no image differs from another
+    assert branch("q", uniform).in_use == [pytest.approx(1.0)]
+    assert branch("q", uniform).spread == [pytest.approx(0.0, abs=1e-6)]
+    found = evaluate(spread_out(300, 16), {"q": uniform}, {"q": assigned(everyone, 16)})
+    assert "nearly equal ('q')" in (found.stop or "")
+
+
+def test_names_and_many_positions_are_kept_within_bounds() -> None:
+    found = evaluate(
+        spread_out(300, 16), {"z:1": spread_out(8, 40, 4)}, {"z:1": spread_out(8, 40, 4)}
+    )
+    names = {name for name in found.metrics if "embedding_spread" in name}
+    assert names == {"collapse/embedding_spread", "collapse/embedding_spread/z_1"}
+
+
+def test_a_run_with_a_collapsed_branch_is_stopped(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = SimCLR.embed
+
+    def with_prototypes(self: SimCLR, batch: Batch) -> dict[str, Tensor]:
+        found = embed(self, batch)
+        return {**found, "assigned": assigned(batch.indices % 5)}
+
+    monkeypatch.setattr(SimCLR, "embed", with_prototypes)
+    with pytest.raises(TrainingError, match=r"epoch 1: stopped by collapse: few of 512 prototypes"):
+        run(recipe)
+    folder = only_run(recipe)
+    assert logged(folder, "collapse/embedding_spread/z")[0] > 0.6
+    assert logged(folder, "collapse/embedding_spread/z/1")[0] > 0.6
+    assert logged(folder, "collapse/prototypes/assigned")[0] < 0.05
 
 
 @pytest.mark.parametrize("micro_batch", [None, 32])

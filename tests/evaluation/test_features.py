@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from sslkit.evaluation import features
 from sslkit.evaluation.features import (
     Room,
-    calibrate_batch_norm,
     centre_,
     count_not_finite,
     extract,
@@ -122,39 +121,6 @@ def test_pixels_are_flat_small_and_centred_on_the_training_split() -> None:
     centre_(bank)
     torch.testing.assert_close(bank.train.mean(dim=0), torch.zeros(4), atol=1e-6, rtol=0)
     torch.testing.assert_close(bank.test, test - train.mean(dim=0))
-
-
-def test_calibrated_statistics_are_those_of_all_images() -> None:
-    layer = nn.BatchNorm2d(3)
-    data = images(23) * torch.arange(1.0, 24.0)[:, None, None, None]  # batches differ
-    calibrated = calibrate_batch_norm(nn.Sequential(layer), in_batches(data, 5))[0]
-    torch.testing.assert_close(calibrated.running_mean, data.mean(dim=(0, 2, 3)))
-    torch.testing.assert_close(calibrated.running_var, data.var(dim=(0, 2, 3)))
-    assert torch.equal(layer.running_mean, torch.zeros(3)), "the original was changed"
-
-
-def test_calibration_reaches_deep_layers_and_takes_a_last_single_image() -> None:
-    encoder = small_net(dropout=0.5)
-    before = state_digest(encoder)
-    data = images(9)  # 4 + 4 + 1: BatchNorm1d cannot normalise one row
-    calibrated = calibrate_batch_norm(encoder, in_batches(data, 4))
-    assert state_digest(encoder) == before
-    assert not any(m.training for m in calibrated.modules())
-    assert all(not m._forward_pre_hooks for m in calibrated.modules())
-    features = extract(calibrated, [data], **FP32)
-    raw = extract(encoder, [data], **FP32)
-    assert features.var(dim=0).mean() > 0.5 > raw.var(dim=0).mean()
-
-
-def test_a_model_without_batch_norm_is_untouched() -> None:
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.LayerNorm(4))
-
-    def batches() -> None:
-        raise AssertionError("no image needs to be read")
-
-    copy = calibrate_batch_norm(encoder, iter(batches, None))
-    assert state_digest(copy) == state_digest(encoder)
-    assert copy is not encoder
 
 
 def test_room_keeps_large_banks_in_cpu_memory_and_forgives_a_wrong_count(

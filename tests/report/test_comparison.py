@@ -164,6 +164,16 @@ def test_failed_seeds_and_other_machines_are_noted(tmp_path: Path) -> None:
     assert "different versions of torch: 2.0, 2.1" in notes
 
 
+def test_other_precisions_of_evaluation_are_noted(tmp_path: Path) -> None:
+    one, same, other = (
+        arm(name, [make_run(tmp_path, name, 0, 0.5, overrides=overrides)])
+        for name, overrides in (("a", []), ("b", []), ("c", ["evaluation_precision=bf16"]))
+    )
+    assert "precisions" not in "\n".join(Comparison("x", [one, same], "a").notes)
+    notes = "\n".join(Comparison("x", [one, other], "a").notes)
+    assert "Measured in different precisions (evaluation_precision): a: fp32, c: bf16." in notes
+
+
 @pytest.mark.parametrize(
     ("fields", "match", "expected"),
     [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from sslkit.builtin.protocols.branches import Branch, read_branches
 from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Subject
 from sslkit.nn.representation import alignment, feature_std, rankme, uniformity
 from sslkit.randomness import SampleRandom
@@ -28,15 +29,22 @@ class Collapse(Evaluator):
     arXiv:2210.02885); `collapse/uniformity`, 0 when all features are equal, towards -4 when they
     are spread out; `collapse/alignment`, the squared distance of two views of an image, 0 when
     they agree, 2 when they are unrelated (both Wang and Isola 2020, arXiv:2005.10242).
-    Alignment is left out where no augmented views are at hand. `collapse/embedding_spread`, during
-    a run, is the same deviation for the embeddings that the loss sees, in units of 1 / sqrt(width):
-    the largest over the method's embeddings of the first batch, in training mode. It is near 1 when
-    healthy and falls towards 0 at once when embeddings collapse, while the features of the encoder
-    below them may look healthy for long.
+    Alignment is left out where no augmented views are at hand.
 
-    The policy compares, at every evaluation: the embeddings' spread with `min_embedding_spread`
-    times what it was before the first step (at most 1), the features' deviation with `min_std`,
-    and RankMe with `min_rankme`. One below its threshold is a collapse.
+    During a run also, for what the loss sees: the method's embeddings of the first batch, in
+    training mode. `collapse/embedding_spread/<entry>` is the deviation of an entry of
+    `Method.embed` in units of 1 / sqrt(width), the least over its views, which have
+    `.../<view>` each: near 1 when healthy, and near 0 at once when embeddings collapse, while the
+    features below them may look healthy for long. `collapse/embedding_spread` is the least of the
+    entries that must not collapse (`Method.must_not_collapse`). For assignments to prototypes the
+    spread is their root mean square distance from the mean, and `collapse/prototypes/<entry>` the
+    part of the prototypes in use: (n - 1) / (most - 1), with n the exponential of the entropy of
+    the mean assignment and `most` the lesser of the prototypes and the images.
+
+    The policy compares, at every evaluation and for each entry and view that must not collapse:
+    the spread with `min_embedding_spread` times what it was before the first step (at most 1), and
+    the prototypes in use with `min_prototypes`; then the features' deviation with `min_std` and
+    RankMe with `min_rankme`. One below its threshold is a collapse.
 
     Figure: `spectrum`, the singular values of the centred features."""
 
@@ -56,6 +64,8 @@ class Collapse(Evaluator):
         min_embedding_spread: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
         """Least spread of the embeddings, as a part of the untrained method's. Healthy SimCLR, BYOL
         and MoCo stay above 0.95 of it, runs without stop-gradient fall below 0.3."""
+        min_prototypes: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+        """Least part of the prototypes in use, of those that could be."""
         min_std: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.002
         """Least `std` of the features, in units of 1 / sqrt(F). Low on purpose: features of healthy
         networks fall to 0.02 in the first epochs, while batch statistics settle."""
@@ -76,12 +86,16 @@ class Collapse(Evaluator):
         if subject.positive_pairs is not None:
             first, second = subject.positive_pairs(self.config.num_pairs)
             metrics["collapse/alignment"] = float(alignment(first, second))
+        judged: list[Branch] = []
         if subject.embeddings is not None:
-            spread = embedding_spread(subject.embeddings())
-            if spread is not None:
-                metrics["collapse/embedding_spread"] = spread
-        policy = self.config.policy
-        found = None if policy == "off" else self._collapse(metrics, features.shape[1], subject)
+            branches, judged = read_branches(subject.embeddings(), subject.must_not_collapse)
+            if judged:
+                metrics["collapse/embedding_spread"] = min(min(each.spread) for each in judged)
+            metrics |= dict(metric for branch in branches for metric in branch.metrics())
+        policy, found = self.config.policy, None
+        if policy != "off":
+            found = self._collapsed_branch(judged, subject)
+            found = found or self._collapsed_features(metrics, features.shape[1])
         return Evaluation(
             metrics=metrics,
             figures={"spectrum": _spectrum(features)},
@@ -89,18 +103,36 @@ class Collapse(Evaluator):
             stop=found if policy == "stop" else None,
         )
 
-    def _collapse(self, metrics: Mapping[str, float], width: int, subject: Subject) -> str | None:
-        """What has collapsed, in a line; None if nothing has."""
+    def _collapsed_branch(self, branches: Sequence[Branch], subject: Subject) -> str | None:
+        """Which entry has collapsed, and at which view, in a line; None if none has."""
         config: Collapse.Config = self.config
-        spread = metrics.get("collapse/embedding_spread")
-        if spread is not None and subject.untrained_embeddings is not None:
-            untrained = min(embedding_spread(subject.untrained_embeddings()) or 0.0, 1.0)
-            if spread < config.min_embedding_spread * untrained:
-                return (
-                    f"the embeddings of different images are nearly equal: their spread is "
-                    f"{spread:.2g}, was {untrained:.2g} before training, and must stay above "
-                    f"{config.min_embedding_spread:g} of that (min_embedding_spread)"
-                )
+        before: dict[str, Branch] = {}
+        if branches and subject.untrained_embeddings is not None:
+            untrained, _ = read_branches(subject.untrained_embeddings(), subject.must_not_collapse)
+            before = {branch.name: branch for branch in untrained}
+        for branch in branches:
+            for position, spread in enumerate(branch.spread):
+                where = branch.place(position)
+                old = before.get(branch.name)
+                was = min(old.spread[position], 1.0) if old is not None else 0.0
+                if spread < config.min_embedding_spread * was:
+                    return (
+                        f"the embeddings of different images are nearly equal ({where}): their "
+                        f"spread is {spread:.2g}, was {was:.2g} before training, and must stay "
+                        f"above {config.min_embedding_spread:g} of that (min_embedding_spread)"
+                    )
+            for position, in_use in enumerate(branch.in_use):
+                if in_use < config.min_prototypes:
+                    return (
+                        f"few of {branch.width} prototypes are in use ({branch.place(position)}): "
+                        f"{in_use:.2g} of what could be, and must stay above "
+                        f"{config.min_prototypes:g} (min_prototypes)"
+                    )
+        return None
+
+    def _collapsed_features(self, metrics: Mapping[str, float], width: int) -> str | None:
+        """What is wrong with the features, in a line; None if nothing is."""
+        config: Collapse.Config = self.config
         std = metrics["collapse/std"] * math.sqrt(width)
         if std < config.min_std:
             return (
@@ -114,27 +146,6 @@ class Collapse(Evaluator):
                 f"must stay above {config.min_rankme:g} (min_rankme)"
             )
         return None
-
-
-def embedding_spread(embeddings: Mapping[str, Tensor]) -> float | None:
-    """`feature_std` of embeddings in units of 1 / sqrt(D): about 1 when spread over the sphere, 0
-    when all images have the same. The largest over the entries, so that a predictor that begins by
-    predicting the mean is no collapse; "features", which lie before the heads, count only where
-    there is nothing else. Entries are (B, ..., D) of floating point: images are compared within
-    each of the positions between. None where there is no such entry."""
-    usable = {
-        name: value.flatten(1, -2) if value.ndim > 2 else value[:, None]
-        for name, value in embeddings.items()
-        if value.is_floating_point() and value.ndim >= 2 and len(value) >= 2 and value.shape[-1] > 1
-    }
-    others = {name: value for name, value in usable.items() if name != "features"} or usable
-    return max((_spread(value) for value in others.values()), default=None)
-
-
-def _spread(embedding: Tensor) -> float:
-    """embedding: (B, P, D)."""
-    positions = [feature_std(position) for position in embedding.unbind(dim=1)]
-    return float(torch.stack(positions).mean()) * math.sqrt(embedding.shape[-1])
 
 
 def _subset(features: Tensor, count: int, seed: int) -> Tensor:

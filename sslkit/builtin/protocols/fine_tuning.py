@@ -154,12 +154,14 @@ def fine_tune(
     split once, after the last epoch: no epoch is chosen.
 
     rows: (n,) positions of labelled images. layer: of the projection head, from which the
-    classifier takes its input. The copy is trained in training mode, in the precision of the run.
+    classifier takes its input. The copy is trained in training mode, in the precision of
+    evaluation, and measured with the batch statistics of training images, as every encoder is.
     Raises DivergedError."""
     images = subject.images
     assert images is not None
     network = Classifier(subject, layer, subject.bank.num_classes)
     loss = _train(network, images, config, rows, epochs)
+    images.calibrate(network)
     return FineTuned(*_predict(network, images), loss)
 
 

@@ -84,6 +84,14 @@ def _unlike_conditions(comparison: Comparison) -> Iterator[str]:
     machines = sorted({record.machine for record in records})
     if len(machines) > 1:
         yield f"Times are not comparable, runs come from {'; '.join(machines)}."
+    precisions = {
+        arm.label: " and ".join(sorted({r.recipe.evaluation_precision for r in arm.records}))
+        for arm in comparison.arms
+        if arm.records
+    }
+    if len(set(precisions.values())) > 1:
+        listed = ", ".join(f"{label}: {precision}" for label, precision in precisions.items())
+        yield f"Measured in different precisions (evaluation_precision): {listed}."
     for package in sorted({name for record in records for name in record.versions}):
         versions = {r.versions[package] for r in records if package in r.versions}
         if len(versions) > 1:

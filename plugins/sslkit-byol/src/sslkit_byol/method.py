@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
@@ -44,6 +45,9 @@ class BYOL(Method):
     Source: Grill et al. 2020, arXiv 2006.07733; the reference code draws the teacher's first
     weights independently.
     """
+
+    must_not_collapse = MappingProxyType({"target": "spread"})
+    """And not "prediction": the predictor begins by predicting the mean."""
 
     class Config(ComponentConfig):
         projector: Slot[Head] = slot(

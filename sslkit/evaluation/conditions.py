@@ -1,0 +1,46 @@
+"""What all subjects of an evaluation have in common, beside the protocols' settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sslkit.nn.numerics import Precision
+
+_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How the numbers of an evaluation came about."""
+
+    precision: Precision
+    """Of everything that was computed: `evaluation_precision` of the recipe."""
+    batch_statistics: Literal["calibrated", "given"] | None
+    """Of the trained encoder: those of training images, as for every other, or those that weights
+    came with; None without BatchNorm."""
+    no_untrained: str | None = None
+    """Why there is no untrained baseline, where one was asked for."""
+
+    def to_json(self) -> dict[str, str | None]:
+        """For results.json."""
+        return {
+            "precision": self.precision,
+            "batch_statistics": self.batch_statistics,
+            "no_untrained": self.no_untrained,
+        }
+
+    def sentences(self) -> list[str]:
+        """For people, one line each."""
+        precision = f"Measured in {_NAMES[self.precision]}"
+        if self.batch_statistics == "calibrated":
+            first = f"{precision}, every encoder with the batch statistics of training images."
+        elif self.batch_statistics == "given":
+            first = (
+                f"{precision}, the weights with the batch statistics that they came with, the "
+                "untrained encoder with those of training images."
+            )
+        else:
+            first = f"{precision}."
+        missing = self.no_untrained
+        return [first] if missing is None else [first, f"No untrained baseline: {missing}."]

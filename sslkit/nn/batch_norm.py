@@ -1,0 +1,161 @@
+"""The statistics that BatchNorm layers normalise by in evaluation mode.
+
+Running statistics are an average over the last steps of training, of augmented views, and lag
+behind the weights; those of a fresh network are 0 and 1. Here they are computed anew, for the
+weights as they are, on images as the network will see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .numerics import Precision, autocast, exact_float32
+
+
+def has_batch_statistics(network: nn.Module) -> bool:
+    """Whether `calibrate_batch_norm` has anything to do: a BatchNorm layer that keeps running
+    statistics and that training normalises by those of the batch. A network whose `train` leaves
+    layers in evaluation mode has frozen them."""
+    with _modes_kept(network):
+        return bool(_trained_layers(network))
+
+
+def calibrate_batch_norm(
+    network: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    precision: Precision = "fp32",
+    channels_last: bool = False,
+) -> None:
+    """Gives the BatchNorm layers the statistics of these images, in place; modes are put back to
+    what they were, and nothing else is changed. Layers that the network's own `train` leaves in
+    evaluation mode are frozen, and stay as they are.
+
+    batches: (B, C, S, S) float images, in random order; none are read where no layer needs them.
+    A layer's mean and variance are those of all its inputs, over all batches. As in
+    training, activations reach the next layer normalised by their own batch, so batches sorted by
+    class would bias them. Other layers (dropout) are in evaluation mode meanwhile. What the layers
+    held before has no influence. Compare "PreciseBN" (Wu and Johnson 2021, arXiv:2105.07576)."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    with ExitStack() as stack, torch.no_grad():
+        stack.enter_context(_modes_kept(network))
+        layers = _trained_layers(network)
+        if not layers:
+            return
+        moments = [_PooledMoments() for _ in layers]
+        network.eval()
+        for layer, collect in zip(layers, moments, strict=True):
+            layer.train()
+            stack.callback(setattr, layer, "momentum", layer.momentum)
+            layer.momentum = 1.0
+            stack.callback(layer.register_forward_hook(collect.hook).remove)
+        assert layers[0].running_mean is not None
+        device = layers[0].running_mean.device
+        with kept_batch_statistics(network), exact_float32():
+            for images in _without_single_images(batches):
+                images = images.to(device=device, memory_format=layout)
+                with autocast(device, precision):
+                    network(images)
+        for layer, collect in zip(layers, moments, strict=True):
+            collect.write(layer)
+
+
+@contextmanager
+def kept_batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Whatever the block does to the statistics of BatchNorm layers, afterwards they are those of
+    before, to the bit and in the same tensors."""
+    kept = [
+        (buffer, buffer.clone())
+        for layer in network.modules()
+        if isinstance(layer, _BatchNorm)
+        for buffer in (layer.running_mean, layer.running_var, layer.num_batches_tracked)
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in kept:
+                buffer.copy_(before)
+
+
+@contextmanager
+def _modes_kept(network: nn.Module) -> Iterator[None]:
+    """Afterwards every module has the training flag of before, whatever `train` does to it."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _trained_layers(network: nn.Module) -> list[_BatchNorm]:
+    """The layers with running statistics that training updates; leaves the network in training
+    mode."""
+    network.train()
+    return [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.training
+    ]
+
+
+class _PooledMoments:
+    """Mean and variance per channel over all inputs of a BatchNorm layer, merged batch by batch
+    (Chan et al. 1979) in float64 where the device has it. Those of a batch are what the layer
+    itself computes: with momentum 1 they are its running statistics."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | None = None
+        self.squares: Tensor | None = None  # sum of squared deviations from the mean
+
+    def hook(self, layer: _BatchNorm, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook."""
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        count = inputs[0].numel() // layer.num_features
+        mean, squares = _double(layer.running_mean), _double(layer.running_var) * (count - 1)
+        if self.mean is None or self.squares is None:
+            self.count, self.mean, self.squares = count, mean, squares
+            return
+        total, shift = self.count + count, mean - self.mean
+        self.mean = self.mean + shift * (count / total)
+        self.squares = self.squares + squares + shift.square() * (self.count * count / total)
+        self.count = total
+
+    def write(self, layer: _BatchNorm) -> None:
+        """Puts the moments into the running statistics; the variance is the unbiased one, as
+        torch keeps it."""
+        if self.mean is None or self.squares is None:
+            return  # the layer took no part in the forward pass
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        layer.running_mean.copy_(self.mean)
+        layer.running_var.copy_(self.squares / max(self.count - 1, 1))
+
+
+def _double(x: Tensor) -> Tensor:
+    """A copy in float64; MPS has none."""
+    return x.clone() if x.device.type == "mps" else x.double()
+
+
+def _without_single_images(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches, with a batch of one image joined to the one before: one image has no batch
+    statistics."""
+    held: Tensor | None = None
+    for images in batches:
+        if held is not None and len(images) == 1:
+            held = torch.cat([held, images])
+            continue
+        if held is not None:
+            yield held
+        held = images
+    if held is not None:
+        yield held
