@@ -296,7 +296,8 @@ def test_the_hash_ignores_order_and_layout() -> None:
     loss = {"name": "sslkit:nt_xent", "temperature": 0.5, "chunk_elements": 2**22}
     assert view["method"]["loss"] == loss
     assert set(view) == {
-        "data", "augmentation", "backbone", "method", "optimizer", "schedule", "train", "evaluate"
+        "data", "augmentation", "backbone", "method", "optimizer", "schedule", "train", "evaluate",
+        "evaluation_precision",
     }  # fmt: skip
 
 
