@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from sslkit.files import open_file, reason
 from sslkit.interfaces import MetricPoint, Tracker
@@ -106,27 +107,32 @@ class Feed:
 
     def _send_artifact(self) -> bool:
         with self.lock:
-            artifact = next((a for a in self.cursor.artifacts if not a.sent), None)
-        if artifact is None:
-            return False
+            waiting = [artifact for artifact in self.cursor.artifacts if not artifact.sent]
+        for artifact in waiting:
+            if (path := self._uploadable(artifact)) is not None:
+                self.tracker.log_artifact(path, artifact.folder)
+                self.artifacts += 1
+            with self.lock:
+                artifact.sent = True
+            if path is not None:
+                self.save()
+                return True
+        if waiting:
+            self.save()  # once for all that cannot be uploaded
+        return False
+
+    def _uploadable(self, artifact: PendingArtifact) -> Path | None:
+        """The file to upload; None, and a line in `missing`, where it is none of the folder's:
+        `tracker.json` may come from a stranger, and could name any file of this machine."""
         path = self.folder.path / artifact.path
         try:
-            # `tracker.json` may come from a stranger, and could name any file of this machine.
             open_file(path, inside=self.folder.path).close()
             if ".." in artifact.folder.split("/") or artifact.folder.startswith("/"):
                 raise ValueError(f"{artifact.folder[:60]!r} is no folder of a run")
         except (OSError, ValueError) as error:
             self.missing.append(f"{path}: {reason(error)}")
-        else:
-            self.tracker.log_artifact(path, artifact.folder)
-            self.artifacts += 1
-        self._mark_sent(artifact)
-        return True
-
-    def _mark_sent(self, artifact: PendingArtifact) -> None:
-        with self.lock:
-            artifact.sent = True
-            self._save()
+            return None
+        return path
 
     def _save(self) -> None:
         if not self._abandoned and self.folder.path.is_dir():  # it may be moved as the run goes on
