@@ -62,6 +62,8 @@ def _unmeasurable(cls: type[Evaluator], facts: Facts) -> str | None:
         return None
     if not facts.num_classes:
         return "it needs labels, the data has none"
+    if len(facts.class_sizes) == 1:
+        return "all labelled training images are of one class, so that every answer is right"
     if facts.num_test_images == 0:
         return "there is no test split; name one, or set data.test_fraction=0.2"
     return None if facts.test_has_labels else "it needs labels, the test split has none"

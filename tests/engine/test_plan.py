@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,13 @@ def test_images_left_out_and_protocols_skipped(tiny: Path) -> None:
     assert find_warnings(recipe, facts(images=125, batch=60)) == []
     (found,) = find_warnings(recipe, facts(images=120, batch=60, classes=None))
     assert str(found) == "evaluate.0: knn will be skipped: it needs labels, the data has none"
+
+
+def test_one_class_is_said_before_the_run(tiny: Path) -> None:
+    recipe = load_recipe(tiny, ["evaluate=[{name: linear}]"])
+    known = replace(facts(images=96, classes=1), class_sizes=(96,))
+    found = [str(each) for each in find_warnings(recipe, known)]
+    assert any("evaluate.0: linear will be skipped: all labelled training" in w for w in found)
 
 
 Case = tuple[type[Component], dict[str, Any], Facts, list[str]]
