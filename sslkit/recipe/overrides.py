@@ -15,7 +15,16 @@ from typing import Any
 from sslkit.errors import PluginError
 from sslkit.registry import Registry
 
-from .document import Document, Mark, Path, describe, override_line, parse_value
+from .document import (
+    SHOWN_PROBLEMS,
+    Document,
+    Mark,
+    Path,
+    describe,
+    more_problems,
+    override_line,
+    parse_value,
+)
 from .fields import Place
 from .model import Recipe
 from .unknown import UnknownFields
@@ -23,18 +32,24 @@ from .unknown import UnknownFields
 
 def apply_overrides(document: Document, overrides: Sequence[str], registry: Registry) -> list[str]:
     """Changes the document. Returns the problems; an override with a problem changes nothing."""
-    problems = []
+    problems, found = [], 0
     for override in overrides:
         try:
             _apply(document, override, registry)
-        except _UnknownFieldError as error:
-            message = UnknownFields(Place(Recipe, document.tree, registry)).explain(error.path)
-            dotted = ".".join(map(str, error.path))
-            about = "" if override.partition("=")[0].strip() == dotted else f"{dotted}: "
-            problems.append(override_line(override, f"{about}{message}"))
-        except _OverrideError as error:
-            problems.append(override_line(override, str(error)))
-    return problems
+        except (_OverrideError, _UnknownFieldError) as error:
+            found += 1
+            if found <= SHOWN_PROBLEMS:
+                message = _message(error, override, document, registry)
+                problems.append(override_line(override, message))
+    return problems + more_problems(found, "-o")
+
+
+def _message(error: Exception, override: str, document: Document, registry: Registry) -> str:
+    if not isinstance(error, _UnknownFieldError):
+        return str(error)
+    message = UnknownFields(Place(Recipe, document.tree, registry)).explain(error.path)
+    dotted = ".".join(map(str, error.path))
+    return message if override.partition("=")[0].strip() == dotted else f"{dotted}: {message}"
 
 
 class _OverrideError(Exception):

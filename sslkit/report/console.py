@@ -1,7 +1,10 @@
-"""Tables on a terminal."""
+"""Tables and paragraphs on a terminal."""
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 
 
@@ -9,8 +12,6 @@ def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None
 ) -> None:
     """A table on standard output; on a terminal it wraps to its width, elsewhere it does not."""
-    import sys
-
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -21,3 +22,14 @@ def print_table(
         table.add_row(*(Text(cell) for cell in row))
     width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False).print(table)
+
+
+def print_text(text: str, *, indent: str = "") -> None:
+    """A paragraph on standard output; on a terminal it wraps between words, elsewhere it does not.
+    indent: before all lines but the first."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(
+            text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+    print(text)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslkit.errors import PluginError
 from sslkit.plugins import KINDS
 
-from .console import print_table
+from .console import print_table, print_text
 from .fields import type_words
 
 if TYPE_CHECKING:
     from sslkit.plugins import PluginHost
     from sslkit.registry import Registry
+
+
+_DEEPEST = 3
+"""Blocks inside blocks are shown to this depth."""
 
 
 def plugin_rows(host: PluginHost, kind: str | None = None) -> list[dict[str, Any]]:
@@ -86,30 +91,52 @@ def _provides(registry: Registry, kind: str, name: str) -> bool:
 def _describe(registry: Registry, kind: str, name: str) -> dict[str, Any]:
     found = registry.resolve(kind, name)
     schema = found.cls.Config.model_json_schema()
-    required = set(schema.get("required", ()))
     return {
         "kind": kind,
         "name": name,
         "distribution": found.distribution,
         "version": found.version,
         "description": (found.cls.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " "),
-        "fields": [
-            {
-                "field": field,
-                "type": type_words(spec),
-                "default": "required" if field in required else spec.get("default"),
-                "meaning": " ".join(spec.get("description", "").split()),
-            }
-            for field, spec in schema.get("properties", {}).items()
-        ],
+        "fields": list(_fields(schema, schema.get("$defs", {}), "")),
     }
+
+
+def _fields(
+    schema: Mapping[str, Any], blocks: Mapping[str, Any], around: str
+) -> Iterator[dict[str, Any]]:
+    """Every field of a schema, each followed by those of the block that it may hold."""
+    required = set(schema.get("required", ()))
+    for name, spec in schema.get("properties", {}).items():
+        field = f"{around}{name}"
+        yield {
+            "field": field,
+            "type": type_words(spec),
+            "default": "required" if name in required else spec.get("default"),
+            "meaning": " ".join(spec.get("description", "").split()),
+        }
+        if field.count(".") < _DEEPEST:
+            for inside, reference in _references(spec, field):
+                yield from _fields(blocks[reference.rpartition("/")[2]], blocks, f"{inside}.")
+
+
+def _references(spec: Mapping[str, Any], field: str) -> Iterator[tuple[str, str]]:
+    """(path, reference) of the blocks that a field may hold: itself, or as items (`views.N`)."""
+    if "$ref" in spec:
+        yield field, spec["$ref"]
+    for option in (*spec.get("anyOf", ()), *spec.get("oneOf", ()), *spec.get("allOf", ())):
+        yield from _references(option, field)
+    if isinstance(spec.get("items"), Mapping):
+        yield from _references(spec["items"], f"{field}.N")
+    if isinstance(spec.get("additionalProperties"), Mapping):
+        yield from _references(spec["additionalProperties"], f"{field}.NAME")
 
 
 def print_components(shown: Sequence[Mapping[str, Any]]) -> None:
     """Each component: what it is, and its fields."""
     for component in shown:
         origin = f"{component['distribution']} {component['version']}"
-        print(f"{component['kind']} {component['name']} ({origin}): {component['description']}")
+        about = f"{component['kind']} {component['name']} ({origin})"
+        print_text(f"{about}: {component['description']}")
         rows = [
             (field["field"], field["type"], _shown(field["default"]), field["meaning"])
             for field in component["fields"]
@@ -118,7 +145,14 @@ def print_components(shown: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)
+    """A default as a recipe would hold it: `true`, `{name: mlp}`."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shown(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def recipe_rows(recipes: Mapping[str, Path]) -> list[dict[str, str]]:

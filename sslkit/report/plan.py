@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .console import print_table
+from .console import print_table, print_text
 
 _BARS, _PLAIN_BARS = " ▁▂▃▄▅▆▇█", " ..::||##"
 """Eighths of a line; the plain ones for terminals that are not UTF-8."""
@@ -20,9 +20,9 @@ def print_plan(plan: Mapping[str, Any], *, recipe: bool = False) -> None:
     print("\n".join(text_plot(curve, label=f"{plan['peak_lr']:.3g}")))
     print()
     for statement in plan["statements"]:
-        print(f"- {statement}")
+        print_text(f"- {statement}", indent="  ")
     for warning in plan["warnings"]:
-        print(f"warning: {warning['path']}: {warning['message']}")
+        print_text(f"warning: {warning['path']}: {warning['message']}", indent="  ")
     print()
     if plan["time"] is None:
         print("the dry run built everything and took one step; nothing was kept")
@@ -108,7 +108,7 @@ def print_estimate(found: Mapping[str, Any]) -> None:
     print_table(("one run of", "runs to make", "steps", "time", "disk"), rows)
     for arm in found["arms"]:
         for warning in arm["warnings"]:
-            print(f"warning: {arm['arm']}: {warning}")
+            print_text(f"warning: {arm['arm']}: {warning}", indent="  ")
     print(
         "Time: training and features, from a few measured steps; protocols come on top. Disk: "
         f"checkpoints.\nNothing was trained or kept; the comparison would go to {found['folder']}"

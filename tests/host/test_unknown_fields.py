@@ -154,6 +154,12 @@ def test_ten_thousand_unknown_keys(block: str, monkeypatch: pytest.MonkeyPatch) 
     assert len(asked) <= 100
 
 
+def test_thousands_of_overrides_are_bounded_too() -> None:
+    lines = said(RECIPE, *(f"train.k{number}=1" for number in range(1_000)))
+    assert len(lines) == 51
+    assert lines[-1] == "-o: and 950 more problems"
+
+
 @pytest.mark.parametrize(
     ("text", "expected", "number"),
     [
