@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import RecipeError
-from .files import read_bytes, reason
 from .plugins import installed_modules
 from .registry import did_you_mean
 
@@ -119,9 +118,12 @@ def read_recipe_text(path: Path) -> str:
     if path.exists() and not path.is_file() and not path.is_relative_to("/dev"):
         raise RecipeError(f"{path}: is no regular file; expected a recipe")
     try:
-        data = read_bytes(path, MAX_BYTES)  # of regular files: a pipe may wait for ever
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: cannot be read: {reason(error)}") from error
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(data) > MAX_BYTES:
+        raise RecipeError(f"{path}: is larger than {MAX_BYTES >> 20} MiB, which no recipe is")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
