@@ -292,6 +292,15 @@ def test_large_images_are_converted_strip_by_strip(photo):
         assert np.array_equal(decode_image(data, 1)[:, :, 0], np.asarray(image.convert("L")))
 
 
+def test_a_header_is_enough_to_refuse_a_large_image():
+    """Pillow decodes a whole PNG to find out whether it has an EXIF entry."""
+    for read in (image_size, lambda data: decode_image(data, 3)):
+        with pytest.raises(
+            UnreadableImageError, match="12000 x 12000 pixels, more than 67,108,864"
+        ):
+            read(png_header(12000, 12000))
+
+
 def test_tiff_that_lies_on_its_side(photo):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -343,18 +352,20 @@ def test_what_libjpeg_prints_is_one_line_with_the_name_of_the_file(photo, tmp_pa
 
 
 PEAK = """
-import resource, sys
+import re, sys
 from sslkit.builtin.sources.decoding import decode_image, image_size
 from sslkit.interfaces import UnreadableImageError
+def peak():  # of this program; `ru_maxrss` would begin with that of the process that started it
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 decode_image(open(sys.argv[2], "rb").read(), 3)  # what the decoders take by themselves
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 data = open(sys.argv[1], "rb").read()
 for read in (image_size, lambda data: decode_image(data, 1), lambda data: decode_image(data, 3)):
     try:
         read(data)
     except UnreadableImageError as error:
         print(error)
-print("MB", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print("MB", (peak() - before) // 1024)
 """
 
 
@@ -397,7 +408,8 @@ def bomb(name, photo):
         "TIFF of many frames": lambda: saved(
             small, "TIFF", save_all=True, append_images=[grey] * 3, compression="tiff_deflate"
         ),
-        "WebP": lambda: saved(grey.convert("RGB"), "WEBP", lossless=True, method=0),
+        "WebP": lambda: saved(grey.crop((0, 0, side, side // 2)), "WEBP", lossless=True, method=0),
+        "larger WebP": lambda: saved(grey, "WEBP", lossless=True, method=0),
     }[name]()
 
 
@@ -407,6 +419,7 @@ def bomb(name, photo):
     [
         "16-bit PNG", "palette PNG", "RGBA PNG", "larger PNG", "text PNG", "profile PNG",
         "turned JPEG", "progressive JPEG", "GIF of many frames", "TIFF of many frames", "WebP",
+        "larger WebP",
     ],
 )  # fmt: skip
 def test_no_file_takes_a_gigabyte(name, photo, encoded, tmp_path):

@@ -92,9 +92,11 @@ def image_size(data: bytes | memoryview) -> tuple[int, int]:
         return header.height, header.width
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
+            width, height = _checked_size(image)  # first: Pillow may decode a PNG to read its EXIF
             # Pillow turns TIFFs by itself, and their size with them.
             turned = image.format != "TIFF" and _orientation(image) >= 5
+    except UnreadableImageError:
+        raise
     except Exception as error:  # damaged files raise almost anything
         raise UnreadableImageError(_reason(error)) from error
     return (width, height) if turned else (height, width)
@@ -176,11 +178,7 @@ def _decode_jpeg(
 def _decode_with_pillow(data: bytes | memoryview, channels: int) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UnreadableImageError(
-                    f"{width} x {height} pixels, more than {MAX_PIXELS:,}; make it smaller"
-                )
+            width, height = _checked_size(image)
             with _turn(width * height):
                 highest, inverted = _grey_range(image)
                 image.load()
@@ -193,6 +191,17 @@ def _decode_with_pillow(data: bytes | memoryview, channels: int) -> NDArray[np.u
     if inverted:
         np.subtract(255, pixels, out=pixels)
     return _upright(pixels, orientation)
+
+
+def _checked_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height). Raises UnreadableImageError for an image that is too large to decode."""
+    width, height = image.size
+    most = MAX_PIXELS // 2 if image.format == "WEBP" else MAX_PIXELS  # libwebp holds four copies
+    if width * height > most:
+        raise UnreadableImageError(
+            f"{width} x {height} pixels, more than {most:,}; make it smaller"
+        )
+    return width, height
 
 
 def _orientation(image: Image.Image) -> int:
