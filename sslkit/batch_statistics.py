@@ -17,10 +17,10 @@ from .data.splits import open_splits
 from .data.store import ImageStore
 from .engine.runtime import Runtime, resolve_device
 from .errors import CheckpointError, DataError, RecipeError
-from .experiment import open_store
 from .interfaces import Method
 from .nn.batch_norm import has_batch_statistics
 from .recipe import Recipe
+from .stores import open_store
 
 
 def calibrate_as_in_run(
@@ -61,7 +61,7 @@ def calibrate_as_in_run(
 
 def _open(recipe: Recipe, source: Path) -> ImageStore:
     try:
-        return open_store(recipe, open_splits(recipe.data).train)
+        return open_store(recipe, recipe.data, open_splits(recipe.data).train)
     except (RecipeError, DataError, OSError) as error:
         reason = " ".join(str(error).split())
         raise _without_images(source, f"cannot be opened ({reason})") from error

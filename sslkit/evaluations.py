@@ -16,16 +16,11 @@ from .errors import CheckpointError, RecipeError, RunFolderError, SSLKitError, T
 from .evaluation.features import state_digest
 from .experiment import (
     check_measuring,
-    class_sizes,
-    conditions,
     initial_method,
     make_method,
-    make_suite,
-    open_stores,
     resolve,
     run_tags,
     say_missing_untrained,
-    untrained_networks,
     without_starting_weights,
 )
 from .interfaces import Facts, Method, RunView, Tracker
@@ -53,6 +48,8 @@ from .saved_runs import (
     run_folder_of,
     training_data_of,
 )
+from .stores import Stores, class_sizes, open_stores
+from .suites import conditions, make_suites, untrained_networks
 from .tracking.environment import describe
 from .tracking.folder import RunFolder, new_run_id
 from .tracking.log import RunLog, add_to_run, sync
@@ -88,9 +85,6 @@ class Measured:
         return {"kept": str(self.kept) if self.kept else None, **self.results.to_json()}
 
 
-Stores = tuple[ImageStore, ImageStore | None]
-
-
 # --- A run ----------------------------------------------------------------------------------------
 
 
@@ -110,23 +104,23 @@ def evaluate_run(
     )
     recipe = resolve(recipe)
     stores = open_stores(recipe, display)
-    if facts.channels != stores[0].channels:
+    if facts.channels != stores.train.channels:
         raise RecipeError(
             f"{path}: its encoder takes images with {facts.channels} channel(s) and those of the "
-            f"data have {stores[0].channels}; choose other data, or set its channels where it has "
-            "the field"
+            f"data have {stores.train.channels}; choose other data, or set its channels where it "
+            "has the field"
         )
     measured = _facts_of(stores, facts)
     if problems := check_recipe(without_starting_weights(recipe), measured, training=False):
         raise RecipeError(*problems)
-    _calibrate(method, path, recipe, stores[0])
+    _calibrate(method, path, recipe, stores.train)
     results = _measure(recipe, facts, stores, method, display, weights=False)
     return Measured(results, _keep(path, recipe, protocols, overrides, stores, results, display))
 
 
 def _facts_of(stores: Stores, facts: Facts) -> Facts:
     """The facts of the run, with those of the data that is measured on."""
-    train, test = stores
+    train, test = stores.train, stores.test
     sizes = class_sizes(train.labels)
     return replace(
         facts,
@@ -135,6 +129,7 @@ def _facts_of(stores: Stores, facts: Facts) -> Facts:
         num_test_images=len(test) if test is not None else 0,
         test_has_labels=test is not None and test.labels is not None,
         class_sizes=sizes,
+        evaluated_on={path: _facts_of(each, facts) for path, each in stores.elsewhere.items()},
     )
 
 
@@ -171,7 +166,7 @@ def _measure(
     missing = say_missing_untrained(recipe, facts, display)
     runtime = make_runtime(recipe.train)
     runtime.prepare(method)
-    suite = make_suite(recipe, runtime, *stores, recipe.augmentation.build(), method)
+    suite = make_suites(recipe, runtime, stores, method)
     trained = suite.run(method.encoder, 0, True, () if weights else method.projection_layers)
     untrained = None
     if missing is None:
@@ -198,7 +193,7 @@ def _keep(
         "protocols": [slot.dump() for slot in recipe.evaluate],
         "seed": recipe.seed,
         "device": recipe.train.device,
-        "data": _fingerprints(stores),
+        "data": stores.fingerprints,
         **results.to_json(),
     }
     try:
@@ -261,12 +256,7 @@ def _is_the_end(path: Path, folder: RunFolder) -> bool:
 def _is_what_was_asked(recipe: Recipe, asked: Recipe, stores: Stores, folder: RunFolder) -> bool:
     """Whether overrides left alone what results depend on: a metric of a run means one thing."""
     same = hashed_view(recipe) == hashed_view(asked) and recipe.seed == asked.seed
-    return same and _fingerprints(stores) == read_environment(folder.path).get("data")
-
-
-def _fingerprints(stores: Stores) -> dict[str, str]:
-    named = zip(("train", "test"), stores, strict=True)
-    return {split: store.fingerprint for split, store in named if store is not None}
+    return same and stores.fingerprints == read_environment(folder.path).get("data")
 
 
 # --- A file of weights ----------------------------------------------------------------------------
@@ -405,7 +395,7 @@ def _keep_apart(
     environment = describe(
         device=recipe.train.device,
         plugins={slot.distribution: slot.version for slot in used},
-        data=_fingerprints(stores),
+        data=stores.fingerprints,
     )
     with RunFolder.create(recipe.runs_dir, title) as folder:
         artifacts = [

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from .data.evaluation import (
-    EVALUATION_BATCH,
-    StoredImages,
-    augmented_pairs,
-    evaluation_batches,
-)
-from .data.examine import examine
 from .data.loader import TrainLoader
 from .data.splits import Splits, open_splits
 from .data.store import ImageStore
-from .data.views import ViewMaker
 from .engine.checkpoint import Checkpoints
 from .engine.contract import Contract
 from .engine.display import Display
 from .engine.loop import NoLog, Training
-from .engine.online_probe import OnlineProbe, ProbeAccuracy
+from .engine.online_probe import OnlineProbe
 from .engine.optimization import Optimization, checked_factor
 from .engine.peek import Peek
 from .engine.repeatable import check_augmentation, check_reader
@@ -43,28 +30,25 @@ from .engine.runtime import (
 from .engine.state_check import StateCheck
 from .engine.torch_faults import Convolution, find_faulty, recorded_convolutions
 from .errors import PluginError, RecipeError
-from .evaluation.conditions import Conditions
 from .evaluation.features import eval_mode
 from .evaluation.results import SuiteResult
-from .evaluation.suite import EvaluationSuite
+from .evaluation.suites import EvaluationSuites
 from .evaluation.untrained import holds_weights
 from .interfaces import (
     Augmentation,
     Backbone,
-    DatasetConfig,
-    Evaluator,
     Facts,
-    ImageReader,
     Method,
     Progress,
     RunView,
     Schedule,
     Slot,
 )
-from .nn.batch_norm import has_batch_statistics
 from .nn.recompute import is_recomputed
 from .randomness import seeded
 from .recipe import Recipe, backbone_name, check_recipe, components, flatten, recipe_hash
+from .stores import Stores, brought_facts, class_sizes, count_classes, open_stores
+from .suites import Watched, evaluate_calibrated, make_suites
 from .tracking.environment import git_state
 from .tracking.folder import RunFolder
 from .tracking.log import RunLog
@@ -84,10 +68,9 @@ class Experiment:
     facts: Facts
     folder: RunFolder
     runtime: Runtime
-    train_store: ImageStore
-    test_store: ImageStore | None
+    stores: Stores
     loader: TrainLoader
-    suite: EvaluationSuite
+    suite: EvaluationSuites
     training: Training
     no_untrained: str | None
     """Why there is no untrained encoder to compare with, where there is none."""
@@ -99,9 +82,9 @@ class Experiment:
 
     def write_unreadable(self) -> None:
         """Lists the images that could not be read, where there are any."""
-        self.train_store.write_report(self.folder.path / "corrupt_images.json")
-        if self.test_store is not None:
-            self.test_store.write_report(self.folder.path / "corrupt_test_images.json")
+        self.stores.train.write_report(self.folder.path / "corrupt_images.json")
+        if self.stores.test is not None:
+            self.stores.test.write_report(self.folder.path / "corrupt_test_images.json")
 
     def open_log(self) -> RunLog:
         """Opens the log behind `training`, from its current step on, and connects the tracker."""
@@ -145,7 +128,7 @@ def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> Fa
         )
     steps_per_epoch = len(reader) // train.batch_size
     total = train.epochs * steps_per_epoch
-    return Facts(
+    facts = Facts(
         num_images=len(reader),
         channels=reader.channels,
         image_size=reader.image_size,
@@ -159,22 +142,7 @@ def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> Fa
         data_notes=splits.notes,
         class_sizes=class_sizes(reader.labels),
     )
-
-
-def class_sizes(labels: NDArray[np.int64] | Tensor | None) -> tuple[int, ...]:
-    """Images of each class that has any, in the order of the classes. labels: negative where an
-    image has none."""
-    if labels is None:
-        return ()
-    counts = np.unique(np.asarray(labels)[np.asarray(labels) >= 0], return_counts=True)[1]
-    return tuple(counts.tolist())
-
-
-def count_classes(reader: ImageReader) -> int | None:
-    """Number of classes; None without labels, also where every one is negative."""
-    if reader.labels is None or not (reader.labels >= 0).any():
-        return None
-    return len(reader.class_names) if reader.class_names else int(reader.labels.max()) + 1
+    return replace(facts, evaluated_on=brought_facts(recipe, facts))
 
 
 def check(recipe: Recipe) -> Facts:
@@ -306,12 +274,12 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
     """Builds a resolved recipe whose facts `check` found, in a run folder."""
     recipe = settle(recipe, facts)
     runtime = make_runtime(recipe.train)
-    train_store, test_store = open_stores(recipe, display)
+    stores = open_stores(recipe, display)
     no_untrained = say_missing_untrained(recipe, facts, display)
     augmentation = recipe.augmentation.build()
-    check_repeatable(recipe, facts, train_store)
+    check_repeatable(recipe, facts, stores.train)
     loader = TrainLoader(
-        train_store,
+        stores.train,
         augmentation,
         batch_size=recipe.train.batch_size,
         seed=recipe.seed,
@@ -352,9 +320,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         images=recipe.train.micro_batch_size or recipe.train.batch_size,
         make_untrained=lambda: initial_method(recipe, facts, runtime),
     )
-    suite = make_suite(
-        recipe, runtime, train_store, test_store, augmentation, method, probe, loader.maker, peek
-    )
+    suite = make_suites(recipe, runtime, stores, method, Watched(probe, loader.maker, peek))
 
     def evaluate(epoch: int) -> SuiteResult:
         found = evaluate_calibrated(suite, method, epoch, final=False)
@@ -387,36 +353,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
         state_check=StateCheck(method, optimization),
         keep=folder.write_json,
     )
-    return Experiment(
-        recipe, facts, folder, runtime, train_store, test_store, loader, suite, training,
-        no_untrained,
-    )  # fmt: skip
-
-
-def open_stores(recipe: Recipe, display: Display) -> tuple[ImageStore, ImageStore | None]:
-    """Both splits, small images decoded into memory and examined."""
-    splits = open_splits(recipe.data)
-    train_store = open_store(recipe, splits.train)
-    test_store = open_store(recipe, splits.test) if splits.test is not None else None
-    sizes = f"{len(train_store):,} training"
-    sizes += f" and {len(test_store):,} test images" if test_store else " images, no test split"
-    display.message(f"data: {recipe.data.name}, {sizes}, {train_store.place}")
-    train_store.notes = tuple(examine(train_store, test_store))
-    for note in train_store.notes:
-        display.message(f"warning: data: {note}")
-    return train_store, test_store
-
-
-def open_store(recipe: Recipe, reader: ImageReader) -> ImageStore:
-    """The images of a split of the recipe's data."""
-    config = recipe.data.config
-    assert isinstance(config, DatasetConfig)
-    return ImageStore(
-        reader,
-        max_corrupt_fraction=config.max_corrupt_fraction,
-        seed=recipe.seed,
-        num_threads=max(1, recipe.train.loader_threads),
-    )
+    return Experiment(recipe, facts, folder, runtime, stores, loader, suite, training, no_untrained)
 
 
 def check_encoder(recipe: Recipe, facts: Facts, runtime: Runtime, encoder: Backbone) -> None:
@@ -516,109 +453,6 @@ def make_probe(
         seed=recipe.seed,
         device=runtime.device,
     )
-
-
-def make_suite(
-    recipe: Recipe,
-    runtime: Runtime,
-    train_store: ImageStore,
-    test_store: ImageStore | None,
-    augmentation: Augmentation,
-    method: Method,
-    probe: OnlineProbe | None = None,
-    maker: ViewMaker | None = None,
-    peek: Peek | None = None,
-) -> EvaluationSuite:
-    """The protocols of the recipe, on this data, and the accuracy of the online probe.
-
-    maker: of the training views, where there is one already. peek: into the method, during a run.
-    """
-    preprocess = method.encoder.preprocess
-    protocols = [(slot.name, slot.build()) for slot in recipe.evaluate]
-    check_projection(recipe, protocols, method)
-    takers = [(name, protocol) for name, protocol in protocols if protocol.uses_features]
-    if probe is not None and takers:
-        protocols.append(("online_probe", ProbeAccuracy.beside(takers, probe)))
-
-    def batches(store: ImageStore) -> Callable[[], Iterable[Tensor]]:
-        return lambda: evaluation_batches(store, preprocess, EVALUATION_BATCH, runtime.device)
-
-    images = StoredImages(
-        train_store,
-        test_store,
-        preprocess,
-        seed=recipe.seed,
-        device=runtime.device,
-        precision=recipe.evaluation_precision,
-        channels_last=recipe.train.channels_last,
-        maker=maker,
-    )
-    return EvaluationSuite(
-        protocols,
-        train_batches=batches(train_store),
-        test_batches=batches(test_store) if test_store is not None else None,
-        train_labels=train_store.labels,
-        test_labels=test_store.labels if test_store is not None else None,
-        num_train=len(train_store),
-        num_test=len(test_store) if test_store is not None else 0,
-        device=runtime.device,
-        class_names=train_store.class_names or (),
-        calibrate=images.calibrate,
-        positive_pairs=lambda num: augmented_pairs(
-            train_store, augmentation, num, recipe.seed, runtime.device, maker
-        ),
-        embeddings=None if peek is None else (peek.now, peek.untrained),
-        must_not_collapse=method.must_not_collapse,
-        images=images,
-        seed=recipe.seed,
-        precision=recipe.evaluation_precision,
-        channels_last=recipe.train.channels_last,
-    )
-
-
-def evaluate_calibrated(
-    suite: EvaluationSuite, method: Method, epoch: int, final: bool
-) -> SuiteResult:
-    """Measures a method with the batch statistics of a run's training images; its own stay."""
-    encoder, layers = method.encoder, method.projection_layers
-    with suite.calibrated(encoder, layers) as seconds:
-        return suite.run(encoder, epoch, final, layers, calibration_seconds=seconds)
-
-
-def untrained_networks(
-    method: Method | None, *, with_projection: bool = True
-) -> tuple[Backbone | None, Sequence[nn.Module]]:
-    """What `EvaluationSuite.baselines` takes. with_projection: whether projection layers count."""
-    if method is None:
-        return None, ()
-    return method.encoder, method.projection_layers if with_projection else ()
-
-
-def conditions(
-    recipe: Recipe, encoder: nn.Module, no_untrained: str | None, *, given: bool = False
-) -> Conditions:
-    """How the numbers of an evaluation come about. given: whether the encoder is measured with the
-    batch statistics that its weights came with."""
-    kind: Literal["calibrated", "given"] = "given" if given else "calibrated"
-    statistics = kind if has_batch_statistics(encoder) else None
-    return Conditions(recipe.evaluation_precision, statistics, no_untrained)
-
-
-def check_projection(
-    recipe: Recipe, protocols: Iterable[tuple[str, Evaluator]], method: Method
-) -> None:
-    """Raises RecipeError where a protocol asks for a layer that the projection head lacks: before
-    the first step, since an hour later it could only be skipped."""
-    layers = len(method.projection_layers)
-    problems = [
-        f"evaluate.{place}: {name} asks for layer {protocol.projection_layer} of the projection "
-        f"head, and method '{recipe.method.name}' gives {layers or 'no'} "
-        f"layer{'' if layers == 1 else 's'}; set {f'0 to {layers}' if layers else '0'}"
-        for place, (name, protocol) in enumerate(protocols)
-        if protocol.projection_layer > layers
-    ]
-    if problems:
-        raise RecipeError(*problems)
 
 
 def run_tags(recipe: Recipe) -> dict[str, str]:

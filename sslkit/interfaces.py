@@ -110,6 +110,8 @@ class Facts:
     """What opening the data brought up that a person should know, a sentence each."""
     class_sizes: tuple[int, ...] = ()
     """Labelled training images of each class that has any; empty where they are not known."""
+    evaluated_on: Mapping[str, Facts] = field(default_factory=dict)
+    """Path of an entry of `evaluate` that measures on images of its own -> the facts with those."""
 
 
 class Component:
@@ -1010,6 +1012,9 @@ class EvaluatorConfig(ComponentConfig):
 
     every_epochs: PositiveInt | None = None
     """Also run after every so many epochs. It always runs after the last."""
+    data: Slot[Dataset] | None = None
+    """A data source to measure on, both splits of it, in place of the recipe's: a labelled set that
+    watches a training without labels. Batch statistics stay those of the training images."""
 
 
 class Evaluator(Component, ABC):

@@ -53,7 +53,7 @@ def make_plan(
         steps = take_steps(training, _COLD_STEPS + _MEASURED_STEPS if measure else 1)
         warnings = [
             *find_warnings(wanted, facts),
-            *(Advice("data", note) for note in experiment.train_store.notes),
+            *(Advice("data", note) for note in experiment.stores.train.notes),
             *network_warnings(wanted, training.method),
         ]
         return {
@@ -145,7 +145,7 @@ def estimate_time(experiment: Experiment, steps: Steps) -> dict[str, Any]:
     facts, encoder = experiment.facts, experiment.method.encoder
     step = median(steps.warm)
     evaluations = count_evaluations(experiment)
-    images = len(experiment.train_store) + len(experiment.test_store or ())
+    images = len(experiment.stores.train) + len(experiment.stores.test or ())
     features = 0.0
     if evaluations:
         with experiment.runtime.eager():
@@ -185,9 +185,9 @@ def count_parameters(experiment: Experiment) -> dict[str, int]:
 
 def describe_data(experiment: Experiment) -> dict[str, Any]:
     """The data, as the run sees it."""
-    facts, test = experiment.facts, experiment.test_store
-    resident = experiment.train_store.resident
-    labels = experiment.train_store.labels
+    facts, test = experiment.facts, experiment.stores.test
+    resident = experiment.stores.train.resident
+    labels = experiment.stores.train.labels
     sizes = labels[labels >= 0].bincount() if labels is not None else None
     return {
         "name": experiment.recipe.data.name,

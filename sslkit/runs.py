@@ -31,9 +31,7 @@ from .experiment import (
     build,
     check,
     check_without_data,
-    conditions,
     resolve,
-    untrained_networks,
 )
 from .interfaces import Facts, Progress, resolve_component
 from .plugin_errors import describe_failure
@@ -58,6 +56,7 @@ from .saved_runs import (
     was_evaluated,
     why_stopped,
 )
+from .suites import conditions, untrained_networks
 from .tracking.environment import code_digests, describe, environment_changes
 from .tracking.folder import RunFolder
 from .tracking.log import RunLog, SyncResult, sync
@@ -457,12 +456,12 @@ def write_environment(experiment: Experiment, forked_from: str | None) -> None:
 
 def describe_run(experiment: Experiment) -> dict[str, Any]:
     """What the recipe does not say about a run, here and now."""
-    stores = {"train": experiment.train_store, "test": experiment.test_store}
+    stores = {"train": experiment.stores.train, "test": experiment.stores.test}
     used = [slot for _, slot in components(experiment.recipe)]
     found = describe(
         device=str(experiment.runtime.device),
         plugins={slot.distribution: slot.version for slot in used},
-        data={split: store.fingerprint for split, store in stores.items() if store is not None},
+        data=experiment.stores.fingerprints,
     )
     modules = {"sslkit": "sslkit", **{slot.distribution: slot.cls.__module__ for slot in used}}
     return found | {

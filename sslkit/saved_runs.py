@@ -115,12 +115,12 @@ def refuse_other_data(experiment: Experiment, folder: RunFolder | None = None) -
     run; default: the experiment's own."""
     folder = folder or experiment.folder
     saved = read_environment(folder.path).get("data", {})
-    for split, store in (("train", experiment.train_store), ("test", experiment.test_store)):
-        fingerprint = store.fingerprint if store is not None else None
-        if split in saved and saved[split] != fingerprint:
+    found = experiment.stores.fingerprints
+    for split, before in saved.items():
+        if before != found.get(split):
             raise CheckpointError(
                 f"{folder.path}: the {split} data has changed since this run began (fingerprint "
-                f"{saved[split]}, now {fingerprint}); start a new run with --fork {folder.path}"
+                f"{before}, now {found.get(split)}); start a new run with --fork {folder.path}"
             )
 
 

@@ -25,11 +25,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sslkit.interfaces import Apart, Evaluator, FeatureBank, Images, Subject
+from sslkit.interfaces import Apart, FeatureBank, Images, Subject
 from sslkit.nn.batch_norm import calibrate_batch_norm, has_batch_statistics, kept_batch_statistics
 from sslkit.nn.numerics import Precision
 
-from .collector import Collector, Protocol, named_protocols
+from .collector import Collector, Protocol
 from .features import (
     Room,
     centre_,
@@ -67,7 +67,7 @@ class EvaluationSuite:
 
     def __init__(
         self,
-        evaluators: Sequence[tuple[str, Evaluator]],
+        protocols: Sequence[Protocol],
         *,
         train_batches: Batches,
         test_batches: Batches | None,
@@ -86,7 +86,8 @@ class EvaluationSuite:
         precision: Precision = "fp32",
         channels_last: bool = False,
     ) -> None:
-        """train_labels, test_labels: (N,) int64 class indices, negative where an image has none.
+        """protocols: under unique names, see `named_protocols`.
+        train_labels, test_labels: (N,) int64 class indices, negative where an image has none.
         num_train, num_test: images of each split, where labels do not say it; with them features
         take no more memory than they need. device: where protocols compute; default: where the
         features are.
@@ -95,7 +96,7 @@ class EvaluationSuite:
         embeddings: of one batch, by the method that is trained and by the same before its first
         step; must_not_collapse: see `Subject`.
         images: the same images, for protocols that train networks of their own."""
-        self._protocols = named_protocols(evaluators)
+        self._protocols = list(protocols)
         self._train_batches = train_batches
         self._test_batches = test_batches
         self._train_labels = train_labels

@@ -44,13 +44,15 @@ def find_warnings(recipe: Recipe, facts: Facts) -> list[Advice]:
 
     Call it for a recipe that `check_recipe` has passed."""
     found = [Advice("data", note) for note in facts.data_notes]
+    for path, elsewhere in facts.evaluated_on.items():
+        found += [Advice(f"{path}.data", note) for note in elsewhere.data_notes]
     for path, slot, known in components_with_facts(recipe, facts):
         try:
             said = [(inside, message) for inside, message in slot.cls.warnings(slot.config, known)]
         except Exception as error:  # a plugin's: no reason to stop a run
             reason = describe_failure(error, slot.cls.__module__)
             said = [("", f"the warnings of {slot.cls.kind} '{slot.name}' failed: {reason}")]
-        if issubclass(slot.cls, Evaluator) and (why := _unmeasurable(slot.cls, facts)):
+        if issubclass(slot.cls, Evaluator) and (why := _unmeasurable(slot.cls, known)):
             said.append(("", f"{slot.name} will be skipped: {why}"))
         found += [Advice(f"{path}.{inside}" if inside else path, text) for inside, text in said]
     return found + list(_training_warnings(recipe, facts))

@@ -222,7 +222,7 @@ def components_with_facts(
     for path, found in components(recipe):
         while around and not path.startswith(around[-1][0]):
             around.pop()
-        here = around[-1][1] if around else facts
+        here = facts.evaluated_on.get(path) or (around[-1][1] if around else facts)
         yield path, found, here
         around.append((f"{path}.", found.cls.facts_inside(found.config, here)))
 

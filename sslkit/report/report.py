@@ -68,7 +68,7 @@ def _markdown(
         yield f"- note: {note}"
     for protocol, found in {**results.trained.warnings, **results.trained.stops}.items():
         yield f"- {protocol}: warning: {found}"
-    for note in (*facts.data_notes, *experiment.train_store.notes):
+    for note in (*facts.data_notes, *experiment.stores.train.notes):
         yield f"- data: warning: {note}"
     yield from _cost(lines, results)
     for figure in figures:

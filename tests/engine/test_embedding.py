@@ -20,9 +20,9 @@ from sslkit.embedding import embed_source, read_embeddings
 from sslkit.engine.display import Silent
 from sslkit.errors import DataError, RecipeError, RunFolderError
 from sslkit.evaluation.features import extract, state_digest
-from sslkit.experiment import open_stores
 from sslkit.recipe import load_recipe
 from sslkit.runs import start
+from sslkit.stores import open_stores
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_round_trip(
     assert written.left_out == 0
 
     encoder = sslkit.load_encoder(run)
-    train, _ = open_stores(load_recipe(run / "recipe.resolved.yaml"), Silent())
+    train = open_stores(load_recipe(run / "recipe.resolved.yaml"), Silent()).train
     batches = evaluation_batches(train, encoder.preprocess, 20, "cpu")
     expected = extract(encoder, batches, precision="fp32", channels_last=False)
     indices, labels, features, origin = read_embeddings(out)

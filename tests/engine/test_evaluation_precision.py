@@ -15,10 +15,10 @@ from sslkit.builtin.protocols.knn import KNN
 from sslkit.data.evaluation import evaluation_batches
 from sslkit.engine.display import Silent
 from sslkit.evaluations import evaluate_run
-from sslkit.experiment import open_stores
 from sslkit.interfaces import Evaluation, Subject
 from sslkit.recipe import load_recipe
 from sslkit.runs import start
+from sslkit.stores import open_stores
 
 SHORT = ["train.precision=bf16", "train.max_steps=2", "augmentation.size=64"]
 
@@ -39,7 +39,7 @@ def seen_features(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
 def by_hand(run: Path) -> Tensor:
     """Features of the exported encoder in float32."""
     encoder = sslkit.load_encoder(run)
-    _, test = open_stores(load_recipe(run / "recipe.resolved.yaml"), Silent())
+    test = open_stores(load_recipe(run / "recipe.resolved.yaml"), Silent()).test
     assert test is not None
     with torch.no_grad():
         batches = evaluation_batches(test, encoder.preprocess, 512, "cpu")

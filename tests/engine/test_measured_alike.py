@@ -16,11 +16,11 @@ from sslkit.data.evaluation import evaluation_batches
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError
 from sslkit.evaluations import evaluate_run, evaluate_weights
-from sslkit.experiment import open_stores
 from sslkit.interfaces import Backbone
 from sslkit.recipe import load_recipe
 from sslkit.runs import start
 from sslkit.saved_runs import load_method, read_state
+from sslkit.stores import open_stores
 
 DIGITS = """\
 name: digits
@@ -61,7 +61,7 @@ def features(run: Path, encoder: Backbone) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         train, test = (
             torch.cat([encoder(b) for b in evaluation_batches(s, encoder.preprocess, 512, "cpu")])
-            for s in stores
+            for s in (stores.train, stores.test)
             if s is not None
         )
     return train, test
@@ -73,7 +73,11 @@ def neighbours_agree(run: Path, encoder: Backbone) -> float:
 
     train, test = (nn.functional.normalize(part).numpy() for part in features(run, encoder))
     stores = open_stores(load_recipe(run / "recipe.resolved.yaml"), Silent())
-    labels = [store.labels.numpy() for store in stores if store and store.labels is not None]
+    labels = [
+        store.labels.numpy()
+        for store in (stores.train, stores.test)
+        if store and store.labels is not None
+    ]
     model = KNeighborsClassifier(5, weights=lambda d: np.exp((1 - d**2 / 2) / 0.1))
     return float(model.fit(train, labels[0]).score(test, labels[1]))
 
@@ -191,8 +195,8 @@ def test_the_online_probe_is_tested_on_the_encoder_that_is_exported(digits: Path
     standardised = (test - mean) / (variance + 1e-5).sqrt()
     predicted = (standardised @ state["1.weight"].T + state["1.bias"]).argmax(dim=1)
     stores = open_stores(load_recipe(digits / "recipe.resolved.yaml"), Silent())
-    assert stores[1] is not None
-    truth = (predicted == stores[1].labels).float().mean()
+    assert stores.test is not None
+    truth = (predicted == stores.test.labels).float().mean()
     logged = metrics_of(digits)["eval/online_probe/top1"]
     assert float(truth) == pytest.approx(logged, abs=0.003)
     lines = [json.loads(line) for line in (digits / "metrics.jsonl").read_text().splitlines()]

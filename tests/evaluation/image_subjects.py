@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sslkit.data.evaluation import StoredImages
 from sslkit.data.store import ImageStore
+from sslkit.evaluation.collector import named_protocols
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.interfaces import Evaluator, ImageReader, Preprocess, resolve_component
 from sslkit.plugins import load_plugins
@@ -84,7 +85,7 @@ class Study:
             seed=self.seed, device=CPU, precision="fp32", channels_last=False,
         )  # fmt: skip
         return EvaluationSuite(
-            [(name, protocol(name, **fields)) for name, fields in protocols],
+            named_protocols([(name, protocol(name, **fields)) for name, fields in protocols]),
             train_batches=lambda: images.preprocessed("train"),
             test_batches=lambda: images.preprocessed("test"),
             train_labels=self.train.labels,

@@ -14,6 +14,7 @@ from sslkit.builtin.protocols.collapse import Collapse
 from sslkit.builtin.protocols.knn import KNN
 from sslkit.builtin.protocols.linear import Linear
 from sslkit.builtin.protocols.retrieval import Retrieval
+from sslkit.evaluation.collector import named_protocols
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.interfaces import Evaluator, Facts, FeatureBank, Subject, ViewSpec
@@ -148,11 +149,13 @@ def test_beside_the_baselines_and_without_changing_the_encoder() -> None:
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     ).train()
     suite = EvaluationSuite(
-        [
-            ("clustering", Clustering(Clustering.Config(restarts=3))),
-            ("retrieval", Retrieval(Retrieval.Config())),
-            ("collapse", Collapse(Collapse.Config(policy="stop"))),
-        ],
+        named_protocols(
+            [
+                ("clustering", Clustering(Clustering.Config(restarts=3))),
+                ("retrieval", Retrieval(Retrieval.Config())),
+                ("collapse", Collapse(Collapse.Config(policy="stop"))),
+            ]
+        ),
         train_batches=lambda: torch.split(images, 16),
         test_batches=lambda: torch.split(images.flip(0), 16),
         train_labels=labels,

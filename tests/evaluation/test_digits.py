@@ -10,6 +10,7 @@ from torch import nn
 from sslkit.builtin.protocols.few_label import FewLabel
 from sslkit.builtin.protocols.knn import KNN
 from sslkit.builtin.protocols.linear import Linear
+from sslkit.evaluation.collector import named_protocols
 from sslkit.evaluation.suite import EvaluationSuite
 
 
@@ -27,11 +28,13 @@ def test_baselines_on_digits_are_where_they_are_known_to_be() -> None:
         nn.AdaptiveAvgPool2d(2), nn.Flatten(),
     )  # fmt: skip
     suite = EvaluationSuite(
-        [
-            ("knn", KNN(KNN.Config(k=20))),
-            ("linear", Linear(Linear.Config(l2=(0.1, 0.01)))),
-            ("few_label", FewLabel(FewLabel.Config(labels_per_class=(5,), draws=10))),
-        ],
+        named_protocols(
+            [
+                ("knn", KNN(KNN.Config(k=20))),
+                ("linear", Linear(Linear.Config(l2=(0.1, 0.01)))),
+                ("few_label", FewLabel(FewLabel.Config(labels_per_class=(5,), draws=10))),
+            ]
+        ),
         train_batches=lambda: torch.split(images[train], 500),
         test_batches=lambda: torch.split(images[test], 500),
         train_labels=labels[train],

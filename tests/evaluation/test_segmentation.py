@@ -14,6 +14,7 @@ import sslkit
 from sslkit.builtin.protocols.encoder_maps import Source
 from sslkit.builtin.protocols.segmentation import Segmentation, take_positions
 from sslkit.builtin.timm_backbone import TimmBackbone
+from sslkit.evaluation.collector import named_protocols
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.scores import is_score
 from sslkit.evaluation.suite import EvaluationSuite
@@ -203,7 +204,7 @@ def test_it_stands_in_the_table_beside_the_baselines() -> None:
 
     few = {**COLOURS, "num_train": 8, "num_test": 4}
     suite = EvaluationSuite(
-        [("segmentation", protocol("segmentation", few, max_iterations=5))],
+        named_protocols([("segmentation", protocol("segmentation", few, max_iterations=5))]),
         train_batches=batches,
         test_batches=batches,
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sslkit.builtin.protocols.collapse import Collapse
 from sslkit.builtin.protocols.few_label import FewLabel
 from sslkit.builtin.protocols.knn import KNN
+from sslkit.evaluation.collector import named_protocols
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.results import comparison
 from sslkit.evaluation.suite import EvaluationSuite
@@ -49,7 +50,7 @@ class Pictures:
             "class_names": ["red", "green", "blue"],
             "positive_pairs": lambda num: (self.train[:num], self.train[:num].flip(3)),
         }
-        return EvaluationSuite(list(evaluators), **{**arguments, **changes})
+        return EvaluationSuite(named_protocols(evaluators), **{**arguments, **changes})
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from sslkit.cli import main
 from sslkit.data.evaluation import evaluation_batches
 from sslkit.engine.display import Silent
 from sslkit.errors import ExportError, RecipeError
-from sslkit.experiment import open_stores
 from sslkit.export import preprocessing, torch_format
 from sslkit.export.exporting import Exported, export_encoder
 from sslkit.export.probe import make_probe
@@ -31,6 +30,7 @@ from sslkit.export.source import open_source
 from sslkit.export.verification import TOLERANCE
 from sslkit.recipe import load_recipe
 from sslkit.runs import start
+from sslkit.stores import open_stores
 from tests.conftest import TINY
 from tests.host.plugin_distributions import write_distribution
 
@@ -63,7 +63,7 @@ def exported(
 
 def images_of(run: Path) -> Tensor:
     """The test images as the encoder takes them."""
-    _, test = open_stores(load_recipe(run / "recipe.resolved.yaml"), Silent())
+    test = open_stores(load_recipe(run / "recipe.resolved.yaml"), Silent()).test
     assert test is not None
     preprocess = sslkit.load_encoder(run).preprocess
     return torch.cat(list(evaluation_batches(test, preprocess, 20, "cpu")))
