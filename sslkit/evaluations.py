@@ -37,6 +37,7 @@ from .recipe import (
     hashed_view,
     load_recipe,
 )
+from .recipe.advice import find_warnings
 from .report.results import FinalResults
 from .saved_runs import (
     RESULTS,
@@ -296,6 +297,9 @@ def evaluate_weights(
     stores = open_stores(chosen, display)
     method = make_method(chosen, facts)
     digest = state_digest(method.encoder)
+    for advice in find_warnings(chosen, facts):
+        if advice.path.startswith("backbone."):
+            display.message(f"warning: {advice}")
     if warning := _other_size(chosen, model, facts):
         display.message(f"warning: {warning}")
     results = _measure(chosen, facts, stores, method, display, weights=True)
@@ -357,7 +361,8 @@ def _other_size(recipe: Recipe, model: str | None, facts: Facts) -> str | None:
     """A warning where timm's own weights would be measured in another size."""
     import timm
 
-    if model is None or not getattr(recipe.backbone.config, "pretrained", False):
+    pretrained = getattr(recipe.backbone.config, "pretrained", False)
+    if model is None or not pretrained or not timm.is_model(model):
         return None
     trained, here = timm.get_pretrained_cfg(model).input_size[-1], max(v.size for v in facts.views)
     if trained == here:

@@ -283,6 +283,26 @@ def test_weights_are_measured_without_looking_at_training(tiny: Path, weights: P
         evaluate_weights(weights, tiny, ["knn"], [*training, "evaluate.0.k=500"], Silent())
 
 
+def test_weights_behind_a_prefix_and_in_a_folder_of_timm(tiny: Path, tmp_path: Path) -> None:
+    """What is done with names, and statistics that are not the weights', are said."""
+    torch.manual_seed(3)
+    state = timm.create_model("test_resnet", num_classes=0).state_dict()
+    torch.save({"state_dict": {f"module.{n}": v for n, v in state.items()}}, tmp_path / "a.pth")
+    display = Talking()
+    first = evaluate_weights(tmp_path / "a.pth", tiny, ["knn"], [], display)
+    assert any("begin with 'state_dict.module.'" in line for line in display.messages)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    known = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    config = {"architecture": "test_resnet", "pretrained_cfg": known}
+    (folder / "config.json").write_text(json.dumps(config))
+    display = Talking()
+    second = evaluate_weights(None, tiny, ["knn"], [], display, model=f"local-dir:{folder}")
+    assert any("warning: backbone.normalize: " in line for line in display.messages)
+    assert second.results.trained.metrics == first.results.trained.metrics  # imagenet's, both
+
+
 def test_published_weights(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a file `--backbone` takes timm's own; here they are what a download would give."""
     torch.manual_seed(3)
