@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from sslkit.engine.checkpoint import FORMAT_WITHOUT_DIGEST
+
 from . import nasty
 from .attempt import Attempt, Check
 from .fence import SECRET
@@ -182,6 +184,8 @@ def _checkpoint(generator: random.Random, path: Path) -> str:
         return write_hostile_weights(generator, path)
     state = torch.load(path, weights_only=True)
     changed = nasty.change_tree(generator, _plain(state), generator.choice([1, 2, 5]))
+    if isinstance(changed, dict) and generator.random() < 0.8:
+        changed["format"] = FORMAT_WITHOUT_DIGEST  # or it would fail by its digest alone
     torch.save(changed, path)
     return "a changed state"
 

@@ -52,6 +52,8 @@ def write_hostile_weights(generator: random.Random, path: Path) -> str:
 def _safetensors(generator: random.Random, data: bytes) -> tuple[bytes, str]:
     (length,) = struct.unpack("<Q", data[:8])
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    if generator.random() < 0.8:  # an attacker's file, which does not fail by its digest alone
+        _drop_digest(header["__metadata__"])
     what = pick(generator, {"tree": 4, "length": 1, "bytes": 2, "entry": 4, "metadata": 3})
     if what == "bytes":
         return nasty.change_bytes(generator, data), "changed bytes"
@@ -66,6 +68,14 @@ def _safetensors(generator: random.Random, data: bytes) -> tuple[bytes, str]:
         what = _change_entry(generator, header)
     text = json.dumps(header).encode("utf-8", "surrogatepass")
     return struct.pack("<Q", len(text)) + text + body, f"header: {what}"
+
+
+def _drop_digest(metadata: dict[str, str]) -> None:
+    """Makes the file one that says it has no digest, as those of other programs."""
+    metadata.pop("sslkit.sha256", None)
+    described = json.loads(metadata["sslkit"])
+    described.pop("digested", None)
+    metadata["sslkit"] = json.dumps(described)
 
 
 def _change_metadata(generator: random.Random, header: dict[str, Any]) -> None:
