@@ -24,8 +24,11 @@ from sslkit.data.pack_format import (
     hashed,
 )
 from sslkit.errors import RecipeError
+from sslkit.files import read_bytes
 
 _FLUSH_EVERY_S = 1.0
+_MAX_BYTES = 256 << 20
+"""Of a journal: that of a million blocks of 4 MiB."""
 
 
 class BlockRecord(BaseModel):
@@ -122,9 +125,12 @@ class Journal:
     def _load(self, plan: Description, pixels_end: int) -> int:
         """Fills `done`. Returns the length of what is good in the journal; 0: start afresh."""
         try:
-            lines = self._path.read_bytes().split(b"\n")[:-1]  # what follows the last \n is torn
+            text = read_bytes(self._path, _MAX_BYTES, inside=self._path.parent)
         except FileNotFoundError:
             return 0
+        except ValueError as error:
+            raise RecipeError(f"{self._path}: {error}; delete it to start afresh") from error
+        lines = text.split(b"\n")[:-1]  # what follows the last \n is torn
         try:
             begun = Description.model_validate_json(_unsealed(lines[0]) if lines else b"")
         except ValidationError:

@@ -356,6 +356,14 @@ def test_pixels_that_changed_in_an_unfinished_pack_are_made_again(small_blocks, 
     assert (tmp_path / "x").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
+def test_a_journal_that_is_no_file_is_refused(small_blocks, tmp_path, list_reader, photo):
+    data = slot_of(list_reader([photo(i, 12, 12) for i in range(8)], None, (12, 12)))
+    (tmp_path / "x.partial").write_bytes(b"")
+    (tmp_path / "x.journal").symlink_to("/dev/zero")
+    with pytest.raises(RecipeError, match=r"x\.journal: is or lies behind a link.*; delete it"):
+        write_pack(data, tmp_path / "x", AS_IS, num_threads=0)
+
+
 def test_no_changed_byte_of_a_journal_changes_the_pack(small_blocks, tmp_path, list_reader, photo):
     images = [photo(i, 12, 12) for i in range(60)]
     images[3] = images[40] = "damaged"
