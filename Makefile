@@ -19,7 +19,7 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --group $*
 	touch $@
 
-quickstart: $(VENV)/.installed  ## Trains SimCLR on scikit-learn's digits, about a minute and a half
+quickstart: $(VENV)/.installed  ## Trains SimCLR on scikit-learn's digits, a few minutes
 	$(BIN)/sslkit run recipes/quickstart.yaml
 
 test: $(VENV)/.installed-test  ## The tests of the core and of every plugin
