@@ -113,12 +113,14 @@ class Accuracy:
 
 
 def evaluation_lines(metrics: Mapping[str, float], place: str) -> list[str]:
-    """What an evaluation found, on as many lines as it takes."""
+    """What an evaluation found, on as many lines as it takes; without parts of other metrics, such
+    as `collapse/embedding_spread/z`."""
     pairs = []
     for key, value in metrics.items():
-        if key.startswith("perf/"):
+        protocol, _, metric = key.removeprefix("eval/").partition("/")
+        if protocol == "perf" or "/" in metric:
             continue
-        name = key.removeprefix("eval/").replace(" ", "\xa0")
+        name = f"{protocol}/{metric}".replace(" ", "\xa0")
         shown = f"{value:.1%}" if _ACCURACY.fullmatch(key) else f"{value:.4g}"
         pairs.append(f"{name}\xa0{shown}")
     lines = textwrap.wrap(

@@ -19,7 +19,8 @@ def print_evaluation(results: FinalResults) -> None:
     if rows:
         print_table(heads, rows, title=TITLE)
     for key, value in results.others().items():
-        print(f"{key} {value:.4g}")
+        if "/" not in key.removeprefix("eval/").partition("/")[2]:  # its parts are in the report
+            print(f"{key} {value:.4g}")
     for protocol, reason in results.trained.skipped.items():
         print(f"{protocol}: skipped: {reason}")
     for note in results.notes():

@@ -55,6 +55,12 @@ def test_the_accuracy_is_that_of_the_last_evaluation_beside_the_best() -> None:
     assert lines[4].endswith("12,346 img/s  knn 80.1% (best 84.3%)")
 
 
+def test_parts_of_a_metric_are_left_to_the_log() -> None:
+    parts = {f"collapse/embedding_spread/{part}": 0.9 for part in ("z", "z/0", "z/1")}
+    lines = shown(({"eval/knn/top1": 0.5, "collapse/embedding_spread": 0.8, **parts}, 500))
+    assert lines[1:] == ["step 500/1950 26%  knn/top1 50.0%  collapse/embedding_spread 0.8"]
+
+
 def test_no_line_is_wider_than_the_screen() -> None:
     many = {f"eval/protocol_{i}/top1": 0.5 + i / 100 for i in range(12)}
     wide = {key: 1e-7 / 3 * value for key, value in TRAINING.items()}
