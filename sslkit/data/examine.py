@@ -208,6 +208,6 @@ def _low_range(store: ImageStore) -> list[str]:
         return []
     return [
         f"the highest value in {len(rows)} of the training images is {highest} of 255, nearly "
-        f"black: "
-        "values that do not go up to 255 (such as 0 and 1, or class numbers) must be scaled first"
+        "black: values that do not go up to 255 (such as 0 and 1, or class numbers) must be "
+        "scaled first"
     ]

@@ -65,14 +65,12 @@ def _divided(
     if test is not None:
         raise RecipeError(
             f"data.test_fraction: '{name}' has a test split already, of {len(test):,} images; "
-            f"leave "
-            "test_fraction out, or data.test"
+            "leave test_fraction out, or data.test"
         )
     if train.labels is None or not (train.labels >= 0).any():
         raise RecipeError(
             f"data.test_fraction: '{name}' has no labels, and without them nothing is measured on "
-            f"a "
-            "test split; leave it out"
+            "a test split; leave it out"
         )
     chosen = test_rows(train, train.labels, fraction, seed)
     if not chosen.any():
@@ -91,14 +89,7 @@ def test_rows(
     of (seed, key) are lowest. Images without a label are not among them."""
     salt = f"test_fraction\0{seed}\0".encode()
     hashes = np.fromiter(
-        (
-            int.from_bytes(hashlib.blake2b(salt + key, digest_size=8).digest(), "little")
-            for key in (
-                reader.key(i).encode("utf-8", "surrogateescape") for i in range(len(reader))
-            )
-        ),
-        np.uint64,
-        len(reader),
+        (_hash(salt, reader.key(index)) for index in range(len(reader))), np.uint64, len(reader)
     )
     order = np.lexsort((hashes, labels))
     chosen = np.zeros(len(labels), dtype=np.bool_)
@@ -108,6 +99,11 @@ def test_rows(
         if label >= 0:
             chosen[order[start : start + wanted]] = True
     return chosen
+
+
+def _hash(salt: bytes, key: str) -> int:
+    encoded = salt + key.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
 
 class PartReader(ImageReader):
@@ -191,10 +187,8 @@ def with_classes(
         _check_labels(reader)
     if any(reader.class_names is not None for reader in readers):
         return train, test
-    given = [
-        np.asarray(reader.labels).astype(
-            np.int64, copy=False
-        )  # numpy joins int64 and uint64 as floats
+    given = [  # numpy joins int64 and uint64 as floats
+        np.asarray(reader.labels).astype(np.int64, copy=False)
         for reader in readers
         if reader.labels is not None
     ]
@@ -231,8 +225,7 @@ def _check_labels(reader: ImageReader) -> None:
     if labels.dtype.kind not in "iu":
         raise DataError(
             f"data: the source gave labels of type {labels.dtype}; valid are whole numbers; "
-            f"correct "
-            "the data source"
+            "correct the data source"
         )
     names = reader.class_names
     highest = np.iinfo(np.int64).max if names is None else len(names) - 1

@@ -101,8 +101,7 @@ class Parquet(Dataset):
         if both:
             raise RecipeError(
                 f"data.test: {both[0]} is a file of data.train too, so that test images are "
-                f"training "
-                "images; name other files, set data.test_fraction, or leave data.test out"
+                "training images; name other files, set data.test_fraction, or leave data.test out"
             )
 
 
@@ -214,10 +213,8 @@ def _of_split(
     folder = given.parent if chosen else given
     raise RecipeError(
         f"{field}: the names of the files in {given} speak of several splits: {said}; write a "
-        f"pattern "
-        f"that takes one of them, such as {field}={folder}/{wanted or split}*.parquet, or a list "
-        f"of "
-        "such patterns"
+        f"pattern that takes one of them, such as {field}={folder}/{wanted or split}*.parquet, or "
+        "a list of such patterns"
     )
 
 

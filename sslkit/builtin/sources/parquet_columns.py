@@ -232,8 +232,7 @@ def _among(
         raise DataError(
             f"data: row {row} has label {values[row]} in column {column}; valid is 0 to "
             f"{len(names) - 1}, and -1 or null for none; set data.label_column to another column "
-            f"or "
-            "to null"
+            "or to null"
         )
     present = compute.fill_null(values.cast(pa.int64()), -1)
     return present.to_numpy().astype(np.int64), names

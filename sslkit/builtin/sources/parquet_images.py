@@ -102,8 +102,7 @@ class ImageColumn:
         if elsewhere is not None and not found:
             raise RecipeError(
                 f"data: the rows of {self.shards[0].path} hold no images: {elsewhere}; download "
-                f"the "
-                "images and store them in the rows, or beside the file"
+                "the images and store them in the rows, or beside the file"
             )
         return found
 
