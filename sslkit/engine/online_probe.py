@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Subject
+from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, ImageScores, Subject
 from sslkit.nn.deferred import Deferred
 from sslkit.randomness import seeded
 
@@ -66,16 +66,16 @@ class OnlineProbe:
         return Deferred(lambda: found if count > 0 else {})
 
     @torch.no_grad()
-    def accuracy(self, features: Tensor, labels: Tensor) -> float:
-        """Top-1 on (N, F) features, 0 to 1; images without a label are left out."""
-        device = self.linear.weight.device
+    def correct(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Which of (N, F) features are classified right, (M,) bool: those of the M labelled images,
+        since those without a label are left out."""
         known = labels >= 0
         self.classifier.eval()
         try:
-            predicted = self.classifier(features[known].to(device)).argmax(1)
+            predicted = self.classifier(features[known].to(self.linear.weight.device)).argmax(1)
         finally:
             self.classifier.train()
-        return float((predicted == labels[known].to(device)).float().mean())
+        return predicted.cpu() == labels[known].cpu()
 
     def state_dict(self) -> dict[str, Any]:
         """Classifier and optimiser."""
@@ -111,5 +111,5 @@ class ProbeAccuracy(Evaluator):
 
     def evaluate(self, subject: Subject) -> Evaluation:
         assert subject.bank.test_labels is not None
-        top1 = self.probe.accuracy(subject.bank.test, subject.bank.test_labels)
-        return Evaluation(metrics={"top1": top1})
+        right = self.probe.correct(subject.bank.test, subject.bank.test_labels).double()
+        return Evaluation({"top1": float(right.mean())}, per_image={"top1": ImageScores(right)})

@@ -74,7 +74,9 @@ def test_the_probe_is_scored_on_labelled_images() -> None:
     ours.step(features, torch.arange(40) % 3, 1.0)
     labels = (torch.arange(40) % 3).where(torch.arange(40) % 4 != 0, -1)
     known = labels >= 0
-    assert ours.accuracy(features, labels) == ours.accuracy(features[known], labels[known])
+    found = ours.correct(features, labels)
+    assert len(found) == 30
+    assert torch.equal(found, ours.correct(features[known], labels[known]))
 
 
 # --- Whole runs -----------------------------------------------------------------------------------
