@@ -75,7 +75,8 @@ class OnlineProbe:
             predicted = self.classifier(features[known].to(self.linear.weight.device)).argmax(1)
         finally:
             self.classifier.train()
-        return predicted.cpu() == labels[known].cpu()
+        right: Tensor = predicted.cpu() == labels[known].cpu()
+        return right
 
     def state_dict(self) -> dict[str, Any]:
         """Classifier and optimiser."""

@@ -91,6 +91,10 @@ def joined(results: Sequence[SuiteResult]) -> SuiteResult:
         timings={part: sum(result.timings.get(part, 0.0) for result in results) for part in parts},
         warnings=_union(result.warnings for result in results),
         stops=_union(result.stops for result in results),
+        notes={
+            key: [line for result in results for line in result.notes.get(key, ())]
+            for key in dict.fromkeys(key for result in results for key in result.notes)
+        },
     )
 
 

@@ -210,9 +210,10 @@ def test_only_the_listed_formats_are_opened(encoded, tmp_path, monkeypatch):
     assert len(others) > 4
     for kind, data in others.items():
         for read in (lambda data: decode_image(data, 3), image_size):
-            with pytest.raises(UnreadableImageError, match=r"known format \(BMP, GIF, JPEG, PNG"):
+            with pytest.raises(UnreadableImageError) as caught:
                 read(data)
-        assert not asked.exists(), kind
+            assert not asked.exists(), kind
+            assert "known format (BMP, GIF, JPEG, PNG" in str(caught.value)
 
 
 def tiff(pixels, **tags):

@@ -3,16 +3,19 @@ off."""
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from sslkit.embedding import embed_source, read_embeddings
 from sslkit.engine.display import Display, Silent
-from sslkit.errors import RecipeError
+from sslkit.errors import RecipeError, SSLKitError
 from sslkit.evaluations import evaluate_run
 from sslkit.plan import make_plan
 from sslkit.runs import find_problems, start
@@ -97,3 +100,61 @@ def test_a_fraction_gives_an_accuracy_and_is_the_same_everywhere(
     other = start(str(tiny), [*changes, "seed=1"], display=Silent())
     found = json.loads((other.run_dir / "environment.json").read_text())
     assert found["data"] == environment["data"]
+
+
+def rows(path: Path, labels: list[int], first: int = 0, missing: int = 0) -> Path:
+    """A Parquet file of images, of which the first name files that are not there."""
+    images = []
+    for index in range(len(labels)):
+        png = io.BytesIO()
+        pixels = np.random.default_rng(first + index).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(png, "PNG")
+        images.append({"bytes": png.getvalue(), "path": None})
+    for index in range(missing):
+        images[index] = {"bytes": None, "path": f"gone-{index}.png"}
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array(images, struct), "label": labels}), path)
+    return path
+
+
+def test_one_class_is_no_question(tiny: Path, tmp_path: Path) -> None:
+    """Every answer is right, also that of pixels and of the untrained encoder."""
+    train, test = rows(tmp_path / "a.parquet", [0] * 24), rows(tmp_path / "b.parquet", [0] * 9, 24)
+    data = {"name": "parquet", "train": str(train), "test": str(test)}
+    display = Heard()
+    changes = [f"data={json.dumps(data)}", "evaluate=[{name: knn, k: 3}]"]
+    result = start(str(tiny), changes, display=display)
+    reason = "all labelled training images are of one class"
+    assert f"knn will be skipped: {reason}" in display.messages[0]
+    assert not [name for name in result.metrics if name.startswith("eval/") and "top1" in name]
+    assert f"- knn: skipped: {reason}" in (result.run_dir / "report.md").read_text()
+
+
+def test_more_neighbours_than_a_class_has_images_are_said(tiny: Path, tmp_path: Path) -> None:
+    train, test = make(tmp_path / "a", 30), make(tmp_path / "b", 9, first=90)
+    changes = [*overrides(train, test=str(test)), "evaluate.0.k=20"]
+    display = Heard()
+    result = start(str(tiny), changes, display=display)
+    said = [
+        text for text in display.messages if "20 neighbours are more than the 10 images" in text
+    ]
+    assert len(said) == 1
+    report = (result.run_dir / "report.md").read_text()
+    assert "- note: knn: k 20 is more than the training images of 3 of 3 classes" in report
+
+
+def test_classes_are_counted_by_the_labels_that_occur(tiny: Path, tmp_path: Path) -> None:
+    train = rows(tmp_path / "x.parquet", [0, 5, 123_456] * 8)
+    data = {"name": "parquet", "train": str(train)}
+    changes = [f"data={json.dumps(data)}", "evaluate=[{name: few_label, labels_per_class: [10]}]"]
+    (problem,) = find_problems(str(tiny), changes, [])
+    assert "10 labels of each of 3 classes are more than the 24 training images" in str(problem)
+
+
+def test_missing_files_of_rows_count_as_damaged(tiny: Path, tmp_path: Path) -> None:
+    train = rows(tmp_path / "x.parquet", [0, 1, 2] * 8, missing=2)
+    data = {"name": "parquet", "train": str(train), "max_corrupt_fraction": 0.1}
+    changes = [f"data={json.dumps(data)}", "evaluate=[]"]
+    start(str(tiny), changes, display=Silent())
+    with pytest.raises(SSLKitError, match=r"2 of 24 images are unreadable.*gone-0\.png"):
+        start(str(tiny), [*changes, "data.max_corrupt_fraction=0.05"], display=Silent())
