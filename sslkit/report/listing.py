@@ -137,11 +137,19 @@ def print_components(shown: Sequence[Mapping[str, Any]]) -> None:
         origin = f"{component['distribution']} {component['version']}"
         about = f"{component['kind']} {component['name']} ({origin})"
         print_text(f"{about}: {component['description']}")
+        meanings = {field["field"]: field["meaning"] for field in component["fields"]}
         rows = [
-            (field["field"], field["type"], _shown(field["default"]), field["meaning"])
+            (field["field"], field["type"], _default(field, meanings), field["meaning"])
             for field in component["fields"]
         ]
         print_table(("field", "type", "default", "meaning"), rows)
+
+
+def _default(field: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
+    """The default; for a field of a block that repeats one around it, what stands there."""
+    around, _, name = field["field"].rpartition(".")
+    repeats = around != "" and meanings.get(name) == field["meaning"]
+    return f"that of {name}" if repeats else _shown(field["default"])
 
 
 def _shown(value: Any) -> str:

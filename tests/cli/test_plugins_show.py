@@ -40,6 +40,8 @@ def test_defaults_are_written_as_in_a_recipe(capsys: pytest.CaptureFixture[str])
     print_components(component_fields(REGISTRY, "augmentation:simclr"))
     shown = capsys.readouterr().out
     assert "{name: mlp}" in shown
+    (size,) = [line.split() for line in shown.splitlines() if line.split()[:1] == ["views.N.size"]]
+    assert "that of size" in " ".join(size)  # a view has what the augmentation has, not 224
     assert "true" in shown
     assert "[0.75, 1.33333]" in shown
     assert "True" not in shown
