@@ -38,6 +38,7 @@ MAX_DESCRIPTION_BYTES = 16 * 2**20
 """What is longer is refused unread, so that no file can make its reader run out of memory."""
 
 _PREFIX = struct.Struct("<8sIIQQ32s")
+PREFIX_BYTES = _PREFIX.size
 _BLOCK_BYTES = 4 * 2**20
 _HASHED_AT_ONCE = 2**20
 _MAX_CLASSES = 2**24

@@ -23,6 +23,7 @@ from sslkit.data.pack_format import (
     ALIGNMENT,
     CHECKSUM_BYTES,
     MAX_DESCRIPTION_BYTES,
+    PREFIX_BYTES,
     Description,
     PackFile,
     Settings,
@@ -294,10 +295,24 @@ def _write_end(journal: Journal, plan: Description, stores: dict[str, ImageStore
             "too many for a pack to list; repair or remove them"
         )
     place = aligned(end_of(splits))
+    journal.cut(end_of(splits))  # and out again: nothing is left of what stood behind
     journal.cut(place)
+    for start, end in _gaps(splits):
+        journal.write(start, bytes(end - start))
     journal.write(place, description)
     journal.sync()
     journal.write(0, prefix_of(description, place))
+
+
+def _gaps(splits: dict[str, Split]) -> Iterator[tuple[int, int]]:
+    """(start, end) of what lies between prefix and sections. No checksum covers it, and a file that
+    was begun may hold anything there."""
+    end = PREFIX_BYTES
+    sections = (section for split in splits.values() for section in split.sections())
+    for _, start, size, _ in sorted(sections, key=lambda section: section[1]):
+        if start > end:
+            yield end, start
+        end = start + size
 
 
 def _label_bytes(store: ImageStore) -> bytes:

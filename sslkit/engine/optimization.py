@@ -130,9 +130,23 @@ class Optimization:
         self.optimizer.load_state_dict({key: state[key] for key in ("state", "param_groups")})
         if self.scaler is not None and "scaler" in state:  # a fork may come from another precision
             self.scaler.load_state_dict(state["scaler"])
+        self._check_entries()
         self._match_layouts()
         for group, rules in zip(self.optimizer.param_groups, self._rules, strict=True):
             group.update(rules)
+
+    def _check_entries(self) -> None:
+        """Raises ValueError where what is kept for one parameter is not of the kind that it is for
+        the others: a step with it would fail inside the optimiser."""
+        kinds: dict[str, set[str]] = {}
+        for parameter, entry in self.optimizer.state.items():
+            for name, value in entry.items():
+                of_one = isinstance(value, Tensor) and value.numel() == parameter.numel() == 1
+                if value is not None and not of_one:  # None: a momentum that has not begun
+                    kinds.setdefault(name, set()).add(_kind(value, parameter))
+        for name, found in kinds.items():
+            if len(found) > 1:
+                raise ValueError(f"the optimiser's '{name}' is {' and '.join(sorted(found))}")
 
     def _match_layouts(self) -> None:
         """Gives moments the memory layout of their parameter, which fused optimisers rely on: a
@@ -141,6 +155,15 @@ class Optimization:
             for name, value in entry.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _kind(value: Any, parameter: Tensor) -> str:
+    """What an optimiser keeps for a parameter, in words."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    if value.shape == parameter.shape:
+        return "a tensor of its parameter's shape"
+    return "one number" if value.numel() == 1 else "a tensor of another shape"
 
 
 def _rules(group: dict[str, Any]) -> dict[str, Any]:

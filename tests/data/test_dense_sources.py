@@ -391,3 +391,12 @@ def test_paths_of_coco_that_are_not_there(tmp_path: Path) -> None:
     (root / "train2017" / "000000000002.jpg").unlink()
     with pytest.raises(RecipeError, match=r"000000000002.jpg does not exist"):
         open_coco(root)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    """A sparse file of terabytes costs nothing to send, and reading 2 GiB of it would not."""
+    path = write_coco(tmp_path / "coco") / "annotations" / "instances_train2017.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DataError, match=r"instances_train2017\.json: .*more than 2,147,483,648"):
+        read_instances(path)

@@ -356,6 +356,29 @@ def test_pixels_that_changed_in_an_unfinished_pack_are_made_again(small_blocks, 
     assert (tmp_path / "x").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
+def test_no_byte_between_the_sections_is_left_as_it_was(small_blocks, tmp_path, monkeypatch):
+    data = data_of(SYNTHETIC)
+    write_pack(data, tmp_path / "whole", AS_IS, num_threads=0)
+    whole = (tmp_path / "whole").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(pack_journal.Journal, "finish", lambda self, out: self.close())
+        with pytest.raises(RecipeError, match="does not exist"):
+            write_pack(data, tmp_path / "x", AS_IS, num_threads=0)
+    written = bytearray((tmp_path / "x.partial").read_bytes())
+    zeros = [place for place in range(64, len(whole)) if not whole[place] and not written[place]]
+    description = pack_format.read_pack(tmp_path / "whole").description
+    sections = [s for split in description.splits().values() for s in split.sections()]
+    gaps = [
+        place for place in zeros if not any(at <= place < at + size for _, at, size, _ in sections)
+    ]
+    assert len(gaps) > 1000
+    for place in gaps:
+        written[place] = 7
+    (tmp_path / "x.partial").write_bytes(written + b"more")
+    write_pack(data, tmp_path / "x", AS_IS, num_threads=0)
+    assert (tmp_path / "x").read_bytes() == whole
+
+
 def test_a_journal_that_is_no_file_is_refused(small_blocks, tmp_path, list_reader, photo):
     data = slot_of(list_reader([photo(i, 12, 12) for i in range(8)], None, (12, 12)))
     (tmp_path / "x.partial").write_bytes(b"")

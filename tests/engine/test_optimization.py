@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslkit.engine.checkpoint import load
+from sslkit.engine.checkpoint import FORMAT_WITHOUT_DIGEST, load
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError
 from sslkit.runs import start
@@ -40,6 +40,28 @@ def test_a_fork_refuses_the_state_of_another_optimiser(tiny: Path) -> None:
     source = start(str(tiny), ["train.max_steps=2", "evaluate=[]"], display=Silent()).run_dir
     with pytest.raises(CheckpointError, match="state of another optimiser"):
         start(str(tiny), ["optimizer={name: sgd, lr: 0.1}"], fork=source, display=Silent())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("exp_avg", [1.0], "a list and a tensor of its parameter's shape"),
+        ("exp_avg", torch.zeros(7, 7), "a tensor of another shape and a tensor of its parameter's"),
+        ("exp_avg_sq", {}, "a dict and a tensor of its parameter's shape"),
+        ("step", [3], "a list and one number"),
+    ],
+)
+def test_an_entry_unlike_the_others_is_refused(
+    tiny: Path, name: str, value: object, expected: str
+) -> None:
+    """A checkpoint may come from anywhere; the step would fail inside torch's fused kernel."""
+    overrides = ["train.max_steps=1", "evaluate=[]"]
+    source = start(str(tiny), overrides, display=Silent()).run_dir / "checkpoints"
+    state = load(source / "step-00000001.pt")
+    state["optimization"]["state"][1][name] = value
+    torch.save({**state, "format": FORMAT_WITHOUT_DIGEST}, source / "step-00000001.pt")
+    with pytest.raises(CheckpointError, match=f"does not fit .*'{name}' is {expected}"):
+        start(str(tiny), ["train.max_steps=2", "evaluate=[]"], fork=source.parent, display=Silent())
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "lars"])

@@ -20,10 +20,14 @@ _CHANGES = {
     "sqlite3.connect": (0,),
 }  # fmt: skip
 """Event -> which of its arguments are paths that it changes."""
+_FOLLOWING = {"os.truncate", "os.chmod", "os.utime", "sqlite3.connect"}
+"""Of these, the ones that change what a link leads to, and not the link."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _HARMLESS = ("/dev/null", "/dev/tty", "/dev/shm/", "/proc/self/")
 _OWN_PROGRAMS = ("git", "lscpu", "uname", "ldconfig", "nvidia-smi")
 """Programs by which sslkit and torch describe the machine; the files of a stranger name none."""
+_FOLLOWED = "encoder.safetensors"
+"""Weights may be a link: caches of downloads hold such. They are read as weights or refused."""
 SECRET = "secret-outside"  # noqa: S105
 """A name of files that lie beside the folder of an input, and that no input may reach."""
 
@@ -61,8 +65,11 @@ class Fence:
         if event in _CHANGES:
             for position in _CHANGES[event]:
                 path = arguments[position]
-                if isinstance(path, str | bytes | os.PathLike) and self._is_outside(path):
-                    return f"{event} of {os.fsdecode(path)}"
+                if isinstance(path, str | bytes | os.PathLike):
+                    given = Path.cwd() / os.fsdecode(path)
+                    changed = given.parent.resolve() / given.name  # a link itself, not its target
+                    if self._is_outside(changed, follow=event in _FOLLOWING):
+                        return f"{event} of {os.fsdecode(path)}"
         if event in _CONNECTIONS:
             return f"{event} {arguments[1:]}"
         if event in _PROGRAMS:
@@ -76,12 +83,14 @@ class Fence:
         writes = bool(isinstance(flags, int) and flags & _WRITING)
         if writes and self._is_outside(path):
             return f"writes {os.fsdecode(path)}"
+        if os.fsdecode(path).endswith(_FOLLOWED):
+            return None
         if SECRET in os.path.realpath(os.fsdecode(path)):
             return f"reads {os.fsdecode(path)}"
         return None
 
-    def _is_outside(self, path: Any) -> bool:
-        real = os.path.realpath(os.fsdecode(path))
+    def _is_outside(self, path: Any, follow: bool = True) -> bool:
+        real = os.path.realpath(os.fsdecode(path)) if follow else os.fsdecode(path)
         if real.startswith(_HARMLESS) or "/__pycache__" in real or real == ":memory:":
             return False
         return os.path.commonpath([real, self._root]) != self._root

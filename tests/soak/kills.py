@@ -137,7 +137,7 @@ def _run_chain(
             break  # it had ended before the signal came
     if not _is_over(work):
         _segment(chain, folder, _start(work, by_auto))
-    elif variant.tracked:  # stopped between its last file and the last word to the store
+    else:  # stopped between its last file and the end of its process, as `sync` finds out
         _segment(chain, folder, ["sync", str(_newest(work))])
     ended = _newest(work)
     if ended is None or not _is_over(work):

@@ -10,7 +10,8 @@ from .sandbox import Outcome
 
 CPU_S = 5.0
 MEMORY_MB = 1000.0
-_MAX_LINE = 2000
+_MAX_LINE = 2100
+"""Characters: the longest message of ours, and what stands before it."""
 _MAX_LINES = 300
 _UNEXPECTED = "The same command with --debug shows the traceback"
 _RAW_WARNING = re.compile(r"^\S+\.py:\d+: \w*Warning", re.MULTILINE)

@@ -32,8 +32,10 @@ def bad(path: Path, what: str, valid: str) -> DataError:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """A file of at most `most` bytes. Raises DataError."""
+    """A file of at most `most` bytes; a larger one is not read at all. Raises DataError."""
     try:
+        if path.is_file() and path.stat().st_size > most:
+            raise bad(path, f"more than {most:,} bytes", f"at most {most:,}")
         data = read_regular(path, most)
     except OSError as error:
         raise DataError(
