@@ -48,7 +48,6 @@ def test_a_fork_refuses_the_state_of_another_optimiser(tiny: Path) -> None:
         ("exp_avg", [1.0], "a list and a tensor of its parameter's shape"),
         ("exp_avg", torch.zeros(7, 7), "a tensor of another shape and a tensor of its parameter's"),
         ("exp_avg_sq", {}, "a dict and a tensor of its parameter's shape"),
-        ("step", [3], "a list and one number"),
     ],
 )
 def test_an_entry_unlike_the_others_is_refused(
