@@ -85,7 +85,7 @@ def repeat_steps(training: Training, end: int) -> float:
     """Trains up to step `end` and looks at all numbers of each step; the last loss."""
     t = training
     t.method.train()
-    t.reads_each_step = True
+    t.reads_each_step = t.is_replay = True
     refuse_odd_state(t)
     loss = float("nan")
     while t.progress.step < end:

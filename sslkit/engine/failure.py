@@ -120,12 +120,14 @@ def find_reason(t: Training, batch: Batch) -> Reason:
 
 
 def way_on(t: Training) -> str:
-    """How to look at the step again, and where to go on from."""
+    """How to look at the step again, unless that is being done, and where to go on from."""
     paths = t.checkpoints.paths()
-    again = f"sslkit run --resume {t.run.run_dir} --dry-run repeats the step"
-    if not paths:
-        return f"There is no checkpoint yet; {again}"
-    return f"Last good checkpoint: {paths[-1]} (--fork starts a new run from it); {again}"
+    way = "There is no checkpoint yet"
+    if paths:
+        way = f"Last good checkpoint: {paths[-1]} (--fork starts a new run from it)"
+    if t.is_replay:
+        return way
+    return f"{way}; sslkit run --resume {t.run.run_dir} --dry-run repeats the step"
 
 
 def keep_record(t: Training, step: int, what: str, loss: float, grad_norm: float) -> None:

@@ -98,6 +98,8 @@ class Training:
     reads_each_step: bool = False
     """Whether loss and gradient are looked at before every step of the optimiser: always on a CPU,
     where it costs nothing."""
+    is_replay: bool = False
+    """Whether steps are only being repeated, to see where they go wrong."""
     evaluating: bool = False
     """Whether protocols are under way."""
     began_at: int = 0

@@ -178,8 +178,10 @@ def test_a_dry_resume_repeats_the_step_and_names_the_module(
     run_dir = only_run()
     before = sorted(path.name for path in run_dir.rglob("*"))
     expected, when = CAUSES[part]
-    with pytest.raises(TrainingError, match=f"{when} 4: .*{expected}"):
+    with pytest.raises(TrainingError, match=f"{when} 4: .*{expected}") as error:
         replay(run_dir, [], Silent())
+    assert "--dry-run" not in str(error.value)  # not the command that was just given
+    assert str(run_dir / "checkpoints" / "step-00000002.pt") in str(error.value)
     assert sorted(path.name for path in run_dir.rglob("*")) == before
     faults.at = -1  # mended
     found = CliRunner().invoke(app, ["run", "--resume", str(run_dir), "--dry-run", "--json"])
