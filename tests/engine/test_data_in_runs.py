@@ -147,7 +147,7 @@ def test_classes_are_counted_by_the_labels_that_occur(tiny: Path, tmp_path: Path
     train = rows(tmp_path / "x.parquet", [0, 5, 123_456] * 8)
     data = {"name": "parquet", "train": str(train)}
     changes = [f"data={json.dumps(data)}", "evaluate=[{name: few_label, labels_per_class: [10]}]"]
-    (problem,) = find_problems(str(tiny), changes, [])
+    (problem,) = find_problems(str(tiny), changes)
     assert "10 labels of each of 3 classes are more than the 24 training images" in str(problem)
 
 

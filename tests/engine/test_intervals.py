@@ -31,8 +31,10 @@ def test_every_accuracy_of_a_run_has_an_interval(tiny: Path) -> None:
     }  # fmt: skip
     for row in rows:
         for found in row["values"].values():
+            assert found["low"] is not None, row
             assert 0.0 <= found["low"] <= found["value"] <= found["high"] <= 1.0, row
             assert found["low"] < found["high"], row
             assert found["images"] == 48
         for found in row["differences"].values():
+            assert found["low"] is not None, row
             assert -1.0 <= found["low"] <= found["value"] <= found["high"] <= 1.0, row
