@@ -37,6 +37,16 @@ def test_collapsed_features_show_it() -> None:
     found.figures["spectrum"].canvas.draw()
 
 
+@pytest.mark.parametrize("images", [12, 32, 200])
+def test_the_spectrum_of_healthy_features_has_no_cliff(images: int) -> None:
+    """Centring takes one rank of features that are no more than their width."""
+    features = torch.randn(images, 32, generator=torch.Generator().manual_seed(0))
+    figure = Collapse(Collapse.Config()).evaluate(subject(features)).figures["spectrum"]
+    (line,) = figure.axes[0].lines
+    assert len(line.get_ydata()) == min(images - 1, 32)
+    assert min(line.get_ydata()) > 1e-3 * max(line.get_ydata())
+
+
 def test_the_test_split_is_preferred_and_the_subset_is_fixed() -> None:
     generator = torch.Generator().manual_seed(0)
     bank = FeatureBank(torch.ones(10, 8), torch.randn(300, 8, generator=generator))
