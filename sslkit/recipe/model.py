@@ -10,7 +10,6 @@ from pydantic import (
     BaseModel,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     PrivateAttr,
@@ -93,7 +92,7 @@ class TrainConfig(Block):
     """Where to train; `auto` takes the first of cuda, mps and cpu that works and is recorded."""
     deterministic: bool = False
     """Uses only operations that give the same bits every time on a GPU, at a cost in speed."""
-    loader_threads: NonNegativeInt = 4
+    loader_threads: int = Field(default=4, ge=0, le=1024)
     """Threads that decode images; no effect on results. On a CPU, images in memory need none."""
     max_grad_norm: PositiveFloat | None = None
     """Clips the norm of the whole gradient."""

@@ -430,3 +430,9 @@ def test_any_damage_to_a_recipe_is_explained() -> None:
         refused += bool(problems)
         assert all(p.startswith(("x:", "-o ")) and "\n" not in p for p in problems)
     assert 100 < refused < 300
+
+
+def test_more_threads_than_any_machine_runs_are_refused() -> None:
+    """Two billion of them took 4 GB before the first step."""
+    with pytest.raises(RecipeError, match="at most 1024, got 2147483648"):
+        parse_recipe(GOOD, "x.yaml", ["train.loader_threads=2147483648"])
