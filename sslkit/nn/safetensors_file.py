@@ -28,20 +28,20 @@ _MAX_HEADER_BYTES = 16 << 20
 
 
 def save(path: Path, weights: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
-    """Writes the weights, what describes them (plain values), and the digest. Raises OSError and
-    safetensors' own error; `path` may then hold a part of the file."""
+    """Writes the weights, what describes them (plain values), and the digest: equal ones to equal
+    bytes. Raises OSError and safetensors' own error; `path` may then hold a part of the file."""
     from safetensors.torch import save_file
 
     text = json.dumps({**described, _DIGESTED: True})
     metadata = {META: text, "format": "pt", _DIGEST: _PLACEHOLDER.decode()}
     save_file(dict(weights), path, metadata)
     with path.open("r+b") as file:
-        header = _header(file)
+        header = _ordered(_header(file))
         found = _FIELD.search(header)
         assert found is not None
-        digest = _digest(file, header, found)
-        file.seek(8 + found.start(1))
-        file.write(digest.encode())
+        digest = _digest(file, header, found).encode()
+        file.seek(8)
+        file.write(header[: found.start(1)] + digest + header[found.end(1) :])
 
 
 def describe(path: Path) -> dict[str, Any] | None:
@@ -86,6 +86,17 @@ def _header(file: BinaryIO) -> bytes:
     if len(header) < length:
         raise ValueError("is cut off in its header")
     return header
+
+
+def _ordered(header: bytes) -> bytes:
+    """The header, as long as before, with its metadata in the order of their keys: safetensors
+    writes them in a random one."""
+    parsed = parse_json(header)
+    assert isinstance(parsed, dict)
+    parsed["__metadata__"] = dict(sorted(parsed["__metadata__"].items()))
+    text = json.dumps(parsed, ensure_ascii=False, separators=(",", ":")).encode()
+    assert len(text) <= len(header)  # nothing but the order differs
+    return text.ljust(len(header))
 
 
 def _metadata(header: bytes) -> dict[str, Any]:

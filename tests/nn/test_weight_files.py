@@ -47,6 +47,16 @@ def test_a_file_with_a_digest_is_any_file_of_the_format(encoder: Path) -> None:
     assert safetensors_file.describe(encoder) == DESCRIBED
 
 
+def test_equal_weights_make_equal_bytes(tmp_path: Path) -> None:
+    odd = {'ü"\\': 'a "quoted" \\ line\n', **DESCRIBED}
+    files = [tmp_path / f"{i}.safetensors" for i in range(8)]  # 3 keys: 6 random orders
+    for file in files:
+        safetensors_file.save(file, {"wéight": torch.ones(2), **weights()}, odd)
+        assert safetensors_file.describe(file) == odd
+    assert "wéight" in load_file(files[0])
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 def test_one_flipped_bit_anywhere_in_an_encoder_is_noticed(encoder: Path) -> None:
     data = encoder.read_bytes()
     for bit in range(0, len(data) * 8, 7):
