@@ -15,7 +15,9 @@ def show_warnings_in_one_line() -> None:
     file."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"warning: {' '.join(str(message).split())[:500]}", file=sys.stderr, flush=True)
+        # In one piece: another thread may have a warning at the same moment.
+        sys.stderr.write(f"warning: {' '.join(str(message).split())[:500]}\n")
+        sys.stderr.flush()
 
     warnings.showwarning = show
 

@@ -165,8 +165,8 @@ def _results(source: ExportSource) -> Iterator[str]:
         yield "The run was not evaluated."
         return
     yield (
-        f"One run, seed {source.recipe.seed}, last epoch, as `{RESULTS}` has it. Where a protocol "
-        "draws several times: the mean, and the 95 % interval over its draws, which says nothing "
+        f"One run, seed {source.recipe.seed}, last epoch, as `{RESULTS}` has it. In brackets the "
+        "95 % interval, and what it is over: test images, or a protocol's draws; it says nothing "
         "about other seeds. `untrained` is the same network before the first step, `pixels` the "
         "images themselves. The settings of the protocols are in the recipe, under `evaluate`."
     )
@@ -184,7 +184,9 @@ def _estimate(found: Mapping[str, Any] | None) -> str:
         return "-"
     text = f"{found['value']:.4g}"
     if found["low"] is not None and found["high"] is not None:
-        text += f" [{found['low']:.4g}, {found['high']:.4g}], {found['draws']} draws"
+        text += f" [{found['low']:.4g}, {found['high']:.4g}]"
+        if over := found.get("interval_over", f"{found['draws']} draws"):
+            text += f", {over}"
     return text
 
 

@@ -32,7 +32,7 @@ _GPU_CASES = (
         jitter_strength=1.0, blur=True,
     ),
 )  # fmt: skip
-_TINY_CASES = (Case("views-16", "16 px", "test_resnet", 16, 8, 20, 64, steps=1, modes=("eager",)),)
+_TINY_CASES = (Case("views-32", "32 px", "test_resnet", 32, 8, 36, 64, steps=1, modes=("eager",)),)
 _TINY_SETTINGS = (replace(SETTINGS[0], num_images=8),)
 
 

@@ -367,5 +367,5 @@ def test_looking_leaves_the_method_as_it_was(recipe: Path, micro_batch: int | No
 
 
 def embeddings_seen_by_protocols(experiment: object, trained: bool = True) -> Mapping[str, Tensor]:
-    now, untrained = experiment.suite._embeddings
+    now, untrained = experiment.suite._own._embeddings
     return (now if trained else untrained)()

@@ -120,7 +120,9 @@ def test_model_card(run: Path, exported: Exported) -> None:
     results = json.loads((run / "results.json").read_text())
     (knn,) = [row for row in results["comparison"] if (row["protocol"], row["metric"]) ==
               ("knn", "top1")]  # fmt: skip
-    assert f"| knn | top1 | {knn['values']['trained']['value']:.4g} |" in card
+    measured = knn["values"]["trained"]
+    interval = f"[{measured['low']:.4g}, {measured['high']:.4g}], 48 images"
+    assert f"| knn | top1 | {measured['value']:.4g} {interval} |" in card
     assert "32 test images of synthetic" in card
     assert f"torch {torch.__version__.partition('+')[0]}" in card
     assert str(run.parent) not in card  # paths of this machine are nobody's business
