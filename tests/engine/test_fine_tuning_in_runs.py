@@ -51,7 +51,7 @@ def test_a_run_measures_reports_and_repeats_them(tiny: Path) -> None:
 
 def test_fine_tuning_alone_trains_no_probe_on_the_side(tiny: Path) -> None:
     protocols = "evaluate=[{name: finetune, epochs: 1, batch_size: 24, every_epochs: 1}]"
-    changes = [protocols, "train.epochs=2", "train.precision=bf16"]
+    changes = [protocols, "train.epochs=2"]
     result = start(str(tiny), changes, display=Silent())
     assert "eval/finetune/top1" in result.metrics
     assert "perf/evaluation_seconds_features" in result.metrics, "the untrained batch statistics"
