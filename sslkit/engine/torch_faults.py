@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-_TRIES = 6
+_TRIES = 40
+"""Whether the memory that is left unset is memory that was filled is up to the allocator."""
 _CHANNELS = 64
 """Of the convolution that is tried: small gradients lie in memory that was used before."""
+_FILLED = (1, 2, 1, 4) * 4
+"""Sizes of what is filled, in weights: torch's own buffers are wider, and padded to blocks."""
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -114,7 +117,7 @@ def leaves_gradient_unset(
         try:
             output = apply(images, leaf, None, stride, padding, dilation, groups)
             gradient = torch.ones_like(output)
-            poison = [torch.full_like(weight, torch.nan) for _ in range(8)]
+            poison = [weight.new_full((part * weight.numel(),), torch.nan) for part in _FILLED]
             del poison
             output.backward(gradient)  # type: ignore[no-untyped-call]
         except RuntimeError:  # no such convolution: the module pads by itself
