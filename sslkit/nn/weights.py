@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from sslkit.errors import CheckpointError
@@ -54,6 +55,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     found = dict(_tensors(content, ""))
     if not found:
         raise CheckpointError(f"{file}: expected a mapping of names to tensors, found none")
+    for name, value in found.items():
+        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+            raise CheckpointError(
+                f"{file}: {name} is no plain tensor ({value.layout}, {value.device}, "
+                f"{value.dtype}); save the weights as dense tensors"
+            )
     return found
 
 

@@ -156,3 +156,20 @@ def test_a_file_larger_than_the_free_memory_is_refused(tmp_path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(ValueError, match="no regular file"):
         load_torch_file(path)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.eye(4).to_sparse(),
+        torch.empty(4, 4, device="meta"),
+        torch.quantize_per_tensor(torch.ones(4, 4), 0.1, 0, torch.qint8),
+    ],
+    ids=["sparse", "meta", "quantised"],
+)
+def test_tensors_that_no_network_takes_are_refused(tmp_path: Path, odd: torch.Tensor) -> None:
+    path = tmp_path / "odd.pth"
+    torch.save({"state_dict": {"bn1.weight": torch.ones(4), "conv1.weight": odd}}, path)
+    with pytest.raises(CheckpointError, match=r"odd\.pth: .*") as caught:
+        read_weights(path)
+    assert len(str(caught.value).splitlines()) == 1
