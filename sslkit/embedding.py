@@ -21,6 +21,7 @@ from .data.store import ImageStore
 from .engine.runtime import resolve_device
 from .errors import DataError, RecipeError, SSLKitError
 from .evaluation.features import count_not_finite, extract, state_digest
+from .files import parse_json
 from .interfaces import Backbone, Dataset, DatasetConfig, Slot
 from .recipe import load_recipe
 from .report.maps import choose_images, draw_map
@@ -252,7 +253,7 @@ def draw_maps(path: Path, methods: Sequence[str]) -> list[Path]:
 
     with parquet.ParquetFile(path) as file:
         schema = file.schema_arrow
-        origin = json.loads(schema.metadata[METADATA])
+        origin = parse_json(schema.metadata[METADATA])
         labels = None
         if "label" in schema.names:
             column = file.read(columns=["label"]).column("label").fill_null(-1)
@@ -292,7 +293,7 @@ def read_embeddings(path: Path) -> tuple[Tensor, Tensor | None, Tensor, dict[str
 
     try:
         table = parquet.read_table(path)
-        origin = json.loads((table.schema.metadata or {})[METADATA])
+        origin = parse_json((table.schema.metadata or {})[METADATA])
         column = table.column("feature").combine_chunks()
         width = table.schema.field("feature").type.list_size
         features = torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).copy())

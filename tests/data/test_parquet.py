@@ -470,3 +470,15 @@ def test_more_names_than_the_type_of_the_labels_holds(write):
     reader = source(write("x.parquet", label=label, names={"label": names})).open("train")
     assert reader.labels.tolist() == [0, 255, 1, 2, 3, 4]
     assert len(reader.class_names) == 300
+
+
+@pytest.mark.parametrize(
+    "odd", [b"[" * 100_000, b'{"info": 1}', b"\xff", b'{"info": {"info": 1e999}}']
+)
+def test_metadata_that_nobody_writes_is_passed_over(tmp_path, encoded, odd):
+    image, label = pa.array([encoded(0), encoded(1)]), pa.array([0, 1])
+    table = pa.table({"image": image, "label": label})
+    path = tmp_path / "odd.parquet"
+    parquet.write_table(table.replace_schema_metadata({"huggingface": odd}), path)
+    reader = source(path).open("train")
+    assert reader.labels.tolist() == [0, 1]

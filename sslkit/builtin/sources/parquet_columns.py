@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslkit.errors import DataError, RecipeError
+from sslkit.files import parse_json
 
 _SHOWN_COLUMNS, _SHOWN_LETTERS = 10, 60
 
@@ -37,7 +37,7 @@ class Shard:
         if metadata is None:
             return {}
         try:
-            features = json.loads(metadata)["info"]["features"]
+            features = parse_json(metadata)["info"]["features"]
         except (ValueError, KeyError, TypeError):
             return {}
         return features if isinstance(features, dict) else {}
