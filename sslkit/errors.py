@@ -12,6 +12,10 @@ _FIELDS = re.compile(r"(://[^\s'\"?#]*[?#])[^\s'\"]+?(?=:?(?:[\s'\"]|$))")
 """The fields of a URI, which may be a token."""
 
 
+_LONGEST = 1500
+"""Characters of a line that are shown: a name in a hostile file can be as long as the file."""
+
+
 def hide_logins(text: str) -> str:
     """The text with `***` for the logins of its URIs and for their fields."""
     return _FIELDS.sub(r"\1***", _LOGIN.sub(r"\1***\2", text))
@@ -19,11 +23,16 @@ def hide_logins(text: str) -> str:
 
 def printable(text: str) -> str:
     """The text with control characters, which names and contents of files may hold, written as
-    escapes: they would move the cursor of a terminal, or colour what follows. Lines stay lines."""
+    escapes: they would move the cursor of a terminal, or colour what follows. Lines stay lines,
+    and end after about a screen."""
     return "\n".join(
-        "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+        "".join(char if char.isprintable() else repr(char)[1:-1] for char in _cut(line))
         for line in text.split("\n")
     )
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ... ({len(line):,} characters)"
 
 
 class SSLKitError(Exception):

@@ -348,7 +348,8 @@ def _encoder_from_file(path: Path) -> Backbone:
     )
     try:
         encoder.import_state(safetensors_file.load(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
+        # Names or shapes that the network does not have, too: a file of another encoder.
         raise CheckpointError(f"{path}: cannot be read as an encoder: {reason(error)}") from error
     return encoder
 

@@ -59,3 +59,11 @@ def test_what_the_shell_hands_over_is_read() -> None:
         assert read_recipe_text(Path(f"/dev/fd/{reader}")) == "name: x"
     finally:
         os.close(reader)
+
+
+def test_a_line_of_an_error_ends_after_a_screen() -> None:
+    """A name in a hostile file can be as long as the file."""
+    message = str(DataError("x" * 5000 + "\nshort"))
+    assert [len(line) < 1600 for line in message.splitlines()] == [True, True]
+    assert message.endswith("\nshort")
+    assert "(5,000 characters)" in message

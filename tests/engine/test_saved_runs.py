@@ -14,6 +14,7 @@ from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError
 from sslkit.evaluations import evaluate_run
 from sslkit.experiment import resolve
+from sslkit.nn import safetensors_file
 from sslkit.recipe import load_recipe
 from sslkit.runs import start
 from sslkit.saved_runs import RESULTS, find_unfinished, load_encoder, load_method
@@ -97,3 +98,14 @@ def test_facts_survive_the_way_through_json(unfinished: Path) -> None:
     assert facts.total_steps == saved["total_steps"] == 1
     assert facts.image_size == (16, 16)
     assert [view.size for view in facts.views] == [16, 16]
+
+
+def test_an_encoder_of_other_names_is_refused_in_one_line(tiny: Path) -> None:
+    run_dir = start(str(tiny), SHORT, display=Silent()).run_dir
+    path = run_dir / "encoder.safetensors"
+    described = safetensors_file.describe(path)
+    assert described is not None
+    others = {f"other.{name}": value for name, value in safetensors_file.load(path).items()}
+    safetensors_file.save(path, others, described)
+    with pytest.raises(CheckpointError, match=r"cannot be read as an encoder: .*Missing key"):
+        load_encoder(run_dir)
