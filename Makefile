@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
+# A file of tests stays in one process, for what its tests share; each process takes about a gigabyte.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 EDITABLE := -e . $(foreach p,$(PLUGINS),-e $(dir $(p)))
 
 .PHONY: quickstart test test-all lint docs clean
@@ -23,10 +25,10 @@ quickstart: $(VENV)/.installed  ## Trains SimCLR on scikit-learn's digits, a few
 	$(BIN)/sslkit run recipes/quickstart.yaml
 
 test: $(VENV)/.installed-test  ## The tests of the core and of every plugin
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.installed-test $(VENV)/.installed-parity $(VENV)/.installed-docs  ## With the slow ones
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.installed-lint  ## Style and types
 	$(BIN)/ruff check .
