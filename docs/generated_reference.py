@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from sslkit.plugins import HOOK_KINDS, load_plugins
+from sslkit.registry import Entry, Registry
 
 from sslkit import hookspecs
 from sslkit.errors import PluginError
 from sslkit.interfaces import INTERFACES, Slot
-from sslkit.plugins import HOOK_KINDS, load_plugins
 from sslkit.recipe import Recipe
-from sslkit.registry import Entry, Registry
 from sslkit.report.fields import type_words
 
 PLURALS = {kind: hook.removeprefix("register_") for hook, kind in HOOK_KINDS.items()}

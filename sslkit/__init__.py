@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from .interfaces import Backbone
-    from .registry import Registry
-    from .runs import RunResult
+    from .api import Backbone
+    from .host.registry import Registry
+    from .workflows.execute import RunResult
 
 try:
     __version__ = version("sslkit")
@@ -31,7 +31,7 @@ def run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunResult:
     """Runs a recipe. overrides: `"train.epochs=5"` and the like, as with `sslkit run -o`.
 
     Raises RecipeError, PluginError, DataError or TrainingError."""
-    from .runs import run_recipe
+    from .workflows.train import run_recipe
 
     return run_recipe(recipe, overrides)
 
@@ -43,7 +43,7 @@ def load_encoder(run_or_checkpoint: str | Path) -> Backbone:
     Its batch statistics are those that the run is measured with. For a checkpoint they are computed
     from the run's training images, which must be there; a finished run has them in a file. Raises
     CheckpointError, also where such images are missing."""
-    from .saved_runs import load_encoder as load
+    from .experiment.encoder import load_encoder as load
 
     return load(run_or_checkpoint)
 
@@ -52,6 +52,6 @@ def load_encoder(run_or_checkpoint: str | Path) -> Backbone:
 def installed_components() -> Registry:
     """The components of every installed plugin. Read once: a plugin that is installed later is seen
     by the next process."""
-    from .plugins import load_plugins
+    from .host.plugins import load_plugins
 
     return load_plugins().registry

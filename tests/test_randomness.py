@@ -5,14 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslkit.randomness import (
-    SampleRandom,
-    epoch_order,
-    philox,
-    random_subset,
-    seeded,
-    stream_key,
-)
+from sslkit.randomness import SampleRandom, epoch_order, philox, random_subset, seeded, stream_key
 
 
 @pytest.mark.parametrize(

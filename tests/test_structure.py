@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
 
 PACKAGE = Path(__file__).parents[1] / "sslkit"
 MODULES = sorted(PACKAGE.rglob("*.py"))

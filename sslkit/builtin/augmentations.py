@@ -13,11 +13,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveInt, model_serializer, model_validator
 from torch import Tensor
 
-from sslkit.interfaces import Augmentation, ComponentConfig, Facts, Geometry, Params, ViewSpec
+from sslkit.api import Augmentation, ComponentConfig, Facts, Geometry, Params, ViewSpec
 from sslkit.nn.color import grayscale
 from sslkit.nn.image import gaussian_blur, random_resized_crop_boxes, rotate, solarize
 from sslkit.nn.jitter import color_jitter
-from sslkit.nn.selection import select_rows
+from sslkit.nn.masked_apply import select_rows
 from sslkit.randomness import SampleRandom
 
 _SHARP_SIZE = 32

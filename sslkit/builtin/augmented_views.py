@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from sslkit.interfaces import Batch, Callback, ComponentConfig, Method, Progress, RunView
+from sslkit.api import Batch, Callback, ComponentConfig, Method, Progress, RunView
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

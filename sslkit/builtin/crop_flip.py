@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from sslkit.interfaces import Augmentation, ComponentConfig, Geometry, Params, ViewSpec
+from sslkit.api import Augmentation, ComponentConfig, Geometry, Params, ViewSpec
 from sslkit.nn.image import random_resized_crop_boxes
 from sslkit.randomness import SampleRandom
 

@@ -1,8 +1,8 @@
 """Contrastive losses on two or more views: NT-Xent and InfoNCE.
 
 Where torch.distributed runs with several ranks, negatives come from all of them, and the loss is
-the mean over the anchors of this rank: `sslkit.nn.gather` has the convention. Metrics stay within
-the rank, so that they can be computed where they are read.
+the mean over the anchors of this rank: `sslkit.parallel.collectives` has the
+convention. Metrics stay within the rank, so that they can be computed where they are read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sslkit.interfaces import ComponentConfig, Facts, Loss, LossInput
+from sslkit.api import ComponentConfig, Facts, Loss, LossInput
 from sslkit.nn.functional import (
     DEFAULT_CHUNK_ELEMENTS,
     ContrastiveMetrics,
@@ -22,7 +22,7 @@ from sslkit.nn.functional import (
     info_nce,
     nt_xent,
 )
-from sslkit.nn.gather import all_ranks
+from sslkit.parallel.collectives import all_ranks
 
 _USUAL_TEMPERATURES = (0.02, 2.0)
 """Published ones are 0.05 to 1 (arXiv 2002.05709, table 5; 2006.07733; 2104.02057)."""

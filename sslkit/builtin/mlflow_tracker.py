@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from sslkit.api import ComponentConfig, Facts, MetricPoint, RunView, Tracker
 from sslkit.builtin import mlflow_store as store
 from sslkit.builtin.mlflow_uri import VARIABLE, resolve_uri, uri_problem
 from sslkit.errors import TrackingError
 from sslkit.files import read_json, read_text
-from sslkit.interfaces import ComponentConfig, Facts, MetricPoint, RunView, Tracker
 
 _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from sslkit.interfaces import ComponentConfig, Head
+from sslkit.api import ComponentConfig, Head
 from sslkit.nn.mlp import HiddenNorm, Init, OutputNorm, mlp
 
 

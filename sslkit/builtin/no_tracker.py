@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from sslkit.interfaces import MetricPoint, RunView, Tracker
+from sslkit.api import MetricPoint, RunView, Tracker
 
 
 class NoTracker(Tracker):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 import torch
 from pydantic import Field, PositiveFloat, model_validator
 
-from sslkit.interfaces import Optimizer, OptimizerConfig
+from sslkit.api import Optimizer, OptimizerConfig
 from sslkit.nn import lars
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sslkit.interfaces import ComponentConfig, Facts, Progress, Schedule
+from sslkit.api import ComponentConfig, Facts, Progress, Schedule
 
 
 class Cosine(Schedule):

@@ -9,7 +9,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from sslkit.interfaces import (
+from sslkit.api import (
     Backbone,
     Batch,
     ComponentConfig,

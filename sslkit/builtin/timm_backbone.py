@@ -21,6 +21,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
+from sslkit.api import Backbone, ComponentConfig, Facts, Preprocess
 from sslkit.builtin.timm_layers import blocks, reset_layers
 from sslkit.builtin.timm_maps import feature_stages, take_feature_maps
 from sslkit.builtin.timm_source import HUB, is_elsewhere, read_saved_model
@@ -31,8 +32,7 @@ from sslkit.builtin.timm_weights import (
     trained_statistics,
 )
 from sslkit.errors import CheckpointError
-from sslkit.interfaces import Backbone, ComponentConfig, Facts, Preprocess
-from sslkit.nn.depth import Named, groups_by_names
+from sslkit.nn.layer_groups import Named, groups_by_names
 from sslkit.nn.recompute import recompute
 from sslkit.nn.stem import has_resnet_stem, use_small_stem
 

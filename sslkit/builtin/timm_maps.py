@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sslkit.interfaces import FeatureStage, NoFeatureMapsError
+from sslkit.api import FeatureStage, NoFeatureMapsError
 from sslkit.nn.stem import stem_strides
 
 

@@ -14,7 +14,7 @@ import typer
 
 from sslkit import __version__
 from sslkit.errors import SSLKitError, printable
-from sslkit.plugin_errors import describe_failure
+from sslkit.host.plugin_errors import describe_failure
 
 from . import exporting, images, listing, measuring, running, tracking
 from .options import expand_home

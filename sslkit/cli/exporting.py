@@ -28,7 +28,7 @@ def export(
 
     What was written is loaded again and embeds images of the run's data: its features must be
     those of the encoder to 1e-5 of their scale. With the preprocessing and a model card."""
-    from sslkit.export.exporting import export_encoder
+    from sslkit.workflows.export.export import export_encoder
 
     made = export_encoder(run, one_of(format, EXPORT_FORMATS, "--format"), out)
     if as_json:

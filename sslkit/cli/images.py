@@ -50,9 +50,9 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """Write the features of a data source, by the encoder of a run, to a Parquet file."""
-    from sslkit.embedding import draw_maps, embed_source
     from sslkit.report.nearest import find_nearest, print_nearest
     from sslkit.report.projection import parse_methods
+    from sslkit.workflows.embed import draw_maps, embed_source
 
     if nearest is not None and out is None and Path(run).suffix == ".parquet":
         rows = find_nearest(Path(run), nearest, neighbours)
@@ -116,7 +116,7 @@ def pack(
 
     Both splits go into the file. A command that was stopped goes on where it was when it is given
     again."""
-    from sslkit.report.packing import pack_facts, pack_source, print_pack, verify_pack
+    from sslkit.workflows.pack import pack_facts, pack_source, print_pack, verify_pack
 
     if verify is not None:
         found = verify_pack(verify, threads)

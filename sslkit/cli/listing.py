@@ -17,7 +17,7 @@ def plugins_list(
     as_json: AsJson = False,
 ) -> None:
     """Installed plugins and their components; broken ones with the reason."""
-    from sslkit.plugins import load_plugins
+    from sslkit.host.plugins import load_plugins
     from sslkit.report.listing import plugin_rows, print_plugins
 
     rows = plugin_rows(load_plugins(), kind)
@@ -29,7 +29,7 @@ def plugins_show(
     as_json: AsJson = False,
 ) -> None:
     """The fields of a component: type, default, meaning."""
-    from sslkit.plugins import load_plugins
+    from sslkit.host.plugins import load_plugins
     from sslkit.report.listing import component_fields, print_components
 
     shown = component_fields(load_plugins().registry, name)
@@ -38,7 +38,7 @@ def plugins_show(
 
 def recipes_list(as_json: AsJson = False) -> None:
     """The recipes inside the installed packages."""
-    from sslkit.recipe_files import shipped_recipes
+    from sslkit.recipe.shipped import shipped_recipes
     from sslkit.report.listing import print_recipes, recipe_rows
 
     rows = recipe_rows(shipped_recipes())
@@ -50,7 +50,7 @@ def recipes_copy(
     target: Annotated[Path | None, typer.Argument(help="File or folder; default: here.")] = None,
 ) -> None:
     """Copy a shipped recipe, to change it."""
-    from sslkit.recipe_files import copy_recipe
+    from sslkit.recipe.shipped import copy_recipe
 
     print(copy_recipe(name, target or Path()))
 
@@ -59,7 +59,7 @@ def schema(
     out: Annotated[Path | None, typer.Option("-O", "--out", help="Write to this file.")] = None,
 ) -> None:
     """Print the JSON Schema of recipes, installed plugins included, for editors."""
-    from sslkit.plugins import load_plugins
+    from sslkit.host.plugins import load_plugins
     from sslkit.recipe import json_schema
 
     text = json.dumps(json_schema(load_plugins().registry), indent=2)

@@ -43,8 +43,8 @@ def evaluate(
 ) -> None:
     """Measure a run again, or any weights, with any protocol; log the results."""
     from sslkit.engine.display import make_display
-    from sslkit.evaluations import evaluate_run, evaluate_weights
     from sslkit.report.tables import display_path, print_evaluation
+    from sslkit.workflows.evaluate import evaluate_run, evaluate_weights
 
     names = [name.strip() for name in protocol.split(",")] if protocol is not None else None
     display = make_display(sys.stderr)
@@ -149,12 +149,12 @@ def compare(
 
     Recipes are run first. A command that was stopped goes on where it was when it is given
     again."""
-    from sslkit.comparison.devices import parse_devices
-    from sslkit.comparison.orchestration import compare as make_comparison
-    from sslkit.comparison.pictures import Wanted
     from sslkit.engine.display import make_display
     from sslkit.report.comparison.tables import print_comparison
     from sslkit.report.projection import parse_methods
+    from sslkit.workflows.compare.compare import compare as make_comparison
+    from sslkit.workflows.compare.devices import parse_devices
+    from sslkit.workflows.compare.pictures import Wanted
 
     if match not in ("epochs", "time"):
         raise typer.BadParameter(f"--match {match}: valid are epochs and time")
@@ -165,8 +165,8 @@ def compare(
     }  # fmt: skip
     pictures = Wanted(parse_methods(maps), neighbours)
     if dry_run:
-        from sslkit.comparison.estimate import estimate
         from sslkit.report.plan import print_estimate
+        from sslkit.workflows.compare.estimate import estimate
 
         planned = estimate(inputs, override or [], **given)
         print_json(planned) if as_json else print_estimate(planned)
@@ -197,9 +197,9 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe and hold the result against its `expect` block; exit 1 where it is missed."""
-    from sslkit.comparison.verification import verify as make_verification
     from sslkit.engine.display import make_display
     from sslkit.report.verification import print_verification
+    from sslkit.workflows.verify import verify as make_verification
 
     found = make_verification(recipe, override or [], run=run, display=make_display(sys.stderr))
     document = found.to_json()

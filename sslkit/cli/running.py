@@ -70,18 +70,18 @@ def _run(
     """The status of the run."""
     from sslkit.engine.display import make_display
     from sslkit.report.tables import print_run
-    from sslkit.runs import start
+    from sslkit.workflows.train import start
 
     display, overrides = make_display(sys.stderr), override or []
     if dry_run and resume is not None:
-        from sslkit.replay import replay
+        from sslkit.workflows.replay import replay
 
         found = replay(Path(resume), overrides, display)
         print_json(found.to_json()) if as_json else print(found)
         return "finished"
     if dry_run:
-        from sslkit.plan import make_plan
         from sslkit.report.plan import print_plan
+        from sslkit.workflows.plan import make_plan
 
         plan = make_plan(required(recipe), overrides, display)
         print_json(plan) if as_json else print_plan(plan)
@@ -108,8 +108,8 @@ def plan(
 ) -> None:
     """Show what a run would do and cost, from a few measured steps; keep nothing."""
     from sslkit.engine.display import make_display
-    from sslkit.plan import make_plan
     from sslkit.report.plan import print_plan
+    from sslkit.workflows.plan import make_plan
 
     found = make_plan(recipe, override or [], make_display(sys.stderr), measure=True)
     print_json(found) if as_json else print_plan(found, recipe=True)
@@ -124,7 +124,7 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Check recipes and their data without building anything."""
-    from sslkit.runs import find_problems
+    from sslkit.workflows.validate import find_problems
 
     warnings: dict[str, list[str]] = {recipe: [] for recipe in recipes}
     found = {

@@ -18,7 +18,7 @@ def sync(
     as_json: AsJson = False,
 ) -> None:
     """Send a run's tracker what it missed while it could not be reached."""
-    from sslkit.runs import sync_run
+    from sslkit.workflows.track import sync_run
 
     sent = sync_run(run)
     if as_json:
@@ -40,7 +40,7 @@ def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Open the MLflow UI on the store that runs are tracked in."""
-    from sslkit.runs import open_ui
+    from sslkit.workflows.track import open_ui
 
     raise typer.Exit(open_ui(recipe, host, port))
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.data.store import ImageStore
+from sslkit.api import ImageReader, UnreadableImageError
+from sslkit.data.cached_split import ImageStore
 from sslkit.errors import DataError, RecipeError
-from sslkit.interfaces import ImageReader, UnreadableImageError
 from sslkit.randomness import epoch_order
 
 Pairs = list[tuple[int, int]]

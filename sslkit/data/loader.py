@@ -14,12 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sslkit.api import Augmentation, Batch
+from sslkit.data.cached_split import ImageStore
+from sslkit.data.device_transfer import SideStream
 from sslkit.data.prefetch import ordered_groups
-from sslkit.data.store import ImageStore
-from sslkit.data.transfer import SideStream
 from sslkit.data.views import Chunk, Prepared, ViewMaker, view_maker
 from sslkit.errors import RecipeError
-from sslkit.interfaces import Augmentation, Batch
 from sslkit.randomness import SampleRandom, epoch_order
 
 

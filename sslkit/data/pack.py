@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sslkit.api import Dataset, DatasetConfig, ImageReader
 from sslkit.data.pack_format import PackFile, Split, read_pack
 from sslkit.data.prefetch import ordered_groups
 from sslkit.errors import DataError
-from sslkit.interfaces import Dataset, DatasetConfig, ImageReader
 
 
 class Pack(Dataset):

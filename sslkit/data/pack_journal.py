@@ -15,14 +15,7 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from sslkit.data.pack_format import (
-    CHECKSUM_BYTES,
-    Description,
-    Split,
-    Unreadable,
-    checksum,
-    hashed,
-)
+from sslkit.data.pack_format import CHECKSUM_BYTES, Description, Split, Unreadable, checksum, hashed
 from sslkit.errors import RecipeError
 from sslkit.files import read_bytes
 

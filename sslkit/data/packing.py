@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import sslkit
+from sslkit.api import Dataset, DatasetConfig, Preprocess, Slot
+from sslkit.data.cached_split import ImageStore
 from sslkit.data.examine import examine
 from sslkit.data.pack_format import (
     ALIGNMENT,
@@ -41,9 +43,7 @@ from sslkit.data.pack_journal import BlockRecord, Journal
 from sslkit.data.prefetch import ordered_groups
 from sslkit.data.resize import prepare_for_encoder
 from sslkit.data.splits import open_splits
-from sslkit.data.store import ImageStore
 from sslkit.errors import DataError, RecipeError
-from sslkit.interfaces import Dataset, DatasetConfig, Preprocess, Slot
 from sslkit.recipe import find_recipe, load_recipe
 
 _SEED = 0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sslkit.interfaces import Preprocess
+from sslkit.api import Preprocess
 
 Interpolation = Literal["bilinear", "bicubic"]
 

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sslkit.api import Boxes, Dataset, DatasetConfig, ImageReader, Slot
 from sslkit.data.examine import refuse_same_data
 from sslkit.errors import DataError, RecipeError
-from sslkit.interfaces import Boxes, Dataset, DatasetConfig, ImageReader, Slot
 
 SplitName = Literal["train", "test"]
 

@@ -20,12 +20,12 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from sslkit.api import Augmentation, Geometry, Params
+from sslkit.data.cached_split import ImageStore
+from sslkit.data.device_transfer import bundle
 from sslkit.data.prefetch import alone
 from sslkit.data.resize import crop_view
-from sslkit.data.store import ImageStore
-from sslkit.data.transfer import bundle
-from sslkit.interfaces import Augmentation, Geometry, Params
-from sslkit.nn.blocks import block_rows, in_blocks
+from sslkit.nn.chunked import block_rows, in_blocks
 from sslkit.nn.image import crop_resize
 from sslkit.randomness import SampleRandom
 

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslkit.errors import PluginError
-from sslkit.interfaces import (
+from sslkit.api import (
     Backbone,
     Batch,
     Component,
@@ -25,6 +24,7 @@ from sslkit.interfaces import (
     StepOutput,
     ViewSpec,
 )
+from sslkit.errors import PluginError
 
 from .tracing import odd_value
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from sslkit.api import Batch, Loss
 from sslkit.errors import TrainingError
-from sslkit.interfaces import Batch, Loss
 
-from .meter import NotFiniteError
+from .loss_meter import NotFiniteError
 from .step import forward_backward, on_device_layout, step_randomness
 from .tracing import Place, Trace, first_odd, odd_value
 

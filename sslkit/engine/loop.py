@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sslkit.api import Batch, Callback, Method, Progress, RunView, StepOutput
 from sslkit.errors import TrainingError
-from sslkit.interfaces import Batch, Callback, Method, Progress, RunView, StepOutput
+from sslkit.run.checkpoint import Checkpoints
 
-from .checkpoint import Checkpoints
 from .contract import Contract
 from .display import Display
 from .failure import explain_step, refuse_odd_state
-from .meter import Meter, NotFiniteError
+from .loss_meter import Meter, NotFiniteError
 from .online_probe import OnlineProbe
 from .optimization import Optimization
 from .runtime import Runtime
@@ -66,7 +66,7 @@ class NoLog:
 
 @dataclass
 class Training:
-    """Everything that training consists of, made by `sslkit.experiment.build`."""
+    """Everything that training consists of, made by `sslkit.experiment.build.build`."""
 
     run: RunView
     seed: int

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, ImageScores, Subject
+from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, ImageScores, Subject
 from sslkit.nn.deferred import Deferred
 from sslkit.randomness import seeded
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from sslkit.errors import PluginError
-from sslkit.interfaces import (
+from sslkit.api import (
     Method,
     Optimizer,
     OptimizerConfig,
@@ -20,6 +19,7 @@ from sslkit.interfaces import (
     Schedule,
     optimizer_groups,
 )
+from sslkit.errors import PluginError
 
 _SMALLEST_SCALE = 1.0
 """Of the loss in float16. A gradient that is not finite at this scale was not made so by it."""

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslkit.api import Augmentation, Geometry, ImageReader, Params, UnreadableImageError
 from sslkit.errors import PluginError
-from sslkit.interfaces import Augmentation, Geometry, ImageReader, Params, UnreadableImageError
 from sslkit.randomness import SampleRandom
 
 from .contract import check_view, describe

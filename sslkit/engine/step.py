@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sslkit.interfaces import Batch, StepOutput
+from sslkit.api import Batch, StepOutput
 from sslkit.randomness import seeded
 
 if TYPE_CHECKING:

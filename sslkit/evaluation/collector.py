@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from sslkit.interfaces import Evaluation, Evaluator
+from sslkit.api import Evaluation, Evaluator
 
 from .results import SuiteResult
 

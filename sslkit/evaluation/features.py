@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslkit.interfaces import FeatureBank
+from sslkit.api import FeatureBank
 from sslkit.nn.numerics import Precision, autocast, exact_float32
 
 DEVICE_BYTES = 1 << 31

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslkit.interfaces import FeatureBank
+from sslkit.api import FeatureBank
 
 NO_LABELS = "no labels"
 

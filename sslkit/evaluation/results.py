@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sslkit.interfaces import Evaluation, ImageScores
+from sslkit.api import Evaluation, ImageScores
 
 from .scores import score_bounds
 from .statistics import (

@@ -25,19 +25,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sslkit.interfaces import Apart, FeatureBank, Images, Subject
+from sslkit.api import Apart, FeatureBank, Images, Subject
 from sslkit.nn.batch_norm import calibrate_batch_norm, has_batch_statistics, kept_batch_statistics
 from sslkit.nn.numerics import Precision
 
 from .collector import Collector, Protocol
-from .features import (
-    Room,
-    centre_,
-    count_not_finite,
-    eval_mode,
-    extract,
-    pixel_features,
-)
+from .features import Room, centre_, count_not_finite, eval_mode, extract, pixel_features
 from .isolation import isolated, unchanged
 from .labels import (
     NO_LABELS,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.interfaces import Boxes
+from .boxes import Boxes
 
 THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
 """Least overlaps (intersection over union) at which a detection counts as right."""

@@ -7,7 +7,8 @@ Memory is linear in M: O(`chunk_elements` + M D), forward and backward. `chunk_e
 number of similarities held at a time; it moves speed and memory, and the result by rounding only.
 
 `group` names the ranks that share their negatives; each holds B of W B images, in the same number.
-A rank's loss is the mean over its own anchors; `sslkit.nn.gather` has the convention for gradients.
+A rank's loss is the mean over its own anchors; `sslkit.parallel.collectives` has the
+convention for gradients.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from .gather import all_gather
+from sslkit.parallel.collectives import all_gather
+
 from .log_partition import DEFAULT_CHUNK_ELEMENTS, cross_log_partitions, self_log_partition
 from .numerics import normalize, without_autocast
 

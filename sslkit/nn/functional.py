@@ -5,7 +5,7 @@ The losses take unnormalised embeddings, leave autocast, and compute in float32 
 float64). Shapes: B images, D embedding width, V views of each image, K further negatives, M = V B
 anchors. Memory is linear in M: at most `chunk_elements` similarities are held at a time, which
 moves speed and memory, and the result by rounding only. `group` names the ranks that share their
-negatives; `sslkit.nn.gather` says how gradients are scaled then.
+negatives; `sslkit.parallel.collectives` says how gradients are scaled then.
 """
 
 from __future__ import annotations

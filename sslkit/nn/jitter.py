@@ -20,7 +20,7 @@ from sslkit.nn.color import (
     luma_of_planes,
     turn_hue,
 )
-from sslkit.nn.selection import branch, select_rows
+from sslkit.nn.masked_apply import branch, select_rows
 
 JITTER_OPS: Final = ("brightness", "contrast", "saturation", "hue")
 """The operations of colour jitter; the order of a sample is a permutation of their positions."""

@@ -6,14 +6,14 @@ component block by the component's own `Config`), and then hashed, flattened and
 
 from __future__ import annotations
 
-from sslkit.recipe_files import find_recipe, shipped_recipes
+from sslkit.recipe.shipped import find_recipe, shipped_recipes
 
-from .document import Derived
-from .identity import backbone_name, dump_resolved, flatten, hashed_view, recipe_hash
+from .hashing import backbone_name, dump_resolved, flatten, hashed_view, recipe_hash
 from .loading import load_recipe, parse_recipe
 from .model import Expectation, OnlineProbeConfig, Origin, Recipe, TrainConfig, components
 from .problems import check_recipe
 from .schema import json_schema
+from .yaml_positions import Derived
 
 __all__ = [
     "Derived",

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, PlainValidator, WrapValidator
 
+from sslkit.api import Slot
 from sslkit.errors import PluginError
-from sslkit.interfaces import Slot
-from sslkit.registry import Registry
+from sslkit.host.registry import Registry
 
 
 @dataclass(frozen=True)

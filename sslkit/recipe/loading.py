@@ -9,15 +9,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sslkit.errors import RecipeError
-from sslkit.plugins import load_plugins
-from sslkit.recipe_files import find_recipe, read_recipe_text
-from sslkit.registry import Registry
+from sslkit.host.plugins import load_plugins
+from sslkit.host.registry import Registry
+from sslkit.recipe.shipped import find_recipe, read_recipe_text
 
-from .document import SHOWN_PROBLEMS, Document, more_problems, parse_document
 from .fields import Place
 from .model import Recipe
 from .overrides import apply_overrides
 from .problems import validation_problems
+from .yaml_positions import SHOWN_PROBLEMS, Document, more_problems, parse_document
 
 
 def load_recipe(

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from sslkit.interfaces import (
+from sslkit.api import (
     Augmentation,
     Backbone,
     Callback,
@@ -35,7 +35,7 @@ from sslkit.interfaces import (
 )
 from sslkit.nn.numerics import Precision
 
-from .document import Marks
+from .yaml_positions import Marks
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 

@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from sslkit.errors import PluginError
-from sslkit.registry import Registry
+from sslkit.host.registry import Registry
 
-from .document import (
+from .fields import Place
+from .model import Recipe
+from .unknown import UnknownFields
+from .yaml_positions import (
     SHOWN_PROBLEMS,
     Document,
     Mark,
@@ -25,9 +28,6 @@ from .document import (
     override_line,
     parse_value,
 )
-from .fields import Place
-from .model import Recipe
-from .unknown import UnknownFields
 
 
 def apply_overrides(document: Document, overrides: Sequence[str], registry: Registry) -> list[str]:

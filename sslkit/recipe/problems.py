@@ -9,15 +9,15 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from sslkit.interfaces import Dataset, Facts, Loss, Method, Slot
-from sslkit.plugin_errors import describe_failure
-from sslkit.registry import Registry, did_you_mean
+from sslkit.api import Dataset, Facts, Loss, Method, Slot
+from sslkit.host.plugin_errors import describe_failure
+from sslkit.host.registry import Registry, did_you_mean
 
-from .document import SHOWN_PROBLEMS, Document, Marks, Path, describe, more_problems
 from .fields import Place
 from .foreign import VALUES
 from .model import Recipe, components, components_with_facts
 from .unknown import UnknownFields, block_at, other_names
+from .yaml_positions import SHOWN_PROBLEMS, Document, Marks, Path, describe, more_problems
 
 _EXPECTED = {
     "bool_type": "true or false",

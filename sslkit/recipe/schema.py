@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sslkit.api import INTERFACES
 from sslkit.errors import PluginError
-from sslkit.interfaces import INTERFACES
-from sslkit.registry import Entry, Registry
+from sslkit.host.registry import Entry, Registry
 
 from .model import Recipe
 

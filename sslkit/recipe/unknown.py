@@ -8,11 +8,11 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from sslkit.registry import did_you_mean
+from sslkit.host.registry import did_you_mean
 
-from .document import Path
 from .fields import Place
 from .foreign import ABSENT, RENAMED
+from .yaml_positions import Path
 
 _SHOWN = 3
 """So many places are named."""

@@ -25,7 +25,7 @@ def diagnose() -> dict[str, Any]:
     import psutil
     import torch
 
-    from sslkit.plugins import load_plugins
+    from sslkit.host.plugins import load_plugins
 
     records = load_plugins().records
     memory = psutil.virtual_memory()

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslkit.errors import PluginError
-from sslkit.plugins import KINDS
+from sslkit.host.plugins import KINDS
 
 from .console import print_table, print_text
 from .fields import type_words
 
 if TYPE_CHECKING:
-    from sslkit.plugins import PluginHost
-    from sslkit.registry import Registry
+    from sslkit.host.plugins import PluginHost
+    from sslkit.host.registry import Registry
 
 
 _DEEPEST = 3

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sslkit.recipe import backbone_name, recipe_hash
-from sslkit.tracking.metrics_file import MetricLine, read_lines
+from sslkit.run.metrics_file import MetricLine, read_lines
 
 from .figures import draw_accuracies, draw_curves
 from .tables import TITLE
 
 if TYPE_CHECKING:
-    from sslkit.experiment import Experiment
+    from sslkit.experiment.build import Experiment
 
     from .results import FinalResults
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from sslkit.api import RunView, Tracker
 from sslkit.errors import TrackingError, hide_logins
-from sslkit.interfaces import RunView, Tracker
+from sslkit.run.folder import RunFolder
+from sslkit.run.metrics_file import MetricLine, encode_line, read_lines, truncate_after
 
-from .cursor import Cursor, Status
-from .feed import Feed, tracker_class
-from .folder import RunFolder
-from .metrics_file import MetricLine, encode_line, read_lines, truncate_after
+from .upload_state import Cursor, Status
+from .uploader import Feed, tracker_class
 
 logger = logging.getLogger("sslkit.tracking")
 

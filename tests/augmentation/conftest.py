@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
+from sslkit.api import Params
 from sslkit.builtin.augmentations import SimCLRConfig
-from sslkit.interfaces import Params
 from sslkit.nn.jitter import JITTER_OPS
 
 SAMPLES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "imagenet_samples"

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from sslkit.api import Batch, Progress, RunView
 from sslkit.builtin.augmented_views import AugmentedViews, AugmentedViewsConfig, views_figure
-from sslkit.interfaces import Batch, Progress, RunView
 from sslkit.randomness import SampleRandom
 
 PROGRESS = Progress(0, 10, 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslkit.nn.blocks import block_rows, in_blocks
+from sslkit.nn.chunked import block_rows, in_blocks
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 11])

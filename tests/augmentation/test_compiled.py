@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sslkit.api import Params
 from sslkit.builtin.augmentations import SimCLRAugmentation, SimCLRConfig
-from sslkit.interfaces import Params
-from sslkit.nn.blocks import in_blocks
+from sslkit.nn.chunked import in_blocks
 from sslkit.nn.image import crop_resize
 from sslkit.randomness import SampleRandom
 

@@ -12,8 +12,8 @@ from scipy.stats import chi2_contingency, ks_2samp
 from torch import Tensor, nn
 from torchvision import transforms
 
+from sslkit.api import Params
 from sslkit.builtin.augmentations import SimCLRAugmentation, SimCLRConfig
-from sslkit.interfaces import Params
 from sslkit.randomness import SampleRandom
 
 COUNT = 10_000

@@ -9,7 +9,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
 from sslkit.nn.image import gaussian_blur, rotate, solarize
-from sslkit.nn.selection import select_rows
+from sslkit.nn.masked_apply import select_rows
 
 
 @pytest.fixture(scope="module")

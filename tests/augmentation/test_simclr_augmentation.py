@@ -11,8 +11,8 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
+from sslkit.api import Facts, Params, ViewSpec
 from sslkit.builtin.augmentations import SimCLRAugmentation, SimCLRConfig
-from sslkit.interfaces import Facts, Params, ViewSpec
 from sslkit.nn.image import crop_resize
 from sslkit.randomness import SampleRandom
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from sslkit.builtin.augmentations import SimCLRAugmentation, SimCLRConfig
 from sslkit.builtin.sources.arrays import ArrayReader
-from sslkit.data.store import ImageStore
+from sslkit.data.cached_split import ImageStore
 from sslkit.data.views import view_maker
 from sslkit.randomness import SampleRandom
 

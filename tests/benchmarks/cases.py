@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from sslkit.errors import SSLKitError
-from sslkit.experiment import resolve
+from sslkit.experiment.resolve import resolve
 from sslkit.recipe import Recipe, parse_recipe
 
 from .arms import Unavailable

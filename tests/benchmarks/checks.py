@@ -17,7 +17,7 @@ from sslkit.engine.loop import train
 from sslkit.engine.signals import StopSignals
 from sslkit.randomness import SampleRandom
 from sslkit.recipe import Recipe
-from sslkit.tracking.metrics_file import read_lines
+from sslkit.run.metrics_file import read_lines
 
 from .arms import Unavailable
 from .cases import Mode, make_recipe

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sslkit.interfaces import LossInput, resolve_component
+from sslkit.api import LossInput, resolve_component
 
 from .arms import Arm, measure, of_calls
 from .images import registry

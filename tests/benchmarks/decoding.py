@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sslkit.api import Dataset, Geometry, Slot
 from sslkit.builtin.augmentations import SimCLRAugmentation
 from sslkit.builtin.sources.decoding import decode_image
 from sslkit.builtin.sources.image_folder import ImageFolder
+from sslkit.data.cached_split import ImageStore
 from sslkit.data.pack import Pack
 from sslkit.data.pack_format import Settings
 from sslkit.data.packing import write_pack
 from sslkit.data.resize import crop_view
-from sslkit.data.store import ImageStore
 from sslkit.data.views import view_maker
-from sslkit.interfaces import Dataset, Geometry, Slot
 from sslkit.randomness import SampleRandom
 
 from .arms import Arm, Unavailable, of_calls

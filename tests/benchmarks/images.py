@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sslkit.api import Dataset, DatasetConfig, ImageReader
 from sslkit.builtin.sources.arrays import ArrayReader
 from sslkit.builtin.sources.files import FileReader
 from sslkit.builtin.sources.synthetic import Synthetic
-from sslkit.interfaces import Dataset, DatasetConfig, ImageReader
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
+from sslkit.host.registry import Entry, Registry
 from sslkit.recipe import parse_recipe
-from sslkit.registry import Entry, Registry
 
 DATA_DIR = Path(__file__).parents[3] / "shared" / "data"
 _RENDERED = 256

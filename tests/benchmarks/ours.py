@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
+from sslkit.api import Batch
 from sslkit.engine.display import Display, Silent
 from sslkit.engine.loop import Training, train
 from sslkit.engine.signals import StopSignals
-from sslkit.experiment import Experiment, build, check
-from sslkit.interfaces import Batch
+from sslkit.experiment.build import Experiment, build
+from sslkit.experiment.check import check
 from sslkit.randomness import SampleRandom
 from sslkit.recipe import Recipe
-from sslkit.tracking.folder import RunFolder
+from sslkit.run.folder import RunFolder
 
 from .arms import Calls, Run, synchronize
 

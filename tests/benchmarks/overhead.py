@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslkit.api import Backbone, Batch, ComponentConfig, Preprocess
 from sslkit.data.loader import TrainLoader
 from sslkit.engine.loop import train
-from sslkit.interfaces import Backbone, Batch, ComponentConfig, Preprocess
 from sslkit.recipe import Recipe, parse_recipe
 
 from .arms import Arm, measure

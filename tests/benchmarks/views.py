@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sslkit.interfaces import Batch
+from sslkit.api import Batch
 from sslkit.recipe import Recipe
 
 from .arms import Arm, Run, measure, of_calls, synchronize

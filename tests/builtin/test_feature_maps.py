@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslkit.api import Backbone, NoFeatureMapsError
 from sslkit.builtin.timm_backbone import TimmBackbone
-from sslkit.interfaces import Backbone, NoFeatureMapsError
 
 
 def backbone(size: int = 64, **fields: Any) -> TimmBackbone:

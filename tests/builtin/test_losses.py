@@ -9,9 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from sslkit.api import LossInput
 from sslkit.builtin import losses
 from sslkit.builtin.losses import InfoNCE, NTXent
-from sslkit.interfaces import LossInput
 from sslkit.nn.functional import info_nce, nt_xent
 
 

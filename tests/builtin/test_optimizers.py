@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from sslkit.api import Optimizer
 from sslkit.builtin.optimizers import LARS, SGD, Adam, AdamW
-from sslkit.interfaces import Optimizer
 from sslkit.nn import lars
 
 

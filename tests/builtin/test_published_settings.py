@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sslkit.api import Batch, Facts, Progress, ViewSpec
 from sslkit.engine.optimization import Optimization
-from sslkit.interfaces import Batch, Facts, Progress, ViewSpec
 from sslkit.randomness import SampleRandom
 from sslkit.recipe import Recipe, load_recipe, shipped_recipes
 

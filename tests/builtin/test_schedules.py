@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from sslkit.api import Progress, Schedule
 from sslkit.builtin.schedules import Constant, Cosine
-from sslkit.interfaces import Progress, Schedule
 
 
 def curve(schedule: Schedule, total: int = 100, per_epoch: int = 10) -> list[float]:

@@ -10,10 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslkit.builtin.losses import InfoNCE, NTXent
-from sslkit.builtin.mlp_head import MLPHead
-from sslkit.builtin.simclr import SimCLR
-from sslkit.interfaces import (
+from sslkit.api import (
     Backbone,
     Batch,
     Component,
@@ -25,6 +22,9 @@ from sslkit.interfaces import (
     Slot,
     ViewSpec,
 )
+from sslkit.builtin.losses import InfoNCE, NTXent
+from sslkit.builtin.mlp_head import MLPHead
+from sslkit.builtin.simclr import SimCLR
 from sslkit.nn.functional import nt_xent
 from sslkit.randomness import SampleRandom
 

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sslkit.api import Facts, ViewSpec
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.errors import CheckpointError
-from sslkit.interfaces import Facts, ViewSpec
 from sslkit.nn.stem import use_small_stem
 
 

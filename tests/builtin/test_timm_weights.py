@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sslkit.api import Facts, ViewSpec
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.errors import CheckpointError
-from sslkit.interfaces import Facts, ViewSpec
 
 MODEL = "test_resnet"
 FACTS = Facts(100, 3, None, None, 8, 12, 120, (ViewSpec(32), ViewSpec(32)))

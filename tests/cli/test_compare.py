@@ -16,12 +16,12 @@ import pytest
 
 from sslkit.builtin.augmented_views import AugmentedViews
 from sslkit.cli import main
-from sslkit.comparison import orchestration
-from sslkit.comparison.plan import split_values, variations
-from sslkit.comparison.process import Job, StoppedError
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError, TrainingError
-from sslkit.runs import start
+from sslkit.workflows.compare import compare as orchestration
+from sslkit.workflows.compare.arms import split_values, variations
+from sslkit.workflows.compare.process import Job, StoppedError
+from sslkit.workflows.train import start
 from tests.report.run_folders import make_run
 
 VARY = ("--vary", "method.loss.temperature=0.1,0.5")

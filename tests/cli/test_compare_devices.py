@@ -16,15 +16,15 @@ import pytest
 import torch
 
 from sslkit.cli import main
-from sslkit.comparison import devices as devices_module
-from sslkit.comparison import worker
-from sslkit.comparison.devices import parse_devices, shared
-from sslkit.comparison.worker import reporting_display
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
-from sslkit.runs import start
-from sslkit.saved_runs import last_metrics
-from sslkit.tracking.folder import RunFolder
+from sslkit.run.folder import RunFolder
+from sslkit.run.state import last_metrics
+from sslkit.workflows.compare import devices as devices_module
+from sslkit.workflows.compare import worker
+from sslkit.workflows.compare.devices import parse_devices, shared
+from sslkit.workflows.compare.worker import reporting_display
+from sslkit.workflows.train import start
 
 NO_PICTURES = ("--map", "none", "--neighbours", "0")
 VARY = ("--vary", "method.loss.temperature=0.1,0.5")

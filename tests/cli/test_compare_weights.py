@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from sslkit.cli import main
 from sslkit.engine.display import Silent
-from sslkit.evaluations import evaluate_weights
-from sslkit.runs import start
+from sslkit.workflows.evaluate import evaluate_weights
+from sslkit.workflows.train import start
 
 
 def call(*words: str) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sslkit.cli import main
-from sslkit.report.packing import TerminalPackProgress
+from sslkit.workflows.pack import TerminalPackProgress
 
 
 def sslkit(*words: str) -> int:

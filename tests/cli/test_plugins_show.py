@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
 from sslkit.report.console import print_text
 from sslkit.report.listing import component_fields, print_components
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sslkit.recipe_files import shipped_recipes
-from sslkit.runs import find_problems
+from sslkit.recipe.shipped import shipped_recipes
+from sslkit.workflows.validate import find_problems
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))

@@ -11,13 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sslkit.interfaces import (
-    Augmentation,
-    Geometry,
-    ImageReader,
-    UnreadableImageError,
-    ViewSpec,
-)
+from sslkit.api import Augmentation, Geometry, ImageReader, UnreadableImageError, ViewSpec
 from sslkit.nn.image import random_resized_crop_boxes
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"

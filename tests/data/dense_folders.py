@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sslkit.api import IGNORED_PIXEL
 from sslkit.builtin.sources.scenes import Scenes, ScenesReader
 from sslkit.builtin.sources.voc import CLASSES
-from sslkit.interfaces import IGNORED_PIXEL
 
 PALETTE = [value for index in range(256) for value in (index, 255 - index, index // 2)]
 

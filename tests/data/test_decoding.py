@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from sslkit.api import UnreadableImageError
 from sslkit.builtin.sources import decoding
 from sslkit.builtin.sources.decoding import decode_image, image_size, jpeg_header
-from sslkit.interfaces import UnreadableImageError
 
 
 def saved(image, kind, **options):

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from sslkit.api import IGNORED_PIXEL, Boxes
 from sslkit.builtin.sources import annotations
 from sslkit.builtin.sources.coco import COCO, COCOReader, read_instances
 from sslkit.builtin.sources.scenes import Scenes
 from sslkit.builtin.sources.synthetic import Synthetic
 from sslkit.builtin.sources.voc import VOC, VOCReader
 from sslkit.errors import DataError, PluginError, RecipeError, SSLKitError
-from sslkit.interfaces import IGNORED_PIXEL, Boxes
 from tests.data.dense_folders import (
     annotation_xml,
     instances,

@@ -7,10 +7,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from sslkit.data.evaluation import augmented_pairs, evaluation_batches
-from sslkit.data.store import ImageStore
+from sslkit.api import Preprocess, ViewSpec
+from sslkit.data.cached_split import ImageStore
+from sslkit.data.evaluation_images import augmented_pairs, evaluation_batches
 from sslkit.data.views import view_maker
-from sslkit.interfaces import Preprocess, ViewSpec
 
 
 def preprocess(size, resize, interpolation="bilinear"):

@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from sslkit.api import UnreadableImageError
 from sslkit.builtin.sources.image_folder import ImageFolder
-from sslkit.data.store import ImageStore
+from sslkit.data.cached_split import ImageStore
 from sslkit.errors import DataError, RecipeError
-from sslkit.interfaces import UnreadableImageError
 
 
 def source(train, **fields):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sslkit.data import views
+from sslkit.data.cached_split import ImageStore
 from sslkit.data.loader import TrainLoader
-from sslkit.data.store import ImageStore
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError, RecipeError
 from sslkit.randomness import SampleRandom, epoch_order

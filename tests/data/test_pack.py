@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from sslkit.api import Dataset, DatasetConfig, ImageReader, Preprocess, Slot
 from sslkit.data import pack_format
-from sslkit.data.evaluation import augmented_pairs, evaluation_batches
+from sslkit.data.cached_split import ImageStore
+from sslkit.data.evaluation_images import augmented_pairs, evaluation_batches
 from sslkit.data.loader import TrainLoader
 from sslkit.data.pack import Pack, verify
 from sslkit.data.pack_format import (
@@ -26,9 +28,7 @@ from sslkit.data.pack_format import (
     tables_digest,
 )
 from sslkit.data.packing import write_pack
-from sslkit.data.store import ImageStore
 from sslkit.errors import DataError, RecipeError
-from sslkit.interfaces import Dataset, DatasetConfig, ImageReader, Preprocess, Slot
 
 AS_IS = Settings(size=None, interpolation="bilinear")
 

@@ -15,12 +15,12 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
+from sslkit.api import Dataset, DatasetConfig, Slot
 from sslkit.data import pack_format, pack_journal
 from sslkit.data.pack import Pack
 from sslkit.data.pack_format import Settings
 from sslkit.data.packing import data_of, write_pack
 from sslkit.errors import DataError, RecipeError
-from sslkit.interfaces import Dataset, DatasetConfig, Slot
 
 AS_IS = Settings(size=None, interpolation="bilinear")
 SYNTHETIC = "{name: synthetic, num_train: 90, num_test: 33, size: 16}"

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
+from sslkit.api import UnreadableImageError
 from sslkit.builtin.sources import parquet as source_module
 from sslkit.builtin.sources.parquet import Parquet
-from sslkit.data.store import ImageStore
+from sslkit.data.cached_split import ImageStore
 from sslkit.errors import DataError, RecipeError
-from sslkit.interfaces import UnreadableImageError
 
 HUB_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

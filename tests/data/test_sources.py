@@ -8,10 +8,10 @@ import torch
 
 from sslkit.builtin.sources import torchvision as torchvision_source
 from sslkit.builtin.sources.digits import Digits
-from sslkit.builtin.sources.locations import sample_positions
+from sslkit.builtin.sources.paths import sample_positions
 from sslkit.builtin.sources.synthetic import FACTORS, Synthetic
 from sslkit.builtin.sources.torchvision import Torchvision
-from sslkit.data.store import ImageStore
+from sslkit.data.cached_split import ImageStore
 from sslkit.errors import DataError, RecipeError
 
 

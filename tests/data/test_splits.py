@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sslkit.api import resolve_component
+from sslkit.data.cached_split import ImageStore
 from sslkit.data.examine import examine, shared_images
 from sslkit.data.splits import PartReader, open_splits, test_rows, with_classes
-from sslkit.data.store import ImageStore
 from sslkit.errors import DataError, RecipeError
-from sslkit.interfaces import resolve_component
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
 
 test_rows.__test__ = False  # its name is no test's
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslkit.data.store import ImageStore
+from sslkit.data.cached_split import ImageStore
 from sslkit.errors import DataError
 
 NO_WAIT = (0.0, 0.0, 0.0)

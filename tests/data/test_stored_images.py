@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslkit.data.evaluation import StoredImages
+from sslkit.api import Preprocess
+from sslkit.data.cached_split import ImageStore
+from sslkit.data.evaluation_images import StoredImages
 from sslkit.data.loader import TrainLoader
-from sslkit.data.store import ImageStore
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError
-from sslkit.interfaces import Preprocess
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslkit.data.transfer import SideStream, bundle
-from sslkit.interfaces import Batch
+from sslkit.api import Batch
+from sslkit.data.device_transfer import SideStream, bundle
 from sslkit.randomness import SampleRandom
 
 

@@ -10,11 +10,11 @@ import generated_reference as reference
 import pytest
 from pages import DOCS, REPOSITORY
 
+from sslkit.api import resolve_component
 from sslkit.engine.display import Silent
-from sslkit.interfaces import resolve_component
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
 from sslkit.recipe import find_recipe, load_recipe, shipped_recipes
-from sslkit.runs import start
+from sslkit.workflows.train import start
 
 METHODS = DOCS / "methods"
 PAGES = {

@@ -12,10 +12,10 @@ import pytest
 from pages import DOCS, all_blocks
 from pydantic import BaseModel
 
-from sslkit import hookspecs
-from sslkit.experiment import run_tags
-from sslkit.interfaces import INTERFACES
-from sslkit.plugins import HOOK_KINDS, KINDS
+from sslkit.api import INTERFACES
+from sslkit.experiment.tags import run_tags
+from sslkit.host import hookspecs
+from sslkit.host.plugins import HOOK_KINDS, KINDS
 from sslkit.recipe import Recipe, load_recipe
 
 

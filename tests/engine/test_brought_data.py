@@ -13,15 +13,15 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from sslkit import load_encoder, run
-from sslkit.data.evaluation import evaluation_batches
+from sslkit.data.evaluation_images import evaluation_batches
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
 from sslkit.evaluation.features import extract
-from sslkit.evaluations import evaluate_run
-from sslkit.experiment import check
+from sslkit.experiment.check import check
+from sslkit.experiment.stores import open_stores
 from sslkit.recipe import load_recipe
-from sslkit.recipe.advice import find_warnings
-from sslkit.stores import open_stores
+from sslkit.recipe.warnings import find_warnings
+from sslkit.workflows.evaluate import evaluate_run
 
 CPU = torch.device("cpu")
 WATCHED = "{name: synthetic, num_train: 60, num_test: 40, size: 16, data_seed: 3}"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslkit.engine import checkpoint
-from sslkit.engine.checkpoint import Checkpoints, load
 from sslkit.errors import CheckpointError, TrainingError
+from sslkit.run import checkpoint
+from sslkit.run.checkpoint import Checkpoints, load
 
 
 @contextmanager

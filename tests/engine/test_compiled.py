@@ -9,7 +9,7 @@ import pytest
 
 from sslkit.engine.display import Silent
 from sslkit.engine.runtime import _missing_compiler
-from sslkit.runs import start
+from sslkit.workflows.train import start
 
 pytestmark = [
     pytest.mark.slow,

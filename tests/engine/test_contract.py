@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sslkit.api import ParamGroup, StepOutput
 from sslkit.builtin.augmentations import SimCLRAugmentation
 from sslkit.builtin.losses import NTXent
 from sslkit.builtin.mlp_head import MLPHead
@@ -25,9 +26,8 @@ from sslkit.builtin.sources.synthetic import SyntheticReader
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.engine.display import Silent
 from sslkit.errors import PluginError, SSLKitError
-from sslkit.interfaces import ParamGroup, StepOutput
-from sslkit.plan import make_plan
-from sslkit.runs import start
+from sslkit.workflows.plan import make_plan
+from sslkit.workflows.train import start
 
 Break = Callable[[Callable[..., Any]], Callable[..., Any]]
 """What a method of a component becomes."""

@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sslkit.embedding import embed_source, read_embeddings
 from sslkit.engine.display import Display, Silent
 from sslkit.errors import RecipeError, SSLKitError
-from sslkit.evaluations import evaluate_run
-from sslkit.plan import make_plan
-from sslkit.runs import find_problems, start
+from sslkit.workflows.embed import embed_source, read_embeddings
+from sslkit.workflows.evaluate import evaluate_run
+from sslkit.workflows.plan import make_plan
+from sslkit.workflows.train import start
+from sslkit.workflows.validate import find_problems
 
 
 class Heard(Display):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sslkit.engine.display import WIDTH, Accuracy, Display, Silent
-from sslkit.runs import start
+from sslkit.workflows.train import start
 
 
 def shown(*logged: tuple[dict[str, float], int], total: int = 1950) -> list[str]:
@@ -82,7 +82,8 @@ def test_what_is_no_accuracy_is_not_shown_as_one() -> None:
 def test_a_short_run_logs_ten_points_unless_told_otherwise(
     tiny: Path, only_run: Callable[[], Path], steps: int, asked: int | None, every: int
 ) -> None:
-    from sslkit.experiment import check, resolve, settle
+    from sslkit.experiment.check import check
+    from sslkit.experiment.resolve import resolve, settle
     from sslkit.recipe import load_recipe
 
     text = tiny.read_text().replace(", log_every_steps: 2", "")

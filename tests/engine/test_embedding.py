@@ -13,16 +13,16 @@ from PIL import Image
 from pyarrow import parquet
 
 import sslkit
-from sslkit import embedding
 from sslkit.cli import main
-from sslkit.data.evaluation import evaluation_batches
-from sslkit.embedding import embed_source, read_embeddings
+from sslkit.data.evaluation_images import evaluation_batches
 from sslkit.engine.display import Silent
 from sslkit.errors import DataError, RecipeError, RunFolderError
 from sslkit.evaluation.features import extract, state_digest
+from sslkit.experiment.stores import open_stores
 from sslkit.recipe import load_recipe
-from sslkit.runs import start
-from sslkit.stores import open_stores
+from sslkit.workflows import embed as embedding
+from sslkit.workflows.embed import embed_source, read_embeddings
+from sslkit.workflows.train import start
 
 
 @pytest.fixture

@@ -20,16 +20,16 @@ from torch import Tensor
 from sslkit.builtin.augmented_views import AugmentedViews
 from sslkit.builtin.losses import NTXent
 from sslkit.builtin.sources.synthetic import SyntheticReader
+from sslkit.data.cached_split import ImageStore
 from sslkit.data.prefetch import ordered_groups
-from sslkit.data.store import ImageStore
-from sslkit.engine.checkpoint import Checkpoints, load
 from sslkit.engine.display import Display, Silent
 from sslkit.engine.memory import is_out_of_memory
 from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, SSLKitError, TrainingError
-from sslkit.runs import start
-from sslkit.saved_runs import read_state, step_of
+from sslkit.run.checkpoint import Checkpoints, load
+from sslkit.run.state import read_state, step_of
 from sslkit.tracking.log import RunLog
+from sslkit.workflows.train import start
 
 CALLBACK = "callbacks=[{name: augmented_views}]"
 QUIET = [CALLBACK, "evaluate=[]", "train.checkpoint_every_epochs=9"]
@@ -70,7 +70,7 @@ def test_a_signal_before_the_first_step_leaves_nothing(
     def stop(*given: object, **named: object) -> None:
         signal.raise_signal(getattr(signal, name))
 
-    monkeypatch.setattr("sslkit.experiment.check_encoder", stop)
+    monkeypatch.setattr("sslkit.experiment.trials.check_encoder", stop)
     with pytest.raises(SSLKitError, match=f"^stopped by {name} before the first step; nothing was"):
         start(str(tiny), QUIET, display=Silent())
     assert list((tiny.parent / "runs").iterdir()) == []

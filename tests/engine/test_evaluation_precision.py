@@ -11,14 +11,14 @@ import yaml
 from torch import Tensor, nn
 
 import sslkit
+from sslkit.api import Evaluation, Subject
 from sslkit.builtin.protocols.knn import KNN
-from sslkit.data.evaluation import evaluation_batches
+from sslkit.data.evaluation_images import evaluation_batches
 from sslkit.engine.display import Silent
-from sslkit.evaluations import evaluate_run
-from sslkit.interfaces import Evaluation, Subject
+from sslkit.experiment.stores import open_stores
 from sslkit.recipe import load_recipe
-from sslkit.runs import start
-from sslkit.stores import open_stores
+from sslkit.workflows.evaluate import evaluate_run
+from sslkit.workflows.train import start
 
 SHORT = ["train.precision=bf16", "train.max_steps=2", "augmentation.size=64"]
 

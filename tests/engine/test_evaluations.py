@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from sslkit.cli import main
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError, RecipeError
-from sslkit.evaluations import evaluate_run, evaluate_weights
-from sslkit.runs import start, sync_run
-from sslkit.tracking.folder import RunFolder
-from sslkit.tracking.metrics_file import read_lines
+from sslkit.run.folder import RunFolder
+from sslkit.run.metrics_file import read_lines
+from sslkit.workflows.evaluate import evaluate_run, evaluate_weights
+from sslkit.workflows.track import sync_run
+from sslkit.workflows.train import start
 
 SHORT = ["train.max_steps=2"]
 

@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 
 import sslkit
+from sslkit.api import Progress
 from sslkit.builtin.augmented_views import AugmentedViews
-from sslkit.engine.checkpoint import load
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError, RecipeError
-from sslkit.interfaces import Progress
-from sslkit.runs import RunResult, start
+from sslkit.run.checkpoint import load
+from sslkit.workflows.execute import RunResult
+from sslkit.workflows.train import start
 
 TIMED = ("perf/", "system/")
 

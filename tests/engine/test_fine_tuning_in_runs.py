@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from sslkit.api import Facts
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
-from sslkit.evaluations import evaluate_run
-from sslkit.experiment import check, resolve
-from sslkit.interfaces import Facts
-from sslkit.plan import make_plan
+from sslkit.experiment.check import check
+from sslkit.experiment.resolve import resolve
 from sslkit.recipe import load_recipe
 from sslkit.recipe.model import components_with_facts
-from sslkit.runs import start
+from sslkit.workflows.evaluate import evaluate_run
+from sslkit.workflows.plan import make_plan
+from sslkit.workflows.train import start
 
 PROTOCOLS = (
     "evaluate=[{name: finetune, epochs: 2, batch_size: 24, layer_decay: 0.7},"

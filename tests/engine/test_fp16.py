@@ -9,16 +9,17 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
+from sslkit.api import ParamGroup
 from sslkit.builtin.optimizers import SGD
 from sslkit.builtin.schedules import Constant
-from sslkit.engine.checkpoint import load
 from sslkit.engine.display import Silent
 from sslkit.engine.optimization import Optimization
 from sslkit.engine.runtime import Runtime, check_cuda_graphs
 from sslkit.errors import RecipeError
-from sslkit.interfaces import ParamGroup
 from sslkit.recipe.model import TrainConfig
-from sslkit.runs import RunResult, start
+from sslkit.run.checkpoint import load
+from sslkit.workflows.execute import RunResult
+from sslkit.workflows.train import start
 from tests.engine.test_exactness import assert_same, final_state
 
 FP16 = ["train.precision=fp16", "evaluate=[]", "train.log_every_steps=1"]

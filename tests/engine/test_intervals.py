@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sslkit.engine.display import Silent
 from sslkit.evaluation.scores import is_score
-from sslkit.runs import start
+from sslkit.workflows.train import start
 
 PROTOCOLS = [
     "{name: knn, k: 5}",

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 import sslkit
-from sslkit.data.evaluation import evaluation_batches
+from sslkit.api import Backbone
+from sslkit.data.evaluation_images import evaluation_batches
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError
-from sslkit.evaluations import evaluate_run, evaluate_weights
-from sslkit.interfaces import Backbone
+from sslkit.experiment.restore import load_method
+from sslkit.experiment.stores import open_stores
 from sslkit.recipe import load_recipe
-from sslkit.runs import start
-from sslkit.saved_runs import load_method, read_state
-from sslkit.stores import open_stores
+from sslkit.run.state import read_state
+from sslkit.workflows.evaluate import evaluate_run, evaluate_weights
+from sslkit.workflows.train import start
 
 DIGITS = """\
 name: digits

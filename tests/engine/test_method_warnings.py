@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from sslkit.api import ComponentConfig, Facts, Loss, LossInput, rewards_collapse
 from sslkit.builtin.losses import InfoNCE, NTXent
-from sslkit.experiment import check, resolve
-from sslkit.interfaces import ComponentConfig, Facts, Loss, LossInput, rewards_collapse
+from sslkit.experiment.check import check
+from sslkit.experiment.resolve import resolve
+from sslkit.host.plugins import load_plugins
 from sslkit.nn.ema import cosine_momentum, odd_momentum, share_of_start
-from sslkit.plugins import load_plugins
 from sslkit.recipe import load_recipe, shipped_recipes
-from sslkit.recipe.advice import find_warnings
+from sslkit.recipe.warnings import find_warnings
 
 LONG = "train.epochs=5000"
 """Long enough for a teacher with a usual momentum to leave its start."""

@@ -13,17 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sslkit.api import Batch, Progress
 from sslkit.builtin.augmented_views import AugmentedViews
 from sslkit.engine.display import Silent
 from sslkit.engine.loop import Training
 from sslkit.engine.step import embed, train_step
 from sslkit.errors import PluginError, RecipeError
-from sslkit.experiment import build, check, resolve
-from sslkit.interfaces import Batch, Progress
+from sslkit.experiment.build import build
+from sslkit.experiment.check import check
+from sslkit.experiment.resolve import resolve
 from sslkit.randomness import seeded
 from sslkit.recipe import load_recipe
-from sslkit.runs import start
-from sslkit.tracking.folder import RunFolder
+from sslkit.run.folder import RunFolder
+from sslkit.workflows.train import start
 from tests.engine.test_exactness import assert_same, final_state, logged
 
 PER_SAMPLE = (

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from sslkit.api import LossInput, Progress
 from sslkit.builtin.augmentations import SimCLRAugmentation
 from sslkit.builtin.losses import NTXent
 from sslkit.builtin.mlp_head import MLPHead
 from sslkit.builtin.simclr import SimCLR
 from sslkit.cli.app import app
-from sslkit.engine.checkpoint import Checkpoints, load
 from sslkit.engine.display import Silent
 from sslkit.engine.failure import RECORD
 from sslkit.engine.optimization import Optimization
 from sslkit.errors import TrainingError
-from sslkit.interfaces import LossInput, Progress
 from sslkit.nn.functional import nt_xent
-from sslkit.plan import make_plan
-from sslkit.replay import replay
-from sslkit.runs import start
+from sslkit.run.checkpoint import Checkpoints, load
+from sslkit.workflows.plan import make_plan
+from sslkit.workflows.replay import replay
+from sslkit.workflows.train import start
 
 SHORT = ["evaluate=[]", "train.max_steps=4", "train.checkpoint_every_steps=1"]
 
@@ -256,9 +256,9 @@ def test_the_norm_of_the_gradient_is_logged_as_it_was_before_clipping(tiny: Path
 
 
 def test_the_norm_is_that_of_torch() -> None:
+    from sslkit.api import ParamGroup
     from sslkit.builtin.optimizers import SGD
     from sslkit.builtin.schedules import Constant
-    from sslkit.interfaces import ParamGroup
 
     layers = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     layers.param_groups = lambda: [ParamGroup(list(layers.named_parameters()))]  # type: ignore[assignment]

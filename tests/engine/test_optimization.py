@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslkit.engine.checkpoint import FORMAT_WITHOUT_DIGEST, load
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError
-from sslkit.runs import start
+from sslkit.run.checkpoint import FORMAT_WITHOUT_DIGEST, load
+from sslkit.workflows.train import start
 
 
 def test_a_fork_trains_with_the_rules_of_its_own_recipe(tiny: Path) -> None:

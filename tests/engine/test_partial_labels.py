@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from sslkit.api import ImageReader
 from sslkit.builtin.sources.synthetic import Synthetic
 from sslkit.engine.display import Silent
 from sslkit.engine.online_probe import OnlineProbe
-from sslkit.interfaces import ImageReader
-from sslkit.runs import RunResult, start
+from sslkit.workflows.execute import RunResult
+from sslkit.workflows.train import start
 
 CPU = torch.device("cpu")
 BLOCKS = ", ".join(

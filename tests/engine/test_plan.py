@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from sslkit.api import Component, Facts, ViewSpec
 from sslkit.builtin.augmentations import SimCLRAugmentation
 from sslkit.builtin.losses import InfoNCE, NTXent
 from sslkit.builtin.optimizers import LARS, SGD, AdamW
@@ -20,12 +21,11 @@ from sslkit.builtin.schedules import Constant, Cosine
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.engine.display import Display, Silent
 from sslkit.errors import RecipeError
-from sslkit.interfaces import Component, Facts, ViewSpec
-from sslkit.plan import make_plan
 from sslkit.recipe import load_recipe, shipped_recipes
-from sslkit.recipe.advice import Advice, find_warnings, network_warnings, plan_facts, statements
+from sslkit.recipe.warnings import Advice, find_warnings, network_warnings, plan_facts, statements
 from sslkit.report.plan import duration, text_plot
-from sslkit.runs import start
+from sslkit.workflows.plan import make_plan
+from sslkit.workflows.train import start
 
 
 def facts(

@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 
-from sslkit import experiment as building
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError, TrainingError
-from sslkit.experiment import check, check_disk_space, make_method, resolve
+from sslkit.experiment import trials
+from sslkit.experiment.check import check
+from sslkit.experiment.networks import make_method
+from sslkit.experiment.resolve import resolve
+from sslkit.experiment.trials import check_disk_space
 from sslkit.recipe import load_recipe
-from sslkit.runs import start
-from sslkit.saved_runs import RESULTS, read_environment
-from sslkit.tracking.environment import code_digests, environment_changes
-from sslkit.tracking.folder import RunFolder
-from sslkit.tracking.metrics_file import read_lines
+from sslkit.run.environment import code_digests, environment_changes
+from sslkit.run.folder import RunFolder
+from sslkit.run.metrics_file import read_lines
+from sslkit.run.state import RESULTS, read_environment
+from sslkit.workflows.train import start
 
 SHORT = ["train.max_steps=1", "evaluate=[]"]
 STOPS = ["evaluate=[{name: collapse, every_epochs: 1, num_pairs: 8, min_std: 0.99, policy: stop}]"]
@@ -99,7 +102,7 @@ def test_room_of_the_own_checkpoints_counts(
     method = make_method(recipe, check(recipe))
     needed = 9 * sum(value.nbytes for value in method.state_dict().values())
     usage = SimpleNamespace(free=needed // 2)
-    monkeypatch.setattr(building.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(trials.shutil, "disk_usage", lambda path: usage)
     folder = RunFolder.create(tmp_path, "x")
     with pytest.raises(RecipeError, match="the checkpoints need"):
         check_disk_space(recipe, folder, method)

@@ -12,12 +12,15 @@ from PIL import Image
 
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError
-from sslkit.evaluations import evaluate_run
-from sslkit.experiment import resolve
+from sslkit.experiment.encoder import load_encoder
+from sslkit.experiment.resolve import resolve
+from sslkit.experiment.restore import load_method
 from sslkit.nn import safetensors_file
 from sslkit.recipe import load_recipe
-from sslkit.runs import start
-from sslkit.saved_runs import RESULTS, find_unfinished, load_encoder, load_method
+from sslkit.run.state import RESULTS
+from sslkit.workflows.evaluate import evaluate_run
+from sslkit.workflows.resume import find_unfinished
+from sslkit.workflows.train import start
 
 SHORT = ["train.max_steps=1", "evaluate=[]"]
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from sslkit.api import Batch, LossInput, Method, Progress, StepOutput, resolve_component
 from sslkit.builtin.losses import NTXent
 from sslkit.builtin.simclr import SimCLR
 from sslkit.engine.display import Silent
-from sslkit.interfaces import Batch, LossInput, Method, Progress, StepOutput, resolve_component
+from sslkit.host.plugins import load_plugins
 from sslkit.nn.deferred import Deferred
-from sslkit.plugins import load_plugins
-from sslkit.runs import start
+from sslkit.workflows.train import start
 from tests.engine.test_exactness import assert_same, final_state
 
 METHODS = sorted(entry.name for entry in load_plugins().registry.entries("method"))

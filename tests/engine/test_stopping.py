@@ -13,8 +13,8 @@ from PIL import Image
 from sslkit.builtin.augmented_views import AugmentedViews
 from sslkit.engine.display import Silent
 from sslkit.errors import SSLKitError
-from sslkit.runs import start
-from sslkit.saved_runs import read_state
+from sslkit.run.state import read_state
+from sslkit.workflows.train import start
 
 CALLBACK = "callbacks=[{name: augmented_views}]"
 
@@ -66,7 +66,7 @@ def test_kill_while_data_is_loaded(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr("sslkit.stores.ImageStore", crash)
+        patched.setattr("sslkit.experiment.stores.ImageStore", crash)
         with pytest.raises(SSLKitError, match="stopped by SIGINT before the first step"):
             start(str(tiny), ["train.max_steps=1"], display=Silent())
     done = start(str(tiny), ["train.max_steps=1"], resume="auto", display=Silent())

@@ -12,7 +12,7 @@ from torch import nn
 from sslkit.engine.display import Silent
 from sslkit.engine.torch_faults import Convolution, find_faulty, recorded_convolutions
 from sslkit.errors import RecipeError
-from sslkit.plan import make_plan
+from sslkit.workflows.plan import make_plan
 
 BF16 = ["train.precision=bf16", "evaluate=[]"]
 

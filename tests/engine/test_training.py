@@ -12,21 +12,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sslkit.api import LossInput, OptimizerConfig
 from sslkit.builtin.losses import NTXent
-from sslkit.engine.checkpoint import Checkpoints, load
 from sslkit.engine.display import Silent
-from sslkit.engine.meter import Meter, NotFiniteError
+from sslkit.engine.loss_meter import Meter, NotFiniteError
 from sslkit.engine.online_probe import OnlineProbe
 from sslkit.engine.optimization import scaled_lr
 from sslkit.engine.runtime import resolve_compile, resolve_device
 from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, PluginError, RecipeError, TrainingError
-from sslkit.evaluations import evaluate_run
-from sslkit.interfaces import LossInput, OptimizerConfig
+from sslkit.experiment.encoder import load_encoder
 from sslkit.nn.functional import nt_xent
-from sslkit.plan import make_plan
-from sslkit.runs import find_problems, start
-from sslkit.saved_runs import load_encoder
+from sslkit.run.checkpoint import Checkpoints, load
+from sslkit.workflows.evaluate import evaluate_run
+from sslkit.workflows.plan import make_plan
+from sslkit.workflows.train import start
+from sslkit.workflows.validate import find_problems
 
 
 def test_not_finite_loss_stops_the_run(tiny: Path, tmp_path: Path) -> None:
@@ -359,8 +360,8 @@ def test_lr_scaling(scaling: str, expected: float) -> None:
 
 
 def test_tied_parameters_are_refused() -> None:
+    from sslkit.api import ParamGroup
     from sslkit.engine.optimization import _check_groups
-    from sslkit.interfaces import ParamGroup
 
     layer = nn.Linear(2, 2)
     group = ParamGroup(list(layer.named_parameters()))

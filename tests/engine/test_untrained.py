@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 import sslkit
+from sslkit.api import Backbone
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.engine.display import Silent
 from sslkit.evaluation.untrained import holds_weights
-from sslkit.evaluations import evaluate_run, evaluate_weights
-from sslkit.interfaces import Backbone
-from sslkit.runs import RunResult, start
+from sslkit.workflows.evaluate import evaluate_run, evaluate_weights
+from sslkit.workflows.execute import RunResult
+from sslkit.workflows.train import start
 
 UNTRAINED = "eval/knn/top1_untrained"
 

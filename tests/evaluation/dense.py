@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sslkit.interfaces import (
+from sslkit.api import (
     Backbone,
     Boxes,
     Component,
@@ -25,7 +25,7 @@ from sslkit.interfaces import (
     Subject,
     resolve_component,
 )
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
 
 
 def protocol(name: str, data: dict[str, Any] | Slot[Any], **fields: Any) -> Any:

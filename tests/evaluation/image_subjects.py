@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sslkit.data.evaluation import StoredImages
-from sslkit.data.store import ImageStore
+from sslkit.api import Evaluator, ImageReader, Preprocess, resolve_component
+from sslkit.data.cached_split import ImageStore
+from sslkit.data.evaluation_images import StoredImages
 from sslkit.evaluation.collector import named_protocols
 from sslkit.evaluation.suite import EvaluationSuite
-from sslkit.interfaces import Evaluator, ImageReader, Preprocess, resolve_component
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
 
 CPU = torch.device("cpu")
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslkit.api import Evaluator, Facts, FeatureBank, Subject, ViewSpec
 from sslkit.builtin.protocols.clustering import Clustering
 from sslkit.builtin.protocols.collapse import Collapse
 from sslkit.builtin.protocols.knn import KNN
@@ -17,7 +18,6 @@ from sslkit.builtin.protocols.retrieval import Retrieval
 from sslkit.evaluation.collector import named_protocols
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.suite import EvaluationSuite
-from sslkit.interfaces import Evaluator, Facts, FeatureBank, Subject, ViewSpec
 from sslkit.report.results import FinalResults
 
 CLASSES, WIDTH = 5, 8

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sslkit.api import FeatureBank, Subject
 from sslkit.builtin.protocols.collapse import Collapse
-from sslkit.interfaces import FeatureBank, Subject
 
 
 def subject(features: Tensor, pairs: tuple[Tensor, Tensor] | None = None) -> Subject:

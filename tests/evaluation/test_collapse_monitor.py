@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from sslkit.api import Apart, Batch, Evaluation, FeatureBank, StepOutput, Subject
 from sslkit.builtin.protocols.branches import Branch, read_branches
 from sslkit.builtin.protocols.collapse import Collapse
 from sslkit.builtin.simclr import SimCLR
 from sslkit.engine.display import Display
 from sslkit.errors import TrainingError
 from sslkit.evaluation.features import state_digest
-from sslkit.interfaces import Apart, Batch, Evaluation, FeatureBank, StepOutput, Subject
 from sslkit.nn.functional import normalize
-from sslkit.runs import RunResult, start
-from sslkit.saved_runs import read_state
+from sslkit.run.state import read_state
+from sslkit.workflows.execute import RunResult
+from sslkit.workflows.train import start
 
 RECIPE = """\
 name: digits
@@ -341,9 +342,11 @@ def test_a_run_with_a_collapsed_branch_is_stopped(
 @pytest.mark.parametrize("micro_batch", [None, 32])
 def test_looking_leaves_the_method_as_it_was(recipe: Path, micro_batch: int | None) -> None:
     """And takes no more images at a time than training does."""
-    from sslkit.experiment import build, check, resolve
+    from sslkit.experiment.build import build
+    from sslkit.experiment.check import check
+    from sslkit.experiment.resolve import resolve
     from sslkit.recipe import load_recipe
-    from sslkit.tracking.folder import RunFolder
+    from sslkit.run.folder import RunFolder
 
     size = "null" if micro_batch is None else micro_batch
     loaded = resolve(load_recipe(recipe, [f"train.micro_batch_size={size}"]))

@@ -11,8 +11,8 @@ import pytest
 from sslkit.engine.display import Silent
 from sslkit.evaluation.results import COST, SuiteResult
 from sslkit.report.cost import run_cost, total_cost
-from sslkit.runs import start
-from sslkit.tracking.metrics_file import MetricLine, read_lines
+from sslkit.run.metrics_file import MetricLine, read_lines
+from sslkit.workflows.train import start
 
 
 def line(step: int, **metrics: float) -> MetricLine:

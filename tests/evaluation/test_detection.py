@@ -10,18 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from sslkit.builtin.protocols.detection import (
-    Detection,
-    _scored,
-    draws,
-    learning_rate,
-    sample,
-)
+from sslkit.api import Facts, FeatureStage, NoFeatureMapsError
+from sslkit.builtin.protocols.detection import Detection, _scored, draws, learning_rate, sample
 from sslkit.builtin.protocols.detector import Pyramid, pyramid_stages
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.scores import is_score
-from sslkit.interfaces import Facts, FeatureStage, NoFeatureMapsError
 from tests.data.dense_folders import scenes, write_coco, write_voc
 from tests.evaluation.dense import Averages, protocol, subject
 

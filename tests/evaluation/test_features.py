@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sslkit.api import FeatureBank
 from sslkit.evaluation import features
 from sslkit.evaluation.features import (
     Room,
@@ -13,7 +14,6 @@ from sslkit.evaluation.features import (
     pixel_features,
     state_digest,
 )
-from sslkit.interfaces import FeatureBank
 
 FP32 = {"precision": "fp32", "channels_last": False}
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sslkit.api import Facts, FeatureBank, Subject
 from sslkit.builtin.protocols import few_label
 from sslkit.builtin.protocols.few_label import FewLabel, draw_labelled
 from sslkit.evaluation.statistics import mean_interval, paired_difference
-from sslkit.interfaces import Facts, FeatureBank, Subject
 
 
 def bank(spread: float, *, classes: int = 4, num: int = 200, noise_seed: int = 0) -> FeatureBank:

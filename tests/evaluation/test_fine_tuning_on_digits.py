@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sslkit.engine.display import Silent
-from sslkit.runs import start
+from sslkit.workflows.train import start
 
 RECIPE = """\
 name: digits

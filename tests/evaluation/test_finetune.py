@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.builtin.protocols.fine_tuning import Classifier, FineTuningConfig
-from sslkit.builtin.protocols.fine_tuning import _train as train
+from sslkit.api import Facts, FeatureBank, Images, Subject, ViewSpec
 from sslkit.builtin.protocols.finetune import Finetune
+from sslkit.builtin.protocols.supervised_training import Classifier, FineTuningConfig
+from sslkit.builtin.protocols.supervised_training import _train as train
 from sslkit.evaluation.features import state_digest
-from sslkit.interfaces import Facts, FeatureBank, Images, Subject, ViewSpec
 from tests.evaluation.image_subjects import Network, projection, protocol, study
 
 NOTHING = FeatureBank(torch.empty(0, 0), torch.empty(0, 0), class_names=["0", "1", "2"])

@@ -6,15 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sslkit.api import Facts, FeatureBank, Subject
 from sslkit.builtin.protocols.knn import KNN
-from sslkit.interfaces import Facts, FeatureBank, Subject
 from sslkit.nn import classification
-from sslkit.nn.classification import (
-    knn_correct,
-    mean_class_accuracy,
-    nearest_rows,
-    top1_accuracy,
-)
+from sslkit.nn.classification import knn_correct, mean_class_accuracy, nearest_rows, top1_accuracy
 
 
 def slow_knn(

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sslkit.api import Evaluator, FeatureBank, Subject
 from sslkit.builtin.protocols import linear_solvers
 from sslkit.builtin.protocols.knn import KNN
 from sslkit.builtin.protocols.linear import Linear
 from sslkit.builtin.protocols.linear_solvers import LBFGS
-from sslkit.interfaces import Evaluator, FeatureBank, Subject
 from sslkit.nn import logistic_regression, standardised
 from sslkit.nn.labels import stratified_folds
 from sslkit.nn.lbfgs import minimize

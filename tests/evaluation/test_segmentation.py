@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 import sslkit
+from sslkit.api import IGNORED_PIXEL, Facts, ImageReader
 from sslkit.builtin.protocols.encoder_maps import Source
 from sslkit.builtin.protocols.segmentation import Segmentation, take_positions
 from sslkit.builtin.timm_backbone import TimmBackbone
@@ -18,7 +19,6 @@ from sslkit.evaluation.collector import named_protocols
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.scores import is_score
 from sslkit.evaluation.suite import EvaluationSuite
-from sslkit.interfaces import IGNORED_PIXEL, Facts, ImageReader
 from sslkit.nn.segmentation import mean_intersection_over_union, pixel_confusion
 from sslkit.report.results import FinalResults
 from tests.data.dense_folders import write_voc

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Subject
 from sslkit.builtin.protocols.collapse import Collapse
 from sslkit.builtin.protocols.few_label import FewLabel
 from sslkit.builtin.protocols.knn import KNN
@@ -16,7 +17,6 @@ from sslkit.evaluation.collector import named_protocols
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.results import comparison
 from sslkit.evaluation.suite import EvaluationSuite
-from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Subject
 from sslkit.report.results import FinalResults
 
 NUM_TRAIN, NUM_TEST = 90, 35

@@ -20,17 +20,17 @@ from torch import Tensor
 import sslkit
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.cli import main
-from sslkit.data.evaluation import evaluation_batches
+from sslkit.data.evaluation_images import evaluation_batches
 from sslkit.engine.display import Silent
 from sslkit.errors import ExportError, RecipeError
-from sslkit.export import preprocessing, torch_format
-from sslkit.export.exporting import Exported, export_encoder
-from sslkit.export.probe import make_probe
-from sslkit.export.source import open_source
-from sslkit.export.verification import TOLERANCE
+from sslkit.experiment.stores import open_stores
 from sslkit.recipe import load_recipe
-from sslkit.runs import start
-from sslkit.stores import open_stores
+from sslkit.workflows.export import preprocessing, torch_format
+from sslkit.workflows.export.export import Exported, export_encoder
+from sslkit.workflows.export.round_trip import TOLERANCE
+from sslkit.workflows.export.sample_images import make_probe
+from sslkit.workflows.export.source import open_source
+from sslkit.workflows.train import start
 from tests.conftest import TINY
 from tests.host.plugin_distributions import write_distribution
 
@@ -394,7 +394,7 @@ def test_stopped(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sslkit.export.exporting.compare", interrupt)
+    monkeypatch.setattr("sslkit.workflows.export.export.compare", interrupt)
     with pytest.raises(Exception, match="nothing was kept"):
         export_encoder(run, "timm", tmp_path / "x" / "export")
     assert not list((tmp_path / "x").iterdir())

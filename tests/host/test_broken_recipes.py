@@ -8,9 +8,9 @@ import pytest
 from broken_recipes import BROKEN_RECIPES, GOOD, BrokenRecipe
 
 from sslkit.errors import RecipeError
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
+from sslkit.host.registry import Registry
 from sslkit.recipe import load_recipe
-from sslkit.registry import Registry
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sslkit.errors import RecipeError
-from sslkit.recipe.document import (
+from sslkit.recipe.yaml_positions import (
     Mark,
     dump_document,
     parse_document,

@@ -12,10 +12,10 @@ import pytest
 from plugin_distributions import Install, write_distribution
 
 import sslkit
-from sslkit import hookspecs
+from sslkit.api import INTERFACES
 from sslkit.errors import PluginError
-from sslkit.interfaces import INTERFACES
-from sslkit.plugins import HOOK_KINDS, PluginHost, PluginRecord, load_plugins
+from sslkit.host import hookspecs
+from sslkit.host.plugins import HOOK_KINDS, PluginHost, PluginRecord, load_plugins
 
 GOOD = """
     from sslkit import hookimpl

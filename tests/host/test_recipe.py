@@ -13,9 +13,10 @@ from broken_recipes import GOOD
 from plugin_distributions import Install
 from pydantic import BaseModel, ValidationError
 
+from sslkit.api import Facts, ViewSpec
 from sslkit.errors import RecipeError
-from sslkit.interfaces import Facts, ViewSpec
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
+from sslkit.host.registry import Registry
 from sslkit.recipe import (
     Expectation,
     OnlineProbeConfig,
@@ -30,7 +31,6 @@ from sslkit.recipe import (
     parse_recipe,
     recipe_hash,
 )
-from sslkit.registry import Registry
 
 FACTS = Facts(
     num_images=100, channels=1, image_size=(8, 8), num_classes=10,

@@ -14,7 +14,7 @@ from plugin_distributions import Install
 import sslkit
 from sslkit.errors import RecipeError
 from sslkit.recipe import load_recipe
-from sslkit.recipe_files import (
+from sslkit.recipe.shipped import (
     MAX_BYTES,
     copy_recipe,
     find_recipe,

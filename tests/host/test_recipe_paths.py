@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from sslkit.api import ComponentConfig, Facts
 from sslkit.cli.options import expand_home
 from sslkit.errors import RecipeError
-from sslkit.interfaces import ComponentConfig, Facts
 from sslkit.recipe import dump_resolved, flatten, load_recipe
-from sslkit.recipe.advice import find_warnings
+from sslkit.recipe.warnings import find_warnings
 
 
 class Files(ComponentConfig):

@@ -11,10 +11,10 @@ from broken_recipes import BROKEN_RECIPES, GOOD
 from plugin_distributions import Install
 
 import sslkit
-from sslkit.interfaces import INTERFACES
-from sslkit.plugins import load_plugins
+from sslkit.api import INTERFACES
+from sslkit.host.plugins import load_plugins
 from sslkit.recipe import dump_resolved, json_schema, parse_recipe
-from sslkit.recipe.document import parse_document
+from sslkit.recipe.yaml_positions import parse_document
 
 PLUGIN = """
     from sslkit import hookimpl

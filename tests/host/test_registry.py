@@ -7,7 +7,7 @@ from plugin_distributions import Install
 from pydantic import ValidationError
 
 from sslkit.errors import PluginError
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
 
 PLUGIN = """
     from sslkit import hookimpl

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from sslkit.errors import RecipeError
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
+from sslkit.host.registry import did_you_mean
 from sslkit.recipe import Recipe, problems, unknown
 from sslkit.recipe.fields import Place
 from sslkit.recipe.foreign import ABSENT, RENAMED, VALUES
 from sslkit.recipe.loading import parse_recipe
-from sslkit.registry import did_you_mean
 
 RECIPE = """\
 name: t

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from sslkit.api import LossInput
 from sslkit.builtin.losses import InfoNCE, NTXent
-from sslkit.interfaces import LossInput
 from sslkit.nn.functional import info_nce, nt_xent, sup_con
-from sslkit.nn.gather import all_gather, all_ranks
+from sslkit.parallel.collectives import all_gather, all_ranks
 
 IMAGES, WIDTH, VIEWS = 4, 6, 3
 """Images of each rank, width of inputs and embeddings, views."""

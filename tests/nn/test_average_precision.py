@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sslkit.interfaces import Boxes
+from sslkit.api import Boxes
 from sslkit.nn.average_precision import THRESHOLDS, Detections, average_precision, overlaps
 
 Corners = Sequence[Sequence[float]]

@@ -9,11 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslkit.nn.batch_norm import (
-    calibrate_batch_norm,
-    has_batch_statistics,
-    kept_batch_statistics,
-)
+from sslkit.nn.batch_norm import calibrate_batch_norm, has_batch_statistics, kept_batch_statistics
 
 
 def images(count: int) -> Tensor:

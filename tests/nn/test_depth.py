@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sslkit.builtin.timm_backbone import TimmBackbone
-from sslkit.nn.depth import decayed_scales, groups_by_module_order
+from sslkit.nn.layer_groups import decayed_scales, groups_by_module_order
 
 
 class Tokens(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from sslkit.nn.gather import all_ranks
+from sslkit.parallel.collectives import all_ranks
 
 SCRIPT = Path(__file__).with_name("rank.py")
 spec = importlib.util.spec_from_file_location("rank_of_test_gather", SCRIPT)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.interfaces import (
+from sslkit.api import (
     Backbone,
     Batch,
     ComponentConfig,

@@ -12,12 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.nn.functional import (
-    contrastive_accuracy_and_entropy,
-    info_nce,
-    nt_xent,
-    sup_con,
-)
+from sslkit.nn.functional import contrastive_accuracy_and_entropy, info_nce, nt_xent, sup_con
 
 Loss = Callable[..., Tensor]
 LABELS = torch.arange(11) % 4

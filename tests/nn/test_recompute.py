@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sslkit.api import Facts, ViewSpec
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.errors import RecipeError
-from sslkit.experiment import compile_backbones
-from sslkit.interfaces import Facts, ViewSpec
+from sslkit.experiment.networks import compile_backbones
 from sslkit.nn.recompute import Recomputed, is_recomputed, recompute
 
 SIDE = 32

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslkit.interfaces import IGNORED_PIXEL
+from sslkit.api import IGNORED_PIXEL
 from sslkit.nn.logistic_regression import fit_logistic_regression
 from sslkit.nn.segmentation import (
     class_fractions,

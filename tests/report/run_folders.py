@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sslkit.api import Evaluation
 from sslkit.evaluation.results import SuiteResult, comparison
-from sslkit.interfaces import Evaluation
 from sslkit.recipe import dump_resolved, parse_recipe
-from sslkit.tracking.metrics_file import MetricLine, encode_line
+from sslkit.run.metrics_file import MetricLine, encode_line
 from tests.conftest import TINY
 
 STEPS_PER_EPOCH, BATCH = 6, 16

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sslkit.comparison.pictures import Wanted, make_pictures
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
 from sslkit.report import projection
@@ -28,7 +27,8 @@ from sslkit.report.comparison.record import read_run
 from sslkit.report.comparison.table import Arm, Comparison
 from sslkit.report.maps import CLASSES, choose_images, draw_map
 from sslkit.report.projection import parse_methods, project
-from sslkit.runs import start
+from sslkit.workflows.compare.pictures import Wanted, make_pictures
+from sslkit.workflows.train import start
 from tests.report.test_comparison import Page
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -190,7 +190,7 @@ _TRICKS: dict[str, str] = {
 
 def _generated(generator: random.Random, stock: Stock) -> tuple[bytes, str]:
     """Installed components, put together at random, some of their fields set."""
-    from sslkit.plugins import load_plugins
+    from sslkit.host.plugins import load_plugins
 
     del stock
     registry = load_plugins().registry

@@ -177,7 +177,7 @@ def test_moments_are_spread() -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps, tracked in a store of its own."""
     from sslkit.engine.display import Silent
-    from sslkit.runs import start
+    from sslkit.workflows.train import start
     from tests.soak.stock import RECIPE
 
     folder = tmp_path_factory.mktemp("finished")

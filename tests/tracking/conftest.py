@@ -9,9 +9,9 @@ from typing import Literal
 
 import pytest
 
+from sslkit.api import ComponentConfig, MetricPoint, RunView, Tracker
 from sslkit.builtin import mlflow_store
-from sslkit.interfaces import ComponentConfig, MetricPoint, RunView, Tracker
-from sslkit.tracking.folder import RunFolder
+from sslkit.run.folder import RunFolder
 
 
 class MemoryTracker(Tracker):

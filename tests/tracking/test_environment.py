@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from sslkit.tracking.environment import describe, git_state
+from sslkit.run.environment import describe, git_state
 from sslkit.tracking.system import SystemSampler
 
 

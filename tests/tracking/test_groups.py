@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
+from sslkit.api import ComponentConfig
 from sslkit.builtin import mlflow_store
 from sslkit.builtin.mlflow_tracker import MLflowTracker
 from sslkit.builtin.no_tracker import NoTracker
 from sslkit.cli import main
-from sslkit.comparison import orchestration
-from sslkit.comparison.process import Job
 from sslkit.engine.display import Silent
-from sslkit.interfaces import ComponentConfig
-from sslkit.runs import start
+from sslkit.workflows.compare import compare as orchestration
+from sslkit.workflows.compare.process import Job
+from sslkit.workflows.train import start
 
 
 def runs_of(store: Path) -> list[Any]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sslkit.api import ComponentConfig, RunView
 from sslkit.errors import TrackingError
-from sslkit.interfaces import ComponentConfig, RunView
-from sslkit.tracking.folder import RunFolder
+from sslkit.run.folder import RunFolder
+from sslkit.run.metrics_file import read_lines
 from sslkit.tracking.log import FeedTiming, RunLog, sync
-from sslkit.tracking.metrics_file import read_lines
 
 if TYPE_CHECKING:
     from tests.tracking.conftest import MemoryTracker

@@ -17,13 +17,13 @@ import pytest
 from pydantic import ValidationError
 
 import sslkit
+from sslkit.api import Facts, MetricPoint, RunView
 from sslkit.builtin import mlflow_store
 from sslkit.builtin.mlflow_tracker import MLflowTracker
 from sslkit.builtin.mlflow_ui import experiment_to_show
-from sslkit.interfaces import Facts, MetricPoint, RunView
-from sslkit.tracking.folder import RunFolder
+from sslkit.run.folder import RunFolder
+from sslkit.run.metrics_file import read_lines
 from sslkit.tracking.log import FeedTiming, RunLog, sync
-from sslkit.tracking.metrics_file import read_lines
 
 FAST = FeedTiming(connect_s=60.0, interval_s=0.1, finish_s=60.0)
 FACTS = Facts(100, 1, (8, 8), 10, 10, 10, 100)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from sslkit.api import Facts
 from sslkit.builtin import mlflow_store
 from sslkit.builtin.mlflow_tracker import MLflowTracker
 from sslkit.builtin.mlflow_uri import (
@@ -21,7 +22,6 @@ from sslkit.builtin.mlflow_uri import (
     uri_problem,
 )
 from sslkit.errors import RecipeError, hide_logins
-from sslkit.interfaces import Facts
 from sslkit.recipe import load_recipe
 from sslkit.report.doctor import diagnose
 

@@ -16,20 +16,21 @@ from types import SimpleNamespace
 
 import pytest
 
+from sslkit.api import RunView
 from sslkit.cli import main
-from sslkit.embedding import embed_source
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError, RunFolderError, SSLKitError
-from sslkit.evaluations import evaluate_run
-from sslkit.export.exporting import export_encoder
 from sslkit.files import open_file, parse_json, read_bytes, read_json
-from sslkit.interfaces import RunView
-from sslkit.runs import start, sync_run
-from sslkit.saved_runs import read_environment, read_facts
-from sslkit.tracking.cursor import Cursor
-from sslkit.tracking.folder import RunFolder
+from sslkit.run.folder import RunFolder
+from sslkit.run.metrics_file import MetricLine, read_from, read_lines, truncate_after
+from sslkit.run.state import read_environment, read_facts
 from sslkit.tracking.log import RunLog, sync
-from sslkit.tracking.metrics_file import MetricLine, read_from, read_lines, truncate_after
+from sslkit.tracking.upload_state import Cursor
+from sslkit.workflows.embed import embed_source
+from sslkit.workflows.evaluate import evaluate_run
+from sslkit.workflows.export.export import export_encoder
+from sslkit.workflows.track import sync_run
+from sslkit.workflows.train import start
 
 from .conftest import MemoryTracker
 

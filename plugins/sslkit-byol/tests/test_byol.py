@@ -27,9 +27,9 @@ from sslkit_byol.losses import normalized_mse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslkit.api import Facts, LossInput, ViewSpec, resolve_component
 from sslkit.errors import RecipeError
-from sslkit.interfaces import Facts, LossInput, ViewSpec, resolve_component
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
 
 
 def embeddings(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -10,10 +10,10 @@ import torch
 from sslkit_byol.method import BYOL
 from torch import Tensor
 
+from sslkit.api import Batch, LossInput, StepOutput
 from sslkit.engine.display import Silent
 from sslkit.errors import TrainingError
-from sslkit.interfaces import Batch, LossInput, StepOutput
-from sslkit.runs import start
+from sslkit.workflows.train import start
 
 RECIPE = """\
 name: byol-digits

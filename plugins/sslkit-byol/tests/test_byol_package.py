@@ -11,7 +11,7 @@ import yaml
 
 from sslkit.engine.display import Silent
 from sslkit.recipe import find_recipe, load_recipe, shipped_recipes
-from sslkit.runs import start
+from sslkit.workflows.train import start
 
 PACKAGE = Path(sslkit_byol.__file__).parent
 RECIPES = sorted((PACKAGE / "recipes").rglob("*.yaml"))

@@ -15,9 +15,10 @@ import torch
 from sslkit_byol.method import BYOL
 
 import sslkit
+from sslkit.api import Progress
 from sslkit.engine.display import Silent
-from sslkit.interfaces import Progress
-from sslkit.runs import RunResult, start
+from sslkit.workflows.execute import RunResult
+from sslkit.workflows.train import start
 
 RECIPE = """\
 name: tiny-byol

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslkit.interfaces import (
+from sslkit.api import (
     Backbone,
     Batch,
     ComponentConfig,
@@ -22,7 +22,7 @@ from sslkit.interfaces import (
     ViewSpec,
     resolve_component,
 )
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
 from sslkit.randomness import SampleRandom
 
 SIDE, WIDTH, BATCH, STEPS = 8, 6, 12, 5

@@ -11,8 +11,8 @@ from sslkit_moco.batch_groups import group_sizes, in_groups, random_order, split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslkit.api import Batch
 from sslkit.errors import RecipeError
-from sslkit.interfaces import Batch
 from sslkit.randomness import SampleRandom
 
 BOTH = pytest.mark.parametrize("symmetric", [False, True])

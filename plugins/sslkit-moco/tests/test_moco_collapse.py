@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sslkit.engine.display import Silent
-from sslkit.runs import start
+from sslkit.workflows.train import start
 
 RECIPE = """\
 name: moco-digits

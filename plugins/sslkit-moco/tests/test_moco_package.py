@@ -10,11 +10,11 @@ import sslkit_moco
 import yaml
 from pydantic import ValidationError
 
+from sslkit.api import Progress, resolve_component
 from sslkit.engine.display import Silent
-from sslkit.interfaces import Progress, resolve_component
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
 from sslkit.recipe import find_recipe, load_recipe, shipped_recipes
-from sslkit.runs import start
+from sslkit.workflows.train import start
 
 PACKAGE = Path(sslkit_moco.__file__).parent
 RECIPES = sorted((PACKAGE / "recipes").rglob("*.yaml"))

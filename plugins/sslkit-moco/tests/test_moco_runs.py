@@ -18,10 +18,11 @@ from sslkit_moco.queue_moco import MoCoV1
 from torch.nn import functional
 
 import sslkit
+from sslkit.api import Progress
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
-from sslkit.interfaces import Progress
-from sslkit.runs import RunResult, start
+from sslkit.workflows.execute import RunResult
+from sslkit.workflows.train import start
 
 RECIPE = """\
 name: tiny-moco

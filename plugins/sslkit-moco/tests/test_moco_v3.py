@@ -28,8 +28,8 @@ from moco_setup import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslkit.api import Facts, ViewSpec
 from sslkit.errors import RecipeError
-from sslkit.interfaces import Facts, ViewSpec
 
 
 def loss_of(temperature: float, query: Tensor, key: Tensor, **fields: Any) -> Tensor:

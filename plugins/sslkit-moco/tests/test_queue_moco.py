@@ -27,7 +27,7 @@ from sslkit_moco.queue_moco import ignores_negatives
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.interfaces import ComponentConfig, Facts, Loss, LossInput, ViewSpec
+from sslkit.api import ComponentConfig, Facts, Loss, LossInput, ViewSpec
 from sslkit.nn.functional import nt_xent
 
 BOTH = pytest.mark.parametrize("symmetric", [False, True])

@@ -11,9 +11,9 @@ from moco_setup import FACTS, SmallNet, method_slot
 from sslkit_moco.vit import sine_cosine_positions
 from torch import nn
 
+from sslkit.api import Backbone, Progress, ViewSpec, resolve_component
 from sslkit.errors import RecipeError
-from sslkit.interfaces import Backbone, Progress, ViewSpec, resolve_component
-from sslkit.plugins import load_plugins
+from sslkit.host.plugins import load_plugins
 
 HEAD = {"name": "mlp", "hidden_dim": 16, "out_dim": 8}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslkit.interfaces import Apart
+from sslkit.api import Apart
 from sslkit.nn.numerics import normalize
 from sslkit.nn.representation import feature_std, prototypes_in_use
 

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Subject
 from sslkit.builtin.protocols.branches import Branch, read_branches
-from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Subject
 from sslkit.nn.representation import alignment, feature_std, rankme, uniformity
 from sslkit.randomness import SampleRandom
 

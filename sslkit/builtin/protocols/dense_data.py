@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from sslkit.api import Dataset, Facts, ImageReader, Slot, UnreadableImageError
 from sslkit.errors import DataError, PluginError, RecipeError
-from sslkit.interfaces import Dataset, Facts, ImageReader, Slot, UnreadableImageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,18 +13,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sslkit.builtin.protocols.dense_data import (
-    AnnotatedData,
-    class_bars,
-    data_problems,
-    in_order,
-    open_annotated,
-    read_image,
-)
-from sslkit.builtin.protocols.detector import Pyramid, faster_rcnn, pyramid_stages
-from sslkit.builtin.protocols.encoder_maps import check_images, device_of, with_feature_maps
-from sslkit.errors import SSLKitError, TrainingError
-from sslkit.interfaces import (
+from sslkit.api import (
     Backbone,
     Boxes,
     Dataset,
@@ -37,6 +26,17 @@ from sslkit.interfaces import (
     Slot,
     Subject,
 )
+from sslkit.builtin.protocols.dense_data import (
+    AnnotatedData,
+    class_bars,
+    data_problems,
+    in_order,
+    open_annotated,
+    read_image,
+)
+from sslkit.builtin.protocols.detector import Pyramid, faster_rcnn, pyramid_stages
+from sslkit.builtin.protocols.encoder_maps import check_images, device_of, with_feature_maps
+from sslkit.errors import SSLKitError, TrainingError
 from sslkit.nn.average_precision import THRESHOLDS, Detections, average_precision
 from sslkit.randomness import SampleRandom, seeded
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sslkit.interfaces import Backbone, FeatureStage, NoFeatureMapsError
+from sslkit.api import Backbone, FeatureStage, NoFeatureMapsError
 
 _ASPECTS = (0.5, 1.0, 2.0)
 _ANCHOR_STRIDES = 8

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslkit.api import Backbone, ImageReader, NoFeatureMapsError
 from sslkit.builtin.protocols.dense_data import in_order, read_image
 from sslkit.errors import DataError
-from sslkit.interfaces import Backbone, ImageReader, NoFeatureMapsError
 
 _BATCH = 32
 

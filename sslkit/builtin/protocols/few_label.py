@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sslkit.interfaces import (
+from sslkit.api import (
     Evaluation,
     Evaluator,
     EvaluatorConfig,

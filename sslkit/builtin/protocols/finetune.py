@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, Subject
+from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Facts, Subject
 
-from .fine_tuning import DivergedError, FineTuningConfig, fine_tune
 from .scores import classified
+from .supervised_training import DivergedError, FineTuningConfig, fine_tune
 
 
 class Finetune(Evaluator):

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Facts, Subject
+from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Facts, Subject
 from sslkit.nn.classification import knn_correct
 
 from .scores import classified

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from sslkit.interfaces import Evaluation, Evaluator, EvaluatorConfig, Subject
+from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Subject
 from sslkit.randomness import stream_key
 
 from .linear_solvers import LBFGS, SGD, Folds, Solver, choose_and_fit, standardised_splits

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sslkit.interfaces import FeatureBank
+from sslkit.api import FeatureBank
 from sslkit.nn.labels import stratified_folds
 from sslkit.nn.linear_sgd import fit_by_sgd
 from sslkit.nn.logistic_regression import (

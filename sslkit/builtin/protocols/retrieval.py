@@ -9,14 +9,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from sslkit.interfaces import (
-    Evaluation,
-    Evaluator,
-    EvaluatorConfig,
-    Facts,
-    ImageScores,
-    Subject,
-)
+from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Facts, ImageScores, Subject
 from sslkit.nn.retrieval import score_retrieval
 from sslkit.randomness import random_subset
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sslkit.interfaces import Evaluation, ImageScores
+from sslkit.api import Evaluation, ImageScores
 
 
 def at_layer(name: str, layer: int) -> str:

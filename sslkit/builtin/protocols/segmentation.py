@@ -12,20 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sslkit.builtin.protocols.dense_data import (
-    AnnotatedData,
-    class_bars,
-    data_problems,
-    open_annotated,
-)
-from sslkit.builtin.protocols.encoder_maps import (
-    Source,
-    check_images,
-    device_of,
-    with_feature_maps,
-)
-from sslkit.errors import DataError, SSLKitError
-from sslkit.interfaces import (
+from sslkit.api import (
     Dataset,
     Evaluation,
     Evaluator,
@@ -36,6 +23,14 @@ from sslkit.interfaces import (
     Slot,
     Subject,
 )
+from sslkit.builtin.protocols.dense_data import (
+    AnnotatedData,
+    class_bars,
+    data_problems,
+    open_annotated,
+)
+from sslkit.builtin.protocols.encoder_maps import Source, check_images, device_of, with_feature_maps
+from sslkit.errors import DataError, SSLKitError
 from sslkit.nn.logistic_regression import LinearClassifiers
 from sslkit.nn.segmentation import (
     class_fractions,

@@ -11,20 +11,12 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sslkit.interfaces import (
-    Evaluation,
-    Evaluator,
-    EvaluatorConfig,
-    Facts,
-    Images,
-    ImageScores,
-    Subject,
-)
+from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Facts, Images, ImageScores, Subject
 from sslkit.nn.labels import balanced_subset
 
-from .fine_tuning import DivergedError, FineTuningConfig, fine_tune
 from .linear_solvers import LBFGS, Folds, choose_and_fit, standardised_splits
 from .scores import at_layer
+from .supervised_training import DivergedError, FineTuningConfig, fine_tune
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Way = Literal["probe", "finetune"]

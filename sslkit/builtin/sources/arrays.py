@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.interfaces import ImageReader
+from sslkit.api import ImageReader
 
 _HASHED_AT_ONCE = 1024
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from sslkit.api import Boxes, Dataset, DatasetConfig
 from sslkit.builtin.sources.annotations import bad, field_of, objects_in, read_json, within_image
 from sslkit.builtin.sources.files import FileReader, refuse_outside
-from sslkit.builtin.sources.locations import missing
+from sslkit.builtin.sources.paths import missing
 from sslkit.errors import RecipeError
-from sslkit.interfaces import Boxes, Dataset, DatasetConfig
 
 Split = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from sslkit.api import UnreadableImageError
 from sslkit.builtin.sources.native_messages import heard
-from sslkit.interfaces import UnreadableImageError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is opened, by Pillow's names."""

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
+from sslkit.api import Dataset, DatasetConfig
 from sslkit.builtin.sources.arrays import ArrayReader
-from sslkit.interfaces import Dataset, DatasetConfig
 
 
 class Digits(Dataset):

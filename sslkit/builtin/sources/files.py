@@ -14,16 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslkit.api import ImageReader, UnreadableImageError
 from sslkit.builtin.sources.decoding import decode_image, image_size
-from sslkit.builtin.sources.locations import common_size, missing, sample_positions
-from sslkit.builtin.sources.regular_files import (
-    is_inside,
-    is_regular,
-    read_image_file,
-    shown,
-)
+from sslkit.builtin.sources.paths import common_size, missing, sample_positions
+from sslkit.builtin.sources.regular_files import is_inside, is_regular, read_image_file, shown
 from sslkit.errors import DataError, RecipeError
-from sslkit.interfaces import ImageReader, UnreadableImageError
 
 _SUFFIXES = ".bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp"
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split(" "))

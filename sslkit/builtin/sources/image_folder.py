@@ -9,12 +9,12 @@ from typing import Literal
 
 import numpy as np
 
+from sslkit.api import Dataset, DatasetConfig
 from sslkit.builtin.sources.files import IMAGE_SUFFIXES, FileReader, Found, find_images
-from sslkit.builtin.sources.locations import missing
+from sslkit.builtin.sources.paths import missing
 from sslkit.builtin.sources.regular_files import shown
 from sslkit.builtin.sources.split_names import folder_split
 from sslkit.errors import RecipeError
-from sslkit.interfaces import Dataset, DatasetConfig
 
 _LAYOUT = "class folders have every image exactly one level below (train/<class>/<image>)"
 

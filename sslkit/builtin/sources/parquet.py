@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sslkit.api import Dataset, DatasetConfig, ImageReader, UnreadableImageError
 from sslkit.builtin.sources.decoding import decode_image, image_size
-from sslkit.builtin.sources.locations import common_size, missing
 from sslkit.builtin.sources.parquet_columns import (
     find_image_column,
     find_label_column,
@@ -21,10 +21,10 @@ from sslkit.builtin.sources.parquet_columns import (
     open_shards,
 )
 from sslkit.builtin.sources.parquet_images import ImageColumn
+from sslkit.builtin.sources.paths import common_size, missing
 from sslkit.builtin.sources.regular_files import is_regular, shown
 from sslkit.builtin.sources.split_names import split_of
 from sslkit.errors import RecipeError
-from sslkit.interfaces import Dataset, DatasetConfig, ImageReader, UnreadableImageError
 
 _PROBED_IMAGES = 64
 IN_MEMORY_BYTES = 8 * 2**30

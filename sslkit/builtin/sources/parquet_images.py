@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.builtin.sources.locations import sample_positions
+from sslkit.api import UnreadableImageError
 from sslkit.builtin.sources.parquet_columns import Shard, whole_file
+from sslkit.builtin.sources.paths import sample_positions
 from sslkit.builtin.sources.regular_files import is_inside, read_image_file
 from sslkit.errors import DataError, RecipeError
-from sslkit.interfaces import UnreadableImageError
 
 Chunk = tuple[Any, Any]
 """Arrow arrays of the bytes and of the paths (None where there are none) of some rows."""

@@ -8,7 +8,7 @@ import os
 import stat
 from pathlib import Path
 
-from sslkit.interfaces import UnreadableImageError
+from sslkit.api import UnreadableImageError
 
 MAX_FILE_BYTES = 1 << 29
 """512 MiB: larger image files are refused unread."""

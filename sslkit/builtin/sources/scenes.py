@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from sslkit.api import Boxes, Dataset, DatasetConfig, ImageReader
 from sslkit.builtin.sources.shapes import (
     SHAPES,
     TEXTURES,
@@ -22,7 +23,6 @@ from sslkit.builtin.sources.shapes import (
     surface,
 )
 from sslkit.builtin.sources.synthetic import COLOURS, with_noise
-from sslkit.interfaces import Boxes, Dataset, DatasetConfig, ImageReader
 from sslkit.randomness import SampleRandom
 
 FACTORS: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES}

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from sslkit.api import Dataset, DatasetConfig, ImageReader
 from sslkit.builtin.sources.shapes import SHAPES, TEXTURES, Scene, render
-from sslkit.interfaces import Dataset, DatasetConfig, ImageReader
 from sslkit.randomness import SampleRandom
 
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 
+from sslkit.api import Dataset, DatasetConfig, ImageReader
 from sslkit.builtin.sources.arrays import ArrayReader
 from sslkit.builtin.sources.files import FileReader
-from sslkit.builtin.sources.locations import missing
+from sslkit.builtin.sources.paths import missing
 from sslkit.errors import DataError, RecipeError
-from sslkit.interfaces import Dataset, DatasetConfig, ImageReader
 
 Name = Literal[
     "cifar10", "cifar100", "stl10", "svhn", "mnist", "fashion_mnist", "kmnist", "imagenette"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
+from sslkit.api import IGNORED_PIXEL, Boxes, Dataset, DatasetConfig
 from sslkit.builtin.sources.annotations import (
     bad,
     number_of,
@@ -24,10 +25,9 @@ from sslkit.builtin.sources.annotations import (
 )
 from sslkit.builtin.sources.decoding import MAX_PIXELS
 from sslkit.builtin.sources.files import FileReader, refuse_outside
-from sslkit.builtin.sources.locations import missing
+from sslkit.builtin.sources.paths import missing
 from sslkit.builtin.sources.regular_files import is_regular
 from sslkit.errors import DataError, RecipeError
-from sslkit.interfaces import IGNORED_PIXEL, Boxes, Dataset, DatasetConfig
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -9,8 +9,8 @@ from itertools import groupby
 from pathlib import Path
 
 from sslkit.recipe import hashed_view
-from sslkit.recipe.document import dump_document
-from sslkit.tracking.atomic import write_atomic
+from sslkit.recipe.yaml_positions import dump_document
+from sslkit.run.atomic import write_atomic
 
 from .figures import draw_all
 from .svg import Picture, svg_text

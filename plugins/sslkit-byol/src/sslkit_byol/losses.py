@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sslkit.interfaces import Loss, LossInput
+from sslkit.api import Loss, LossInput
 from sslkit.nn.functional import normalize
 
 

@@ -10,8 +10,7 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from sslkit.errors import RecipeError
-from sslkit.interfaces import (
+from sslkit.api import (
     Backbone,
     Batch,
     ComponentConfig,
@@ -25,6 +24,7 @@ from sslkit.interfaces import (
     StepOutput,
     slot,
 )
+from sslkit.errors import RecipeError
 from sslkit.nn.deferred import Deferred
 from sslkit.nn.ema import EMATeacher, cosine_momentum, odd_momentum
 from sslkit.nn.functional import feature_std

@@ -9,8 +9,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from sslkit.errors import RecipeError
-from sslkit.interfaces import (
+from sslkit.api import (
     Backbone,
     Batch,
     ComponentConfig,
@@ -24,6 +23,7 @@ from sslkit.interfaces import (
     StepOutput,
     slot,
 )
+from sslkit.errors import RecipeError
 from sslkit.nn.deferred import Deferred
 from sslkit.nn.ema import EMATeacher, cosine_momentum, odd_momentum
 from sslkit.nn.functional import normalize

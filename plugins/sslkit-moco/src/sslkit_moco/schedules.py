@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from sslkit.interfaces import ComponentConfig, Progress, Schedule
+from sslkit.api import ComponentConfig, Progress, Schedule
 
 
 class MultiStep(Schedule):

@@ -1,0 +1,88 @@
+"""What a plugin author implements: contracts alone, a module for each subject. Machinery
+that fulfils them lives elsewhere."""
+
+from __future__ import annotations
+
+from sslkit.nn.boxes import Boxes
+
+from .component import (
+    C,
+    Component,
+    ComponentConfig,
+    Facts,
+    Slot,
+    ViewSpec,
+    expand_paths,
+    resolve_component,
+    slot,
+)
+from .data import IGNORED_PIXEL, Batch, Dataset, DatasetConfig, ImageReader, UnreadableImageError
+from .evaluation import (
+    Batches,
+    Evaluation,
+    Evaluator,
+    EvaluatorConfig,
+    FeatureBank,
+    Images,
+    ImageScores,
+    Subject,
+)
+from .kinds import INTERFACES
+from .losses import Loss, LossInput, rewards_collapse
+from .method import Apart, Method, ParamGroup, Progress, StepOutput
+from .networks import Backbone, FeatureStage, Head, NoFeatureMapsError, Preprocess
+from .optimization import Optimizer, OptimizerConfig, Schedule, optimizer_groups
+from .tracking import Callback, MetricPoint, RunView, Tracker
+from .views import Augmentation, Geometry, Params
+
+__all__ = [
+    "IGNORED_PIXEL",
+    "INTERFACES",
+    "Apart",
+    "Augmentation",
+    "Backbone",
+    "Batch",
+    "Batches",
+    "Boxes",
+    "C",
+    "Callback",
+    "Component",
+    "ComponentConfig",
+    "Dataset",
+    "DatasetConfig",
+    "Evaluation",
+    "Evaluator",
+    "EvaluatorConfig",
+    "Facts",
+    "FeatureBank",
+    "FeatureStage",
+    "Geometry",
+    "Head",
+    "ImageReader",
+    "ImageScores",
+    "Images",
+    "Loss",
+    "LossInput",
+    "Method",
+    "MetricPoint",
+    "NoFeatureMapsError",
+    "Optimizer",
+    "OptimizerConfig",
+    "ParamGroup",
+    "Params",
+    "Preprocess",
+    "Progress",
+    "RunView",
+    "Schedule",
+    "Slot",
+    "StepOutput",
+    "Subject",
+    "Tracker",
+    "UnreadableImageError",
+    "ViewSpec",
+    "expand_paths",
+    "optimizer_groups",
+    "resolve_component",
+    "rewards_collapse",
+    "slot",
+]

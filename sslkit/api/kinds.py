@@ -1,0 +1,23 @@
+"""Every kind of component."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+from .component import Component
+from .data import Dataset
+from .evaluation import Evaluator
+from .losses import Loss
+from .method import Method
+from .networks import Backbone, Head
+from .optimization import Optimizer, Schedule
+from .tracking import Callback, Tracker
+from .views import Augmentation
+
+INTERFACES: tuple[type[Component], ...] = (
+    Method, Backbone, Head, Loss, Augmentation, Dataset,
+    Evaluator, Optimizer, Schedule, Tracker, Callback,
+)  # fmt: skip
+"""Every kind of component, in the order of the hooks."""

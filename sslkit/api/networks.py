@@ -1,0 +1,110 @@
+"""Backbones and heads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+
+from sslkit.nn.layer_groups import Named, groups_by_module_order
+
+if TYPE_CHECKING:
+    pass
+from .component import Component
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How to prepare an image for an encoder at evaluation and in use. Pixel values stay in
+    [0, 1]: the backbone normalises by itself."""
+
+    size: int
+    """Side of the input, pixels."""
+    resize: int
+    """Length of the shorter side before the centre crop; equal to `size` for small images."""
+    interpolation: Literal["bilinear", "bicubic"]
+    mean: tuple[float, ...]
+    """What the backbone subtracts (for the record; already inside the backbone)."""
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FeatureStage:
+    """A place in a backbone where features lie on a grid."""
+
+    name: str
+    channels: int
+    stride: int
+    """Pixels of the image from one position to the next."""
+
+
+class NoFeatureMapsError(Exception):
+    """Raised by `Backbone.feature_maps` where a backbone has none; the message is one line."""
+
+
+class Backbone(Component, nn.Module, ABC):
+    """An image encoder, (B, C, S, S) in [0, 1] to (B, num_features). Owns its normalisation.
+
+    Constructed as `cls(config, channels=C, image_size=S)`, where S is the largest view."""
+
+    kind = "backbone"
+    num_features: int
+    preprocess: Preprocess
+    feature_stages: Sequence[FeatureStage] = ()
+    """Where `feature_maps` can take features, first to last; empty where it cannot."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor: ...
+
+    def feature_maps(self, images: Tensor, stages: Sequence[int] = (-1,)) -> list[Tensor]:
+        """Features on a grid, for dense tasks: one (B, channels, H, W) for each of `stages`, which
+        are positions in `feature_stages`, from the end where negative. images: as for `forward`,
+        and of other sizes and shapes where the network takes them. Optional.
+
+        Raises NoFeatureMapsError where the backbone has no such features."""
+        raise NoFeatureMapsError(f"the backbone {type(self).__name__} offers no feature maps")
+
+    def export_state(self) -> dict[str, Tensor]:
+        """The weights for `encoder.safetensors`, under the names that other tools expect."""
+        return dict(self.state_dict())
+
+    def import_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what `export_state` gave."""
+        self.load_state_dict(dict(state))
+
+    def depth_groups(self) -> Sequence[Sequence[Named]]:
+        """Every parameter with its name, once, in groups from the input to the output: the layers
+        of fine-tuning with layer-wise decay. By default they follow from the order of modules."""
+        return groups_by_module_order(self)
+
+    @classmethod
+    def architecture(cls, config: Any) -> Any:
+        """`config` without its starting weights: what builds the network that trained weights are
+        loaded into."""
+        return config
+
+
+class Head(Component, nn.Module, ABC):
+    """Maps (B, in_dim) to (B, out_dim). Constructed as `cls(config, in_dim=...)`."""
+
+    kind = "head"
+    out_dim: int
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Tensor: ...
+
+    def as_layers(self) -> Sequence[nn.Module]:
+        """The head as layers that are applied one after the other, a layer being a linear map with
+        its normalisation and activation. By default the head is one layer."""
+        return (self,)

@@ -1,0 +1,306 @@
+"""The images of one split, readable at any index.
+
+Sets whose images all have one size are decoded once into a resident uint8 tensor; where the reader
+has them as one array, that is used as it is. Other images are decoded when they are asked for.
+Either way an unreadable image is replaced by another one, and the choice depends on the data and
+the seed alone: never on threads, order or earlier reads.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslkit.api import ImageReader, UnreadableImageError
+from sslkit.data.prefetch import ordered_groups
+from sslkit.errors import DataError
+from sslkit.randomness import SampleRandom
+
+RESIDENT_BYTES = 8 * 2**30
+"""Sets up to this size are kept in memory. A constant, never taken from the machine's state."""
+
+RETRY_WAITS = (0.1, 0.5, 2.0)
+"""Seconds to wait before each further attempt after an OSError."""
+
+_LOAD_CHUNK = 128
+_CANDIDATES = 64
+
+
+class _SizesDifferError(Exception):
+    """A reader announced one image size and delivered another."""
+
+
+class ImageStore:
+    """One split of a data set, with damaged images replaced.
+
+    A replaced image keeps its index (so order and randomness are those of the undamaged set) and
+    takes pixels and label of the image that stands in for it, so that every label is true.
+    `labels` is changed in place when an image turns out to be unreadable.
+
+    Raises DataError when more than `max_corrupt_fraction` of the images are unreadable, or when an
+    OSError persists over the retries. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        reader: ImageReader,
+        *,
+        max_corrupt_fraction: float,
+        seed: int,
+        num_threads: int,
+        resident_bytes: int = RESIDENT_BYTES,
+        retry_waits: Sequence[float] = RETRY_WAITS,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """`on_progress(done, total)` is called from time to time while images become resident."""
+        if len(reader) == 0:
+            raise DataError("data: the set has no images; check the paths of the data block")
+        self.reader = reader
+        self.channels = reader.channels
+        self.image_size = reader.image_size
+        self.class_names = None if reader.class_names is None else tuple(reader.class_names)
+        self.labels = self._checked_labels()
+        self.num_threads = num_threads
+        self.corrupt: dict[int, str] = {}
+        """index -> reason of every unreadable image found so far."""
+        self._seed = seed
+        self._max_corrupt_fraction = max_corrupt_fraction
+        self._retry_waits = tuple(retry_waits)
+        self._replaced_by: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._fingerprint: str | None = None
+        self.notes: tuple[str, ...] = ()
+        """What examining the images brought up; see `examine`."""
+        self.resident = self._load(resident_bytes, on_progress)
+        """(N, C, H, W) uint8, or None where images are read on demand. It may be a read-only file:
+        writing to it would end the process."""
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None without labels."""
+        if self.labels is None:
+            return None
+        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
+
+    @property
+    def place(self) -> str:
+        """Where the images are, in words."""
+        if isinstance(self.reader.pixels, np.memmap):
+            return "memory-mapped"
+        return "decoded as they are needed" if self.resident is None else "in memory"
+
+    @property
+    def details(self) -> dict[str, object]:
+        """What the reader decided on opening, such as columns or where labels come from; for the
+        record of the run."""
+        return dict(getattr(self.reader, "details", {}))
+
+    @property
+    def fingerprint(self) -> str:
+        """The reader's fingerprint of the data, computed once."""
+        if self._fingerprint is None:
+            self._fingerprint = self.reader.fingerprint()
+        return self._fingerprint
+
+    def read(self, index: int) -> Tensor:
+        """Image `index`, or the one that stands in for it, as (C, H, W) uint8."""
+        if self.resident is not None:
+            return self.resident[index]
+        return torch.from_numpy(self._read(index)).permute(2, 0, 1)
+
+    def report(self) -> dict[str, object]:
+        """What is known of unreadable images, ready for JSON."""
+        return {
+            "num_images": len(self),
+            "num_unreadable": len(self.corrupt),
+            "unreadable": self.unreadable(sorted(self.corrupt)),
+        }
+
+    def unreadable(self, indices: Iterable[int]) -> list[dict[str, object]]:
+        """What is known of these images, as far as they are unreadable."""
+        return [
+            {
+                "index": index,
+                "image": self.reader.describe(index),
+                "reason": self.corrupt[index],
+                "replaced_by": self._replaced_by.get(index),
+            }
+            for index in indices
+            if index in self.corrupt
+        ]
+
+    def take_over(self, index: int, reason: str, replaced_by: int) -> None:
+        """Learns of an unreadable image that was found, and replaced, in an earlier process."""
+        self.corrupt[index] = reason
+        self._replace(index, replaced_by)
+
+    def write_report(self, path: Path) -> bool:
+        """Writes `report()` as JSON where an unreadable image was found. Returns whether it did.
+
+        Images read on demand are found out while training: call it again at the end.
+        """
+        if not self.corrupt:
+            return False
+        with self._lock:
+            text = json.dumps(self.report(), indent=2)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+        return True
+
+    def _checked_labels(self) -> Tensor | None:
+        given = self.reader.labels
+        if given is None:
+            return None
+        if len(given) != len(self.reader):
+            raise DataError(
+                f"data: the source gave {len(given)} labels for {len(self.reader)} images; "
+                "valid is one each; correct the data source"
+            )
+        return torch.from_numpy(np.array(given, dtype=np.int64))
+
+    # --- Loading ---------------------------------------------------------------------------------
+
+    def _load(
+        self, resident_bytes: int, on_progress: Callable[[int, int], None] | None
+    ) -> Tensor | None:
+        if self.reader.pixels is not None:
+            return self._shared(self.reader.pixels)
+        if self.image_size is None:
+            return None
+        shape = (len(self), self.channels, *self.image_size)
+        if np.prod(shape, dtype=np.int64) > resident_bytes:
+            return None
+        resident = torch.empty(shape, dtype=torch.uint8)
+        pixels = resident.numpy()
+
+        def load(start: int) -> int:
+            stop = min(start + _LOAD_CHUNK, len(self))
+            for index in range(start, stop):
+                image = self._read(index)
+                if image.shape[:2] != self.image_size:
+                    raise _SizesDifferError
+                pixels[index] = image.transpose(2, 0, 1)
+            return stop
+
+        groups = ((None, [start]) for start in range(0, len(self), _LOAD_CHUNK))
+        with closing(ordered_groups(load, groups, num_threads=self.num_threads)) as finished:
+            try:
+                for _, (done,) in finished:
+                    if on_progress is not None:
+                        on_progress(done, len(self))
+            except _SizesDifferError:
+                # Readers judge from a sample of the headers, which may miss the odd one out.
+                self.image_size = None
+                return None
+        return resident
+
+    def _shared(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """A tensor on the memory of the reader's own array."""
+        if pixels.dtype != np.uint8:
+            raise DataError(
+                f"data: the source has pixels of type {pixels.dtype}; valid is uint8, 0 to 255; "
+                "correct the data source"
+            )
+        if self.image_size is None or pixels.shape != (len(self), self.channels, *self.image_size):
+            raise DataError(
+                f"data: the source has pixels {pixels.shape} for {len(self)} images of "
+                f"{self.channels} channels and size {self.image_size}; correct the data source"
+            )
+        with warnings.catch_warnings():  # that it must not be written to, which nothing here does
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.from_numpy(pixels)
+
+    # --- One image -------------------------------------------------------------------------------
+
+    def _read(self, index: int) -> NDArray[np.uint8]:
+        image = self._attempt(index)
+        if image is not None:
+            return image
+        for candidate in self._candidates(index):
+            image = self._attempt(candidate)
+            if image is not None:
+                self._replace(index, candidate)
+                return image
+        raise DataError(f"data: not one of the {len(self)} images is readable; {self._examples()}")
+
+    def _attempt(self, index: int) -> NDArray[np.uint8] | None:
+        """The image, or None where it is unreadable."""
+        if index in self.corrupt:
+            return None
+        try:
+            image = self._retried(index)
+        except UnreadableImageError as error:
+            self._mark(index, str(error))
+            return None
+        if image.ndim != 3 or image.shape[2] != self.channels or image.dtype != np.uint8:
+            raise DataError(
+                f"data: {self.reader.describe(index)} came as {image.dtype} {image.shape}; valid "
+                f"is uint8 (height, width, {self.channels}); correct the data source"
+            )
+        if image.size == 0:
+            self._mark(index, "has no pixels")
+            return None
+        # torch takes neither what is read-only nor what is turned round, as `image[::-1]` is
+        plain = image.flags.writeable and min(image.strides) >= 0
+        return image if plain else image.copy()
+
+    def _retried(self, index: int) -> NDArray[np.uint8]:
+        for wait in self._retry_waits:
+            try:
+                return self.reader.read(index)
+            except OSError:
+                time.sleep(wait)
+        try:
+            return self.reader.read(index)
+        except OSError as error:
+            raise DataError(
+                f"data: cannot read {self.reader.describe(index)}: {error}; tried "
+                f"{len(self._retry_waits) + 1} times; check the disk or the network, then resume"
+            ) from error
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """Positions that may stand in for `index`, in an order that only it and the seed define."""
+        block = 0
+        while len(self.corrupt) < len(self):
+            random = SampleRandom(self._seed, "replacement", block, torch.tensor([index]))
+            yield from random.integers("index", _CANDIDATES, len(self))[0].tolist()
+            block += 1
+
+    def _mark(self, index: int, reason: str) -> None:
+        with self._lock:
+            self.corrupt[index] = reason
+            count = len(self.corrupt)
+        if count > self._max_corrupt_fraction * len(self):
+            raise DataError(
+                f"data: {count} of {len(self)} images are unreadable so far "
+                f"({count / len(self):.2%}), above data.max_corrupt_fraction "
+                f"{self._max_corrupt_fraction:g}; {self._examples()}; "
+                "repair or remove them, or raise the field"
+            )
+
+    def _replace(self, index: int, source: int) -> None:
+        with self._lock:
+            self._replaced_by[index] = source
+            if self.labels is not None:
+                self.labels[index] = self.labels[source]
+
+    def _examples(self) -> str:
+        with self._lock:
+            first = sorted(self.corrupt.items())[:3]
+        return "first: " + ", ".join(
+            f"{self.reader.describe(index)} ({reason})" for index, reason in first
+        )

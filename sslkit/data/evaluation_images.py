@@ -1,0 +1,241 @@
+"""Images for evaluation: deterministic batches of a split, pairs of augmented views, and what a
+protocol needs to train networks of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sslkit.api import Augmentation, Batch, Images, Preprocess
+from sslkit.data.cached_split import ImageStore
+from sslkit.data.loader import TrainLoader
+from sslkit.data.prefetch import ordered_groups
+from sslkit.data.resize import prepare_for_encoder
+from sslkit.data.views import Chunk, ViewMaker, view_maker
+from sslkit.errors import DataError
+from sslkit.nn.batch_norm import calibrate_batch_norm, has_batch_statistics
+from sslkit.nn.numerics import Precision
+from sslkit.randomness import SampleRandom, epoch_order, stream_key
+
+EVALUATION_BATCH = 512
+"""Images that an encoder is given at a time."""
+_CALIBRATION_IMAGES = 10_000
+_PAIR_CHUNK = 256
+_DECODE_CHUNK = 16
+
+
+def evaluation_batches(
+    store: ImageStore,
+    preprocess: Preprocess,
+    batch_size: int,
+    device: torch.device | str,
+    indices: Tensor | None = None,
+) -> Generator[Tensor, None, None]:
+    """Yields (B, C, S, S) float32 in [0, 1]: every image once and in order, the last batch partial.
+
+    The shorter side is resized to `preprocess.resize`, then the centre is cropped. indices: (M,)
+    int64 positions in the split, where only some are wanted. Raises DataError.
+    """
+    device = torch.device(device)
+    if indices is None:
+        indices = torch.arange(len(store))
+    indices = indices.cpu()
+    if store.resident is None:
+        yield from _decoded_batches(store, preprocess, batch_size, device, indices)
+        return
+    for rows in torch.split(indices, batch_size):
+        images = store.resident.index_select(0, rows).to(device)
+        yield prepare_for_encoder(images / 255.0, preprocess)
+
+
+def calibration_rows(num_images: int, seed: int) -> Tensor:
+    """Positions (M,) of the training images whose batch statistics every encoder gets, in random
+    order: folders are sorted by class, and batches of one class would bias the statistics."""
+    return epoch_order(seed, 0, num_images)[:_CALIBRATION_IMAGES]
+
+
+def calibrate(
+    network: nn.Module,
+    store: ImageStore,
+    preprocess: Preprocess,
+    *,
+    seed: int,
+    device: torch.device,
+    precision: Precision,
+    channels_last: bool,
+) -> None:
+    """Gives a network the batch statistics with which it is measured and exported, in place: those
+    of up to 10,000 training images, prepared as for evaluation. See `calibrate_batch_norm`.
+
+    store: the training split. seed: of the recipe. Raises DataError."""
+    if not has_batch_statistics(network):
+        return
+    rows = calibration_rows(len(store), seed)
+    batches = evaluation_batches(store, preprocess, EVALUATION_BATCH, device, rows)
+    with closing(batches):
+        calibrate_batch_norm(network, batches, precision=precision, channels_last=channels_last)
+
+
+def _decoded_batches(
+    store: ImageStore,
+    preprocess: Preprocess,
+    batch_size: int,
+    device: torch.device,
+    indices: Tensor,
+) -> Iterator[Tensor]:
+    def decode(chunk: tuple[Tensor, Tensor]) -> None:
+        for index, target in zip(chunk[0].tolist(), chunk[1], strict=True):
+            target.copy_(prepare_for_encoder(store.read(index)[None], preprocess)[0])
+
+    def groups() -> Iterator[tuple[Tensor, list[tuple[Tensor, Tensor]]]]:
+        for rows in torch.split(indices, batch_size):
+            shape = (len(rows), store.channels, preprocess.size, preprocess.size)
+            batch = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            chunks = zip(
+                torch.split(rows, _DECODE_CHUNK), torch.split(batch, _DECODE_CHUNK), strict=True
+            )
+            yield batch, list(chunks)
+
+    with closing(ordered_groups(decode, groups(), num_threads=store.num_threads)) as decoded:
+        for batch, _ in decoded:
+            on_device = batch.to(device, non_blocking=device.type == "cuda")
+            yield on_device / 255.0
+
+
+def augmented_pairs(
+    store: ImageStore,
+    augmentation: Augmentation,
+    num: int,
+    seed: int,
+    device: torch.device | str,
+    maker: ViewMaker | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Two augmented views of `num` images that only `seed` and the size of the set choose.
+
+    Returns two tensors (num, C, S, S), float32 in [0, 1], row i of both from the same image; num
+    is the number of images if there are fewer. The views are the first two global ones of the
+    augmentation; where it makes only one, that one is drawn twice. maker: of this store and this
+    augmentation; a new one may copy all images to the device.
+    """
+    every = SampleRandom(seed, "pairs", 0, torch.arange(len(store)))
+    chosen = every.bits("subset", 1).flatten().argsort(stable=True)[:num].sort().values
+    maker = maker or view_maker(store, augmentation, torch.device(device))
+    numbers = [i for i, view in enumerate(augmentation.views) if view.role == "global"]
+    first, second = (numbers or [0])[0], numbers[1] if len(numbers) > 1 else None
+
+    def views(draw: int) -> Iterator[tuple[Tensor, ...]]:
+        def groups() -> Iterator[tuple[None, list[Chunk]]]:
+            for indices in torch.split(chosen, _PAIR_CHUNK):
+                yield None, maker.chunks(SampleRandom(seed, "augmented_pairs", draw, indices))
+
+        num_threads = store.num_threads if maker.threaded else 0
+        with closing(ordered_groups(maker.prepare, groups(), num_threads=num_threads)) as prepared:
+            for _, parts in prepared:
+                yield maker.finish(parts).images
+
+    made = list(views(0))
+    others = [view[first] for view in views(1)] if second is None else [v[second] for v in made]
+    return torch.cat([view[first] for view in made]), torch.cat(others)
+
+
+class StoredImages(Images):
+    """The images of two stores, for protocols. Images that lie on the training device already, for
+    the views of the run, are used where they are."""
+
+    def __init__(
+        self,
+        train: ImageStore,
+        test: ImageStore | None,
+        preprocess: Preprocess,
+        *,
+        seed: int,
+        device: torch.device,
+        precision: Precision,
+        channels_last: bool,
+        maker: ViewMaker | None = None,
+    ) -> None:
+        """maker: of the training views, where there is one."""
+        self.device = device
+        self.channels = train.channels
+        self.preprocess = preprocess
+        self.precision = precision
+        self.channels_last = channels_last
+        self._train = train
+        self._test = test
+        self._recipe_seed = seed
+        self._seed = stream_key(seed, "evaluation", "images")[0]
+        self._maker = maker
+
+    def labels(self, split: Literal["train", "test"]) -> Tensor | None:
+        store = self._train if split == "train" else self._test
+        return None if store is None else store.labels
+
+    def augmented(
+        self, augmentation: Augmentation, *, batch_size: int, rows: Tensor | None = None
+    ) -> TrainingBatches:
+        if self._maker is None:
+            self._maker = view_maker(self._train, augmentation, self.device)
+        rows = None if rows is None else rows.cpu()
+        loader = TrainLoader(
+            self._train,
+            augmentation,
+            batch_size=min(batch_size, len(self._train) if rows is None else len(rows)),
+            seed=self._seed,
+            device=self.device,
+            num_threads=self._train.num_threads,
+            maker=self._maker.with_augmentation(augmentation),
+            rows=rows,
+        )
+        return TrainingBatches(loader, self._layout)
+
+    def preprocessed(
+        self, split: Literal["train", "test"], rows: Tensor | None = None, batch_size: int = 512
+    ) -> Iterator[Tensor]:
+        store = self._train if split == "train" else self._test
+        if store is None:
+            raise DataError(f"data: there is no {split} split; choose protocols that need none")
+        batches = evaluation_batches(store, self.preprocess, batch_size, self.device, rows)
+        with closing(batches):
+            for images in batches:
+                yield images.contiguous(memory_format=self._layout)
+
+    def calibrate(self, network: nn.Module) -> None:
+        calibrate(
+            network,
+            self._train,
+            self.preprocess,
+            seed=self._recipe_seed,
+            device=self.device,
+            precision=self.precision,
+            channels_last=self.channels_last,
+        )
+
+    @property
+    def _layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+class TrainingBatches:
+    """The batches of a loader, in the memory format of the networks."""
+
+    def __init__(self, loader: TrainLoader, layout: torch.memory_format) -> None:
+        self._loader = loader
+        self._layout = layout
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self._loader.steps_per_epoch
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, on the training device."""
+        batches = self._loader.epoch(epoch)
+        with closing(batches):
+            for batch in batches:
+                views = (view.contiguous(memory_format=self._layout) for view in batch.views)
+                yield replace(batch, views=tuple(views))

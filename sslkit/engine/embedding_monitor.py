@@ -1,0 +1,82 @@
+"""The embeddings of one fixed batch, for protocols that watch a method between its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sslkit.api import Batch, Method
+from sslkit.randomness import seeded
+
+from .runtime import Runtime
+from .step import Embeddings, full_precision
+
+if TYPE_CHECKING:
+    from .loop import Loader
+
+
+class Peek:
+    """Embeds the first batch of a run as a training step does: its views, in training mode, with
+    the statistics of the batch. Evaluation mode would show running statistics instead, which lag
+    behind by many steps at the start of training. Nothing is changed: neither buffers nor modes
+    nor generators; and the batch is the same after a resume."""
+
+    def __init__(
+        self,
+        loader: Loader,
+        method: Method,
+        runtime: Runtime,
+        *,
+        seed: int,
+        images: int,
+        make_untrained: Callable[[], Method],
+    ) -> None:
+        """images: how many of the batch, at most what goes through the networks at a time.
+        make_untrained: the method before its first step, on the device."""
+        self._loader = loader
+        self._method = method
+        self._runtime = runtime
+        self._seed = seed
+        self._images = images
+        self._make_untrained = make_untrained
+        self._untrained: Embeddings | None = None
+
+    def now(self) -> Embeddings:
+        """The embeddings by the method as it is."""
+        return self._embed(self._method)
+
+    def untrained(self) -> Embeddings:
+        """The embeddings by the method before its first step; made once."""
+        if self._untrained is None:
+            self._untrained = self._embed(self._make_untrained())
+        return self._untrained
+
+    def _embed(self, method: Method) -> Embeddings:
+        waited = self._loader.wait_s
+        batch = next(self._loader.epoch(0)).select(slice(0, self._images))
+        self._loader.wait_s = waited  # that wait was not training's
+        with seeded(self._seed, "evaluation", "embeddings"):
+            return embed_unchanged(method, self._runtime, batch)
+
+
+def embed_unchanged(method: Method, runtime: Runtime, batch: Batch) -> Embeddings:
+    """The method's embeddings in training mode, without gradient; its modes and buffers are put
+    back to what they were."""
+    modes = [(module, module.training) for module in method.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
+    views: tuple[Tensor, ...] = tuple(runtime.layout(view) for view in batch.views)
+    method.train()
+    try:
+        with torch.no_grad(), runtime.autocast():
+            found = method.embed(replace(batch, views=views))
+        return {name: full_precision(value) for name, value in found.items()}
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)

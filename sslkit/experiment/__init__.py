@@ -1,0 +1,1 @@
+"""From a recipe to something that can take its first step."""

@@ -1,0 +1,188 @@
+"""From a recipe to a run that is ready for its first step: all construction, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sslkit.api import Facts, Method, Progress, RunView
+from sslkit.data.loader import TrainLoader
+from sslkit.engine.contract import Contract
+from sslkit.engine.display import Display
+from sslkit.engine.embedding_monitor import Peek
+from sslkit.engine.loop import NoLog, Training
+from sslkit.engine.online_probe import OnlineProbe
+from sslkit.engine.optimization import Optimization
+from sslkit.engine.runtime import (
+    Runtime,
+    make_runtime,
+)
+from sslkit.engine.state_check import StateCheck
+from sslkit.evaluation.joined import EvaluationSuites
+from sslkit.evaluation.results import SuiteResult
+from sslkit.recipe import Recipe, components, flatten
+from sslkit.run.checkpoint import Checkpoints
+from sslkit.run.folder import RunFolder
+from sslkit.tracking.log import RunLog
+
+from .measuring import Watched, evaluate_calibrated, make_suites
+from .networks import (
+    compile_backbones,
+    initial_method,
+    say_missing_untrained,
+    without_starting_weights,
+)
+from .resolve import _LOG_STEPS, settle
+from .stores import Stores, open_stores
+from .tags import run_tags
+from .trials import (
+    check_convolutions,
+    check_disk_space,
+    check_encoder,
+    check_repeatable,
+    check_schedule,
+)
+
+
+@dataclass
+class Experiment:
+    """A run that is built."""
+
+    recipe: Recipe
+    facts: Facts
+    folder: RunFolder
+    runtime: Runtime
+    stores: Stores
+    loader: TrainLoader
+    suite: EvaluationSuites
+    training: Training
+    no_untrained: str | None
+    """Why there is no untrained encoder to compare with, where there is none."""
+
+    @property
+    def method(self) -> Method:
+        """The method that is trained."""
+        return self.training.method
+
+    def write_unreadable(self) -> None:
+        """Lists the images that could not be read, where there are any."""
+        self.stores.train.write_report(self.folder.path / "corrupt_images.json")
+        if self.stores.test is not None:
+            self.stores.test.write_report(self.folder.path / "corrupt_test_images.json")
+
+    def open_log(self) -> RunLog:
+        """Opens the log behind `training`, from its current step on, and connects the tracker."""
+        self.folder.truncate_metrics(self.training.progress.step)
+        log = RunLog(self.folder, self.recipe.tracking.build(), self.training.run)
+        self.training.log = log
+        return log
+
+    def untrained(self) -> Method | None:
+        """The method with random weights from the seed: as it was before the first step, unless it
+        started from weights. None where there is no such thing."""
+        if self.no_untrained is not None:
+            return None
+        bare = without_starting_weights(self.recipe)
+        return initial_method(bare, self.facts, self.runtime)
+
+
+def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> Experiment:
+    """Builds a resolved recipe whose facts `check` found, in a run folder."""
+    recipe = settle(recipe, facts)
+    runtime = make_runtime(recipe.train)
+    stores = open_stores(recipe, display)
+    no_untrained = say_missing_untrained(recipe, facts, display)
+    augmentation = recipe.augmentation.build()
+    check_repeatable(recipe, facts, stores.train)
+    loader = TrainLoader(
+        stores.train,
+        augmentation,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.seed,
+        device=runtime.device,
+        num_threads=recipe.train.loader_threads,
+        compiled=runtime.compiled_augmentation,
+    )
+
+    method = initial_method(recipe, facts, runtime)
+    check_encoder(recipe, facts, runtime, method.encoder)
+    check_convolutions(recipe, facts, runtime, method.encoder)
+    if runtime.compiled:
+        compile_backbones(method, cuda_graphs=runtime.cuda_graphs)
+    optimization = Optimization(
+        method,
+        recipe.optimizer.build(),
+        recipe.schedule.build(),
+        batch_size=recipe.train.batch_size,
+        max_grad_norm=recipe.train.max_grad_norm,
+        scaler=runtime.make_scaler(),
+    )
+    check_schedule(optimization.schedule, facts)
+    probe = make_probe(recipe, facts, runtime, method)
+    contract = Contract(
+        {slot.cls: path for path, slot in components(recipe)},
+        facts.views,
+        facts.channels,
+        probe_width=method.encoder.num_features if probe else None,
+        hook_backbones=not runtime.compiled,
+    )
+    check_disk_space(recipe, folder, method)
+
+    peek = Peek(
+        loader,
+        method,
+        runtime,
+        seed=recipe.seed,
+        images=recipe.train.micro_batch_size or recipe.train.batch_size,
+        make_untrained=lambda: initial_method(recipe, facts, runtime),
+    )
+    suite = make_suites(recipe, runtime, stores, method, Watched(probe, loader.maker, peek))
+
+    def evaluate(epoch: int) -> SuiteResult:
+        found = evaluate_calibrated(suite, method, epoch, final=False)
+        if found.stops:  # before they are logged: a kill between the two forgets nothing
+            step = training.progress.step
+            folder.write_json(folder.stopped, {"step": step, "stops": dict(found.stops)})
+        return found
+
+    view = RunView(folder.path, f"{recipe.name}-s{recipe.seed}", flatten(recipe), run_tags(recipe))
+    training = Training(
+        run=view,
+        seed=recipe.seed,
+        runtime=runtime,
+        loader=loader,
+        method=method,
+        optimization=optimization,
+        probe=probe,
+        callbacks=[callback.build() for callback in recipe.callbacks],
+        checkpoints=Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints),
+        log=NoLog(),
+        display=display,
+        progress=Progress(0, facts.total_steps, facts.steps_per_epoch),
+        log_every_steps=recipe.train.log_every_steps or _LOG_STEPS,
+        checkpoint_every_steps=recipe.train.checkpoint_every_steps,
+        checkpoint_every_epochs=recipe.train.checkpoint_every_epochs,
+        micro_batch_size=recipe.train.micro_batch_size,
+        evaluate=evaluate,
+        evaluation_due=lambda epoch: bool(suite.due(epoch, final=False)),
+        contract=contract,
+        state_check=StateCheck(method, optimization),
+        keep=folder.write_json,
+    )
+    return Experiment(recipe, facts, folder, runtime, stores, loader, suite, training, no_untrained)
+
+
+def make_probe(
+    recipe: Recipe, facts: Facts, runtime: Runtime, method: Method
+) -> OnlineProbe | None:
+    """The online probe, where the recipe wants it and the data has labels."""
+    config = recipe.train.online_probe
+    if config is None or not facts.num_classes:
+        return None
+    return OnlineProbe(
+        method.encoder.num_features,
+        facts.num_classes,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        seed=recipe.seed,
+        device=runtime.device,
+    )

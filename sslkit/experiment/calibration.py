@@ -1,0 +1,87 @@
+"""The batch statistics of networks that come from a checkpoint.
+
+A checkpoint holds BatchNorm's running statistics, with which training goes on. A run measures and
+exports its encoder with those of its training images (decision 0038); here they are computed again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sslkit.api import Method
+from sslkit.data.cached_split import ImageStore
+from sslkit.data.evaluation_images import calibrate
+from sslkit.data.splits import open_splits
+from sslkit.engine.runtime import Runtime, resolve_device
+from sslkit.errors import CheckpointError, DataError, RecipeError
+from sslkit.nn.batch_norm import has_batch_statistics
+from sslkit.recipe import Recipe
+
+from .stores import open_store
+
+
+def calibrate_as_in_run(
+    method: Method,
+    recipe: Recipe,
+    source: Path,
+    fingerprint: str | None,
+    store: ImageStore | None = None,
+) -> None:
+    """Gives the encoder and the projection layers of a checkpoint the batch statistics with which
+    its run measures and exports them, in place; the method stays where it is.
+
+    recipe, fingerprint: of the run, and of its training images. source: what messages call the
+    checkpoint. store: its training images, where they are open already. Raises CheckpointError
+    where they cannot be opened or have changed."""
+    network = nn.Sequential(method.encoder, *method.projection_layers)
+    if not has_batch_statistics(network):
+        return
+    store = store or _open(recipe, source)
+    if fingerprint not in (None, store.fingerprint):
+        raise _without_images(
+            source, f"have changed (fingerprint {fingerprint}, now {store.fingerprint})"
+        )
+    home = next(method.parameters()).device
+    runtime = _runtime(recipe)
+    runtime.prepare(network)
+    calibrate(
+        network,
+        store,
+        method.encoder.preprocess,
+        seed=recipe.seed,
+        device=runtime.device,
+        precision=recipe.evaluation_precision,
+        channels_last=runtime.channels_last,
+    )
+    replace(runtime, device=home).prepare(network)
+
+
+def _open(recipe: Recipe, source: Path) -> ImageStore:
+    try:
+        return open_store(recipe, recipe.data, open_splits(recipe.data).train)
+    except (RecipeError, DataError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise _without_images(source, f"cannot be opened ({reason})") from error
+
+
+def _without_images(source: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{source}: an encoder with BatchNorm is measured and exported with the statistics of its "
+        f"run's training images, which {what}; go where they are, or take the "
+        "encoder.safetensors of a finished run, which has them"
+    )
+
+
+def _runtime(recipe: Recipe) -> Runtime:
+    """As the run's, on the CPU where its device is not here; changes no global setting."""
+    try:
+        device = resolve_device(recipe.train.device)
+    except RecipeError:  # a run of another machine
+        device = "cpu"
+    return Runtime(
+        torch.device(device), recipe.train.precision, recipe.train.channels_last, compiled=False
+    )

@@ -1,0 +1,86 @@
+"""What can be known to be wrong before any network is built."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sslkit.api import Augmentation, Facts
+from sslkit.data.splits import Splits, open_splits
+from sslkit.errors import RecipeError
+from sslkit.recipe import Recipe, check_recipe
+
+from .stores import brought_facts, class_sizes, count_classes
+
+_MANY = 1_000_000
+
+
+def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> Facts:
+    """What is known before the first step. Raises RecipeError when no whole batch exists."""
+    train, reader, test = recipe.train, splits.train, splits.test
+    if train.batch_size > len(reader):
+        raise RecipeError(
+            f"train.batch_size: {train.batch_size} is more than the {len(reader)} training images; "
+            f"set train.batch_size={len(reader)} or less"
+        )
+    steps_per_epoch = len(reader) // train.batch_size
+    total = train.epochs * steps_per_epoch
+    facts = Facts(
+        num_images=len(reader),
+        channels=reader.channels,
+        image_size=reader.image_size,
+        num_classes=count_classes(reader),
+        batch_size=train.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=min(total, train.max_steps) if train.max_steps else total,
+        views=augmentation.views,
+        num_test_images=0 if test is None else len(test),
+        test_has_labels=test is not None and test.labels is not None,
+        data_notes=splits.notes,
+        class_sizes=class_sizes(reader.labels),
+    )
+    return replace(facts, evaluated_on=brought_facts(recipe, facts))
+
+
+def check(recipe: Recipe) -> Facts:
+    """Opens the data and finds every combination that cannot work, without building networks.
+
+    Raises RecipeError with all of them."""
+    facts = find_facts(recipe, open_splits(recipe.data), recipe.augmentation.build())
+    problems = check_recipe(recipe, facts)
+    if problems:
+        raise RecipeError(*problems)
+    return facts
+
+
+def check_measuring(recipe: Recipe) -> Facts:
+    """`check` for an encoder that is only measured: whatever training is about is not looked at, as
+    the batch size, which may be above the number of images.
+
+    Raises RecipeError with everything that cannot work."""
+    splits = open_splits(recipe.data)
+    batch_size = min(recipe.train.batch_size, len(splits.train))
+    train = recipe.train.model_copy(update={"batch_size": batch_size})
+    fitting = recipe.model_copy(update={"train": train})
+    facts = find_facts(fitting, splits, recipe.augmentation.build())
+    problems = check_recipe(recipe, facts, training=False)
+    if problems:
+        raise RecipeError(*problems)
+    return facts
+
+
+def check_without_data(recipe: Recipe) -> None:
+    """Finds the combinations that cannot work whatever the data are, and opens none.
+
+    Raises RecipeError with all of them."""
+    views, train = recipe.augmentation.build().views, recipe.train
+    steps = train.max_steps or train.epochs * _MANY
+    found = []
+    for channels in (3, 1):
+        # Labelled, and so many images that no number is above theirs.
+        facts = Facts(
+            _MANY * train.batch_size, channels, None, 2, train.batch_size, _MANY, steps, views
+        )
+        found.append(check_recipe(recipe, facts, data=False))
+    problems = [line for line in found[0] if line in found[1]]
+    if problems:
+        raise RecipeError(*problems)

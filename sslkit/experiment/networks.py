@@ -1,0 +1,85 @@
+"""Building the method and its networks, trained or not."""
+
+from __future__ import annotations
+
+from sslkit.api import Backbone, Facts, Method, Slot
+from sslkit.engine.display import Display
+from sslkit.engine.runtime import (
+    Runtime,
+)
+from sslkit.errors import RecipeError
+from sslkit.evaluation.untrained import holds_weights
+from sslkit.nn.recompute import is_recomputed
+from sslkit.randomness import seeded
+from sslkit.recipe import Recipe
+
+
+def make_method(recipe: Recipe, facts: Facts) -> Method:
+    """The method and its networks, initialised from the recipe's seed alone."""
+    with seeded(recipe.seed, "initialisation"):
+        return recipe.method.build(make_backbone(recipe, facts), facts)
+
+
+def make_backbone(recipe: Recipe, facts: Facts) -> Backbone:
+    """The backbone, initialised from the generators as they are."""
+    size = max(view.size for view in facts.views)
+    return recipe.backbone.build(channels=facts.channels, image_size=size)
+
+
+def missing_untrained(recipe: Recipe, facts: Facts) -> str | None:
+    """Why there can be no untrained encoder to compare with: the backbone gets weights that do not
+    come from the seed, although it was asked for none. None where there can be one."""
+    bare, networks = without_starting_weights(recipe), []
+    for stream in ("initialisation", "another initialisation"):
+        with seeded(recipe.seed, stream):
+            networks.append(make_backbone(bare, facts))
+    if not holds_weights(*networks):
+        return None
+    slot = recipe.backbone
+    return (
+        f"backbone '{slot.name}' of {slot.distribution} {slot.version} has the same weights under "
+        f"two seeds, so they are not random; {slot.cls.__name__}.architecture must give a "
+        "config that loads none"
+    )
+
+
+def say_missing_untrained(recipe: Recipe, facts: Facts, display: Display) -> str | None:
+    """`missing_untrained`, said in the first lines, where a protocol would want the encoder."""
+    if not any(slot.cls.baselines for slot in recipe.evaluate):
+        return None
+    reason = missing_untrained(recipe, facts)
+    if reason is not None:
+        display.message(f"warning: no untrained baseline: {reason}")
+    return reason
+
+
+def without_starting_weights(recipe: Recipe) -> Recipe:
+    """The recipe with a backbone that is built without loading or downloading weights."""
+    return recipe.model_copy(update={"backbone": without_weights(recipe.backbone)})
+
+
+def without_weights(backbone: Slot[Backbone]) -> Slot[Backbone]:
+    """The backbone alone, in the same way."""
+    config = backbone.cls.architecture(backbone.config)
+    return Slot(backbone.cls, backbone.name, config, backbone.distribution, backbone.version)
+
+
+def initial_method(recipe: Recipe, facts: Facts, runtime: Runtime) -> Method:
+    """The method as it was before the first step, made again from the seed, on the device."""
+    method = make_method(recipe, facts)
+    runtime.prepare(method)
+    return method
+
+
+def compile_backbones(method: Method, *, cuda_graphs: bool = False) -> None:
+    """Compiles the encoder, and a teacher's, which is a backbone too.
+
+    Raises RecipeError where blocks are recomputed: what they do is not for a compiler."""
+    if is_recomputed(method):
+        raise RecipeError(
+            "train.compile: blocks that the backbone recomputes cannot be compiled; set "
+            "train.compile=false, or backbone.recompute=false"
+        )
+    for module in method.modules():
+        if isinstance(module, Backbone):
+            module.compile(mode="reduce-overhead" if cuda_graphs else None)

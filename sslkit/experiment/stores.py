@@ -1,0 +1,145 @@
+"""The images of a run: those of the recipe, and those that entries of `evaluate` bring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslkit.api import Dataset, DatasetConfig, Facts, ImageReader, Slot
+from sslkit.data.cached_split import ImageStore
+from sslkit.data.examine import examine, shared_images
+from sslkit.data.splits import open_splits
+from sslkit.engine.display import Display
+from sslkit.errors import DataError, PluginError, RecipeError
+from sslkit.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Both splits of a data source, small images decoded into memory."""
+
+    train: ImageStore
+    test: ImageStore | None
+    elsewhere: Mapping[str, Stores] = field(default_factory=dict)
+    """Path of an entry of `evaluate` -> the images that it brings; one object for entries that
+    bring the same."""
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Split -> fingerprint, with the path before it for images that an entry brings."""
+        found = {"train": self.train.fingerprint}
+        if self.test is not None:
+            found["test"] = self.test.fingerprint
+        for path, stores in self.elsewhere.items():
+            found |= {f"{path} {split}": each for split, each in stores.fingerprints.items()}
+        return found
+
+
+def brought_data(recipe: Recipe) -> dict[str, Slot[Dataset]]:
+    """Path of an entry of `evaluate` -> the data source that it brings to measure on. Protocols
+    that work on data of their own alone open it themselves."""
+    return {
+        f"evaluate.{place}": data
+        for place, slot in enumerate(recipe.evaluate)
+        if not slot.cls.own_data and (data := getattr(slot.config, "data", None)) is not None
+    }
+
+
+def brought_facts(recipe: Recipe, facts: Facts) -> dict[str, Facts]:
+    """The same paths -> what is known of that data. facts: those of the run.
+
+    Raises RecipeError where it cannot be opened, or does not suit the encoder."""
+    found = {}
+    for path, data in brought_data(recipe).items():
+        try:
+            splits = open_splits(data)
+        except (RecipeError, DataError, PluginError) as error:
+            lines = str(error).splitlines()
+            raise RecipeError(*(f"{path}.{line}" if line.startswith("data") else
+                                f"{path}.data: {line}" for line in lines)) from error  # fmt: skip
+        if splits.train.channels != facts.channels:
+            raise RecipeError(
+                f"{path}.data: its images have {splits.train.channels} channel(s), and the encoder "
+                f"takes {facts.channels}; choose other data, or set its channels"
+            )
+        found[path] = replace(
+            facts,
+            num_images=len(splits.train),
+            image_size=splits.train.image_size,
+            num_classes=count_classes(splits.train),
+            num_test_images=0 if splits.test is None else len(splits.test),
+            test_has_labels=splits.test is not None and splits.test.labels is not None,
+            data_notes=splits.notes,
+            class_sizes=class_sizes(splits.train.labels),
+        )
+    return found
+
+
+def count_classes(reader: ImageReader) -> int | None:
+    """Number of classes; None without labels, also where every one is negative."""
+    if reader.labels is None or not (reader.labels >= 0).any():
+        return None
+    return len(reader.class_names) if reader.class_names else int(reader.labels.max()) + 1
+
+
+def class_sizes(labels: NDArray[np.int64] | Tensor | None) -> tuple[int, ...]:
+    """Images of each class that has any, in the order of the classes. labels: negative where an
+    image has none."""
+    if labels is None:
+        return ()
+    counts = np.unique(np.asarray(labels)[np.asarray(labels) >= 0], return_counts=True)[1]
+    return tuple(counts.tolist())
+
+
+def open_stores(recipe: Recipe, display: Display) -> Stores:
+    """The images of the recipe, examined; what there is to say of them is shown and noted."""
+    own = _open(recipe, recipe.data, "data", display)
+    opened: dict[Slot[Dataset], Stores] = {}
+    elsewhere = {}
+    for path, data in brought_data(recipe).items():
+        if data not in opened:
+            opened[data] = _open(recipe, data, f"{path}.data", display)
+            _say_shared(own, opened[data], path, display)
+        elsewhere[path] = opened[data]
+    return Stores(own.train, own.test, elsewhere)
+
+
+def _open(recipe: Recipe, data: Slot[Dataset], field: str, display: Display) -> Stores:
+    splits = open_splits(data)
+    train = open_store(recipe, data, splits.train)
+    test = None if splits.test is None else open_store(recipe, data, splits.test)
+    sizes = f"{len(train):,} training"
+    sizes += f" and {len(test):,} test images" if test else " images, no test split"
+    display.message(f"{field}: {data.name}, {sizes}, {train.place}")
+    train.notes = tuple(examine(train, test))
+    for note in train.notes:
+        display.message(f"warning: {field}: {note}")
+    return Stores(train, test)
+
+
+def open_store(recipe: Recipe, data: Slot[Dataset], reader: ImageReader) -> ImageStore:
+    """The images of a split."""
+    config = data.config
+    assert isinstance(config, DatasetConfig)
+    return ImageStore(
+        reader,
+        max_corrupt_fraction=config.max_corrupt_fraction,
+        seed=recipe.seed,
+        num_threads=max(1, recipe.train.loader_threads),
+    )
+
+
+def _say_shared(own: Stores, brought: Stores, path: str, display: Display) -> None:
+    """Notes test images that the run trains on: without labels, but it has seen them."""
+    if brought.test is None:
+        return
+    shared = shared_images(own.train, brought.test)
+    if shared is None or not shared.number:
+        return
+    note = f"the run trains on test images of {path}: {shared}"
+    own.train.notes = (*own.train.notes, note)
+    display.message(f"warning: {path}.data: {note}")

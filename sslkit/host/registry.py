@@ -1,0 +1,214 @@
+"""(kind, name) -> class. Classes are imported when a recipe names them, not before.
+
+A name is what a recipe writes: `nt_xent`, or `distribution:name`, which always works and is
+needed where two distributions register the same name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from sslkit.errors import PluginError
+
+from .plugin_errors import describe_failure
+
+if TYPE_CHECKING:
+    from sslkit.api import Component
+
+    from .plugins import PluginRecord
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name: what a hook returned, not yet imported."""
+
+    kind: str
+    name: str
+    """As registered, without the distribution."""
+    target: str
+    """"module:Class"."""
+    distribution: str
+    version: str
+
+    @property
+    def qualified(self) -> str:
+        """The name that no other plugin can claim."""
+        return f"{self.distribution}:{self.name}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A component that a name stands for."""
+
+    cls: type[Component]
+    name: str
+    """As registered, without the distribution."""
+    distribution: str
+    version: str
+
+
+class Registry:
+    """The components of all plugins that work."""
+
+    def __init__(self, entries: Iterable[Entry], broken: Sequence[PluginRecord] = ()) -> None:
+        self._entries: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+        for entry in entries:
+            self._entries[entry.kind, entry.name].append(entry)
+        self._broken = tuple(broken)
+        self._found: dict[Entry, Found] = {}
+
+    def entries(self, kind: str | None = None) -> tuple[Entry, ...]:
+        """Everything registered, or everything of a kind, sorted by name."""
+        chosen = [
+            entry
+            for (of_kind, _), entries in self._entries.items()
+            for entry in entries
+            if kind in (None, of_kind)
+        ]
+        return tuple(sorted(chosen, key=lambda e: (e.kind, e.name, e.distribution)))
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        """The names a recipe may use, sorted; `distribution:name` where the name is ambiguous."""
+        return tuple(
+            entry.qualified if self.is_ambiguous(kind, entry.name) else entry.name
+            for entry in self.entries(kind)
+        )
+
+    def is_ambiguous(self, kind: str, name: str) -> bool:
+        """Whether several distributions register this name."""
+        return len(self._entries.get((kind, name), ())) > 1
+
+    def find(self, kind: str, name: str) -> Entry:
+        """The entry that a name stands for. Raises PluginError; imports nothing."""
+        distribution, _, plain = name.rpartition(":")
+        entries = self._entries.get((kind, plain), [])
+        if distribution:
+            wanted = normalise(distribution)
+            entries = [entry for entry in entries if entry.distribution == wanted]
+        if len(entries) == 1:
+            return entries[0]
+        if entries:
+            providers = " and ".join(entry.distribution for entry in entries)
+            choices = " or ".join(f"'{entry.qualified}'" for entry in entries)
+            raise PluginError(
+                f"{kind} {name!r} is ambiguous: {providers} provide it, write {choices}"
+            )
+        raise PluginError(self._unknown(kind, name))
+
+    def resolve(self, kind: str, name: str) -> Found:
+        """The class that a name stands for, imported and checked. Raises PluginError."""
+        entry = self.find(kind, name)
+        if entry not in self._found:
+            cls = _import_component(entry)
+            self._found[entry] = Found(cls, entry.name, entry.distribution, entry.version)
+        return self._found[entry]
+
+    def _unknown(self, kind: str, name: str) -> str:
+        plain = name.rpartition(":")[2]
+        see = f"See: sslkit plugins list --kind {kind}"
+        for record in self._broken:
+            if plain in record.components.get(kind, ()) and (
+                plain == name or record.distribution == normalise(name.rpartition(":")[0])
+            ):
+                return (
+                    f"{kind} {name!r} comes from the broken plugin '{record.name}' of "
+                    f"{record.distribution} {record.version}: {record.reason}. {see}"
+                )
+        distribution = name.rpartition(":")[0]
+        installed = sorted({entry.distribution for entry in self.entries()})
+        if distribution and normalise(distribution) not in installed:
+            guess = did_you_mean(distribution, installed)
+            return (
+                f"unknown {kind} {name!r}: '{distribution}' provides no working plugin"
+                f"{guess or '.'} Valid: {', '.join(installed)}. See: sslkit plugins list"
+            )
+        names = self.names(kind)
+        guess = did_you_mean(name, names)
+        valid = ", ".join(names) or f"none (no plugin provides a {kind})"
+        message = f"unknown {kind} {name!r}{guess or '.'} Valid: {valid}"
+        # What a plugin would have provided is not known where its module could not be imported.
+        silent = [record for record in self._broken if not record.components]
+        if silent:
+            listed = "; ".join(f"{r.name} of {r.distribution} ({r.reason})" for r in silent)
+            message += f". Broken plugins that may provide it: {listed}"
+        return f"{message}. {see}"
+
+
+def normalise(distribution: str) -> str:
+    """The comparable form of a distribution's name (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def did_you_mean(given: str, valid: Iterable[str]) -> str:
+    """`, did you mean 'x'?` for the closest valid name, or nothing where none is close."""
+    by_folded = {name.lower(): name for name in valid}
+    close = difflib.get_close_matches(given.lower(), by_folded, n=1, cutoff=0.6)
+    return f", did you mean '{by_folded[close[0]]}'?" if close else ""
+
+
+def _import_component(entry: Entry) -> type[Component]:
+    """Imports the class of an entry and checks that it is what its kind demands."""
+    where = f"{entry.kind} '{entry.name}' of {entry.distribution} {entry.version}"
+    module_name, _, attribute = entry.target.partition(":")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for our own output (`--json`)
+            found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (Exception, SystemExit) as error:
+        reason = describe_failure(error, module_name)
+        raise PluginError(f"{where}: cannot import {entry.target}: {reason}") from error
+    fault = _fault(entry.kind, found)
+    if fault:
+        raise PluginError(f"{where}: {entry.target} {fault}")
+    cls: type[Component] = found
+    return cls
+
+
+def _fault(kind: str, found: Any) -> str | None:
+    """What is wrong with an object that should be a component class; None if nothing is."""
+    from sslkit.api import INTERFACES
+
+    interface = next(interface for interface in INTERFACES if interface.kind == kind)
+    expected = f"expected a subclass of sslkit.interfaces.{interface.__name__}"
+    if not isinstance(found, type):
+        return f"is a {type(found).__name__}, {expected}"
+    if not issubclass(found, interface):
+        bases = ", ".join(f"{base.__module__}.{base.__qualname__}" for base in found.__bases__)
+        return f"is a class with the base {bases}, {expected}"
+    if inspect.isabstract(found):
+        missing = ", ".join(
+            name
+            for name in dir(found)
+            if getattr(getattr(found, name, None), "__isabstractmethod__", False)
+        )
+        return f"does not implement {missing} of sslkit.interfaces.{interface.__name__}"
+    config: Any = found.Config
+    base = interface.Config
+    if not (isinstance(config, type) and issubclass(config, base)):
+        what = f"class {config.__qualname__}" if isinstance(config, type) else repr(config)
+        return f"has the Config {what}, expected a subclass of sslkit.interfaces.{base.__name__}"
+    if "name" in config.model_fields:
+        return "has a Config field 'name', which is the component's name in a recipe: rename it"
+    for name, field in config.model_fields.items():
+        if _holds_a_set(field.annotation):
+            return f"has a set as Config field '{name}', whose order differs by run: use a tuple"
+    return None
+
+
+def _holds_a_set(annotation: Any) -> bool:
+    """Whether a set is part of a type."""
+    origin = get_origin(annotation) or annotation
+    if isinstance(origin, type) and issubclass(origin, AbstractSet):
+        return True
+    return any(_holds_a_set(part) for part in get_args(annotation))

@@ -1,0 +1,111 @@
+"""What makes two recipes the same, and the written-out forms of a recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from sslkit.api import Slot
+
+from .model import Recipe, components
+from .yaml_positions import dump_document
+
+Scalar = str | int | float | bool | None
+
+_NOT_HASHED = frozenset({"name", "seed", "callbacks", "tracking", "expect", "runs_dir", "origins"})
+_NOT_HASHED_IN_TRAIN = frozenset(
+    {
+        "device",
+        "loader_threads",
+        "log_every_steps",
+        "checkpoint_every_epochs",
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+    }
+)
+_PATH = "<path>"
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """16 hexadecimal digits that are equal for recipes that make the same experiment.
+
+    Covers `hashed_view(recipe)`. Left out, because a change of it repeats the same experiment:
+    - `seed`: runs that differ in it are repetitions;
+    - `name`, `expect`, `origins`: names, judges and records;
+    - `tracking`, `callbacks`, `runs_dir`, `train.log_every_steps`, `train.checkpoint_every_epochs`,
+      `train.checkpoint_every_steps`, `train.keep_checkpoints`: watch and store;
+    - `train.loader_threads`: the same bits for any number;
+    - `train.device`: the same mathematics elsewhere; the environment record has the device;
+    - the value of every path, whose data has its own fingerprint (that a path is given counts).
+
+    Names count with their distribution and without its version, so that a new release of a plugin
+    keeps the hash and another plugin's component of the same name does not. The order of fields,
+    positions in the file and whether a default is written out do not matter.
+    """
+    view = json.dumps(hashed_view(recipe), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(view.encode()).hexdigest()[:16]
+
+
+def backbone_name(recipe: Recipe) -> str:
+    """What to call the backbone: the model, where it is one of a family such as timm's."""
+    return str(getattr(recipe.backbone.config, "model", recipe.backbone.name))
+
+
+def hashed_view(recipe: Recipe) -> dict[str, Any]:
+    """What `recipe_hash` covers, as JSON types."""
+    view: dict[str, Any] = _view(recipe, recipe.model_dump(mode="json"))
+    view = {key: value for key, value in view.items() if key not in _NOT_HASHED}
+    train = view["train"].items()
+    view["train"] = {key: value for key, value in train if key not in _NOT_HASHED_IN_TRAIN}
+    return view
+
+
+def _view(value: Any, written: Any) -> Any:
+    """What a recipe would hold for a value (`written`), names qualified and paths masked."""
+    if isinstance(value, Slot):
+        plain = value.name.rpartition(":")[2]
+        return {**_view(value.config, written), "name": f"{value.distribution}:{plain}"}
+    if isinstance(value, Path):
+        return _PATH
+    if isinstance(value, BaseModel) and isinstance(written, Mapping):
+        return {name: _view(getattr(value, name, None), item) for name, item in written.items()}
+    if isinstance(value, Mapping) and isinstance(written, Mapping):
+        inside = {str(key): item for key, item in value.items()}
+        return {name: _view(inside.get(name), item) for name, item in written.items()}
+    if isinstance(value, (list, tuple)) and isinstance(written, list):
+        return [_view(*pair) for pair in zip(value, written, strict=True)]
+    return written
+
+
+def dump_resolved(recipe: Recipe) -> str:
+    """The recipe as YAML with every default written out and the origin of every component.
+
+    Read back, it is an equal recipe with an equal hash."""
+    tree = recipe.model_dump(mode="json", exclude={"origins"})
+    tree["origins"] = {
+        path: {"distribution": slot.distribution, "version": slot.version}
+        for path, slot in components(recipe)
+    }
+    return dump_document(tree)
+
+
+def flatten(recipe: Recipe) -> dict[str, Scalar]:
+    """Dotted path -> value of every field but `origins`, items of lists by index; an empty list or
+    block has no entry."""
+    return dict(_flatten(recipe.model_dump(mode="json", exclude={"origins"}), ()))
+
+
+def _flatten(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Scalar]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(item, (*path, str(key)))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _flatten(item, (*path, str(index)))
+    else:
+        yield ".".join(path), value

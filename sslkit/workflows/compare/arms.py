@@ -1,0 +1,165 @@
+"""Which runs a comparison consists of: recipes times variations times seeds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sslkit.data.splits import open_splits
+from sslkit.errors import RecipeError
+from sslkit.experiment.check import check
+from sslkit.experiment.resolve import resolve
+from sslkit.recipe import Recipe, find_recipe, flatten, load_recipe, recipe_hash
+from sslkit.report.comparison.agreement import Terms
+from sslkit.report.comparison.record import RunRecord, protocol_settings
+from sslkit.run.folder import sanitise_name
+
+_OPENING, _CLOSING, _QUOTES = "{[", "}]", "\"'"
+_MAX_NAME = 100
+_SHOWN_DIFFERENCES = 3
+
+Identity = tuple[str, str]
+"""Recipe name and hash: runs of one arm share both, and differ in their seed."""
+
+
+@dataclass(frozen=True)
+class PlannedArm:
+    """An experiment to be run with several seeds."""
+
+    label: str
+    source: str
+    """The recipe as the user named it."""
+    overrides: tuple[str, ...]
+    """Those of the command and those of the variation."""
+    recipe: Recipe
+    """Resolved, with the first seed."""
+    seeds: tuple[int, ...]
+
+    @property
+    def identity(self) -> Identity:
+        return identity(self.recipe)
+
+    def seeded(self, seed: int) -> Recipe:
+        """Its recipe with another seed."""
+        return self.recipe.model_copy(update={"seed": seed})
+
+
+def identity(recipe: Recipe) -> Identity:
+    """What tells arms apart."""
+    return recipe.name, recipe_hash(recipe)
+
+
+def plan_arms(
+    recipes: Sequence[str], overrides: Sequence[str], vary: Sequence[str], seeds: int
+) -> list[PlannedArm]:
+    """Every recipe in every variation. Seeds count up from that of the recipe.
+
+    Raises RecipeError, also where two arms are the same experiment."""
+    arms = [
+        _planned(source, overrides, variation, seeds)
+        for source in recipes
+        for variation in variations(vary)
+    ]
+    twice = [arm for arm, n in Counter(arm.identity for arm in arms).items() if n > 1]
+    if twice:
+        raise RecipeError(f"{twice[0][0]}: two arms are the same experiment; leave one out")
+    labels = Counter(arm.label for arm in arms)
+    return [
+        replace(arm, label=f"{arm.label} ({Path(arm.source).stem})") if labels[arm.label] > 1
+        else arm for arm in arms
+    ]  # fmt: skip
+
+
+def variations(vary: Sequence[str]) -> list[tuple[str, ...]]:
+    """Overrides of every combination: `["a=1,2", "b=3"]` gives (a=1, b=3) and (a=2, b=3).
+
+    Raises RecipeError."""
+    choices = []
+    for text in vary:
+        path, equals, values = text.partition("=")
+        found = split_values(values) if equals and path.strip() else []
+        if not found or not all(found):
+            raise RecipeError(
+                f"--vary {text}: expected PATH=VALUE,VALUE,..., such as train.batch_size=64,128"
+            )
+        choices.append([f"{path.strip()}={value}" for value in found])
+    return list(itertools.product(*choices))
+
+
+def split_values(text: str) -> list[str]:
+    """Parts between commas; those inside brackets, braces and quotes separate nothing."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in _QUOTES:
+            quote = character
+        else:
+            depth += (character in _OPENING) - (character in _CLOSING)
+        if character == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def planned_terms(arms: Iterable[PlannedArm]) -> list[Terms]:
+    """Under which conditions these arms will be measured. Opens their data, and builds nothing.
+
+    Raises RecipeError where an arm cannot run."""
+    terms, fingerprints = [], {}
+    for arm in arms:
+        facts = check(arm.recipe)
+        data = json.dumps(arm.recipe.data.dump(), sort_keys=True)
+        if data not in fingerprints:
+            splits = open_splits(arm.recipe.data)
+            fingerprints[data] = {"train": splits.train.fingerprint()} | (
+                {"test": splits.test.fingerprint()} if splits.test is not None else {}
+            )
+        images = facts.total_steps * facts.batch_size
+        terms.append(Terms(arm.label, fingerprints[data], protocol_settings(arm.recipe), images))
+    return terms
+
+
+def label_runs(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
+    """A name for each group of finished runs: that of the recipe and, where several have it, the
+    fields in which they differ."""
+    names = [group[0].recipe.name for group in groups]
+    return [
+        name if names.count(name) == 1 else f"{name} {_differences(group, groups)}"
+        for name, group in zip(names, groups, strict=True)
+    ]
+
+
+def _differences(group: Sequence[RunRecord], groups: Sequence[Sequence[RunRecord]]) -> str:
+    same = [flatten(g[0].recipe) for g in groups if g[0].recipe.name == group[0].recipe.name]
+    mine = flatten(group[0].recipe)
+    ignored = ("seed", "runs_dir", "tracking.", "callbacks.", "expect.")
+    fields = [
+        key for key in mine
+        if not key.startswith(ignored) and len({repr(tree.get(key)) for tree in same}) > 1
+    ]  # fmt: skip
+    shown = [f"{key.rpartition('.')[2]}={mine[key]}" for key in fields[:_SHOWN_DIFFERENCES]]
+    return " ".join(shown) if 0 < len(fields) <= _SHOWN_DIFFERENCES else group[0].hash[:6]
+
+
+def _planned(
+    source: str, overrides: Sequence[str], variation: Sequence[str], seeds: int
+) -> PlannedArm:
+    path = str(find_recipe(source))
+    wanted = [*overrides, *variation]
+    recipe = load_recipe(path, wanted)
+    label = recipe.name
+    if variation:  # runs, folders and the tracker's pages then have names that tell them apart
+        short = [text.partition("=")[0].rpartition(".")[2] + "=" + text.partition("=")[2]
+                 for text in variation]  # fmt: skip
+        label = f"{recipe.name} {' '.join(short)}"
+        name = sanitise_name(label.replace("=", "-"))[:_MAX_NAME].rstrip("-.")
+        wanted.append(f"name={json.dumps(name)}")
+        recipe = load_recipe(path, wanted)
+    numbers = tuple(recipe.seed + offset for offset in range(seeds))
+    return PlannedArm(label, source, tuple(wanted), resolve(recipe), numbers)

@@ -1,0 +1,62 @@
+"""What a comparison would take, from a few measured steps of each arm; nothing is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sslkit.engine.display import Display
+from sslkit.report.comparison.agreement import Match
+from sslkit.workflows.plan import make_plan
+
+from .compare import planned_and_given
+from .devices import Device
+from .folder import ComparisonFolder, default_path
+
+
+def estimate(
+    inputs: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    vary: Sequence[str],
+    seeds: int,
+    match: Match,
+    out: Path | None,
+    devices: Sequence[Device],
+    display: Display,
+) -> dict[str, Any]:
+    """The runs that `compare` would make with the same arguments, ready for JSON: of each arm the
+    seeds that are missing, steps, seconds (of training and features) and MB of disk a run, and both
+    in total. Where several devices work side by side, the total is that of equal shares.
+
+    Raises what `compare` raises before it runs anything."""
+    planned, given, folders = planned_and_given(inputs, overrides, vary, seeds, devices, match)
+    place = out or default_path(planned, folders)
+    there = {(key, record.seed) for key, group in given.items() for record in group}
+    there |= ComparisonFolder(place).finished().keys()
+    arms = []
+    for arm in planned:
+        missing = [seed for seed in arm.seeds if (arm.identity, seed) not in there]
+        plan = make_plan(arm.source, arm.overrides, display, measure=True)
+        arms.append(
+            {
+                "arm": arm.label,
+                "seeds": list(arm.seeds),
+                "missing_seeds": missing,
+                "steps": plan["total_steps"],
+                "seconds": plan["time"]["total_seconds"],
+                "disk_mb": plan["disk"]["checkpoints_mb"],
+                "warnings": [f"{each['path']}: {each['message']}" for each in plan["warnings"]],
+            }
+        )
+    runs = [(arm, len(arm["missing_seeds"])) for arm in arms]
+    return {
+        "folder": str(place),
+        "finished_runs": sum(map(len, given.values())),
+        "arms": arms,
+        "runs": sum(number for _, number in runs),
+        "steps": sum(arm["steps"] * number for arm, number in runs),
+        "seconds": sum(arm["seconds"] * number for arm, number in runs) / max(1, len(devices)),
+        "disk_mb": sum(arm["disk_mb"] * number for arm, number in runs),
+    }

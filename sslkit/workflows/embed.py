@@ -1,0 +1,310 @@
+"""Features of a data source by the encoder of a run, as a Parquet file and as maps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from sslkit import __version__
+from sslkit.api import Backbone, Dataset, DatasetConfig, Slot
+from sslkit.data.cached_split import ImageStore
+from sslkit.data.evaluation_images import evaluation_batches
+from sslkit.data.packing import data_of
+from sslkit.data.splits import open_splits
+from sslkit.engine.runtime import resolve_device
+from sslkit.errors import DataError, RecipeError, SSLKitError
+from sslkit.evaluation.features import count_not_finite, extract, state_digest
+from sslkit.experiment.encoder import input_channels, load_encoder
+from sslkit.files import parse_json
+from sslkit.recipe import load_recipe
+from sslkit.report.maps import choose_images, draw_map
+from sslkit.report.projection import LEAST_IMAGES, project
+from sslkit.run.state import run_folder_of
+
+from .pack import PackProgress, available_cores, make_pack_progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BATCH = 512
+_ROW_GROUP = 16 * _BATCH
+"""Rows that are held until they are written."""
+_SEED = 0
+"""Of the choice of what stands in for an unreadable image, whose row is then left out."""
+METADATA = b"sslkit"
+"""Key of the schema's metadata that holds where the features come from, as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddedFile:
+    """What was written."""
+
+    path: Path
+    rows: int
+    width: int
+    """Of a feature."""
+    labels: bool
+    left_out: int
+    """Unreadable images, which have no row."""
+    origin: dict[str, Any]
+    """The metadata: run, encoder, data, preprocessing."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {**dataclasses.asdict(self), "path": str(self.path)}
+
+
+def embed_source(
+    run: str | Path,
+    out: Path,
+    source: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    split: Literal["train", "test"] = "train",
+    device: str = "auto",
+) -> EmbeddedFile:
+    """Writes the features of one split of a data source, in float32, to a Parquet file.
+
+    run: a run folder, a checkpoint or an encoder.safetensors. source: a recipe, whose data is
+    taken, or a data block in braces; None: the data of the run. Columns: `index` (int64, position
+    in the split), `label` (int64; only where there are labels, null where an image has none),
+    `image` (text: its path, or what else the source calls it) and `feature` (fixed-size list of
+    float32). The images go through the evaluation transform of the encoder, as for every protocol;
+    at most 8,192 features are held at a time. Unreadable images have no row. The file appears when
+    it is complete and replaces what was there.
+
+    Raises RecipeError, DataError, CheckpointError, and SSLKitError where it was stopped."""
+    data = _data(run, source, overrides)
+    encoder = load_encoder(run)
+    store = _open(data, split)
+    on = torch.device(resolve_device(device))
+    encoder.to(on)
+    _refuse_other_channels(run, store)
+    origin = _origin(run, encoder, data, store, split, on)
+    progress = make_pack_progress("embedding")
+    try:
+        rows = _write(out, encoder, store, split, on, origin, progress)
+    except KeyboardInterrupt:
+        raise SSLKitError("stopped; nothing was kept") from None
+    finally:
+        progress.close()
+    labelled = store.labels is not None
+    return EmbeddedFile(out, rows, encoder.num_features, labelled, len(store) - rows, origin)
+
+
+def _data(run: str | Path, source: str | None, overrides: Sequence[str]) -> Slot[Dataset]:
+    if source is not None:
+        return data_of(source, overrides)
+    path = Path(run)
+    if path.suffix == ".safetensors":
+        raise RecipeError(f"{path}: an encoder alone has no data; name a recipe or a data block")
+    return load_recipe(run_folder_of(path).recipe, overrides).data
+
+
+def _open(data: Slot[Dataset], split: Literal["train", "test"]) -> ImageStore:
+    reader = open_splits(data).of(split)
+    if reader is None:
+        raise RecipeError(f"--split {split}: '{data.name}' has no {split} images; take the other")
+    assert isinstance(data.config, DatasetConfig)
+    return ImageStore(
+        reader,
+        max_corrupt_fraction=data.config.max_corrupt_fraction,
+        seed=_SEED,
+        num_threads=available_cores(),  # no effect on results
+    )
+
+
+def _refuse_other_channels(run: str | Path, store: ImageStore) -> None:
+    """Raises RecipeError where the data is not of the kind that the encoder was trained on. Trying
+    it out is not enough: normalisation by three channels makes three of one."""
+    channels = input_channels(run)
+    if channels != store.channels:
+        raise RecipeError(
+            f"{run}: its encoder takes images with {channels} channel(s) and those of the data "
+            f"have {store.channels}; choose other data, or set its channels where it has the field"
+        )
+
+
+def _origin(
+    run: str | Path,
+    encoder: Backbone,
+    data: Slot[Dataset],
+    store: ImageStore,
+    split: str,
+    device: torch.device,
+) -> dict[str, Any]:
+    return {
+        "sslkit": __version__,
+        "run": str(run),
+        "encoder": state_digest(encoder),
+        "preprocess": dataclasses.asdict(encoder.preprocess),
+        "data": data.dump(),
+        "split": split,
+        "fingerprint": store.fingerprint,
+        "class_names": None if store.class_names is None else list(store.class_names),
+        "precision": "fp32",
+        "device": str(device),
+    }
+
+
+def _write(
+    out: Path,
+    encoder: Backbone,
+    store: ImageStore,
+    split: str,
+    device: torch.device,
+    origin: dict[str, Any],
+    progress: PackProgress,
+) -> int:
+    """Writes beside `out`, then renames. Returns the number of rows."""
+    from pyarrow import parquet
+
+    schema = _schema(encoder.num_features, store.labels is not None, origin)
+    if out.is_dir():
+        raise RecipeError(f"--out {out}: is a folder; name the file to write, such as x.parquet")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
+    except OSError as error:
+        raise RecipeError(
+            f"--out {out}: cannot be made ({error.strerror}); choose another place"
+        ) from error
+    temporary, rows = Path(name), 0
+    try:
+        with os.fdopen(handle, "wb") as file:
+            with parquet.ParquetWriter(file, schema, use_dictionary=False) as writer:
+                for table in _tables(encoder, store, split, device, schema, progress):
+                    writer.write_table(table)
+                    rows += table.num_rows
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp makes files that only the owner can read
+        temporary.replace(out)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return rows
+
+
+def _schema(width: int, labelled: bool, origin: dict[str, Any]) -> pa.Schema:
+    import pyarrow as pa
+
+    fields = [pa.field("index", pa.int64(), nullable=False)]
+    if labelled:
+        fields.append(pa.field("label", pa.int64()))
+    fields.append(pa.field("image", pa.string(), nullable=False))
+    fields.append(pa.field("feature", pa.list_(pa.float32(), width)))
+    return pa.schema(fields, {METADATA: json.dumps(origin).encode()})
+
+
+def _tables(
+    encoder: Backbone,
+    store: ImageStore,
+    split: str,
+    device: torch.device,
+    schema: pa.Schema,
+    progress: PackProgress,
+) -> Iterator[pa.Table]:
+    """Row groups, in the order of the images."""
+    import pyarrow as pa
+
+    total = len(store)
+    progress(split, 0, total)
+    for start in range(0, total, _ROW_GROUP):
+        indices = torch.arange(start, min(start + _ROW_GROUP, total))
+        batches = evaluation_batches(store, encoder.preprocess, _BATCH, device, indices)
+        features = extract(encoder, batches, precision="fp32", channels_last=False).cpu()
+        if broken := count_not_finite(features):
+            raise DataError(
+                f"features of {broken} of the images {start} to {start + len(indices) - 1} are not "
+                "finite; see whether the run has diverged"
+            )
+        # Which images are unreadable is known only now, after they were read.
+        kept = torch.tensor([index not in store.corrupt for index in indices.tolist()])
+        indices, features = indices[kept], features[kept]
+        columns = [pa.array(indices.numpy())]
+        if store.labels is not None:
+            labels = store.labels[indices]
+            columns.append(pa.array(labels.numpy(), mask=(labels < 0).numpy()))
+        columns.append(pa.array([_name(store, index) for index in indices.tolist()]))
+        flat = pa.array(features.contiguous().flatten().numpy())
+        columns.append(pa.FixedSizeListArray.from_arrays(flat, features.shape[1]))
+        progress(split, start + len(kept), total)
+        yield pa.table(columns, schema=schema)
+
+
+def _name(store: ImageStore, index: int) -> str:
+    """What the source calls an image; Parquet holds UTF-8, and names of files need not be."""
+    return store.reader.describe(index).encode("utf-8", "backslashreplace").decode()
+
+
+def draw_maps(path: Path, methods: Sequence[str]) -> list[Path]:
+    """Maps of at most 2,000 rows of a file that `embed_source` wrote, beside it: `features.pca.png`
+    of `features.parquet`. methods: of `sslkit.report.projection.METHODS`.
+
+    Raises DataError where there are too few rows, and what reading the file raises."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        origin = parse_json(schema.metadata[METADATA])
+        labels = None
+        if "label" in schema.names:
+            column = file.read(columns=["label"]).column("label").fill_null(-1)
+            labels = torch.from_numpy(column.to_numpy().copy())
+        rows = file.metadata.num_rows
+        images = choose_images(rows, labels, origin["class_names"], seed=_SEED)
+        if len(images.rows) < LEAST_IMAGES:
+            raise DataError(f"{path}: a map takes {LEAST_IMAGES} images, there are {rows}")
+        features = _rows_of(file, images.rows, schema.field("feature").type.list_size)
+    written = []
+    for method in methods:
+        figure = draw_map({origin["run"]: project(features, method, _SEED)}, images, method)
+        written.append(path.with_suffix(f".{method}.png"))
+        figure.savefig(written[-1], dpi=150)
+    return written
+
+
+def _rows_of(file: Any, rows: Tensor, width: int) -> Tensor:
+    """Features (M, F) of some rows, in their order; a row group is read at a time."""
+    features = torch.empty(len(rows), width)
+    start = 0
+    for group in range(file.num_row_groups):
+        column = file.read_row_group(group, columns=["feature"]).column("feature")
+        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        part = torch.from_numpy(flat.copy()).view(-1, width)
+        inside = (rows >= start) & (rows < start + len(part))
+        features[inside] = part[rows[inside] - start]
+        start += len(part)
+    return features
+
+
+def read_embeddings(path: Path) -> tuple[Tensor, Tensor | None, Tensor, dict[str, Any]]:
+    """What `embed_source` wrote: indices (N,), labels (N,) or None (-1 where an image has none),
+    features (N, F), and the metadata. Raises DataError."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+        origin = parse_json((table.schema.metadata or {})[METADATA])
+        column = table.column("feature").combine_chunks()
+        width = table.schema.field("feature").type.list_size
+        features = torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).copy())
+        indices = torch.from_numpy(table.column("index").to_numpy().copy())
+    except (OSError, KeyError, ValueError, AttributeError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(f"{path}: not readable as a file of `sslkit embed` ({reason})") from error
+    labels = None
+    if "label" in table.schema.names:
+        filled = table.column("label").fill_null(-1).to_numpy()
+        labels = torch.from_numpy(filled.copy())
+    return indices, labels, features.view(-1, width), origin

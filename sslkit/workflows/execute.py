@@ -1,0 +1,198 @@
+"""An experiment that is built is trained, evaluated and reported."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sslkit.api import Progress
+from sslkit.engine.loop import evaluate_epoch, train
+from sslkit.engine.memory import (
+    building_needs_less,
+    evaluation_needs_less,
+    is_out_of_memory,
+    step_needs_less,
+)
+from sslkit.engine.signals import StopSignals
+from sslkit.errors import SSLKitError, TrainingError, hide_logins
+from sslkit.experiment.build import Experiment
+from sslkit.experiment.encoder import save_encoder
+from sslkit.experiment.measuring import conditions, untrained_networks
+from sslkit.host.plugin_errors import describe_failure
+from sslkit.recipe import Recipe
+from sslkit.report.cost import run_cost, total_cost
+from sslkit.report.report import write_report
+from sslkit.report.results import FinalResults
+from sslkit.run.metrics_file import read_lines
+from sslkit.run.state import (
+    RESULTS,
+    is_finished,
+    last_metrics,
+    was_evaluated,
+)
+from sslkit.tracking.log import RunLog
+from sslkit.tracking.system import SystemSampler
+
+Status = Literal["finished", "stopped"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to."""
+
+    run_dir: Path
+    metrics: dict[str, float]
+    """The last value of each metric: `eval/knn/top1` and the like."""
+    mlflow_run_id: str | None
+    status: Status = "finished"
+    results: FinalResults | None = None
+
+
+def ended_by_plugin(error: BaseException) -> SSLKitError:
+    """The error for a component that ends the process, or acts as if Ctrl-C were pressed."""
+    return SSLKitError(f"{describe_failure(error)}; a component must raise an error instead")
+
+
+@contextmanager
+def explained_memory(recipe: Recipe) -> Iterator[None]:
+    """Says what to take less of where data and networks do not fit into memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise building_needs_less(recipe.train.device) from error
+        raise
+
+
+def execute(experiment: Experiment, stop: StopSignals) -> RunResult:
+    """Trains and evaluates an experiment that is built, and closes its log whatever happens."""
+    folder = experiment.folder
+    try:
+        log, results = _execute(experiment, stop)
+    except KeyboardInterrupt as error:
+        if stop.requested is None:
+            raise ended_by_plugin(error) from error
+        if not is_finished(folder.path):
+            raise SSLKitError(how_to_go_on(experiment, f"{stop.requested}, at once")) from None
+        experiment.training.display.message(
+            f"{stop.requested} came after the run was finished: all is in {folder.path}; what its "
+            f"tracker misses is sent by: sslkit sync {folder.path}"
+        )
+        return RunResult(folder.path, last_metrics(folder), None)
+    status: Status = "stopped" if results is None else "finished"
+    return RunResult(folder.path, last_metrics(folder), log.run_id, status, results)
+
+
+def _execute(experiment: Experiment, stop: StopSignals) -> tuple[RunLog, FinalResults | None]:
+    """The log, which is closed, and the results, or None where the run was stopped."""
+    training, folder = experiment.training, experiment.folder
+    results: FinalResults | None = None
+    with experiment.open_log() as log:
+        log.artifact(folder.recipe)
+        log.artifact(folder.environment)
+        try:
+            with SystemSampler(log.log_system, training.runtime.device):
+                stop.at_once = False
+                advance(experiment, stop)
+                if not stop.requested:
+                    stop.at_once = True  # all is saved: nothing is lost by stopping in evaluation
+                    results = finish(experiment, log)
+        except KeyboardInterrupt:
+            if stop.requested is None or is_finished(folder.path):
+                raise  # a plugin's; or too late to change anything
+        except SSLKitError:
+            raise  # its message says all
+        except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                raise needs_less_memory(experiment) from error
+            # A plugin's, or ours: the command shows one line, the folder keeps all.
+            with suppress(OSError, SSLKitError):  # a full disk must not hide what happened
+                folder.write_text("traceback.txt", hide_logins(traceback.format_exc()))
+            raise
+        finally:
+            training.display.close()
+            experiment.write_unreadable()
+        if results is None:
+            training.display.message(how_to_go_on(experiment, stop.requested or "SIGINT"))
+        log.finish("killed" if results is None else "finished")
+    return log, results
+
+
+def needs_less_memory(experiment: Experiment) -> TrainingError:
+    """The error where memory ran out in training or in an evaluation."""
+    training = experiment.training
+    device = training.runtime.device
+    if training.evaluating:
+        return evaluation_needs_less(device)
+    return step_needs_less(experiment.recipe.train, device, training.progress.step + 1)
+
+
+def advance(experiment: Experiment, stop: StopSignals) -> None:
+    """Trains from the current step on, after the evaluation that a stop may have cut off."""
+    training = experiment.training
+    progress = training.progress
+    training.display.start(progress.total_steps, progress.step)
+    for callback in training.callbacks:
+        callback.on_start(training.run, training.method)
+    if at_epoch_end(progress) and not was_evaluated(experiment.folder, progress.step):
+        evaluate_epoch(training, progress.epochs_done, stop)
+    train(training, stop)
+    training.display.close()
+
+
+def how_to_go_on(experiment: Experiment, reason: str) -> str:
+    """What became of a run that was stopped, in one line."""
+    training = experiment.training
+    progress, saved = training.progress, training.saved_step
+    if saved is None:
+        kept = "nothing saved yet, so it begins again"
+    else:
+        kept = f"saved in {training.checkpoints.paths()[-1].name}"
+        if saved < progress.step:
+            kept += f", steps from {saved + 1} on are made again"
+    return (
+        f"stopped by {reason} at step {progress.step} of {progress.total_steps} ({kept}); "
+        f"go on with: sslkit run --resume {experiment.folder.path}"
+    )
+
+
+def finish(experiment: Experiment, log: RunLog) -> FinalResults:
+    """Measures the last epoch beside the baselines; writes encoder, results and report."""
+    folder, training, suite = experiment.folder, experiment.training, experiment.suite
+    encoder, layers = experiment.method.encoder, experiment.method.projection_layers
+    training.display.message("evaluating the last epoch and the baselines")
+    training.evaluating = True
+    with training.runtime.eager():
+        with suite.calibrated(encoder, layers) as seconds:  # what is measured is what is exported
+            log.artifact(save_encoder(experiment))  # a tracker takes it where its recipe says so
+            epochs = training.progress.epochs_done
+            trained = suite.run(encoder, epochs, True, layers, calibration_seconds=seconds)
+        baselines = suite.baselines(*untrained_networks(experiment.untrained()))
+    for protocol, found in {**trained.warnings, **trained.stops}.items():
+        training.display.message(f"warning: the last epoch: {protocol}: {found}")
+    metrics = {**trained.metrics, **baselines.metrics}
+    step, last = training.progress.step, [trained, baselines]
+    cost = run_cost(list(read_lines(folder.metrics)), step, experiment.facts.batch_size, last)
+    if metrics and not was_evaluated(folder, step):
+        log.log({**metrics, **total_cost(last), **cost.metrics}, step)
+        for callback in training.callbacks:
+            callback.on_evaluation(training.run, metrics, training.progress)
+
+    measured = conditions(experiment.recipe, encoder, experiment.no_untrained)
+    results = FinalResults.collect(trained, baselines, cost if metrics else None, measured)
+    for artifact in write_report(experiment, results):
+        log.artifact(artifact, artifact.parent.relative_to(folder.path).as_posix().strip("."))
+    folder.write_json(RESULTS, results.to_json())
+    log.artifact(folder.path / RESULTS)
+    return results
+
+
+def at_epoch_end(progress: Progress) -> bool:
+    """Whether the last step done ended an epoch that is not the last."""
+    return 0 < progress.step < progress.total_steps and (
+        progress.step % progress.steps_per_epoch == 0
+    )

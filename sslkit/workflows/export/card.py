@@ -1,0 +1,236 @@
+"""The model card of an export: `README.md`, in the form of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from sslkit.api import Preprocess
+from sslkit.errors import CheckpointError
+from sslkit.files import read_json
+from sslkit.recipe import backbone_name, hashed_view
+from sslkit.recipe.yaml_positions import dump_document
+from sslkit.report.report import markdown_table
+from sslkit.run.state import RESULTS, read_environment
+
+from . import preprocessing
+from .formats import Format
+from .round_trip import TOLERANCE, Difference
+from .sample_images import Probe
+from .source import ExportSource
+
+FILE = "README.md"
+_PACKAGES = ("sslkit", "torch", "timm", "onnx", "onnxscript", "onnxruntime")
+
+
+def model_card(chosen: Format, source: ExportSource, difference: Difference, probe: Probe) -> str:
+    """The card, in Markdown."""
+    sections = [
+        _front_matter(chosen, source),
+        _title(source),
+        _load(chosen, source),
+        _preprocessing(chosen, source.encoder.preprocess),
+        _training(source),
+        _results(source),
+        _check(chosen, difference, probe),
+        _use(),
+    ]
+    return "\n\n".join("\n".join(section) for section in sections) + "\n"
+
+
+def _front_matter(chosen: Format, source: ExportSource) -> Iterator[str]:
+    yield "---"
+    if chosen.name == "timm":
+        yield "library_name: timm"
+    yield "pipeline_tag: image-feature-extraction"
+    yield "tags:"
+    method = [] if source.recipe is None else [_plain(source.recipe.method.name)]
+    yield from (f"- {tag}" for tag in ("self-supervised-learning", "sslkit", *method))
+    yield "---"
+
+
+def _title(source: ExportSource) -> Iterator[str]:
+    recipe, width = source.recipe, source.encoder.num_features
+    name = source.run.name if source.run is not None else source.path.name
+    yield f"# Encoder of {name}"
+    yield ""
+    if recipe is None:
+        yield f"An image encoder, {_backbone(source)}: {width:,} features an image."
+        return
+    yield (
+        f"{backbone_name(recipe)}, trained without labels by {_plain(recipe.method.name)} on "
+        f"{recipe.data.name}: {width:,} features an image."
+        if not recipe.method.cls.requires_labels
+        else f"{backbone_name(recipe)}, trained by {_plain(recipe.method.name)}, which uses "
+        f"labels, on {recipe.data.name}: {width:,} features an image."
+    )
+
+
+def _load(chosen: Format, source: ExportSource) -> Iterator[str]:
+    yield "## How to load"
+    yield ""
+    yield "```python"
+    yield chosen.usage(source)
+    yield "```"
+    if chosen.name == "torch-export":
+        yield ""
+        yield (
+            "Like every .pt2, load it only from where you trust: `torch.export.load` can be made "
+            "to run code by a file that was changed."
+        )
+
+
+def _preprocessing(chosen: Format, preprocess: Preprocess) -> Iterator[str]:
+    inside = (
+        "The network subtracts `mean` and divides by `std` itself: do not do it again."
+        if chosen.normalization_inside
+        else "Then subtract `mean` and divide by `std`: the network does not do it."
+    )
+    yield "## Preprocessing"
+    yield ""
+    yield (
+        f"Values in [0, 1]. Resize the shorter side to {preprocess.resize} pixels "
+        f"({preprocess.interpolation}, antialiased), cut out the {preprocess.size} pixels in the "
+        f"centre. {inside} `{preprocessing.FILE}` has all of it:"
+    )
+    yield ""
+    yield f"- mean: {_numbers(preprocess.mean)}"
+    yield f"- std: {_numbers(preprocess.std)}"
+
+
+def _training(source: ExportSource) -> Iterator[str]:
+    yield "## Training"
+    yield ""
+    yield f"- recipe hash: `{source.recipe_hash}`"
+    if source.recipe is None or source.run is None:
+        block = json.dumps(dict(source.backbone))
+        yield f"- backbone: `{block}` of {source.distribution}"
+        yield f"- nothing else is known: {source.alone}"
+        return
+    recipe, train = source.recipe, source.recipe.train
+    method = recipe.method
+    yield f"- method: {_plain(method.name)}, of {method.distribution} {method.version}"
+    end = "" if train.max_steps is None else f" but at most {train.max_steps:,} steps"
+    yield f"- seed {recipe.seed}, {train.epochs} epochs{end}, batch {train.batch_size:,}"
+    yield f"- exported: {'the end of the run' if source.measured else f'`{source.path.name}`'}"
+    yield from _environment(source)
+    yield ""
+    yield "<details><summary>What the hash covers, with paths left out</summary>"
+    yield ""
+    yield "```yaml"
+    yield dump_document(hashed_view(recipe)).rstrip()
+    yield "```"
+    yield ""
+    yield "</details>"
+
+
+def _environment(source: ExportSource) -> Iterator[str]:
+    """Data and versions, as the run recorded them."""
+    assert source.recipe is not None
+    assert source.run is not None
+    try:
+        found = read_environment(source.run)
+    except CheckpointError:
+        yield f"- data: {source.recipe.data.name}; the run has no environment.json"
+        return
+    facts, prints, packages = (found.get(key) for key in ("facts", "data", "packages"))
+    if not (isinstance(facts, dict) and isinstance(prints, dict) and isinstance(packages, dict)):
+        yield f"- data: {source.recipe.data.name}; the run's environment.json cannot be read"
+        return
+    splits = ", ".join(f"{split} `{value}`" for split, value in prints.items())
+    yield (
+        f"- data: {source.recipe.data.name}, {facts.get('num_images')} training images "
+        f"(fingerprints: {splits})"
+    )
+    versions = ", ".join(f"{name} {packages[name]}" for name in _PACKAGES if name in packages)
+    yield f"- trained with {versions}, on {found.get('device')}"
+
+
+def _results(source: ExportSource) -> Iterator[str]:
+    yield "## Results"
+    yield ""
+    if not source.measured or source.run is None:
+        yield "Not measured: results are those of the end of a run, in its folder."
+        return
+    assert source.recipe is not None
+    try:
+        found = read_json(source.run / RESULTS, inside=source.run)
+        rows = [_row(row) for row in found["comparison"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        yield f"Not known: {RESULTS} of the run cannot be read."
+        return
+    if not rows:
+        yield "The run was not evaluated."
+        return
+    yield (
+        f"One run, seed {source.recipe.seed}, last epoch, as `{RESULTS}` has it. In brackets the "
+        "95 % interval, and what it is over: test images, or a protocol's draws; it says nothing "
+        "about other seeds. `untrained` is the same network before the first step, `pixels` the "
+        "images themselves. The settings of the protocols are in the recipe, under `evaluate`."
+    )
+    yield ""
+    yield from markdown_table(["protocol", "metric", "this encoder", "untrained", "pixels"], rows)
+
+
+def _row(row: Mapping[str, Any]) -> list[str]:
+    cells = [_estimate(row["values"].get(name)) for name in ("trained", "untrained", "pixels")]
+    return [row["protocol"], row["metric"], *cells]
+
+
+def _estimate(found: Mapping[str, Any] | None) -> str:
+    if found is None or found["value"] is None:
+        return "-"
+    text = f"{found['value']:.4g}"
+    if found["low"] is not None and found["high"] is not None:
+        text += f" [{found['low']:.4g}, {found['high']:.4g}]"
+        if over := found.get("interval_over", f"{found['draws']} draws"):
+            text += f", {over}"
+    return text
+
+
+def _check(chosen: Format, difference: Difference, probe: Probe) -> Iterator[str]:
+    installed = {name: _version(name) for name in ("sslkit", "torch", "timm", *chosen.requires)}
+    versions = ", ".join(f"{name} {found}" for name, found in installed.items())
+    yield "## How it was checked"
+    yield ""
+    yield (
+        f"After writing, `{chosen.file}` was loaded from disk and embedded {probe.origin}, "
+        "prepared as this folder says. The features are those of the encoder in sslkit "
+        f"{difference.words()} (their root mean square is {difference.scale:.4g}); beyond "
+        f"{TOLERANCE:.0e} the export would not have been kept. Versions: {versions}."
+    )
+
+
+def _use() -> Iterator[str]:
+    yield "## Intended use"
+    yield ""
+    yield (
+        "Features for images like those it was trained on: retrieval, clustering, a linear "
+        "classifier, the start of fine-tuning. Measure it on your own data before you rely on it; "
+        "it has whatever bias its training images have."
+    )
+    yield ""
+    yield "## Licence"
+    yield ""
+    yield "Not stated: whoever publishes the weights decides, and the training data may bind them."
+
+
+def _backbone(source: ExportSource) -> str:
+    return str(source.backbone.get("model", source.backbone["name"]))
+
+
+def _plain(name: str) -> str:
+    return name.rpartition(":")[2]
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "from source"

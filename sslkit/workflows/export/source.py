@@ -1,0 +1,103 @@
+"""What is exported: the encoder of a run folder, of a checkpoint or of an encoder.safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sslkit.api import Backbone
+from sslkit.errors import RunFolderError, SSLKitError
+from sslkit.experiment.encoder import encoder_metadata, load_encoder
+from sslkit.experiment.networks import without_starting_weights
+from sslkit.experiment.restore import load_measured_method
+from sslkit.recipe import Recipe, load_recipe, recipe_hash
+from sslkit.run.folder import RunFolder
+from sslkit.run.state import is_finished, read_facts, run_folder_of
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """An encoder and what is known about where it comes from."""
+
+    path: Path
+    """As the user gave it."""
+    encoder: Backbone
+    """On the CPU, in float32 and eval mode."""
+    backbone: Mapping[str, Any]
+    """The block of the recipe that builds it, every default written out, without starting weights.
+    """
+    distribution: str
+    """The package that the backbone comes from."""
+    channels: int
+    recipe_hash: str
+    recipe: Recipe | None
+    """Of the run around it; None where there is none that can be read."""
+    alone: str
+    """Why there is no recipe; empty where there is one."""
+    run: Path | None
+    """The run folder."""
+    measured: bool
+    """Whether the results in the run folder are those of this encoder."""
+
+
+def open_source(path: Path) -> ExportSource:
+    """Loads what the path names. Raises CheckpointError, RecipeError and RunFolderError."""
+    if path.is_dir():
+        encoder = RunFolder.open(path).encoder
+        if encoder.exists():
+            return _from_file(path, encoder)
+    return _from_file(path, path) if path.suffix == ".safetensors" else _from_checkpoint(path)
+
+
+def _from_file(path: Path, file: Path) -> ExportSource:
+    from sslkit.host.plugins import load_plugins
+
+    described = encoder_metadata(file)
+    recipe, alone = _recipe_around(file)
+    block = described["backbone"]
+    return ExportSource(
+        path=path,
+        encoder=load_encoder(file).float(),
+        backbone=block,
+        distribution=load_plugins().registry.resolve("backbone", block["name"]).distribution,
+        channels=int(described["channels"]),
+        recipe_hash=described["recipe_hash"],
+        recipe=recipe,
+        alone=alone,
+        run=file.absolute().parent if recipe is not None else None,
+        measured=recipe is not None and is_finished(file.parent),
+    )
+
+
+def _recipe_around(file: Path) -> tuple[Recipe | None, str]:
+    """The recipe of the run folder that the file lies in, or why there is none: the file is enough
+    to build the encoder."""
+    try:
+        folder = RunFolder.open(file.parent)
+    except RunFolderError:
+        return None, "the encoder stands alone"
+    try:
+        return load_recipe(folder.recipe), ""
+    except (SSLKitError, OSError) as error:  # of a plugin that is gone, or of another version
+        return None, f"the recipe cannot be read: {' '.join(str(error).split())}"
+
+
+def _from_checkpoint(path: Path) -> ExportSource:
+    recipe, _, method = load_measured_method(path)
+    folder = run_folder_of(path)
+    bare = without_starting_weights(recipe).backbone
+    encoder = method.encoder.cpu().float().eval()
+    return ExportSource(
+        path=path,
+        encoder=encoder,
+        backbone=bare.dump(),
+        distribution=bare.distribution,
+        channels=read_facts(folder.path).channels,
+        recipe_hash=recipe_hash(recipe),
+        recipe=recipe,
+        alone="",
+        run=folder.path,
+        measured=False,
+    )

@@ -1,0 +1,130 @@
+"""`timm`: a folder as timm and the Hugging Face hub have it: weights and config.json.
+
+`timm.create_model(name, checkpoint_path=..., num_classes=0)` loads the weights alone,
+`timm.create_model("local-dir:FOLDER", pretrained=True)` the folder, preprocessing included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sslkit.errors import ExportError
+
+from .round_trip import Embed
+from .source import ExportSource
+from .torch_format import shape
+
+FILE = "model.safetensors"
+CONFIG = "config.json"
+_KEPT_OF_TIMM = ("classifier", "first_conv", "pool_size", "fixed_input_size")
+"""What timm itself knows of an architecture and needs to put a classifier on it."""
+
+
+def write(source: ExportSource, folder: Path) -> None:
+    """Writes the weights under timm's names, and config.json. Raises ExportError where timm has
+    no such model."""
+    from safetensors.torch import save_file
+
+    name, arguments, model = timm_model(source)
+    state = source.encoder.export_state()
+    weights = {key: value.detach().clone().contiguous() for key, value in state.items()}
+    save_file(weights, folder / FILE, {"format": "pt"})
+    text = json.dumps(_config(source, name, arguments, model), indent=2)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def timm_model(source: ExportSource) -> tuple[str, dict[str, Any], nn.Module]:
+    """Name and arguments of `timm.create_model` for the network of a `{name: timm}` block, and the
+    model that they make, without memory. Raises ExportError."""
+    import timm
+
+    block = source.backbone
+    _refuse_others(source, block)
+    name = str(block["model"])
+    wanted = {
+        "img_size": source.encoder.preprocess.size,
+        "patch_size": block["patch_size"],
+        "global_pool": block["pool"],
+        "in_chans": source.channels if source.channels != 3 else None,
+        **block["model_args"],
+    }
+    arguments = {key: value for key, value in wanted.items() if value is not None}
+    with torch.device("meta"):
+        try:
+            model = timm.create_model(name, num_classes=0, **arguments)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            del arguments["img_size"]  # it takes any size, as ResNets do
+            model = timm.create_model(name, num_classes=0, **arguments)
+    return model.pretrained_cfg["architecture"], arguments, model
+
+
+def _refuse_others(source: ExportSource, block: Mapping[str, Any]) -> None:
+    name = str(block["name"])
+    others = "use --format onnx or --format torch-export"
+    if source.distribution != "sslkit" or name.rpartition(":")[2] != "timm":
+        raise ExportError(
+            f"--format timm: the backbone '{name}' of {source.distribution} is no model of timm; "
+            f"{others}"
+        )
+    if block["stem"] != "default":
+        raise ExportError(
+            f"--format timm: timm has no {block['model']} with stem: {block['stem']}; {others}"
+        )
+
+
+def _config(
+    source: ExportSource, name: str, arguments: Mapping[str, Any], model: nn.Module
+) -> dict[str, Any]:
+    preprocess, known = source.encoder.preprocess, getattr(model, "pretrained_cfg", {})
+    return {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": source.encoder.num_features,
+        "model_args": dict(arguments),
+        "pretrained_cfg": {
+            **{key: known[key] for key in _KEPT_OF_TIMM if known.get(key) is not None},
+            "num_classes": 0,
+            "input_size": [source.channels, preprocess.size, preprocess.size],
+            "interpolation": preprocess.interpolation,
+            "crop_pct": preprocess.size / preprocess.resize,
+            "crop_mode": "center",
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+        },
+    }
+
+
+def load(folder: Path) -> tuple[Embed, ...]:
+    """The model as timm makes it from the weights, and as it makes it from the folder."""
+    import timm
+
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    from_weights = timm.create_model(
+        config["architecture"],
+        checkpoint_path=str(folder / FILE),
+        num_classes=0,
+        **config["model_args"],
+    )
+    from_folder = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True)
+    return from_weights.eval(), from_folder.eval()
+
+
+def usage(source: ExportSource) -> str:
+    """For the model card."""
+    name, arguments, _ = timm_model(source)
+    further = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    return f"""\
+import timm
+
+encoder = timm.create_model("{name}", checkpoint_path="{FILE}", num_classes=0{further}).eval()
+# or, in the folder around this one: timm.create_model("local-dir:FOLDER", pretrained=True)
+# images: (B, {shape(source)}) float32, normalised by mean and std of preprocess.json
+features = encoder(images)"""

@@ -1,0 +1,183 @@
+"""Going on with a run that was stopped, killed or failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sslkit.api import Facts
+from sslkit.engine.display import Display
+from sslkit.engine.failure import RECORD
+from sslkit.engine.signals import StopSignals
+from sslkit.errors import (
+    CheckpointError,
+    RecipeError,
+    RunFolderError,
+)
+from sslkit.experiment.build import Experiment, build
+from sslkit.experiment.check import check
+from sslkit.experiment.description import describe_run
+from sslkit.experiment.resolve import resolve
+from sslkit.experiment.restore import restore
+from sslkit.recipe import (
+    Recipe,
+    components,
+    find_recipe,
+    hashed_view,
+    load_recipe,
+    recipe_hash,
+)
+from sslkit.run.environment import environment_changes
+from sslkit.run.folder import RunFolder, sanitise_name
+from sslkit.run.state import (
+    is_finished,
+    is_fork,
+    read_environment,
+)
+
+from .execute import RunResult, execute, explained_memory
+
+
+def resume_run(
+    path: Path,
+    recipe: str | Path | None,
+    overrides: Sequence[str],
+    display: Display,
+    stop: StopSignals,
+) -> RunResult:
+    """Resumes a run from its newest checkpoint, with the recipe that it was started with."""
+    with RunFolder.open(path, write=True) as folder:
+        if is_finished(folder.path):
+            raise RecipeError(
+                f"{path}: this run is finished; --fork {path} starts a new one from it"
+            )
+        saved = load_recipe(folder.recipe)
+        wanted = resolve(load_recipe(find_recipe(recipe) if recipe else folder.recipe, overrides))
+        refuse_changes(saved, wanted, path)
+        facts = check_from_elsewhere(wanted, folder)
+        with explained_memory(wanted):
+            experiment = build(wanted, facts, folder, display)
+        refuse_other_data(experiment)
+        state, damaged = experiment.training.checkpoints.load_newest()
+        for message in damaged:
+            display.message(f"warning: {message}; going on from the checkpoint before it")
+        if state is None:
+            display.message(f"{path}: no checkpoint; starting from the first step again")
+        else:
+            restore(experiment, state, str(path))
+        record_resume(experiment)
+        for record in (RECORD, folder.stopped):  # of what this run is to get beyond
+            (folder.path / record).unlink(missing_ok=True)
+        return execute(experiment, stop)
+
+
+def record_resume(experiment: Experiment) -> None:
+    """Adds to the history in `environment.json`, and warns of what may change the bits."""
+    folder, step = experiment.folder, experiment.training.progress.step
+    saved, now = read_environment(folder.path), describe_run(experiment)
+    changed = environment_changes(saved, now)
+    entry = {"step": step, "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "changed": changed}
+    history = saved.get("history")
+    saved["history"] = [*(history if isinstance(history, list) else ()), entry]
+    folder.write_json(folder.environment, saved)
+    if changed:
+        first = [f"{name} {old} -> {new}"[:80] for name, (old, new) in list(changed.items())[:6]]
+        more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+        experiment.training.display.message(
+            f"warning: {', '.join(first)}{more}: changed since this run was last started; from "
+            f"step {step} on its numbers may not be those of a run without a stop"
+        )
+
+
+def check_from_elsewhere(recipe: Recipe, folder: RunFolder) -> Facts:
+    """`check`, which adds where the run was started if the data cannot be found from here: the
+    paths of a recipe count from the working folder."""
+    try:
+        return check(recipe)
+    except RecipeError as error:
+        if not folder.environment.exists():
+            raise
+        home = read_environment(folder.path).get("working_directory")
+        if home in (None, str(Path.cwd())):
+            raise
+        raise RecipeError(
+            *error.problems, f"{folder.path}: this run was started in {home}; resume it from there"
+        ) from error
+
+
+def find_unfinished(recipe: Recipe) -> Path | None:
+    """The newest run of this recipe, on the same paths, that has not come to its end."""
+    found = []
+    mine = f"{sanitise_name(recipe.name)}-*"
+    for path in Path(recipe.runs_dir).glob(f"{mine}/recipe.resolved.yaml"):
+        try:
+            folder = RunFolder.open(path.parent)
+            if is_finished(folder.path) or is_fork(folder.path):
+                continue
+            saved = load_recipe(path)
+        except (RecipeError, RunFolderError):  # of another version, or no run of ours
+            continue
+        if _identity(saved) == _identity(recipe):
+            found.append(folder)
+    return max(found, key=lambda folder: folder.id).path if found else None
+
+
+def _identity(recipe: Recipe) -> tuple[object, ...]:
+    return recipe.name, recipe.seed, recipe_hash(recipe), _paths(recipe)
+
+
+def _paths(recipe: Recipe) -> dict[str, Path]:
+    """Every path in the components of a recipe, absolute; the hash leaves their values out."""
+    return {
+        f"{where}.{field}": value.absolute()
+        for where, slot in components(recipe)
+        for field, value in slot.config
+        if isinstance(value, Path) and not where.startswith(("tracking", "callbacks"))
+    }
+
+
+def refuse_changes(saved: Recipe, wanted: Recipe, path: Path) -> None:
+    """Raises RecipeError where a resume would change what the run computes."""
+    before, after = _flat(hashed_view(saved)), _flat(hashed_view(wanted))
+    before["seed"], after["seed"] = saved.seed, wanted.seed
+    changed = sorted(
+        key for key in before.keys() | after.keys() if before.get(key) != after.get(key)
+    )
+    if changed:
+        raise RecipeError(
+            *(
+                f"{key}: the run has {before.get(key)!r}, this recipe {after.get(key)!r}; a resume "
+                f"keeps the recipe: use --fork {path} for a new run from there"
+                for key in changed
+            )
+        )
+
+
+def refuse_other_data(experiment: Experiment, folder: RunFolder | None = None) -> None:
+    """Raises CheckpointError where the data is not what the run was started with. folder: of that
+    run; default: the experiment's own."""
+    folder = folder or experiment.folder
+    saved = read_environment(folder.path).get("data", {})
+    found = experiment.stores.fingerprints
+    for split, before in saved.items():
+        if before != found.get(split):
+            raise CheckpointError(
+                f"{folder.path}: the {split} data has changed since this run began (fingerprint "
+                f"{before}, now {found.get(split)}); start a new run with --fork {folder.path}"
+            )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping):
+        items = ((str(key), value) for key, value in tree.items())
+    elif isinstance(tree, (list, tuple)) and tree:
+        items = ((str(index), value) for index, value in enumerate(tree))
+    else:
+        return {prefix: tree}
+    return {
+        key: value
+        for name, branch in items
+        for key, value in _flat(branch, f"{prefix}.{name}" if prefix else name).items()
+    }

@@ -1,0 +1,128 @@
+"""`sslkit run`: starts a run, forks one, or goes on with one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from sslkit.api import Facts
+from sslkit.engine.display import Display, make_display
+from sslkit.engine.signals import StopSignals
+from sslkit.errors import CheckpointError, RecipeError, SSLKitError, TrainingError
+from sslkit.experiment.build import build
+from sslkit.experiment.check import check
+from sslkit.experiment.description import write_environment
+from sslkit.experiment.resolve import resolve
+from sslkit.experiment.restore import restore
+from sslkit.recipe import dump_resolved, find_recipe, load_recipe
+from sslkit.recipe.warnings import find_warnings, network_warnings
+from sslkit.run.folder import RunFolder
+from sslkit.run.state import (
+    read_state,
+    step_of,
+    why_stopped,
+)
+
+from .execute import RunResult, ended_by_plugin, execute, explained_memory
+from .resume import find_unfinished, resume_run
+
+
+def run_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RunResult:
+    """Runs a recipe from start to end; see `sslkit.run`."""
+    return start(recipe, overrides, display=make_display())
+
+
+def start(
+    recipe: str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    resume: str | None = None,
+    fork: Path | None = None,
+    display: Display,
+    stop: StopSignals | None = None,
+) -> RunResult:
+    """Starts a run, or goes on with one.
+
+    resume: a run folder, or "auto" for the newest unfinished run of this recipe (a new one where
+    there is none). fork: a run folder or checkpoint whose whole state a new run starts from. stop:
+    active signals; by default they are for the time of the run."""
+    if resume is not None and fork is not None:
+        raise RecipeError("--resume and --fork exclude each other: give one of them")
+    with nullcontext(stop) if stop is not None else StopSignals() as stop:
+        stop.at_once = True  # until there is something to save
+        try:
+            return _start(recipe, overrides, resume, fork, display, stop)
+        except KeyboardInterrupt as error:
+            if stop.requested is None:
+                raise ended_by_plugin(error) from error
+            raise SSLKitError(
+                f"stopped by {stop.requested} before the first step; nothing was kept"
+                if resume is None
+                else f"stopped by {stop.requested} before the first step; the run is as it was"
+            ) from None
+        except SystemExit as error:
+            raise ended_by_plugin(error) from error
+
+
+def _start(
+    recipe: str | Path | None,
+    overrides: Sequence[str],
+    resume: str | None,
+    fork: Path | None,
+    display: Display,
+    stop: StopSignals,
+) -> RunResult:
+    if resume is not None and resume != "auto":
+        return resume_run(Path(resume), recipe, overrides, display, stop)
+    if recipe is None:
+        raise RecipeError("a recipe is needed; `sslkit recipes list` shows the shipped ones")
+
+    loaded = resolve(load_recipe(find_recipe(recipe), overrides))
+    if resume == "auto" and (unfinished := find_unfinished(loaded)) is not None:
+        if (why := why_stopped(unfinished)) is not None:
+            raise TrainingError(
+                f"{unfinished}: {why}. It stays stopped; go on all the same (to the next "
+                f"evaluation) with: sslkit run --resume {unfinished}"
+            )
+        display.message(f"going on with {unfinished}")
+        return resume_run(unfinished, recipe, overrides, display, stop)
+    state = read_state(fork) if fork is not None else None
+    facts = check(loaded)
+    for warning in find_warnings(loaded, facts):
+        display.message(f"warning: {warning}")
+    with RunFolder.create(loaded.runs_dir, loaded.name) as folder:
+        with removed_on_failure(folder), explained_memory(loaded):
+            experiment = build(loaded, facts, folder, display)
+            for warning in network_warnings(loaded, experiment.method):
+                display.message(f"warning: {warning}")
+            if state is not None:
+                refuse_ended(state, facts, f"{fork}")
+                restore(experiment, state, f"{fork}")
+                experiment.training.save()  # a resume before the next one must have a start
+            write_environment(experiment, forked_from=str(fork) if fork else None)
+            # Last: a folder that has it can be resumed, and one whose data never loaded is no run.
+            folder.write_text(folder.recipe, dump_resolved(experiment.recipe))
+        return execute(experiment, stop)
+
+
+@contextmanager
+def removed_on_failure(folder: RunFolder) -> Iterator[None]:
+    """Leaves no folder behind of a run that could not be built."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+
+
+def refuse_ended(state: Mapping[str, Any], facts: Facts, source: str) -> None:
+    """Raises CheckpointError where a fork would have nothing left to train."""
+    step = step_of(state, source)
+    if step >= facts.total_steps:
+        raise CheckpointError(
+            f"{source}: is at step {step}, and this recipe ends at step "
+            f"{facts.total_steps}; raise train.epochs, or take the weights with backbone.weights"
+        )
