@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from sslkit.plugins import HOOK_KINDS, load_plugins
-from sslkit.registry import Entry, Registry
 
-from sslkit import hookspecs
+from sslkit.api import INTERFACES, Slot
 from sslkit.errors import PluginError
-from sslkit.interfaces import INTERFACES, Slot
+from sslkit.host import hookspecs
+from sslkit.host.plugins import HOOK_KINDS, load_plugins
+from sslkit.host.registry import Entry, Registry
 from sslkit.recipe import Recipe
 from sslkit.report.fields import type_words
 
@@ -134,7 +134,7 @@ def component_page(registry: Registry, interface: type[Any]) -> str:
     lines = [
         f"# {plural.capitalize()}",
         "",
-        f"{paragraph(interface.__doc__)} Interface: {{py:class}}`sslkit.interfaces."
+        f"{paragraph(interface.__doc__)} Interface: {{py:class}}`sslkit.api."
         f"{interface.__name__}`; hook: `register_{plural}`.",
     ]
     for entry, cls in built_in_components(registry, kind):

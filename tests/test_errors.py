@@ -11,7 +11,7 @@ import pytest
 from sslkit.cli import main
 from sslkit.engine.display import Display
 from sslkit.errors import DataError, RecipeError, printable
-from sslkit.recipe.shipped import read_recipe_text
+from sslkit.host.recipe_files import read_recipe_text
 
 HARMFUL = "a\x1b[31mred\x07\r\u202egnp\x85\u2028z\udcff"
 SHOWN = r"a\x1b[31mred\x07\r\u202egnp\x85\u2028z\udcff"

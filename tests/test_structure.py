@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,91 +16,100 @@ PACKAGE = Path(__file__).parents[1] / "sslkit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    ("cli", "__main__"),
-    ("comparison",),
-    ("runs", "plan", "replay", "embedding", "evaluations", "export"),
-    ("saved_runs", "batch_statistics"),
-    ("report",),
+    ("__main__",),
+    ("cli",),
+    ("workflows",),
     ("experiment",),
-    ("suites",),
-    ("stores",),
-    ("engine", "evaluation", "tracking", "data"),
+    ("engine", "report", "tracking"),
+    ("data", "run"),
     ("recipe",),
-    ("recipe_files",),
-    ("plugins",),
-    ("registry", "plugin_errors"),
-    ("interfaces", "nn", "randomness"),
-    ("errors", "files", "hookspecs"),
+    ("host",),
+    ("evaluation",),
+    ("interfaces",),
+    ("api",),
+    ("nn",),
+    ("parallel", "randomness"),
+    ("errors", "files"),
 )
-APART = next(names for names in LAYERS if "engine" in names)
-"""Top may import below; engine, evaluation, tracking and data do not import one another."""
+"""From the top floor down. A room imports from lower floors only: not from its own floor, never
+upwards; imports for type checking count. `builtin` stands apart: see AUTHORS_MAY_IMPORT."""
 
-AUTHORS_MAY_IMPORT = {"", "interfaces", "nn", "errors", "files", "randomness", "builtin"}
+ROOT = ""
+"""`sslkit/__init__.py`: what `import sslkit` gives. Everybody may import it; it imports what it
+hands out when that is called."""
+
+AUTHORS_MAY_IMPORT = {ROOT, "api", "nn", "parallel", "errors", "files", "randomness", "builtin"}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Modules of sslkit that a module imports, without those for type checking."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
-        for node in ast.walk(block)
-    }
+    """Modules of sslkit that a module imports, those for type checking included."""
     package = ".".join(("sslkit", *path.relative_to(PACKAGE).parts[:-1]))
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name.startswith("sslkit"))
         elif isinstance(node, ast.ImportFrom):
             start = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
             module = f"{start}.{node.module or ''}".rstrip(".") if node.level else node.module or ""
-            if module == "sslkit" or (node.level and not node.module):
-                yield from (f"{module}.{name.name}" for name in node.names)
-            elif module.startswith("sslkit."):
-                yield module
+            for name in node.names if module.split(".")[0] == "sslkit" else ():
+                inner = f"{module}.{name.name}"
+                yield inner if inner in NAMES else module
 
 
-def part(module: str) -> str:
+def module_name(path: Path) -> str:
+    """`.../sslkit/engine/loop.py` -> `sslkit.engine.loop`."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {module_name(path) for path in MODULES}
+
+
+def room(module: str) -> str:
     """`sslkit.engine.loop` -> `engine`."""
     words = module.split(".")
-    return words[1] if len(words) > 1 else ""
+    return words[1] if len(words) > 1 else ROOT
 
 
-def layer(name: str) -> int | None:
-    return next((i for i, names in enumerate(LAYERS) if name in names), None)
+FLOORS = {name: floor for floor, names in enumerate(LAYERS) for name in names}
 
 
-def module_part(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def test_every_room_has_a_floor() -> None:
+    rooms = {room(module_name(path)) for path in MODULES}
+    assert rooms == FLOORS.keys() | {ROOT, "builtin"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_import_rule(path: Path) -> None:
-    own = module_part(path)
-    if own in ("builtin", "__init__"):
+def test_no_import_goes_upwards(path: Path) -> None:
+    own = room(module_name(path))
+    if own in ("builtin", ROOT):
         return
-    mine = layer(own)
-    assert mine is not None, f"{own} has no layer: add it to LAYERS"
     for module in imports(path):
-        other = part(module)
+        other = room(module)
         assert other != "builtin", f"{path.name} imports {module}: nobody imports builtin"
-        theirs = layer(other)
-        if theirs is not None and other != own:
-            assert (
-                theirs > mine
-                or {own, other} <= {"interfaces", "nn", "randomness"}
-                or (theirs == mine and own not in APART)
-            ), f"{path.name} ({own}) imports {module}"
+        if other not in (own, ROOT):
+            assert FLOORS[other] > FLOORS[own], f"{path.name} ({own}) imports {module}"
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    """Not between modules either, imports for type checking and those inside functions included."""
+    graph = {
+        module_name(path): {name for name in imports(path) if name in NAMES}
+        - {"sslkit", module_name(path)}
+        for path in MODULES
+        if module_name(path) != "sslkit"
+    }
+    for name in graph:  # a module imports the packages that it lies in before itself
+        graph[name] -= {".".join(name.split(".")[:depth]) for depth in range(name.count(".") + 1)}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "builtin").rglob("*.py")), ids=lambda p: p.name)
 def test_builtins_import_what_any_plugin_may(path: Path) -> None:
-    public = {"hookimpl", "__version__"}
     for module in imports(path):
-        name = part(module)
-        assert name in AUTHORS_MAY_IMPORT or name in public, f"{path.name} imports {module}"
+        assert room(module) in AUTHORS_MAY_IMPORT, f"{path.name} imports {module}"
 
 
 def test_core_names_no_method() -> None:
@@ -107,7 +117,7 @@ def test_core_names_no_method() -> None:
     methods = set(load_plugins().registry.names("method"))
     assert "simclr" in methods
     for path in MODULES:
-        if module_part(path) != "builtin":
+        if room(module_name(path)) != "builtin":
             tree = ast.parse(path.read_text(encoding="utf-8"))
             texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
             assert not texts & methods, path

@@ -73,7 +73,7 @@ def expand_paths(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """What is known before the first step, for `Component.problems` and for constructors."""
 
     num_images: int
@@ -94,7 +94,7 @@ class Facts:
     """What opening the data brought up that a person should know, a sentence each."""
     class_sizes: tuple[int, ...] = ()
     """Labelled training images of each class that has any; empty where they are not known."""
-    evaluated_on: Mapping[str, Facts] = field(default_factory=dict)
+    evaluated_on: Mapping[str, RunFacts] = field(default_factory=dict)
     """Path of an entry of `evaluate` that measures on images of its own -> the facts with those."""
 
 
@@ -105,26 +105,26 @@ class Component:
     Config: ClassVar[type[ComponentConfig]] = ComponentConfig
 
     @classmethod
-    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         """Yields (field path inside the block, message) for every reason why this configuration
         cannot run on this data. Called before anything is built."""
         return ()
 
     @classmethod
-    def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         """Yields (field path inside the block, message) for what will run and is rarely meant: what
         it is and what to do. Called like `problems`; shown by `sslkit plan` and as a run starts."""
         return ()
 
     @classmethod
-    def plan_facts(cls, config: Any, facts: Facts) -> Mapping[str, str | int | float]:
+    def plan_facts(cls, config: Any, facts: RunFacts) -> Mapping[str, str | int | float]:
         """Name -> value of what follows from this configuration and this data and is worth knowing
         before a run, such as "negatives per anchor"; shown by `sslkit plan`. Where components
         inside others state the same name, the outermost is believed."""
         return {}
 
     @classmethod
-    def facts_inside(cls, config: Any, facts: Facts) -> Facts:
+    def facts_inside(cls, config: Any, facts: RunFacts) -> RunFacts:
         """The facts for the components inside this one, where they serve a training of its own: a
         protocol that fine-tunes has another batch size, and other steps, than the run."""
         return facts

@@ -26,14 +26,14 @@ from .component import Component, ComponentConfig
 
 
 class UnreadableImageError(Exception):
-    """Raised by `ImageReader.read` for an image that is damaged and will stay so."""
+    """Raised by `SplitReader.read` for an image that is damaged and will stay so."""
 
 
 IGNORED_PIXEL = 255
-"""The value of `ImageReader.mask` where a pixel belongs to no class and counts nowhere."""
+"""The value of `SplitReader.mask` where a pixel belongs to no class and counts nowhere."""
 
 
-class ImageReader(ABC):
+class SplitReader(ABC):
     """One split of a data set. `read`, `mask` and `boxes` are called from several threads at
     once."""
 
@@ -101,7 +101,7 @@ class ImageReader(ABC):
         """A short hash that changes when the data changes."""
 
 
-class DatasetConfig(ComponentConfig):
+class DataSourceConfig(ComponentConfig):
     """Fields that every data source has."""
 
     max_corrupt_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
@@ -114,11 +114,11 @@ class DatasetConfig(ComponentConfig):
     """Another one keeps other images for testing. Without effect unless `test_fraction` is set."""
 
 
-class Dataset(Component, ABC):
+class DataSource(Component, ABC):
     """A data source. `open` is cheap: it reads indices and headers, not all pixels."""
 
     kind = "dataset"
-    Config: ClassVar[type[ComponentConfig]] = DatasetConfig
+    Config: ClassVar[type[ComponentConfig]] = DataSourceConfig
     divides_itself: ClassVar[bool] = False
     """True: `open` follows the field `test_fraction` by itself."""
 
@@ -126,7 +126,7 @@ class Dataset(Component, ABC):
         self.config = config
 
     @abstractmethod
-    def open(self, split: Literal["train", "test"]) -> ImageReader | None:
+    def open(self, split: Literal["train", "test"]) -> SplitReader | None:
         """The reader of a split; None where there is no test split. Raises DataError."""
 
 

@@ -20,7 +20,7 @@ from sslkit.nn.numerics import Precision, autocast
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 from .component import Component, ComponentConfig, Slot
-from .data import Batch, Dataset
+from .data import Batch, DataSource
 from .method import Apart
 from .networks import Preprocess
 from .views import Augmentation
@@ -51,7 +51,7 @@ class FeatureBank:
 
 
 class Batches(Protocol):
-    """Batches of augmented training images; see `Images.augmented`."""
+    """Batches of augmented training images; see `EvaluationImages.augmented`."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -61,7 +61,7 @@ class Batches(Protocol):
         """The batches of an epoch, on the training device."""
 
 
-class Images(ABC):
+class EvaluationImages(ABC):
     """The images of both splits, for protocols that send them through networks of their own:
 
         batches = images.augmented(augmentation, batch_size=256, rows=images.labelled("train"))
@@ -145,7 +145,7 @@ class Subject:
     """The same batch, through the method as it was before the first step."""
     must_not_collapse: Mapping[str, Apart] | None = None
     """What the method says of these embeddings; see `Method.must_not_collapse`."""
-    images: Images | None = None
+    images: EvaluationImages | None = None
     """The images themselves; None for raw pixels."""
     projection_layers: Sequence[nn.Module] = ()
     """The layers of the projection head, in eval mode; the first takes the encoder's features.
@@ -208,7 +208,7 @@ class EvaluatorConfig(ComponentConfig):
 
     every_epochs: PositiveInt | None = None
     """Also run after every so many epochs. It always runs after the last."""
-    data: Slot[Dataset] | None = None
+    data: Slot[DataSource] | None = None
     """A data source to measure on, both splits of it, in place of the recipe's: a labelled set that
     watches a training without labels. Batch statistics stay those of the training images."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     pass
 from .component import Component
-from .data import Dataset
+from .data import DataSource
 from .evaluation import Evaluator
 from .losses import Loss
 from .method import Method
@@ -17,7 +17,7 @@ from .tracking import Callback, Tracker
 from .views import Augmentation
 
 INTERFACES: tuple[type[Component], ...] = (
-    Method, Backbone, Head, Loss, Augmentation, Dataset,
+    Method, Backbone, Head, Loss, Augmentation, DataSource,
     Evaluator, Optimizer, Schedule, Tracker, Callback,
 )  # fmt: skip
 """Every kind of component, in the order of the hooks."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     pass
-from .component import Component, Facts
+from .component import Component, RunFacts
 from .data import Batch
 from .networks import Backbone
 
@@ -96,7 +96,7 @@ class Method(Component, nn.Module, ABC):
     begins by predicting the mean, is left out. None: every entry but "features"; probabilities are
     taken as those over prototypes."""
 
-    def __init__(self, config: Any, backbone: Backbone, facts: Facts) -> None:
+    def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__()
         self.config = config
         self.backbone = backbone

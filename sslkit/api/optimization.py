@@ -14,7 +14,7 @@ from pydantic import (
 
 if TYPE_CHECKING:
     pass
-from .component import Component, ComponentConfig, Facts
+from .component import Component, ComponentConfig, RunFacts
 from .method import ParamGroup, Progress
 
 
@@ -77,7 +77,7 @@ class Optimizer(Component, ABC):
         self.config = config
 
     @classmethod
-    def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         batch, peak = facts.batch_size, config.peak_lr(facts.batch_size)
         if config.lr_scaling == "none" and config.lr_reference_batch not in (256, batch):
             yield (

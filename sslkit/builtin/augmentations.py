@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveInt, model_serializer, model_validator
 from torch import Tensor
 
-from sslkit.api import Augmentation, ComponentConfig, Facts, Geometry, Params, ViewSpec
+from sslkit.api import Augmentation, ComponentConfig, Geometry, Params, RunFacts, ViewSpec
 from sslkit.nn.color import grayscale
 from sslkit.nn.image import gaussian_blur, random_resized_crop_boxes, rotate, solarize
 from sslkit.nn.jitter import color_jitter
@@ -187,7 +187,7 @@ class SimCLRAugmentation(Augmentation):
         return tuple(ViewSpec(settings.size, settings.role) for settings in self._settings)
 
     @classmethod
-    def problems(cls, config: SimCLRConfig, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: SimCLRConfig, facts: RunFacts) -> Iterable[tuple[str, str]]:
         found: dict[str, str] = {}  # a setting that several views share is reported once
         for block, settings in enumerate(config.blocks()):
             for field, message in _problems_of_view(settings, facts.channels):
@@ -195,7 +195,7 @@ class SimCLRAugmentation(Augmentation):
         return found.items()
 
     @classmethod
-    def warnings(cls, config: SimCLRConfig, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: SimCLRConfig, facts: RunFacts) -> Iterable[tuple[str, str]]:
         blurred = {
             config.path_of(block, "blur"): settings.size
             for block, settings in enumerate(config.blocks())

@@ -14,7 +14,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sslkit.api import ComponentConfig, Facts, Loss, LossInput
+from sslkit.api import ComponentConfig, Loss, LossInput, RunFacts
 from sslkit.nn.functional import (
     DEFAULT_CHUNK_ELEMENTS,
     ContrastiveMetrics,
@@ -44,11 +44,11 @@ class NTXent(Loss):
     config: Config
 
     @classmethod
-    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         return _odd_temperature(config.temperature)
 
     @classmethod
-    def plan_facts(cls, config: Config, facts: Facts) -> Mapping[str, str | int | float]:
+    def plan_facts(cls, config: Config, facts: RunFacts) -> Mapping[str, str | int | float]:
         return {"negatives per anchor": 2 * (facts.batch_size - 1)}
 
     def forward(self, inputs: LossInput) -> Tensor:
@@ -94,11 +94,11 @@ class InfoNCE(Loss):
     config: Config
 
     @classmethod
-    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         return _odd_temperature(config.temperature)
 
     @classmethod
-    def plan_facts(cls, config: Config, facts: Facts) -> Mapping[str, str | int | float]:
+    def plan_facts(cls, config: Config, facts: RunFacts) -> Mapping[str, str | int | float]:
         # Of the batch; a method with a queue states its own number, which goes before this one.
         return {"negatives per anchor": facts.batch_size - 1}
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from sslkit.api import ComponentConfig, Facts, MetricPoint, RunView, Tracker
+from sslkit.api import ComponentConfig, MetricPoint, RunFacts, RunView, Tracker
 from sslkit.builtin import mlflow_store as store
 from sslkit.builtin.mlflow_uri import VARIABLE, resolve_uri, uri_problem
 from sslkit.errors import TrackingError
@@ -67,7 +67,7 @@ class MLflowTracker(Tracker):
         self._last_time_ms = 0
 
     @classmethod
-    def problems(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         if importlib.util.find_spec("mlflow") is None:
             yield "name", "mlflow is not installed; install it, or use tracking: {name: none}"
         if config.tracking_uri is None:
@@ -275,7 +275,7 @@ class MLflowTracker(Tracker):
 
 def _dataset_inputs(run: RunView) -> list[Any]:
     """The splits of the data set, from `environment.json` and the recipe."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.entities import DatasetInput, DataSource, InputTag
 
     environment = run.run_dir / "environment.json"
     if not environment.exists():
@@ -287,7 +287,7 @@ def _dataset_inputs(run: RunView) -> list[Any]:
     block = {key[5:]: value for key, value in run.params.items() if key.startswith("data.")}
     return [
         DatasetInput(
-            dataset=Dataset(
+            dataset=DataSource(
                 name=str(block.get("name", "data")),
                 digest=str(fingerprint)[: store.MAX_DIGEST],
                 source_type="sslkit",

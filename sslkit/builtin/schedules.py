@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sslkit.api import ComponentConfig, Facts, Progress, Schedule
+from sslkit.api import ComponentConfig, Progress, RunFacts, Schedule
 
 
 class Cosine(Schedule):
@@ -32,7 +32,7 @@ class Cosine(Schedule):
     config: Config
 
     @classmethod
-    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         return _endless_warmup(config.warmup_epochs, facts)
 
     def factor(self, progress: Progress) -> float:
@@ -58,7 +58,7 @@ class Constant(Schedule):
     config: Config
 
     @classmethod
-    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         return _endless_warmup(config.warmup_epochs, facts)
 
     def factor(self, progress: Progress) -> float:
@@ -66,7 +66,7 @@ class Constant(Schedule):
         return min(progress.step / warmup_steps, 1.0) if warmup_steps > 0 else 1.0
 
 
-def _endless_warmup(warmup_epochs: float, facts: Facts) -> Iterator[tuple[str, str]]:
+def _endless_warmup(warmup_epochs: float, facts: RunFacts) -> Iterator[tuple[str, str]]:
     run = facts.total_steps / facts.steps_per_epoch
     if warmup_epochs > 0.0 and warmup_epochs >= run:
         yield (

@@ -13,11 +13,11 @@ from sslkit.api import (
     Backbone,
     Batch,
     ComponentConfig,
-    Facts,
     Head,
     Loss,
     LossInput,
     Method,
+    RunFacts,
     Slot,
     StepOutput,
     rewards_collapse,
@@ -50,7 +50,7 @@ class SimCLR(Method):
         all of them (the reference code); `per_view`: a pass and statistics for each (lightly)."""
 
     @classmethod
-    def problems(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         sizes = [view.size for view in facts.views]
         if len(sizes) < 2:
             yield "", f"simclr contrasts views, but the augmentation makes {len(sizes)}: use 2"
@@ -69,7 +69,7 @@ class SimCLR(Method):
             yield "loss", f"{config.loss.name} needs a queue of negatives, which simclr has not"
 
     @classmethod
-    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         if rewards_collapse(config.loss.build()):
             yield (
                 "loss",
@@ -87,7 +87,7 @@ class SimCLR(Method):
 
     config: Config
 
-    def __init__(self, config: Config, backbone: Backbone, facts: Facts) -> None:
+    def __init__(self, config: Config, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
         self.head = config.head.build(in_dim=backbone.num_features)
         self.loss = config.loss.build()

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
-from sslkit.api import Backbone, ComponentConfig, Facts, Preprocess
+from sslkit.api import Backbone, ComponentConfig, Preprocess, RunFacts
 from sslkit.builtin.timm_layers import blocks, reset_layers
 from sslkit.builtin.timm_maps import feature_stages, take_feature_maps
 from sslkit.builtin.timm_source import HUB, is_elsewhere, read_saved_model
@@ -146,7 +146,7 @@ class TimmBackbone(Backbone):
     config: Config
 
     @classmethod
-    def problems(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         unknown = model_problem(config.model, pretrained=config.pretrained)
         if unknown is not None:
             yield "model", unknown
@@ -159,7 +159,7 @@ class TimmBackbone(Backbone):
             yield from _network_problems(config, facts.channels, sizes)
 
     @classmethod
-    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         yield from _start_warnings(config, facts)
         size = max((view.size for view in facts.views), default=0)
         trained = config.pretrained or config.weights is not None
@@ -370,7 +370,7 @@ def _width(model: nn.Module) -> int:
     return width
 
 
-def _start_warnings(config: Any, facts: Facts) -> Iterator[tuple[str, str]]:
+def _start_warnings(config: Any, facts: RunFacts) -> Iterator[tuple[str, str]]:
     """What was done with the names in a weight file, and statistics that are not the weights'."""
     trained = trained_statistics(config.model) if config.pretrained else None
     if trained is not None and not _equal(trained, _statistics(config, facts.channels)):

@@ -38,7 +38,7 @@ def plugins_show(
 
 def recipes_list(as_json: AsJson = False) -> None:
     """The recipes inside the installed packages."""
-    from sslkit.recipe.shipped import shipped_recipes
+    from sslkit.host.recipe_files import shipped_recipes
     from sslkit.report.listing import print_recipes, recipe_rows
 
     rows = recipe_rows(shipped_recipes())
@@ -50,7 +50,7 @@ def recipes_copy(
     target: Annotated[Path | None, typer.Argument(help="File or folder; default: here.")] = None,
 ) -> None:
     """Copy a shipped recipe, to change it."""
-    from sslkit.recipe.shipped import copy_recipe
+    from sslkit.host.recipe_files import copy_recipe
 
     print(copy_recipe(name, target or Path()))
 

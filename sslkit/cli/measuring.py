@@ -150,11 +150,12 @@ def compare(
     Recipes are run first. A command that was stopped goes on where it was when it is given
     again."""
     from sslkit.engine.display import make_display
+    from sslkit.report.comparison.page import comparison_document
     from sslkit.report.comparison.tables import print_comparison
     from sslkit.report.projection import parse_methods
     from sslkit.workflows.compare.compare import compare as make_comparison
     from sslkit.workflows.compare.devices import parse_devices
-    from sslkit.workflows.compare.pictures import Wanted
+    from sslkit.workflows.compare.pictures import PictureOptions
 
     if match not in ("epochs", "time"):
         raise typer.BadParameter(f"--match {match}: valid are epochs and time")
@@ -163,7 +164,7 @@ def compare(
         "devices": parse_devices(devices) if devices is not None else (),
         "display": make_display(sys.stderr),
     }  # fmt: skip
-    pictures = Wanted(parse_methods(maps), neighbours)
+    pictures = PictureOptions(parse_methods(maps), neighbours)
     if dry_run:
         from sslkit.report.plan import print_estimate
         from sslkit.workflows.compare.estimate import estimate
@@ -177,7 +178,7 @@ def compare(
     )  # fmt: skip
     found = outcome.comparison
     if as_json:
-        document = found.to_json(outcome.folder) if found else {}
+        document = comparison_document(found, outcome.folder) if found else {}
         print_json({"folder": str(outcome.folder), "status": outcome.status, **document})
     elif found is not None:
         print_comparison(found, outcome.folder)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslkit.api import ImageReader, UnreadableImageError
+from sslkit.api import SplitReader, UnreadableImageError
 from sslkit.data.prefetch import ordered_groups
 from sslkit.errors import DataError
 from sslkit.randomness import SampleRandom
@@ -40,7 +40,7 @@ class _SizesDifferError(Exception):
     """A reader announced one image size and delivered another."""
 
 
-class ImageStore:
+class CachedSplit:
     """One split of a data set, with damaged images replaced.
 
     A replaced image keeps its index (so order and randomness are those of the undamaged set) and
@@ -53,7 +53,7 @@ class ImageStore:
 
     def __init__(
         self,
-        reader: ImageReader,
+        reader: SplitReader,
         *,
         max_corrupt_fraction: float,
         seed: int,

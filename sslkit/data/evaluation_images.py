@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sslkit.api import Augmentation, Batch, Images, Preprocess
-from sslkit.data.cached_split import ImageStore
+from sslkit.api import Augmentation, Batch, EvaluationImages, Preprocess
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.loader import TrainLoader
 from sslkit.data.prefetch import ordered_groups
 from sslkit.data.resize import prepare_for_encoder
@@ -30,7 +30,7 @@ _DECODE_CHUNK = 16
 
 
 def evaluation_batches(
-    store: ImageStore,
+    store: CachedSplit,
     preprocess: Preprocess,
     batch_size: int,
     device: torch.device | str,
@@ -61,7 +61,7 @@ def calibration_rows(num_images: int, seed: int) -> Tensor:
 
 def calibrate(
     network: nn.Module,
-    store: ImageStore,
+    store: CachedSplit,
     preprocess: Preprocess,
     *,
     seed: int,
@@ -82,7 +82,7 @@ def calibrate(
 
 
 def _decoded_batches(
-    store: ImageStore,
+    store: CachedSplit,
     preprocess: Preprocess,
     batch_size: int,
     device: torch.device,
@@ -108,7 +108,7 @@ def _decoded_batches(
 
 
 def augmented_pairs(
-    store: ImageStore,
+    store: CachedSplit,
     augmentation: Augmentation,
     num: int,
     seed: int,
@@ -143,14 +143,14 @@ def augmented_pairs(
     return torch.cat([view[first] for view in made]), torch.cat(others)
 
 
-class StoredImages(Images):
+class StoredImages(EvaluationImages):
     """The images of two stores, for protocols. Images that lie on the training device already, for
     the views of the run, are used where they are."""
 
     def __init__(
         self,
-        train: ImageStore,
-        test: ImageStore | None,
+        train: CachedSplit,
+        test: CachedSplit | None,
         preprocess: Preprocess,
         *,
         seed: int,

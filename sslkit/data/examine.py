@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.api import ImageReader, UnreadableImageError
-from sslkit.data.cached_split import ImageStore
+from sslkit.api import SplitReader, UnreadableImageError
+from sslkit.data.cached_split import CachedSplit
 from sslkit.errors import DataError, RecipeError
 from sslkit.randomness import epoch_order
 
@@ -35,7 +35,7 @@ _LOW = 16
 _ADVICE = "name other images, set data.test_fraction, or leave data.test out"
 
 
-def refuse_same_data(train: ImageReader, test: ImageReader) -> None:
+def refuse_same_data(train: SplitReader, test: SplitReader) -> None:
     """Raises RecipeError where two splits have the same fingerprint."""
     if len(train) == len(test) and train.fingerprint() == test.fingerprint():
         raise RecipeError(
@@ -44,7 +44,7 @@ def refuse_same_data(train: ImageReader, test: ImageReader) -> None:
         )
 
 
-def examine(train: ImageStore, test: ImageStore | None, *, refuse: bool = True) -> list[str]:
+def examine(train: CachedSplit, test: CachedSplit | None, *, refuse: bool = True) -> list[str]:
     """What to say of the images, a sentence each. Raises RecipeError where all test images that
     were looked at are training images too, unless these are not to be refused."""
     notes = _low_range(train)
@@ -76,7 +76,7 @@ class Shared:
         )
 
 
-def shared_images(train: ImageStore, test: ImageStore) -> Shared | None:
+def shared_images(train: CachedSplit, test: CachedSplit) -> Shared | None:
     """Test images that are in the training split too, under whatever name and place; None where
     that cannot be told cheaply.
 
@@ -95,7 +95,7 @@ def shared_images(train: ImageStore, test: ImageStore) -> Shared | None:
     return _shared(*_equal_files(train.reader, test.reader, sizes, wanted), train, test)
 
 
-def _shared(pairs: Pairs, looked_at: int, train: ImageStore, test: ImageStore) -> Shared:
+def _shared(pairs: Pairs, looked_at: int, train: CachedSplit, test: CachedSplit) -> Shared:
     example = ("", "")
     if pairs:
         row, other = pairs[0]
@@ -106,11 +106,11 @@ def _shared(pairs: Pairs, looked_at: int, train: ImageStore, test: ImageStore) -
 # --- Pixels ---------------------------------------------------------------------------------------
 
 
-def _is_mapped(store: ImageStore) -> bool:
+def _is_mapped(store: CachedSplit) -> bool:
     return isinstance(store.reader.pixels, np.memmap)
 
 
-def _comparable(train: ImageStore, test: ImageStore) -> bool:
+def _comparable(train: CachedSplit, test: CachedSplit) -> bool:
     if train.resident is None or test.resident is None:
         return False
     if train.resident.shape[1:] != test.resident.shape[1:]:
@@ -118,7 +118,7 @@ def _comparable(train: ImageStore, test: ImageStore) -> bool:
     return not _is_mapped(train) or train.resident.nbytes <= _MAPPED_BYTES
 
 
-def _rows(store: ImageStore) -> NDArray[np.uint8]:
+def _rows(store: CachedSplit) -> NDArray[np.uint8]:
     assert store.resident is not None
     return store.resident.numpy().reshape(len(store), -1)
 
@@ -156,7 +156,7 @@ def _keys(rows: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.uint
 
 
 def _equal_files(
-    train: ImageReader, test: ImageReader, sizes: NDArray[np.int64], wanted: NDArray[np.int64]
+    train: SplitReader, test: SplitReader, sizes: NDArray[np.int64], wanted: NDArray[np.int64]
 ) -> tuple[Pairs, int]:
     """sizes, wanted: (N,) and (M,) bytes of the training and the test images."""
     order = np.argsort(sizes, kind="stable")
@@ -174,7 +174,7 @@ def _equal_files(
     return pairs, looked_at
 
 
-def _file(reader: ImageReader, index: int) -> bytes:
+def _file(reader: SplitReader, index: int) -> bytes:
     """The encoded image; nothing where it cannot be read, which is found out elsewhere."""
     try:
         return bytes(reader.encoded(index))
@@ -185,7 +185,7 @@ def _file(reader: ImageReader, index: int) -> bytes:
 # --- Positions ------------------------------------------------------------------------------------
 
 
-def _equal_positions(train: ImageStore, test: ImageStore) -> tuple[Pairs, int]:
+def _equal_positions(train: CachedSplit, test: CachedSplit) -> tuple[Pairs, int]:
     count = min(len(train), len(test))
     rows = np.unique(np.linspace(0, count - 1, _ALIGNED).astype(np.int64)).tolist()
     pairs = [
@@ -199,7 +199,7 @@ def _equal_positions(train: ImageStore, test: ImageStore) -> tuple[Pairs, int]:
 # --- Range ----------------------------------------------------------------------------------------
 
 
-def _low_range(store: ImageStore) -> list[str]:
+def _low_range(store: CachedSplit) -> list[str]:
     rows: Sequence[int] = np.unique(
         np.linspace(0, len(store) - 1, _LOOKED_AT).astype(np.int64)
     ).tolist()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sslkit.api import Augmentation, Batch
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.device_transfer import SideStream
 from sslkit.data.prefetch import ordered_groups
 from sslkit.data.views import Chunk, Prepared, ViewMaker, view_maker
@@ -32,7 +32,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        store: ImageStore,
+        store: CachedSplit,
         augmentation: Augmentation,
         *,
         batch_size: int,

@@ -10,20 +10,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.api import Dataset, DatasetConfig, ImageReader
+from sslkit.api import DataSource, DataSourceConfig, SplitReader
 from sslkit.data.pack_format import PackFile, Split, read_pack
 from sslkit.data.prefetch import ordered_groups
 from sslkit.errors import DataError
 
 
-class Pack(Dataset):
+class Pack(DataSource):
     """A pack: images of one size as memory-mapped uint8, written by `sslkit pack`. Nothing is
     decoded and nothing is loaded at the start; the operating system keeps in memory what fits.
 
     Images that could not be read were replaced when the pack was written, so
     `max_corrupt_fraction` has no effect here."""
 
-    class Config(DatasetConfig):
+    class Config(DataSourceConfig):
         """Fields of the `pack` source."""
 
         file: Path
@@ -41,7 +41,7 @@ class Pack(Dataset):
         return None if found is None else PackReader(pack, split, found)
 
 
-class PackReader(ImageReader):
+class PackReader(SplitReader):
     """One split of a pack."""
 
     pixels: NDArray[np.uint8]

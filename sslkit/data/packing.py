@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import sslkit
-from sslkit.api import Dataset, DatasetConfig, Preprocess, Slot
-from sslkit.data.cached_split import ImageStore
+from sslkit.api import DataSource, DataSourceConfig, Preprocess, Slot
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.examine import examine
 from sslkit.data.pack_format import (
     ALIGNMENT,
@@ -53,7 +53,7 @@ Progress = Callable[[str, int, int], None]
 """Called with the split, the number of its images that are done, and that of all."""
 
 
-def data_of(source: str, overrides: Sequence[str] = ()) -> Slot[Dataset]:
+def data_of(source: str, overrides: Sequence[str] = ()) -> Slot[DataSource]:
     """The `data` block of a recipe (a file or a shipped name), or the one that `source` spells out,
     such as `{name: image_folder, train: photos}`. Raises RecipeError."""
     if source.lstrip().startswith("{"):  # any complete recipe does for the other fields
@@ -67,7 +67,7 @@ def data_of(source: str, overrides: Sequence[str] = ()) -> Slot[Dataset]:
 
 
 def write_pack(
-    data: Slot[Dataset],
+    data: Slot[DataSource],
     out: Path,
     settings: Settings,
     *,
@@ -100,7 +100,7 @@ def write_pack(
 
 def _write(
     plan: Description,
-    stores: dict[str, ImageStore],
+    stores: dict[str, CachedSplit],
     out: Path,
     num_threads: int,
     on_progress: Progress,
@@ -126,7 +126,7 @@ class _SplitPacking:
     """The packing of one split."""
 
     def __init__(
-        self, name: str, split: Split, store: ImageStore, settings: Settings, journal: Journal
+        self, name: str, split: Split, store: CachedSplit, settings: Settings, journal: Journal
     ) -> None:
         self._name = name
         self._split = split
@@ -193,13 +193,13 @@ class _SplitPacking:
 # --- What is going to be written ------------------------------------------------------------------
 
 
-def _open_stores(data: Slot[Dataset], num_threads: int) -> dict[str, ImageStore]:
+def _open_stores(data: Slot[DataSource], num_threads: int) -> dict[str, CachedSplit]:
     """The splits, images read on demand."""
     config, splits = data.config, open_splits(data)
-    assert isinstance(config, DatasetConfig)
+    assert isinstance(config, DataSourceConfig)
     readers = {"train": splits.train} | ({"test": splits.test} if splits.test is not None else {})
     return {
-        name: ImageStore(
+        name: CachedSplit(
             reader,
             max_corrupt_fraction=config.max_corrupt_fraction,
             seed=_SEED,
@@ -210,7 +210,9 @@ def _open_stores(data: Slot[Dataset], num_threads: int) -> dict[str, ImageStore]
     }
 
 
-def _plan(data: Slot[Dataset], settings: Settings, stores: dict[str, ImageStore]) -> Description:
+def _plan(
+    data: Slot[DataSource], settings: Settings, stores: dict[str, CachedSplit]
+) -> Description:
     """The description, without what only the pixels tell."""
     splits: dict[str, Split] = {}
     for name, store in stores.items():
@@ -227,7 +229,7 @@ def _plan(data: Slot[Dataset], settings: Settings, stores: dict[str, ImageStore]
     )
 
 
-def _planned_split(name: str, store: ImageStore, settings: Settings, start: int) -> Split:
+def _planned_split(name: str, store: CachedSplit, settings: Settings, start: int) -> Split:
     if settings.size is not None:
         height, width = settings.size, settings.size
     elif store.image_size is not None:
@@ -270,7 +272,7 @@ def _check_space(out: Path, plan: Description) -> None:
 # --- The end of the file --------------------------------------------------------------------------
 
 
-def _write_end(journal: Journal, plan: Description, stores: dict[str, ImageStore]) -> None:
+def _write_end(journal: Journal, plan: Description, stores: dict[str, CachedSplit]) -> None:
     """Labels, checksums, description, and last the prefix, which makes the file a pack."""
     splits = {}
     for name, split in plan.splits().items():
@@ -315,7 +317,7 @@ def _gaps(splits: dict[str, Split]) -> Iterator[tuple[int, int]]:
         end = start + size
 
 
-def _label_bytes(store: ImageStore) -> bytes:
+def _label_bytes(store: CachedSplit) -> bytes:
     assert store.labels is not None
     labels: NDArray[np.int64] = store.labels.numpy()
     return labels.astype("<i8").tobytes()

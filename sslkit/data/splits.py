@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.api import Boxes, Dataset, DatasetConfig, ImageReader, Slot
+from sslkit.api import Boxes, DataSource, DataSourceConfig, Slot, SplitReader
 from sslkit.data.examine import refuse_same_data
 from sslkit.errors import DataError, RecipeError
 
@@ -22,8 +22,8 @@ SplitName = Literal["train", "test"]
 class Splits:
     """The readers of a data source."""
 
-    train: ImageReader
-    test: ImageReader | None
+    train: SplitReader
+    test: SplitReader | None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -31,17 +31,17 @@ class Splits:
         readers = [self.train] if self.test is None else [self.train, self.test]
         return tuple(dict.fromkeys(note for reader in readers for note in reader.notes))
 
-    def of(self, split: SplitName) -> ImageReader | None:
+    def of(self, split: SplitName) -> SplitReader | None:
         """The reader of a split."""
         return self.train if split == "train" else self.test
 
 
-def open_splits(data: Slot[Dataset]) -> Splits:
+def open_splits(data: Slot[DataSource]) -> Splits:
     """Opens a data source. Raises RecipeError where there is nothing to train on, where
     `test_fraction` cannot be followed and where the test split is the training split, and what the
     source raises."""
     source, config = data.build(), data.config
-    assert isinstance(config, DatasetConfig)
+    assert isinstance(config, DataSourceConfig)
     train = source.open("train")
     if train is None or len(train) == 0:
         raise RecipeError(f"data: '{data.name}' has no training images")
@@ -60,7 +60,7 @@ def open_splits(data: Slot[Dataset]) -> Splits:
 
 
 def _divided(
-    name: str, train: ImageReader, test: ImageReader | None, fraction: float, seed: int
+    name: str, train: SplitReader, test: SplitReader | None, fraction: float, seed: int
 ) -> Splits:
     if test is not None:
         raise RecipeError(
@@ -83,7 +83,7 @@ def _divided(
 
 
 def test_rows(
-    reader: ImageReader, labels: NDArray[np.int64], fraction: float, seed: int
+    reader: SplitReader, labels: NDArray[np.int64], fraction: float, seed: int
 ) -> NDArray[np.bool_]:
     """(N,) True for the part of each class, rounded, at least one and not all of it, whose hashes
     of (seed, key) are lowest. Images without a label are not among them."""
@@ -106,13 +106,13 @@ def _hash(salt: bytes, key: str) -> int:
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
 
-class PartReader(ImageReader):
+class PartReader(SplitReader):
     """Some images of another reader, in their order. rows: (n,) positions in it; None: all of them.
     labels, class_names: in place of its own."""
 
     def __init__(
         self,
-        whole: ImageReader,
+        whole: SplitReader,
         rows: NDArray[np.int64] | None = None,
         labels: NDArray[np.int64] | None = None,
         class_names: Sequence[str] | None = None,
@@ -177,8 +177,8 @@ class PartReader(ImageReader):
 
 
 def with_classes(
-    train: ImageReader, test: ImageReader | None
-) -> tuple[ImageReader, ImageReader | None]:
+    train: SplitReader, test: SplitReader | None
+) -> tuple[SplitReader, SplitReader | None]:
     """The same readers with checked labels. Where they name no classes, these are the values that
     occur in either split, and labels become positions among them: memory goes by their number, not
     by the largest. Raises DataError."""
@@ -205,7 +205,7 @@ def with_classes(
     return found[0], found[1] if test is not None else None
 
 
-def _on_classes(reader: ImageReader, values: NDArray[np.int64]) -> ImageReader:
+def _on_classes(reader: SplitReader, values: NDArray[np.int64]) -> SplitReader:
     if reader.labels is None:
         return reader
     labels = np.asarray(reader.labels)
@@ -213,7 +213,7 @@ def _on_classes(reader: ImageReader, values: NDArray[np.int64]) -> ImageReader:
     return PartReader(reader, None, positions, tuple(map(str, values)))
 
 
-def _check_labels(reader: ImageReader) -> None:
+def _check_labels(reader: SplitReader) -> None:
     if reader.labels is None:
         return
     labels = np.asarray(reader.labels)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sslkit.api import Augmentation, Geometry, Params
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.device_transfer import bundle
 from sslkit.data.prefetch import alone
 from sslkit.data.resize import crop_view
@@ -75,7 +75,7 @@ class ViewMaker(ABC):
     """Whether `prepare` is worth threads."""
 
     def __init__(
-        self, store: ImageStore, augmentation: Augmentation, device: torch.device, compiled: bool
+        self, store: CachedSplit, augmentation: Augmentation, device: torch.device, compiled: bool
     ) -> None:
         self.store = store
         self.augmentation = augmentation
@@ -172,7 +172,7 @@ class Chunk:
 
 
 def view_maker(
-    store: ImageStore, augmentation: Augmentation, device: torch.device, *, compiled: bool = False
+    store: CachedSplit, augmentation: Augmentation, device: torch.device, *, compiled: bool = False
 ) -> ViewMaker:
     """The maker that suits the store. compiled: the work on whole batches goes through
     torch.compile, which takes its time in the first batch."""
@@ -185,7 +185,7 @@ class ResidentViews(ViewMaker):
     """One `index_select`, one draw, and per view one crop and one photometric call per batch."""
 
     def __init__(
-        self, store: ImageStore, augmentation: Augmentation, device: torch.device, compiled: bool
+        self, store: CachedSplit, augmentation: Augmentation, device: torch.device, compiled: bool
     ) -> None:
         super().__init__(store, augmentation, device, compiled)
         assert store.resident is not None
@@ -251,7 +251,7 @@ class DecodedViews(ViewMaker):
     the training device is a CPU, they finish the views as well."""
 
     def __init__(
-        self, store: ImageStore, augmentation: Augmentation, device: torch.device, compiled: bool
+        self, store: CachedSplit, augmentation: Augmentation, device: torch.device, compiled: bool
     ) -> None:
         super().__init__(store, augmentation, device, compiled)
         self._rendered_by_threads = device.type == "cpu" and not compiled

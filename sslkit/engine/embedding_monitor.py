@@ -16,10 +16,10 @@ from .runtime import Runtime
 from .step import Embeddings, full_precision
 
 if TYPE_CHECKING:
-    from .loop import Loader
+    from .training import Loader
 
 
-class Peek:
+class EmbeddingMonitor:
     """Embeds the first batch of a run as a training step does: its views, in training mode, with
     the statistics of the batch. Evaluation mode would show running statistics instead, which lag
     behind by many steps at the start of training. Nothing is changed: neither buffers nor modes

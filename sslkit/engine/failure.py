@@ -18,7 +18,7 @@ from .step import forward_backward, on_device_layout, step_randomness
 from .tracing import Place, Trace, first_odd, odd_value
 
 if TYPE_CHECKING:
-    from .loop import Training
+    from .training import Training
 
 RECORD = "not_finite.json"
 """In the run folder: the step that was not finite. With the last checkpoint before it, from which

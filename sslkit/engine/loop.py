@@ -3,140 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sslkit.api import Batch, Callback, Method, Progress, RunView, StepOutput
+from sslkit.api import Batch, Progress, StepOutput
 from sslkit.errors import TrainingError
-from sslkit.run.checkpoint import Checkpoints
 
-from .contract import Contract
-from .display import Display
 from .failure import explain_step, refuse_odd_state
-from .loss_meter import Meter, NotFiniteError
-from .online_probe import OnlineProbe
-from .optimization import Optimization
-from .runtime import Runtime
+from .loss_meter import NotFiniteError
 from .signals import StopSignals
-from .state_check import StateCheck
 from .step import train_step
+from .training import Training
 
 
-class Loader(Protocol):
-    """What the loop needs of the data."""
-
-    wait_s: float
-    give_up: Callable[[], bool] | None
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
-
-    def indices(self, epoch: int, step: int) -> Tensor: ...
-
-
-class Log(Protocol):
-    """What the loop needs of the tracking."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-
-class Findings(Protocol):
-    """What the loop needs of an evaluation."""
-
-    @property
-    def logged(self) -> Mapping[str, float]: ...
-
-    @property
-    def warnings(self) -> Mapping[str, str]: ...
-
-    @property
-    def stops(self) -> Mapping[str, str]: ...
-
-
-class NoLog:
-    """Before a run begins."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        pass
-
-
-@dataclass
-class Training:
-    """Everything that training consists of, made by `sslkit.experiment.build.build`."""
-
-    run: RunView
-    seed: int
-    runtime: Runtime
-    loader: Loader
-    method: Method
-    optimization: Optimization
-    probe: OnlineProbe | None
-    callbacks: Sequence[Callback]
-    checkpoints: Checkpoints
-    log: Log
-    display: Display
-    progress: Progress
-    log_every_steps: int
-    checkpoint_every_steps: int | None
-    checkpoint_every_epochs: int
-    micro_batch_size: int | None
-    """Images that go through the networks at a time; None: the whole batch."""
-    evaluation_due: Callable[[int], bool]
-    """Whether a protocol is due when so many epochs are done."""
-    evaluate: Callable[[int], Findings]
-    """Runs the protocols that are due then."""
-    contract: Contract
-    """What components promise each other, checked in the first step."""
-    state_check: StateCheck
-    keep: Callable[[str, object], object] = lambda name, value: None
-    """keep(name, value): writes a file of the run folder, as JSON."""
-    meter: Meter = field(default_factory=Meter)
-    reads_each_step: bool = False
-    """Whether loss and gradient are looked at before every step of the optimiser: always on a CPU,
-    where it costs nothing."""
-    is_replay: bool = False
-    """Whether steps are only being repeated, to see where they go wrong."""
-    evaluating: bool = False
-    """Whether protocols are under way."""
-    began_at: int = 0
-    """The step that this process began at."""
-    saved_step: int | None = None
-    """The step of the newest checkpoint."""
-
-    def __post_init__(self) -> None:
-        self.reads_each_step |= self.runtime.device.type == "cpu"
-
-    def state_dict(self) -> dict[str, Any]:
-        """All state that the next step depends on; the rest is a function of the step's number."""
-        return {
-            "method": self.method.state_dict(),
-            "optimization": self.optimization.state_dict(),
-            "probe": self.probe.state_dict() if self.probe else None,
-            "meter": self.meter.state_dict(),
-            "steps_per_epoch": self.progress.steps_per_epoch,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores a checkpoint."""
-        self.method.load_state_dict(state["method"])
-        self.optimization.load_state_dict(state["optimization"])
-        if self.probe and state["probe"] is not None:
-            self.probe.load_state_dict(state["probe"])
-        self.meter.load_state_dict(state["meter"], self.runtime.device)
-        self.progress = replace(self.progress, step=state["step"])
-        self.saved_step = self.began_at = state["step"]
-
-    def save(self) -> Path:
-        """Writes a checkpoint of the current step. Raises TrainingError where the state is not
-        finite: what is kept is good to go on from."""
-        refuse_odd_state(self)
-        path = self.checkpoints.save(self.progress.step, self.state_dict())
-        self.saved_step = self.progress.step
-        return path
+def save(t: Training) -> Path:
+    """Writes a checkpoint of the current step. Raises TrainingError where the state is not finite:
+    what is kept is good to go on from."""
+    refuse_odd_state(t)
+    path = t.checkpoints.save(t.progress.step, t.state_dict())
+    t.saved_step = t.progress.step
+    return path
 
 
 def train(training: Training, stop: StopSignals) -> None:
@@ -174,7 +63,7 @@ def train(training: Training, stop: StopSignals) -> None:
             if log_due:
                 log_training(t, lr, {**output.metrics, **probe_metrics})
             if save_due:
-                t.save()
+                save(t)
             if stop.requested or done:
                 break
 
@@ -184,7 +73,7 @@ def train(training: Training, stop: StopSignals) -> None:
     # Here and not in the loop: a signal may come at any moment, also while an epoch is evaluated.
     if stop.requested and t.saved_step != t.progress.step:
         check_steps(t)
-        t.save()
+        save(t)
 
 
 def checked_step(
@@ -213,7 +102,7 @@ def finish_epoch(t: Training, stop: StopSignals) -> None:
         return
     epoch = t.progress.epochs_done
     if epoch % t.checkpoint_every_epochs == 0 or t.evaluation_due(epoch):
-        t.save()
+        save(t)
     evaluate_epoch(t, epoch, stop)
 
 

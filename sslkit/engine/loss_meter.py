@@ -30,7 +30,7 @@ class NotFiniteError(Exception):
         return f"the norm of the gradient is {self.grad_norm}"
 
 
-class Meter:
+class LossMeter:
     """Collects loss and gradient norm of each step.
 
     The losses since the last log step are part of a checkpoint, so that a resumed run logs what an

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslkit.api import Augmentation, Geometry, ImageReader, Params, UnreadableImageError
+from sslkit.api import Augmentation, Geometry, Params, SplitReader, UnreadableImageError
 from sslkit.errors import PluginError
 from sslkit.randomness import SampleRandom
 
@@ -55,7 +55,7 @@ def check_augmentation(
         _check_view(augmentation, who, view, drawn[view], sizes, channels)
 
 
-def check_reader(reader: ImageReader, where: str) -> None:
+def check_reader(reader: SplitReader, where: str) -> None:
     """Raises PluginError where an image is not the same each time it is read. where: of the source
     in the recipe."""
     who = f"{where}: {type(reader).__name__}.read"

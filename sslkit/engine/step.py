@@ -14,7 +14,7 @@ from sslkit.api import Batch, StepOutput
 from sslkit.randomness import seeded
 
 if TYPE_CHECKING:
-    from .loop import Training
+    from .training import Training
 
 Embeddings = dict[str, Tensor]
 """What `Method.embed` returns, in float32: per-sample tensors (B, ...)."""

@@ -65,7 +65,7 @@ def extract(
     *,
     precision: Precision,
     channels_last: bool,
-    room: Room | None = None,
+    room: BankSpec | None = None,
 ) -> Tensor:
     """The features of all batches, (N, F) float32, in the order of the images.
 
@@ -85,7 +85,7 @@ def extract(
 
 
 def pixel_features(
-    batches: Iterable[Tensor], *, max_side: int = 32, room: Room | None = None
+    batches: Iterable[Tensor], *, max_side: int = 32, room: BankSpec | None = None
 ) -> Tensor:
     """Images as feature vectors, (N, C * s * s) float32, where s is the side of the images or
     `max_side`, whichever is smaller. Larger images are shrunk by averaging areas: a 224 pixel
@@ -99,7 +99,7 @@ def pixel_features(
 
 
 @dataclass(frozen=True)
-class Room:
+class BankSpec:
     """Room for the features of a split."""
 
     rows: int
@@ -117,7 +117,7 @@ class Room:
 class _Rows:
     """Joins blocks of rows, without a second copy where their number is known."""
 
-    def __init__(self, room: Room | None) -> None:
+    def __init__(self, room: BankSpec | None) -> None:
         self._room = room
         self._buffer: Tensor | None = None
         self._filled = 0

@@ -25,12 +25,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sslkit.api import Apart, FeatureBank, Images, Subject
+from sslkit.api import Apart, EvaluationImages, FeatureBank, Subject
 from sslkit.nn.batch_norm import calibrate_batch_norm, has_batch_statistics, kept_batch_statistics
 from sslkit.nn.numerics import Precision
 
 from .collector import Collector, Protocol
-from .features import Room, centre_, count_not_finite, eval_mode, extract, pixel_features
+from .features import BankSpec, centre_, count_not_finite, eval_mode, extract, pixel_features
 from .isolation import isolated, unchanged
 from .labels import (
     NO_LABELS,
@@ -49,7 +49,7 @@ Embeddings = Callable[[], Mapping[str, Tensor]]
 Batches = Callable[[], Iterable[Tensor]]
 """Each call starts again: (B, C, S, S) float images in [0, 1], in the order of the labels."""
 
-Features = Callable[[Iterable[Tensor], Room | None], Tensor]
+Features = Callable[[Iterable[Tensor], BankSpec | None], Tensor]
 """Features of all batches; how much room to make for them."""
 
 NO_TEST_SPLIT = "no test split"
@@ -74,7 +74,7 @@ class EvaluationSuite:
         calibrate: Callable[[nn.Module], None] | None = None,
         embeddings: tuple[Embeddings, Embeddings] | None = None,
         must_not_collapse: Mapping[str, Apart] | None = None,
-        images: Images | None = None,
+        images: EvaluationImages | None = None,
         seed: int = 0,
         precision: Precision = "fp32",
         channels_last: bool = False,
@@ -85,7 +85,7 @@ class EvaluationSuite:
         take no more memory than they need. device: where protocols compute; default: where the
         features are.
         positive_pairs(n): two views of n images, each (n, C, S, S) in [0, 1].
-        calibrate: see `Images.calibrate`; None: on all of `train_batches`.
+        calibrate: see `EvaluationImages.calibrate`; None: on all of `train_batches`.
         embeddings: of one batch, by the method that is trained and by the same before its first
         step; must_not_collapse: see `Subject`.
         images: the same images, for protocols that train networks of their own."""
@@ -236,7 +236,7 @@ class EvaluationSuite:
         name: Literal["trained", "untrained"],
         report: Collector,
     ) -> None:
-        def features(batches: Iterable[Tensor], room: Room | None = None) -> Tensor:
+        def features(batches: Iterable[Tensor], room: BankSpec | None = None) -> Tensor:
             return extract(encoder, batches, room=room, **self._extract)
 
         def pairs(num: int) -> tuple[Tensor, Tensor]:
@@ -286,7 +286,7 @@ class EvaluationSuite:
         together = (self._num_train or 0) + (self._num_test or 0)
 
         def of(batches: Batches, num: int | None) -> Tensor:
-            return features(batches(), None if num is None else Room(num, together))
+            return features(batches(), None if num is None else BankSpec(num, together))
 
         with_train = with_train or self._test_batches is None
         parts = []

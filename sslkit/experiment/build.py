@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sslkit.api import Facts, Method, Progress, RunView
+from sslkit.api import Method, Progress, RunFacts, RunView
 from sslkit.data.loader import TrainLoader
 from sslkit.engine.contract import Contract
 from sslkit.engine.display import Display
-from sslkit.engine.embedding_monitor import Peek
-from sslkit.engine.loop import NoLog, Training
+from sslkit.engine.embedding_monitor import EmbeddingMonitor
 from sslkit.engine.online_probe import OnlineProbe
 from sslkit.engine.optimization import Optimization
 from sslkit.engine.runtime import (
@@ -17,6 +16,7 @@ from sslkit.engine.runtime import (
     make_runtime,
 )
 from sslkit.engine.state_check import StateCheck
+from sslkit.engine.training import NoLog, Training
 from sslkit.evaluation.joined import EvaluationSuites
 from sslkit.evaluation.results import SuiteResult
 from sslkit.recipe import Recipe, components, flatten
@@ -48,7 +48,7 @@ class Experiment:
     """A run that is built."""
 
     recipe: Recipe
-    facts: Facts
+    facts: RunFacts
     folder: RunFolder
     runtime: Runtime
     stores: Stores
@@ -85,7 +85,7 @@ class Experiment:
         return initial_method(bare, self.facts, self.runtime)
 
 
-def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> Experiment:
+def build(recipe: Recipe, facts: RunFacts, folder: RunFolder, display: Display) -> Experiment:
     """Builds a resolved recipe whose facts `check` found, in a run folder."""
     recipe = settle(recipe, facts)
     runtime = make_runtime(recipe.train)
@@ -127,7 +127,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
     )
     check_disk_space(recipe, folder, method)
 
-    peek = Peek(
+    peek = EmbeddingMonitor(
         loader,
         method,
         runtime,
@@ -172,7 +172,7 @@ def build(recipe: Recipe, facts: Facts, folder: RunFolder, display: Display) -> 
 
 
 def make_probe(
-    recipe: Recipe, facts: Facts, runtime: Runtime, method: Method
+    recipe: Recipe, facts: RunFacts, runtime: Runtime, method: Method
 ) -> OnlineProbe | None:
     """The online probe, where the recipe wants it and the data has labels."""
     config = recipe.train.online_probe

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sslkit.api import Method
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import calibrate
 from sslkit.data.splits import open_splits
 from sslkit.engine.runtime import Runtime, resolve_device
@@ -29,7 +29,7 @@ def calibrate_as_in_run(
     recipe: Recipe,
     source: Path,
     fingerprint: str | None,
-    store: ImageStore | None = None,
+    store: CachedSplit | None = None,
 ) -> None:
     """Gives the encoder and the projection layers of a checkpoint the batch statistics with which
     its run measures and exports them, in place; the method stays where it is.
@@ -60,7 +60,7 @@ def calibrate_as_in_run(
     replace(runtime, device=home).prepare(network)
 
 
-def _open(recipe: Recipe, source: Path) -> ImageStore:
+def _open(recipe: Recipe, source: Path) -> CachedSplit:
     try:
         return open_store(recipe, recipe.data, open_splits(recipe.data).train)
     except (RecipeError, DataError, OSError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sslkit.api import Augmentation, Facts
+from sslkit.api import Augmentation, RunFacts
 from sslkit.data.splits import Splits, open_splits
 from sslkit.errors import RecipeError
 from sslkit.recipe import Recipe, check_recipe
@@ -14,7 +14,7 @@ from .stores import brought_facts, class_sizes, count_classes
 _MANY = 1_000_000
 
 
-def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> Facts:
+def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> RunFacts:
     """What is known before the first step. Raises RecipeError when no whole batch exists."""
     train, reader, test = recipe.train, splits.train, splits.test
     if train.batch_size > len(reader):
@@ -24,7 +24,7 @@ def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> Fa
         )
     steps_per_epoch = len(reader) // train.batch_size
     total = train.epochs * steps_per_epoch
-    facts = Facts(
+    facts = RunFacts(
         num_images=len(reader),
         channels=reader.channels,
         image_size=reader.image_size,
@@ -41,7 +41,7 @@ def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> Fa
     return replace(facts, evaluated_on=brought_facts(recipe, facts))
 
 
-def check(recipe: Recipe) -> Facts:
+def check(recipe: Recipe) -> RunFacts:
     """Opens the data and finds every combination that cannot work, without building networks.
 
     Raises RecipeError with all of them."""
@@ -52,7 +52,7 @@ def check(recipe: Recipe) -> Facts:
     return facts
 
 
-def check_measuring(recipe: Recipe) -> Facts:
+def check_measuring(recipe: Recipe) -> RunFacts:
     """`check` for an encoder that is only measured: whatever training is about is not looked at, as
     the batch size, which may be above the number of images.
 
@@ -77,7 +77,7 @@ def check_without_data(recipe: Recipe) -> None:
     found = []
     for channels in (3, 1):
         # Labelled, and so many images that no number is above theirs.
-        facts = Facts(
+        facts = RunFacts(
             _MANY * train.batch_size, channels, None, 2, train.batch_size, _MANY, steps, views
         )
         found.append(check_recipe(recipe, facts, data=False))

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sslkit.api import Backbone, Method
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import (
     EVALUATION_BATCH,
     StoredImages,
@@ -17,7 +17,7 @@ from sslkit.data.evaluation_images import (
     evaluation_batches,
 )
 from sslkit.data.views import ViewMaker
-from sslkit.engine.embedding_monitor import Peek
+from sslkit.engine.embedding_monitor import EmbeddingMonitor
 from sslkit.engine.online_probe import OnlineProbe, ProbeAccuracy
 from sslkit.engine.runtime import Runtime
 from sslkit.errors import RecipeError
@@ -39,7 +39,7 @@ class Watched:
     probe: OnlineProbe | None = None
     maker: ViewMaker | None = None
     """Of the training views."""
-    peek: Peek | None = None
+    peek: EmbeddingMonitor | None = None
     """Into the method."""
 
 
@@ -106,7 +106,7 @@ def _suite(
     train, test, peek = stores.train, stores.test, watched.peek
     augmentation = recipe.augmentation.build()
 
-    def batches(store: ImageStore) -> Callable[[], Iterable[Tensor]]:
+    def batches(store: CachedSplit) -> Callable[[], Iterable[Tensor]]:
         preprocess = method.encoder.preprocess
         return lambda: evaluation_batches(store, preprocess, EVALUATION_BATCH, runtime.device)
 

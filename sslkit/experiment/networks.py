@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sslkit.api import Backbone, Facts, Method, Slot
+from sslkit.api import Backbone, Method, RunFacts, Slot
 from sslkit.engine.display import Display
 from sslkit.engine.runtime import (
     Runtime,
@@ -14,19 +14,19 @@ from sslkit.randomness import seeded
 from sslkit.recipe import Recipe
 
 
-def make_method(recipe: Recipe, facts: Facts) -> Method:
+def make_method(recipe: Recipe, facts: RunFacts) -> Method:
     """The method and its networks, initialised from the recipe's seed alone."""
     with seeded(recipe.seed, "initialisation"):
         return recipe.method.build(make_backbone(recipe, facts), facts)
 
 
-def make_backbone(recipe: Recipe, facts: Facts) -> Backbone:
+def make_backbone(recipe: Recipe, facts: RunFacts) -> Backbone:
     """The backbone, initialised from the generators as they are."""
     size = max(view.size for view in facts.views)
     return recipe.backbone.build(channels=facts.channels, image_size=size)
 
 
-def missing_untrained(recipe: Recipe, facts: Facts) -> str | None:
+def missing_untrained(recipe: Recipe, facts: RunFacts) -> str | None:
     """Why there can be no untrained encoder to compare with: the backbone gets weights that do not
     come from the seed, although it was asked for none. None where there can be one."""
     bare, networks = without_starting_weights(recipe), []
@@ -43,7 +43,7 @@ def missing_untrained(recipe: Recipe, facts: Facts) -> str | None:
     )
 
 
-def say_missing_untrained(recipe: Recipe, facts: Facts, display: Display) -> str | None:
+def say_missing_untrained(recipe: Recipe, facts: RunFacts, display: Display) -> str | None:
     """`missing_untrained`, said in the first lines, where a protocol would want the encoder."""
     if not any(slot.cls.baselines for slot in recipe.evaluate):
         return None
@@ -64,7 +64,7 @@ def without_weights(backbone: Slot[Backbone]) -> Slot[Backbone]:
     return Slot(backbone.cls, backbone.name, config, backbone.distribution, backbone.version)
 
 
-def initial_method(recipe: Recipe, facts: Facts, runtime: Runtime) -> Method:
+def initial_method(recipe: Recipe, facts: RunFacts, runtime: Runtime) -> Method:
     """The method as it was before the first step, made again from the seed, on the device."""
     method = make_method(recipe, facts)
     runtime.prepare(method)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sslkit.api import Facts
+from sslkit.api import RunFacts
 from sslkit.engine.runtime import (
     check_cuda_graphs,
     resolve_compile,
@@ -33,7 +33,7 @@ def resolve(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": resolved})
 
 
-def settle(recipe: Recipe, facts: Facts) -> Recipe:
+def settle(recipe: Recipe, facts: RunFacts) -> Recipe:
     """The recipe with everything that depends on the length of the run written out (law 4)."""
     if recipe.train.log_every_steps is not None:
         return recipe

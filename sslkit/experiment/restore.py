@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sslkit.api import Facts, Method
+from sslkit.api import Method, RunFacts
 from sslkit.errors import CheckpointError
 from sslkit.nn.batch_norm import has_batch_statistics
 from sslkit.recipe import Recipe, load_recipe
@@ -60,7 +60,7 @@ def misfit(error: Exception) -> str:
 
 def load_method(
     run_or_checkpoint: Path, overrides: Sequence[str] = ()
-) -> tuple[Recipe, Facts, Method]:
+) -> tuple[Recipe, RunFacts, Method]:
     """Recipe, facts and trained method (on the CPU) of a run or checkpoint. Weights that the run
     started from need not be there any more.
 
@@ -80,7 +80,7 @@ def load_method(
     return recipe, facts, method
 
 
-def load_measured_method(run_or_checkpoint: Path) -> tuple[Recipe, Facts, Method]:
+def load_measured_method(run_or_checkpoint: Path) -> tuple[Recipe, RunFacts, Method]:
     """`load_method` with the batch statistics with which the run measures and exports its encoder:
     those of its training images, which must be there where the encoder has BatchNorm."""
     recipe, facts, method = load_method(run_or_checkpoint)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslkit.api import Dataset, DatasetConfig, Facts, ImageReader, Slot
-from sslkit.data.cached_split import ImageStore
+from sslkit.api import DataSource, DataSourceConfig, RunFacts, Slot, SplitReader
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.examine import examine, shared_images
 from sslkit.data.splits import open_splits
 from sslkit.engine.display import Display
@@ -22,8 +22,8 @@ from sslkit.recipe import Recipe
 class Stores:
     """Both splits of a data source, small images decoded into memory."""
 
-    train: ImageStore
-    test: ImageStore | None
+    train: CachedSplit
+    test: CachedSplit | None
     elsewhere: Mapping[str, Stores] = field(default_factory=dict)
     """Path of an entry of `evaluate` -> the images that it brings; one object for entries that
     bring the same."""
@@ -39,7 +39,7 @@ class Stores:
         return found
 
 
-def brought_data(recipe: Recipe) -> dict[str, Slot[Dataset]]:
+def brought_data(recipe: Recipe) -> dict[str, Slot[DataSource]]:
     """Path of an entry of `evaluate` -> the data source that it brings to measure on. Protocols
     that work on data of their own alone open it themselves."""
     return {
@@ -49,7 +49,7 @@ def brought_data(recipe: Recipe) -> dict[str, Slot[Dataset]]:
     }
 
 
-def brought_facts(recipe: Recipe, facts: Facts) -> dict[str, Facts]:
+def brought_facts(recipe: Recipe, facts: RunFacts) -> dict[str, RunFacts]:
     """The same paths -> what is known of that data. facts: those of the run.
 
     Raises RecipeError where it cannot be opened, or does not suit the encoder."""
@@ -79,7 +79,7 @@ def brought_facts(recipe: Recipe, facts: Facts) -> dict[str, Facts]:
     return found
 
 
-def count_classes(reader: ImageReader) -> int | None:
+def count_classes(reader: SplitReader) -> int | None:
     """Number of classes; None without labels, also where every one is negative."""
     if reader.labels is None or not (reader.labels >= 0).any():
         return None
@@ -98,7 +98,7 @@ def class_sizes(labels: NDArray[np.int64] | Tensor | None) -> tuple[int, ...]:
 def open_stores(recipe: Recipe, display: Display) -> Stores:
     """The images of the recipe, examined; what there is to say of them is shown and noted."""
     own = _open(recipe, recipe.data, "data", display)
-    opened: dict[Slot[Dataset], Stores] = {}
+    opened: dict[Slot[DataSource], Stores] = {}
     elsewhere = {}
     for path, data in brought_data(recipe).items():
         if data not in opened:
@@ -108,7 +108,7 @@ def open_stores(recipe: Recipe, display: Display) -> Stores:
     return Stores(own.train, own.test, elsewhere)
 
 
-def _open(recipe: Recipe, data: Slot[Dataset], field: str, display: Display) -> Stores:
+def _open(recipe: Recipe, data: Slot[DataSource], field: str, display: Display) -> Stores:
     splits = open_splits(data)
     train = open_store(recipe, data, splits.train)
     test = None if splits.test is None else open_store(recipe, data, splits.test)
@@ -121,11 +121,11 @@ def _open(recipe: Recipe, data: Slot[Dataset], field: str, display: Display) -> 
     return Stores(train, test)
 
 
-def open_store(recipe: Recipe, data: Slot[Dataset], reader: ImageReader) -> ImageStore:
+def open_store(recipe: Recipe, data: Slot[DataSource], reader: SplitReader) -> CachedSplit:
     """The images of a split."""
     config = data.config
-    assert isinstance(config, DatasetConfig)
-    return ImageStore(
+    assert isinstance(config, DataSourceConfig)
+    return CachedSplit(
         reader,
         max_corrupt_fraction=config.max_corrupt_fraction,
         seed=recipe.seed,

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import torch
 
-from sslkit.api import Augmentation, Backbone, Facts, Method, Progress, Schedule
-from sslkit.data.cached_split import ImageStore
+from sslkit.api import Augmentation, Backbone, Method, Progress, RunFacts, Schedule
+from sslkit.data.cached_split import CachedSplit
 from sslkit.engine.optimization import checked_factor
 from sslkit.engine.repeatable import check_augmentation, check_reader
 from sslkit.engine.runtime import (
@@ -23,7 +23,7 @@ from sslkit.run.folder import RunFolder
 _SCHEDULE_POINTS = 200
 
 
-def check_encoder(recipe: Recipe, facts: Facts, runtime: Runtime, encoder: Backbone) -> None:
+def check_encoder(recipe: Recipe, facts: RunFacts, runtime: Runtime, encoder: Backbone) -> None:
     """Sends two black images through the encoder, in eval mode. Raises PluginError where it fails
     or its features do not have the width that it states."""
     slot, size = recipe.backbone, encoder.preprocess.size
@@ -42,7 +42,9 @@ def check_encoder(recipe: Recipe, facts: Facts, runtime: Runtime, encoder: Backb
         )
 
 
-def check_convolutions(recipe: Recipe, facts: Facts, runtime: Runtime, encoder: Backbone) -> None:
+def check_convolutions(
+    recipe: Recipe, facts: RunFacts, runtime: Runtime, encoder: Backbone
+) -> None:
     """Raises RecipeError where torch would give the encoder gradients that are not set."""
     if runtime.device.type != "cpu" or runtime.precision == "fp32":
         return
@@ -66,7 +68,7 @@ def check_convolutions(recipe: Recipe, facts: Facts, runtime: Runtime, encoder: 
         )
 
 
-def check_repeatable(recipe: Recipe, facts: Facts, store: ImageStore) -> None:
+def check_repeatable(recipe: Recipe, facts: RunFacts, store: CachedSplit) -> None:
     """Raises PluginError where views or images are not functions of the recipe."""
     if store.reader.pixels is None:
         check_reader(store.reader, "data")
@@ -83,7 +85,7 @@ def _on_own_data(recipe: Recipe, path: str) -> bool:
     return any(getattr(owner, "own_data", False) for owner in owners)
 
 
-def check_schedule(schedule: Schedule, facts: Facts) -> None:
+def check_schedule(schedule: Schedule, facts: RunFacts) -> None:
     """Raises PluginError where the schedule gives no learning rate at some point of the run."""
     total = facts.total_steps
     for step in {round(i * (total - 1) / _SCHEDULE_POINTS) for i in range(_SCHEDULE_POINTS + 1)}:

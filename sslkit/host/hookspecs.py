@@ -16,54 +16,54 @@ hookspec = pluggy.HookspecMarker("sslkit")
 
 @hookspec
 def register_methods() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Self-supervised methods: subclasses of `sslkit.interfaces.Method`."""
+    """Self-supervised methods: subclasses of `sslkit.api.Method`."""
 
 
 @hookspec
 def register_backbones() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Image encoders: subclasses of `sslkit.interfaces.Backbone`."""
+    """Image encoders: subclasses of `sslkit.api.Backbone`."""
 
 
 @hookspec
 def register_heads() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Projection and prediction heads: subclasses of `sslkit.interfaces.Head`."""
+    """Projection and prediction heads: subclasses of `sslkit.api.Head`."""
 
 
 @hookspec
 def register_losses() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Losses on embeddings: subclasses of `sslkit.interfaces.Loss`."""
+    """Losses on embeddings: subclasses of `sslkit.api.Loss`."""
 
 
 @hookspec
 def register_augmentations() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Augmentations: subclasses of `sslkit.interfaces.Augmentation`."""
+    """Augmentations: subclasses of `sslkit.api.Augmentation`."""
 
 
 @hookspec
 def register_datasets() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Data sources: subclasses of `sslkit.interfaces.Dataset`."""
+    """Data sources: subclasses of `sslkit.api.DataSource`."""
 
 
 @hookspec
 def register_evaluators() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Evaluation protocols: subclasses of `sslkit.interfaces.Evaluator`."""
+    """Evaluation protocols: subclasses of `sslkit.api.Evaluator`."""
 
 
 @hookspec
 def register_optimizers() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Optimisers: subclasses of `sslkit.interfaces.Optimizer`."""
+    """Optimisers: subclasses of `sslkit.api.Optimizer`."""
 
 
 @hookspec
 def register_schedules() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Learning-rate schedules: subclasses of `sslkit.interfaces.Schedule`."""
+    """Learning-rate schedules: subclasses of `sslkit.api.Schedule`."""
 
 
 @hookspec
 def register_trackers() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Experiment trackers: subclasses of `sslkit.interfaces.Tracker`."""
+    """Experiment trackers: subclasses of `sslkit.api.Tracker`."""
 
 
 @hookspec
 def register_callbacks() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Callbacks: subclasses of `sslkit.interfaces.Callback`. Only those that a recipe names run."""
+    """Callbacks: subclasses of `sslkit.api.Callback`. Only those that a recipe names run."""

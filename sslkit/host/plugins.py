@@ -15,7 +15,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from typing import Any
 
@@ -26,7 +26,7 @@ from sslkit.errors import PluginError
 
 from . import hookspecs
 from .plugin_errors import describe_failure
-from .registry import Entry, Registry, did_you_mean, normalise
+from .registry import Entry, PluginRecord, Registry, did_you_mean, normalise
 
 GROUP = "sslkit"
 BUILTIN = "sslkit.builtin"
@@ -48,22 +48,6 @@ KINDS = tuple(HOOK_KINDS.values())
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-
-
-@dataclass(frozen=True)
-class PluginRecord:
-    """One entry point: what it is, and what it provides or why it is broken."""
-
-    name: str
-    """Of the entry point."""
-    distribution: str
-    """Normalised name of the distribution; "unknown" where its metadata does not say."""
-    version: str
-    module: str
-    reason: str | None = None
-    """Why it is broken, in one line; None where it works."""
-    components: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """kind -> names. For a broken plugin: what it would have provided, as far as is known."""
 
 
 @dataclass(frozen=True)

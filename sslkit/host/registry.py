@@ -13,9 +13,9 @@ import inspect
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from sslkit.errors import PluginError
@@ -24,8 +24,6 @@ from .plugin_errors import describe_failure
 
 if TYPE_CHECKING:
     from sslkit.api import Component
-
-    from .plugins import PluginRecord
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,22 @@ class Found:
     """As registered, without the distribution."""
     distribution: str
     version: str
+
+
+@dataclass(frozen=True)
+class PluginRecord:
+    """One entry point: what it is, and what it provides or why it is broken."""
+
+    name: str
+    """Of the entry point."""
+    distribution: str
+    """Normalised name of the distribution; "unknown" where its metadata does not say."""
+    version: str
+    module: str
+    reason: str | None = None
+    """Why it is broken, in one line; None where it works."""
+    components: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """kind -> names. For a broken plugin: what it would have provided, as far as is known."""
 
 
 class Registry:
@@ -180,7 +194,7 @@ def _fault(kind: str, found: Any) -> str | None:
     from sslkit.api import INTERFACES
 
     interface = next(interface for interface in INTERFACES if interface.kind == kind)
-    expected = f"expected a subclass of sslkit.interfaces.{interface.__name__}"
+    expected = f"expected a subclass of sslkit.api.{interface.__name__}"
     if not isinstance(found, type):
         return f"is a {type(found).__name__}, {expected}"
     if not issubclass(found, interface):
@@ -192,16 +206,16 @@ def _fault(kind: str, found: Any) -> str | None:
             for name in dir(found)
             if getattr(getattr(found, name, None), "__isabstractmethod__", False)
         )
-        return f"does not implement {missing} of sslkit.interfaces.{interface.__name__}"
+        return f"does not implement {missing} of sslkit.api.{interface.__name__}"
     config: Any = found.Config
     base = interface.Config
     if not (isinstance(config, type) and issubclass(config, base)):
         what = f"class {config.__qualname__}" if isinstance(config, type) else repr(config)
-        return f"has the Config {what}, expected a subclass of sslkit.interfaces.{base.__name__}"
+        return f"has the Config {what}, expected a subclass of sslkit.api.{base.__name__}"
     if "name" in config.model_fields:
         return "has a Config field 'name', which is the component's name in a recipe: rename it"
-    for name, field in config.model_fields.items():
-        if _holds_a_set(field.annotation):
+    for name, described in config.model_fields.items():
+        if _holds_a_set(described.annotation):
             return f"has a set as Config field '{name}', whose order differs by run: use a tuple"
     return None
 

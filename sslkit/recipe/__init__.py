@@ -6,17 +6,17 @@ component block by the component's own `Config`), and then hashed, flattened and
 
 from __future__ import annotations
 
-from sslkit.recipe.shipped import find_recipe, shipped_recipes
+from sslkit.host.recipe_files import find_recipe, shipped_recipes
 
 from .hashing import backbone_name, dump_resolved, flatten, hashed_view, recipe_hash
 from .loading import load_recipe, parse_recipe
 from .model import Expectation, OnlineProbeConfig, Origin, Recipe, TrainConfig, components
 from .problems import check_recipe
 from .schema import json_schema
-from .yaml_positions import Derived
+from .yaml_positions import CommandOverride
 
 __all__ = [
-    "Derived",
+    "CommandOverride",
     "Expectation",
     "OnlineProbeConfig",
     "Origin",

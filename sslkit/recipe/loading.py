@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from sslkit.errors import RecipeError
 from sslkit.host.plugins import load_plugins
+from sslkit.host.recipe_files import find_recipe, read_recipe_text
 from sslkit.host.registry import Registry
-from sslkit.recipe.shipped import find_recipe, read_recipe_text
 
 from .fields import Place
 from .model import Recipe

@@ -22,11 +22,11 @@ from sslkit.api import (
     Backbone,
     Callback,
     ComponentConfig,
-    Dataset,
+    DataSource,
     Evaluator,
-    Facts,
     Method,
     Optimizer,
+    RunFacts,
     Schedule,
     Slot,
     Tracker,
@@ -35,7 +35,7 @@ from sslkit.api import (
 )
 from sslkit.nn.numerics import Precision
 
-from .yaml_positions import Marks
+from .yaml_positions import SourceMap
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
@@ -151,7 +151,7 @@ class Recipe(Block):
     """Name of the experiment: letters, digits and any of . _ -"""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything random."""
-    data: Slot[Dataset]
+    data: Slot[DataSource]
     """The data source."""
     augmentation: Slot[Augmentation]
     """How views are made of images."""
@@ -182,15 +182,15 @@ class Recipe(Block):
     origins: dict[str, Origin] = Field(default_factory=dict)
     """Where each component came from. Written into resolved recipes; a record, not a setting."""
 
-    _marks: Marks | None = PrivateAttr(default=None)
+    _marks: SourceMap | None = PrivateAttr(default=None)
 
     @property
-    def marks(self) -> Marks | None:
+    def marks(self) -> SourceMap | None:
         """Where in the file (or in which override) each value stands; None if not known. Not part
         of the recipe: neither compared nor hashed."""
         return self._marks
 
-    def with_marks(self, marks: Marks) -> Recipe:
+    def with_marks(self, marks: SourceMap) -> Recipe:
         """The same recipe that knows where its values stand."""
         copy = self.model_copy()
         copy._marks = marks
@@ -214,10 +214,10 @@ def components(recipe: BaseModel) -> Iterator[tuple[str, Slot[Any]]]:
 
 
 def components_with_facts(
-    recipe: BaseModel, facts: Facts
-) -> Iterator[tuple[str, Slot[Any], Facts]]:
+    recipe: BaseModel, facts: RunFacts
+) -> Iterator[tuple[str, Slot[Any], RunFacts]]:
     """`components`, and the facts that each works under; see `Component.facts_inside`."""
-    around: list[tuple[str, Facts]] = []
+    around: list[tuple[str, RunFacts]] = []
     for path, found in components(recipe):
         while around and not path.startswith(around[-1][0]):
             around.pop()

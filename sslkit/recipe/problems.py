@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from sslkit.api import Dataset, Facts, Loss, Method, Slot
+from sslkit.api import DataSource, Loss, Method, RunFacts, Slot
 from sslkit.host.plugin_errors import describe_failure
 from sslkit.host.registry import Registry, did_you_mean
 
@@ -17,7 +17,7 @@ from .fields import Place
 from .foreign import VALUES
 from .model import Recipe, components, components_with_facts
 from .unknown import UnknownFields, block_at, other_names
-from .yaml_positions import SHOWN_PROBLEMS, Document, Marks, Path, describe, more_problems
+from .yaml_positions import SHOWN_PROBLEMS, Document, Path, SourceMap, describe, more_problems
 
 _EXPECTED = {
     "bool_type": "true or false",
@@ -220,13 +220,13 @@ _MEASURED = ("data", "augmentation", "backbone", "evaluate")
 
 
 def check_recipe(
-    recipe: Recipe, facts: Facts, *, training: bool = True, data: bool = True
+    recipe: Recipe, facts: RunFacts, *, training: bool = True, data: bool = True
 ) -> list[str]:
     """Every reason why this recipe cannot run on this data, in one line each; empty if it can.
 
     training: False leaves out what only training works with. data: False leaves out sources of
     data, and what has one of its own."""
-    marks = recipe.marks or Marks(recipe.name)
+    marks = recipe.marks or SourceMap(recipe.name)
     lines = []
     for dotted, slot, known in components_with_facts(recipe, facts):
         path: Path = tuple(int(p) if p.isdecimal() else p for p in dotted.split("."))
@@ -249,16 +249,16 @@ def check_recipe(
 
 def _opens_data(slot: Slot[Any]) -> bool:
     inside = (found for _, found in components(slot.config))
-    return any(issubclass(each.cls, Dataset) for each in (slot, *inside))
+    return any(issubclass(each.cls, DataSource) for each in (slot, *inside))
 
 
-def _line(recipe: Recipe, marks: Marks, path: Path, message: str) -> str:
+def _line(recipe: Recipe, marks: SourceMap, path: Path, message: str) -> str:
     if recipe.marks is not None:
         return marks.line(path, message)
     return f"{'.'.join(map(str, path))}: {message}"
 
 
-def _missing_labels(cls: type[Any], name: str, facts: Facts) -> Iterator[str]:
+def _missing_labels(cls: type[Any], name: str, facts: RunFacts) -> Iterator[str]:
     if facts.num_classes is not None:
         return
     if issubclass(cls, Method) and cls.requires_labels:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sslkit.api import Evaluator, Facts
+from sslkit.api import Evaluator, RunFacts
 from sslkit.host.plugin_errors import describe_failure
 
 from .model import Recipe, components_with_facts
@@ -39,7 +39,7 @@ class Advice:
         return " ".join(f"{self.path}: {self.message}".split())
 
 
-def find_warnings(recipe: Recipe, facts: Facts) -> list[Advice]:
+def find_warnings(recipe: Recipe, facts: RunFacts) -> list[Advice]:
     """The warnings of every component and of the recipe's own fields, in the order of the recipe.
 
     Call it for a recipe that `check_recipe` has passed."""
@@ -58,7 +58,7 @@ def find_warnings(recipe: Recipe, facts: Facts) -> list[Advice]:
     return found + list(_training_warnings(recipe, facts))
 
 
-def _unmeasurable(cls: type[Evaluator], facts: Facts) -> str | None:
+def _unmeasurable(cls: type[Evaluator], facts: RunFacts) -> str | None:
     """Why a protocol will find nothing to measure; None where it will."""
     if not cls.requires_labels:
         return None
@@ -71,7 +71,7 @@ def _unmeasurable(cls: type[Evaluator], facts: Facts) -> str | None:
     return None if facts.test_has_labels else "it needs labels, the test split has none"
 
 
-def _training_warnings(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def _training_warnings(recipe: Recipe, facts: RunFacts) -> Iterator[Advice]:
     if recipe.train.precision == "fp16" and recipe.train.device == "cpu":
         yield Advice(
             "train.precision",
@@ -119,7 +119,7 @@ def batch_norm_layers(method: nn.Module) -> int:
     return sum(isinstance(module, _BatchNorm) for module in method.modules())
 
 
-def plan_facts(recipe: Recipe, facts: Facts) -> dict[str, str | int | float]:
+def plan_facts(recipe: Recipe, facts: RunFacts) -> dict[str, str | int | float]:
     """What components say of themselves; the outermost is believed where names repeat."""
     known: dict[str, str | int | float] = {}
     for path, slot, here in components_with_facts(recipe, facts):

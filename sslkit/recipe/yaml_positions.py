@@ -36,7 +36,7 @@ _WORDS = {
 }
 
 
-class Derived(str):
+class CommandOverride(str):
     """An override that a command makes of another option; messages name that option."""
 
     option: str
@@ -59,7 +59,7 @@ class Mark:
 
 
 @dataclass
-class Marks:
+class SourceMap:
     """Where each key and value of a document stands."""
 
     source: str
@@ -112,7 +112,7 @@ def one_line(text: str) -> str:
 
 def override_line(override: str, message: str) -> str:
     """A problem of an override in one line."""
-    if isinstance(override, Derived):
+    if isinstance(override, CommandOverride):
         return one_line(f"{override.option}: {message}")
     shown = hide_logins(override)
     shown = shown if len(shown) <= 100 else f"{shown[:97]}..."
@@ -124,12 +124,12 @@ class Document:
     """The content of a recipe file: dicts with text keys, lists and scalars."""
 
     tree: dict[str, Any]
-    marks: Marks
+    marks: SourceMap
 
 
 def parse_document(text: str, source: str) -> Document:
     """Reads a recipe. source: what to call it in messages. Raises RecipeError."""
-    reader = _Reader(text, Marks(source))
+    reader = _Reader(text, SourceMap(source))
     tree = reader.read()
     if not reader.problems and tree is None:
         reader.problems.append(f"{source}: is empty; a recipe starts with 'name: ...'")
@@ -146,7 +146,7 @@ def parse_value(text: str) -> Any:
     """The value of an override: a scalar or a flow collection. Raises ValueError."""
     if "\n" in text:
         raise ValueError("a value is one line")
-    reader = _Reader(text, Marks(""))
+    reader = _Reader(text, SourceMap(""))
     value = reader.read()
     if reader.problems:
         raise ValueError(f"{reader.problems[0]}; put text with special characters in quotes")
@@ -190,7 +190,7 @@ class _Reader:
     """Builds the tree from the events of the parser. It works on events, not on yaml.compose,
     because these tell explicit tags, anchors and aliases apart before anything is expanded."""
 
-    def __init__(self, text: str, marks: Marks) -> None:
+    def __init__(self, text: str, marks: SourceMap) -> None:
         self.text = text
         self.marks = marks
         self.problems: list[str] = []

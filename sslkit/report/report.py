@@ -6,21 +6,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sslkit.recipe import backbone_name, recipe_hash
+from sslkit.api import RunFacts
+from sslkit.recipe import Recipe, backbone_name, recipe_hash
+from sslkit.run.folder import RunFolder
 from sslkit.run.metrics_file import MetricLine, read_lines
 
 from .figures import draw_accuracies, draw_curves
 from .tables import TITLE
 
 if TYPE_CHECKING:
-    from sslkit.experiment.build import Experiment
-
     from .results import FinalResults
 
 
-def write_report(experiment: Experiment, results: FinalResults) -> list[Path]:
-    """Writes report.md and the figures of a run; returns their paths."""
-    folder = experiment.folder
+def write_report(
+    folder: RunFolder, recipe: Recipe, facts: RunFacts, results: FinalResults, notes: Sequence[str]
+) -> list[Path]:
+    """Writes report.md and the figures of a run; returns their paths. notes: what a reader must
+    know of its data."""
     figures = []
     lines = list(read_lines(folder.metrics))
     drawn = {"curves": draw_curves(lines), **results.trained.figures}
@@ -32,14 +34,18 @@ def write_report(experiment: Experiment, results: FinalResults) -> list[Path]:
         figure.savefig(path, dpi=120, bbox_inches="tight")
         figures.append(path)
     pictures = sorted(folder.figures.glob("*.png"))
-    text = "\n".join(_markdown(experiment, results, lines, pictures))
+    text = "\n".join(_markdown(recipe, facts, results, notes, lines, pictures))
     return [folder.write_text(folder.report, text + "\n"), *figures]
 
 
 def _markdown(
-    experiment: Experiment, results: FinalResults, lines: Sequence[MetricLine], figures: list[Path]
+    recipe: Recipe,
+    facts: RunFacts,
+    results: FinalResults,
+    notes: Sequence[str],
+    lines: Sequence[MetricLine],
+    figures: list[Path],
 ) -> Iterable[str]:
-    recipe, facts = experiment.recipe, experiment.facts
     yield f"# {recipe.name}, seed {recipe.seed}"
     yield ""
     yield (
@@ -68,7 +74,7 @@ def _markdown(
         yield f"- note: {note}"
     for protocol, found in {**results.trained.warnings, **results.trained.stops}.items():
         yield f"- {protocol}: warning: {found}"
-    for note in (*facts.data_notes, *experiment.stores.train.notes):
+    for note in notes:
         yield f"- data: warning: {note}"
     yield from _cost(lines, results)
     for figure in figures:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from sslkit.api import Facts
+from sslkit.api import RunFacts
 from sslkit.errors import CheckpointError, RunFolderError
 from sslkit.files import read_json, reason
 
@@ -25,7 +25,7 @@ _MAX_SIDE = 1 << 14
 """Pixels of a side, and channels, of images that a network may be built for."""
 
 
-_FACTS: TypeAdapter[Facts] = TypeAdapter(Facts)
+_FACTS: TypeAdapter[RunFacts] = TypeAdapter(RunFacts)
 
 
 def is_finished(path: Path) -> bool:
@@ -112,7 +112,7 @@ def last_metrics(folder: RunFolder) -> dict[str, float]:
     return metrics
 
 
-def read_facts(path: Path) -> Facts:
+def read_facts(path: Path) -> RunFacts:
     """The facts of a run, as its environment.json records them. Raises CheckpointError."""
     try:
         facts = _FACTS.validate_python(read_environment(path)["facts"])

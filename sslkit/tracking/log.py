@@ -16,8 +16,8 @@ from sslkit.errors import TrackingError, hide_logins
 from sslkit.run.folder import RunFolder
 from sslkit.run.metrics_file import MetricLine, encode_line, read_lines, truncate_after
 
-from .upload_state import Cursor, Status
-from .uploader import Feed, tracker_class
+from .upload_state import Status, UploadState
+from .uploader import TrackerUploader, tracker_class
 
 logger = logging.getLogger("sslkit.tracking")
 
@@ -62,7 +62,7 @@ class RunLog:
         self._timing = timing or FeedTiming()
         self._file = folder.metrics.open("a", encoding="utf-8")
         self._write_lock = threading.Lock()
-        self._feed = Feed(folder, tracker, _cursor(folder, tracker, run, run_id))
+        self._feed = TrackerUploader(folder, tracker, _cursor(folder, tracker, run, run_id))
         self._feed.save()
         self._wake = threading.Condition()
         self._pending = 0
@@ -240,7 +240,7 @@ def add_to_run(
     if new and lines:
         with folder.metrics.open("a", encoding="utf-8") as file:
             file.write(encode_line(MetricLine(lines[-1].step, lines[-1].time_ms, new)))
-    cursor = Cursor.load(folder.tracker)
+    cursor = UploadState.load(folder.tracker)
     if cursor is not None:
         for path in artifacts:
             cursor.add_artifact(path.relative_to(folder.path).as_posix(), place)
@@ -266,7 +266,7 @@ def sync(folder: RunFolder, tracker: Tracker, last_file: str | None = None) -> S
     `folder` must be open for writing, so that it cannot be a run that is still going. Raises
     TrackingError where the folder has no log, or the service cannot be reached."""
     folder.require_writable()
-    cursor = Cursor.load(folder.tracker)
+    cursor = UploadState.load(folder.tracker)
     if cursor is None:
         raise TrackingError(f"{folder.tracker}: missing or damaged; the run never started to log")
     truncate_after(folder.metrics, None)
@@ -274,7 +274,7 @@ def sync(folder: RunFolder, tracker: Tracker, last_file: str | None = None) -> S
         cursor.status = "finished"
         if all(artifact.path != last_file for artifact in cursor.artifacts):
             cursor.add_artifact(last_file, "")
-    feed = Feed(folder, tracker, cursor)
+    feed = TrackerUploader(folder, tracker, cursor)
     try:
         if feed.has_work():
             while feed.send_piece():
@@ -294,11 +294,11 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _cursor(folder: RunFolder, tracker: Tracker, run: RunView, run_id: str | None) -> Cursor:
+def _cursor(folder: RunFolder, tracker: Tracker, run: RunView, run_id: str | None) -> UploadState:
     """The saved cursor with this process's view of the run; a new one where there is none."""
-    cursor = Cursor.load(folder.tracker)
+    cursor = UploadState.load(folder.tracker)
     if cursor is None or (run_id is not None and cursor.run_id not in (None, run_id)):
-        cursor = Cursor(tracker_class(tracker), run.run_name, run.params, run.tags)
+        cursor = UploadState(tracker_class(tracker), run.run_name, run.params, run.tags)
     cursor.run_name, cursor.params, cursor.tags = run.run_name, run.params, run.tags
     cursor.run_id = run_id or cursor.run_id
     cursor.status, cursor.closed = None, False

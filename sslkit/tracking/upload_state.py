@@ -37,7 +37,7 @@ class PendingArtifact:
 
 
 @dataclass
-class Cursor:
+class UploadState:
     """What of a run folder a tracker has. Mutable; `save` makes it last."""
 
     tracker: str
@@ -101,7 +101,7 @@ class Cursor:
         write_atomic(path, json.dumps(record, indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Cursor | None:
+    def load(cls, path: Path) -> UploadState | None:
         """The saved cursor; None where there is none that can be read, which means that the
         service is asked what it has."""
         try:
@@ -110,4 +110,4 @@ class Cursor:
             return None
 
 
-_CURSOR: TypeAdapter[Cursor] = TypeAdapter(Cursor)
+_CURSOR: TypeAdapter[UploadState] = TypeAdapter(UploadState)

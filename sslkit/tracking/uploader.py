@@ -12,15 +12,15 @@ from sslkit.files import open_file, reason
 from sslkit.run.folder import RunFolder
 from sslkit.run.metrics_file import MetricLine, read_from
 
-from .upload_state import Cursor, PendingArtifact, Status
+from .upload_state import PendingArtifact, Status, UploadState
 
 
-class Feed:
+class TrackerUploader:
     """The way from a run folder to a tracker. Every method that talks to the tracker may raise what
     the tracker raises; then nothing is lost, and the next call starts with `Tracker.start`, which
     finds out what the service has. These methods belong to one thread; `lock` guards the cursor."""
 
-    def __init__(self, folder: RunFolder, tracker: Tracker, cursor: Cursor) -> None:
+    def __init__(self, folder: RunFolder, tracker: Tracker, cursor: UploadState) -> None:
         self.folder = folder
         self.tracker = tracker
         self.cursor = cursor

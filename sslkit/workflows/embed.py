@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sslkit import __version__
-from sslkit.api import Backbone, Dataset, DatasetConfig, Slot
-from sslkit.data.cached_split import ImageStore
+from sslkit.api import Backbone, DataSource, DataSourceConfig, Slot
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import evaluation_batches
 from sslkit.data.packing import data_of
 from sslkit.data.splits import open_splits
@@ -100,7 +100,7 @@ def embed_source(
     return EmbeddedFile(out, rows, encoder.num_features, labelled, len(store) - rows, origin)
 
 
-def _data(run: str | Path, source: str | None, overrides: Sequence[str]) -> Slot[Dataset]:
+def _data(run: str | Path, source: str | None, overrides: Sequence[str]) -> Slot[DataSource]:
     if source is not None:
         return data_of(source, overrides)
     path = Path(run)
@@ -109,12 +109,12 @@ def _data(run: str | Path, source: str | None, overrides: Sequence[str]) -> Slot
     return load_recipe(run_folder_of(path).recipe, overrides).data
 
 
-def _open(data: Slot[Dataset], split: Literal["train", "test"]) -> ImageStore:
+def _open(data: Slot[DataSource], split: Literal["train", "test"]) -> CachedSplit:
     reader = open_splits(data).of(split)
     if reader is None:
         raise RecipeError(f"--split {split}: '{data.name}' has no {split} images; take the other")
-    assert isinstance(data.config, DatasetConfig)
-    return ImageStore(
+    assert isinstance(data.config, DataSourceConfig)
+    return CachedSplit(
         reader,
         max_corrupt_fraction=data.config.max_corrupt_fraction,
         seed=_SEED,
@@ -122,7 +122,7 @@ def _open(data: Slot[Dataset], split: Literal["train", "test"]) -> ImageStore:
     )
 
 
-def _refuse_other_channels(run: str | Path, store: ImageStore) -> None:
+def _refuse_other_channels(run: str | Path, store: CachedSplit) -> None:
     """Raises RecipeError where the data is not of the kind that the encoder was trained on. Trying
     it out is not enough: normalisation by three channels makes three of one."""
     channels = input_channels(run)
@@ -136,8 +136,8 @@ def _refuse_other_channels(run: str | Path, store: ImageStore) -> None:
 def _origin(
     run: str | Path,
     encoder: Backbone,
-    data: Slot[Dataset],
-    store: ImageStore,
+    data: Slot[DataSource],
+    store: CachedSplit,
     split: str,
     device: torch.device,
 ) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _origin(
 def _write(
     out: Path,
     encoder: Backbone,
-    store: ImageStore,
+    store: CachedSplit,
     split: str,
     device: torch.device,
     origin: dict[str, Any],
@@ -207,7 +207,7 @@ def _schema(width: int, labelled: bool, origin: dict[str, Any]) -> pa.Schema:
 
 def _tables(
     encoder: Backbone,
-    store: ImageStore,
+    store: CachedSplit,
     split: str,
     device: torch.device,
     schema: pa.Schema,
@@ -241,7 +241,7 @@ def _tables(
         yield pa.table(columns, schema=schema)
 
 
-def _name(store: ImageStore, index: int) -> str:
+def _name(store: CachedSplit, index: int) -> str:
     """What the source calls an image; Parquet holds UTF-8, and names of files need not be."""
     return store.reader.describe(index).encode("utf-8", "backslashreplace").decode()
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sslkit.api import Facts, Method, RunView, Tracker
-from sslkit.data.cached_split import ImageStore
+from sslkit.api import Method, RunFacts, RunView, Tracker
+from sslkit.data.cached_split import CachedSplit
 from sslkit.engine.display import Display
 from sslkit.engine.runtime import make_runtime
 from sslkit.errors import CheckpointError, RecipeError, RunFolderError, SSLKitError, TrackingError
@@ -30,7 +30,7 @@ from sslkit.experiment.stores import Stores, class_sizes, open_stores
 from sslkit.experiment.tags import run_tags
 from sslkit.nn.weights import weight_file
 from sslkit.recipe import (
-    Derived,
+    CommandOverride,
     Recipe,
     backbone_name,
     check_recipe,
@@ -112,7 +112,7 @@ def evaluate_run(
     return Measured(results, _keep(path, recipe, protocols, overrides, stores, results, display))
 
 
-def _facts_of(stores: Stores, facts: Facts) -> Facts:
+def _facts_of(stores: Stores, facts: RunFacts) -> RunFacts:
     """The facts of the run, with those of the data that is measured on."""
     train, test = stores.train, stores.test
     sizes = class_sizes(train.labels)
@@ -127,7 +127,7 @@ def _facts_of(stores: Stores, facts: Facts) -> Facts:
     )
 
 
-def _calibrate(method: Method, path: Path, recipe: Recipe, store: ImageStore) -> None:
+def _calibrate(method: Method, path: Path, recipe: Recipe, store: CachedSplit) -> None:
     """Gives the method of a run the batch statistics that the run measured it with: of its own
     training images, whatever it is measured on. recipe, store: of the measurement."""
     folder = run_folder_of(path)
@@ -153,7 +153,13 @@ def _is_in_a_run(checkpoint: Path) -> bool:
 
 
 def _measure(
-    recipe: Recipe, facts: Facts, stores: Stores, method: Method, display: Display, *, weights: bool
+    recipe: Recipe,
+    facts: RunFacts,
+    stores: Stores,
+    method: Method,
+    display: Display,
+    *,
+    weights: bool,
 ) -> FinalResults:
     """A trained and the untrained method with the protocols of the recipe, the trained one with the
     batch statistics that it has. weights: whether only the encoder is trained, by someone else."""
@@ -282,7 +288,9 @@ def evaluate_weights(
         )
     file = find_recipe(recipe)
     option = f"--backbone {model}" if model is not None else f"--recipe {recipe}"
-    start = [Derived(e, option) for e in _starting_backbone(load_recipe(file), weights, model)]
+    start = [
+        CommandOverride(e, option) for e in _starting_backbone(load_recipe(file), weights, model)
+    ]
     wanted = load_recipe(file, [*start, *protocol_overrides(file, protocols), *overrides])
     chosen = resolve(wanted.model_copy(update={"train": wanted.train.model_copy(update=_EAGER)}))
     name = _name(chosen, weights)
@@ -350,7 +358,7 @@ def _timm_preprocessing(model: str) -> dict[str, Any]:
     return found
 
 
-def _other_size(recipe: Recipe, model: str | None, facts: Facts) -> str | None:
+def _other_size(recipe: Recipe, model: str | None, facts: RunFacts) -> str | None:
     """A warning where timm's own weights would be measured in another size."""
     import timm
 
@@ -430,4 +438,4 @@ def protocol_overrides(recipe_file: Path, protocols: Sequence[str] | None) -> li
     recipe = load_recipe(recipe_file)
     known = {slot.name: slot.dump() for slot in reversed(recipe.evaluate)}
     blocks = [known.get(name, {"name": name}) for name in protocols]
-    return [Derived(f"evaluate={json.dumps(blocks)}", f"--protocol {','.join(protocols)}")]
+    return [CommandOverride(f"evaluate={json.dumps(blocks)}", f"--protocol {','.join(protocols)}")]

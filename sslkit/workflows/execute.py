@@ -184,7 +184,9 @@ def finish(experiment: Experiment, log: RunLog) -> FinalResults:
 
     measured = conditions(experiment.recipe, encoder, experiment.no_untrained)
     results = FinalResults.collect(trained, baselines, cost if metrics else None, measured)
-    for artifact in write_report(experiment, results):
+    recipe, facts = experiment.recipe, experiment.facts
+    notes = (*facts.data_notes, *experiment.stores.train.notes)
+    for artifact in write_report(folder, recipe, facts, results, notes):
         log.artifact(artifact, artifact.parent.relative_to(folder.path).as_posix().strip("."))
     folder.write_json(RESULTS, results.to_json())
     log.artifact(folder.path / RESULTS)

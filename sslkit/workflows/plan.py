@@ -20,7 +20,8 @@ from torch import Tensor
 from sslkit.api import Batch, Progress
 from sslkit.engine.display import Display
 from sslkit.engine.failure import refuse_odd_state
-from sslkit.engine.loop import Training, check_steps, checked_step
+from sslkit.engine.loop import check_steps, checked_step
+from sslkit.engine.training import Training
 from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve

@@ -12,7 +12,8 @@ from typing import Any
 
 from sslkit.engine.display import Display
 from sslkit.engine.failure import RECORD, refuse_odd_state
-from sslkit.engine.loop import Training, checked_step
+from sslkit.engine.loop import checked_step
+from sslkit.engine.training import Training
 from sslkit.errors import CheckpointError
 from sslkit.experiment.build import build
 from sslkit.experiment.check import check

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sslkit.api import Facts
+from sslkit.api import RunFacts
 from sslkit.engine.display import Display
 from sslkit.engine.failure import RECORD
 from sslkit.engine.signals import StopSignals
@@ -91,7 +91,7 @@ def record_resume(experiment: Experiment) -> None:
         )
 
 
-def check_from_elsewhere(recipe: Recipe, folder: RunFolder) -> Facts:
+def check_from_elsewhere(recipe: Recipe, folder: RunFolder) -> RunFacts:
     """`check`, which adds where the run was started if the data cannot be found from here: the
     paths of a recipe count from the working folder."""
     try:

@@ -8,8 +8,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from sslkit.api import Facts
+from sslkit.api import RunFacts
 from sslkit.engine.display import Display, make_display
+from sslkit.engine.loop import save
 from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, RecipeError, SSLKitError, TrainingError
 from sslkit.experiment.build import build
@@ -101,7 +102,7 @@ def _start(
             if state is not None:
                 refuse_ended(state, facts, f"{fork}")
                 restore(experiment, state, f"{fork}")
-                experiment.training.save()  # a resume before the next one must have a start
+                save(experiment.training)  # a resume before the next one must have a start
             write_environment(experiment, forked_from=str(fork) if fork else None)
             # Last: a folder that has it can be resumed, and one whose data never loaded is no run.
             folder.write_text(folder.recipe, dump_resolved(experiment.recipe))
@@ -118,7 +119,7 @@ def removed_on_failure(folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def refuse_ended(state: Mapping[str, Any], facts: Facts, source: str) -> None:
+def refuse_ended(state: Mapping[str, Any], facts: RunFacts, source: str) -> None:
     """Raises CheckpointError where a fork would have nothing left to train."""
     step = step_of(state, source)
     if step >= facts.total_steps:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
-from sslkit.api import Facts, Params, ViewSpec
+from sslkit.api import Params, RunFacts, ViewSpec
 from sslkit.builtin.augmentations import SimCLRAugmentation, SimCLRConfig
 from sslkit.nn.image import crop_resize
 from sslkit.randomness import SampleRandom
@@ -29,8 +29,8 @@ def recipe(name: str) -> SimCLRConfig:
     return SimCLRConfig.model_validate(fields)
 
 
-def facts_for(channels: int, size: int = 32) -> Facts:
-    return Facts(1000, channels, (size, size), None, 10, 100, 1000)
+def facts_for(channels: int, size: int = 32) -> RunFacts:
+    return RunFacts(1000, channels, (size, size), None, 10, 100, 1000)
 
 
 def random_for(indices: Tensor) -> SampleRandom:

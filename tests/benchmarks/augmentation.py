@@ -21,7 +21,7 @@ from PIL import Image
 
 from sslkit.builtin.augmentations import SimCLRAugmentation, SimCLRConfig
 from sslkit.builtin.sources.arrays import ArrayReader
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.views import view_maker
 from sslkit.randomness import SampleRandom
 
@@ -91,7 +91,7 @@ def _ours(setting: Setting, data_dir: Path, *, compiled: bool) -> Callable[[], o
         blur=setting.blur,
     )
     reader = ArrayReader(_pixels(setting, data_dir), None, None)
-    store = ImageStore(reader, max_corrupt_fraction=0.0, seed=0, num_threads=1)
+    store = CachedSplit(reader, max_corrupt_fraction=0.0, seed=0, num_threads=1)
     maker = view_maker(store, SimCLRAugmentation(config), torch.device("cpu"), compiled=compiled)
     indices = torch.arange(setting.num_images)
     _settle_allocator()

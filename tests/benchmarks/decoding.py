@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sslkit.api import Dataset, Geometry, Slot
+from sslkit.api import DataSource, Geometry, Slot
 from sslkit.builtin.augmentations import SimCLRAugmentation
 from sslkit.builtin.sources.decoding import decode_image
 from sslkit.builtin.sources.image_folder import ImageFolder
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.pack import Pack
 from sslkit.data.pack_format import Settings
 from sslkit.data.packing import write_pack
@@ -56,11 +56,11 @@ def crop_arms(data_dir: Path = DATA_DIR, *, num: int = 64, size: int = 224) -> l
 
 
 def _views(data_dir: Path, num: int, size: int, *, packed: bool) -> Callable[[], object]:
-    source: Dataset = _photographs(data_dir)
+    source: DataSource = _photographs(data_dir)
     if packed:
         folder = Path(tempfile.mkdtemp())
         try:
-            slot: Slot[Dataset] = Slot(ImageFolder, "image_folder", source.config, "sslkit", "")
+            slot: Slot[DataSource] = Slot(ImageFolder, "image_folder", source.config, "sslkit", "")
             settings = Settings(size=256, interpolation="bicubic")
             write_pack(slot, folder / "photographs", settings, num_threads=1)
             source = Pack(Pack.Config(file=folder / "photographs"))
@@ -129,7 +129,7 @@ def _photographs(data_dir: Path) -> ImageFolder:
     return ImageFolder(ImageFolder.Config(train=folder))
 
 
-def _store(source: Dataset) -> ImageStore:
+def _store(source: DataSource) -> CachedSplit:
     reader = source.open("train")
     assert reader is not None
-    return ImageStore(reader, max_corrupt_fraction=0.1, seed=0, num_threads=1)
+    return CachedSplit(reader, max_corrupt_fraction=0.1, seed=0, num_threads=1)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sslkit.api import Dataset, DatasetConfig, ImageReader
+from sslkit.api import DataSource, DataSourceConfig, SplitReader
 from sslkit.builtin.sources.arrays import ArrayReader
 from sslkit.builtin.sources.files import FileReader
 from sslkit.builtin.sources.synthetic import Synthetic
@@ -82,10 +82,10 @@ class FileOpener:
 # --- As data sources ------------------------------------------------------------------------------
 
 
-class MemoryImages(Dataset):
+class MemoryImages(DataSource):
     """`images_in_memory` as a data source of recipes."""
 
-    class Config(DatasetConfig):
+    class Config(DataSourceConfig):
         """What identifies the images."""
 
         size: int
@@ -94,7 +94,7 @@ class MemoryImages(Dataset):
 
     config: Config
 
-    def open(self, split: Literal["train", "test"]) -> ImageReader | None:
+    def open(self, split: Literal["train", "test"]) -> SplitReader | None:
         if split == "test":
             return None
         pixels, _ = _pixels(self.config.size, self.config.num, self.config.folder)
@@ -102,10 +102,10 @@ class MemoryImages(Dataset):
         return ArrayReader(pixels, labels, [str(i) for i in range(_NUM_CLASSES)])
 
 
-class PhotoFiles(Dataset):
+class PhotoFiles(DataSource):
     """`images_in_files` as a data source of recipes."""
 
-    class Config(DatasetConfig):
+    class Config(DataSourceConfig):
         """What identifies the files."""
 
         num: int
@@ -113,7 +113,7 @@ class PhotoFiles(Dataset):
 
     config: Config
 
-    def open(self, split: Literal["train", "test"]) -> ImageReader | None:
+    def open(self, split: Literal["train", "test"]) -> SplitReader | None:
         if split == "test":
             return None
         paths, _ = _photo_files(self.config.folder)

@@ -15,8 +15,9 @@ import torch
 
 from sslkit.api import Batch
 from sslkit.engine.display import Display, Silent
-from sslkit.engine.loop import Training, train
+from sslkit.engine.loop import train
 from sslkit.engine.signals import StopSignals
+from sslkit.engine.training import Training
 from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
 from sslkit.randomness import SampleRandom

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslkit.api import Batch, Facts, Progress, ViewSpec
+from sslkit.api import Batch, Progress, RunFacts, ViewSpec
 from sslkit.engine.optimization import Optimization
 from sslkit.randomness import SampleRandom
 from sslkit.recipe import Recipe, load_recipe, shipped_recipes
@@ -48,7 +48,7 @@ def build(recipe: Recipe) -> Any:
     """The method of a recipe in float64 for a small batch, in training mode."""
     total = EPOCHS * STEPS_PER_EPOCH
     views = recipe.augmentation.build().views
-    facts = Facts(50_000, 3, (SIZE, SIZE), 10, BATCH, STEPS_PER_EPOCH, total, views)
+    facts = RunFacts(50_000, 3, (SIZE, SIZE), 10, BATCH, STEPS_PER_EPOCH, total, views)
     torch.manual_seed(0)
     backbone = recipe.backbone.build(channels=3, image_size=SIZE)
     return recipe.method.build(backbone, facts).double().train()
@@ -268,7 +268,7 @@ def test_simclr_on_imagenet_has_the_loss_of_the_reference_code(name: str) -> Non
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(BATCH, 2, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     views = (ViewSpec(SIZE), ViewSpec(SIZE))
-    facts = Facts(60, 3, (SIZE, SIZE), None, BATCH, 10, 10, views)
+    facts = RunFacts(60, 3, (SIZE, SIZE), None, BATCH, 10, 10, views)
     tiny = load_recipe("quickstart").backbone.build(channels=3, image_size=SIZE)
     found = slot.build(tiny, facts).objective({"z": z}, batch()).loss
     found.backward()

@@ -15,10 +15,10 @@ from sslkit.api import (
     Batch,
     Component,
     ComponentConfig,
-    Facts,
     Loss,
     LossInput,
     Preprocess,
+    RunFacts,
     Slot,
     ViewSpec,
 )
@@ -63,9 +63,9 @@ def a_slot(cls: type[Component], name: str, **fields: Any) -> Slot[Any]:
     return Slot(cls, name, cls.Config(**fields), "sslkit", "0")
 
 
-def facts(*sizes: int, batch_size: int = 4, num_classes: int | None = None) -> Facts:
+def facts(*sizes: int, batch_size: int = 4, num_classes: int | None = None) -> RunFacts:
     views = tuple(ViewSpec(size) for size in sizes)
-    return Facts(64, 3, (8, 8), num_classes, batch_size, 16, 64, views)
+    return RunFacts(64, 3, (8, 8), num_classes, batch_size, 16, 64, views)
 
 
 def config(loss: type[Loss] = NTXent, **fields: Any) -> SimCLR.Config:
@@ -198,7 +198,7 @@ def test_labels_reach_a_loss_that_needs_them() -> None:
         (NeedsQueue, facts(8, 8), "loss", "queue of negatives"),
     ],
 )
-def test_problems(loss: type[Loss], given: Facts, field: str, message: str) -> None:
+def test_problems(loss: type[Loss], given: RunFacts, field: str, message: str) -> None:
     ((path, text),) = SimCLR.problems(config(loss), given)
     assert path == field
     assert message in text

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sslkit.api import Facts, ViewSpec
+from sslkit.api import RunFacts, ViewSpec
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.errors import CheckpointError
 from sslkit.nn.stem import use_small_stem
@@ -26,7 +26,7 @@ def backbone(size: int = 32, channels: int = 3, **fields: Any) -> TimmBackbone:
 
 def problems(*sizes: int, channels: int = 3, **fields: Any) -> list[tuple[str, str]]:
     views = tuple(ViewSpec(size) for size in sizes or (32, 32))
-    facts = Facts(100, channels, None, None, 8, 12, 120, views)
+    facts = RunFacts(100, channels, None, None, 8, 12, 120, views)
     found = list(TimmBackbone.problems(TimmBackbone.Config(**fields), facts))
     assert not any("\n" in message for _, message in found)
     return found

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sslkit.api import Facts, ViewSpec
+from sslkit.api import RunFacts, ViewSpec
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.errors import CheckpointError
 
 MODEL = "test_resnet"
-FACTS = Facts(100, 3, None, None, 8, 12, 120, (ViewSpec(32), ViewSpec(32)))
+FACTS = RunFacts(100, 3, None, None, 8, 12, 120, (ViewSpec(32), ViewSpec(32)))
 
 
 def fresh(seed: int = 1, **arguments: Any) -> nn.Module:

@@ -243,7 +243,7 @@ def test_interrupted_before_the_first_step(
     def interrupt(*arguments: object, **fields: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("sslkit.experiment.open_stores", interrupt)
+    monkeypatch.setattr("sslkit.experiment.build.open_stores", interrupt)
     outcome = sslkit("run", str(tiny))
     assert outcome.code == 1
     assert outcome.err == "error: stopped by SIGINT before the first step; nothing was kept\n"

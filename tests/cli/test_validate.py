@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sslkit.recipe.shipped import shipped_recipes
+from sslkit.host.recipe_files import shipped_recipes
 from sslkit.workflows.validate import find_problems
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from sslkit.api import Augmentation, Geometry, ImageReader, UnreadableImageError, ViewSpec
+from sslkit.api import Augmentation, Geometry, SplitReader, UnreadableImageError, ViewSpec
 from sslkit.nn.image import random_resized_crop_boxes
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
-class ListReader(ImageReader):
+class ListReader(SplitReader):
     """Images of a list. A number instead of an image: that many OSErrors, then image 0; a string:
     unreadable for this reason."""
 

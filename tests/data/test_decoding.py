@@ -355,7 +355,7 @@ def test_what_libjpeg_prints_is_one_line_with_the_name_of_the_file(photo, tmp_pa
 PEAK = """
 import re, sys
 from sslkit.builtin.sources.decoding import decode_image, image_size
-from sslkit.interfaces import UnreadableImageError
+from sslkit.api import UnreadableImageError
 def peak():  # of this program; `ru_maxrss` would begin with that of the process that started it
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 decode_image(open(sys.argv[2], "rb").read(), 3)  # what the decoders take by themselves

@@ -8,7 +8,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from sslkit.api import Preprocess, ViewSpec
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import augmented_pairs, evaluation_batches
 from sslkit.data.views import view_maker
 
@@ -18,7 +18,7 @@ def preprocess(size, resize, interpolation="bilinear"):
 
 
 def store_of(reader, num_threads=0, **options):
-    return ImageStore(reader, max_corrupt_fraction=0.1, seed=0, num_threads=num_threads, **options)
+    return CachedSplit(reader, max_corrupt_fraction=0.1, seed=0, num_threads=num_threads, **options)
 
 
 @pytest.mark.parametrize("resident_bytes", [0, 2**30])

@@ -8,7 +8,7 @@ import pytest
 
 from sslkit.api import UnreadableImageError
 from sslkit.builtin.sources.image_folder import ImageFolder
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.errors import DataError, RecipeError
 
 
@@ -117,7 +117,7 @@ def test_damaged_files_are_replaced_and_reported(write, encoded):
     reader = source(root).open("train")
     with pytest.raises(UnreadableImageError):
         reader.read(0)
-    store = ImageStore(reader, max_corrupt_fraction=0.2, seed=0, num_threads=2)
+    store = CachedSplit(reader, max_corrupt_fraction=0.2, seed=0, num_threads=2)
     assert store.resident is not None
     report = store.report()
     assert report["num_unreadable"] == 3
@@ -127,7 +127,7 @@ def test_damaged_files_are_replaced_and_reported(write, encoded):
         "01.jpg",
     ]
     with pytest.raises(DataError, match=r"above data.max_corrupt_fraction 0.001; first: .*00.jpg"):
-        ImageStore(reader, max_corrupt_fraction=0.001, seed=0, num_threads=0)
+        CachedSplit(reader, max_corrupt_fraction=0.001, seed=0, num_threads=0)
 
 
 def test_file_that_vanishes_stops_the_run(write):
@@ -135,7 +135,7 @@ def test_file_that_vanishes_stops_the_run(write):
     reader = source(root).open("train")
     (root / "2.png").unlink()
     with pytest.raises(DataError, match=r"cannot read .*2.png: .*No such file"):
-        ImageStore(reader, max_corrupt_fraction=1.0, seed=0, num_threads=0, retry_waits=(0.0,))
+        CachedSplit(reader, max_corrupt_fraction=1.0, seed=0, num_threads=0, retry_waits=(0.0,))
 
 
 def test_fingerprint_follows_content_and_not_copies(write, tmp_path):

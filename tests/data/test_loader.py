@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sslkit.data import views
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.loader import TrainLoader
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError, RecipeError
@@ -15,7 +15,7 @@ from sslkit.randomness import SampleRandom, epoch_order
 
 
 def loader_of(reader, augmentation, num_threads=0, batch_size=8, **options):
-    store = ImageStore(
+    store = CachedSplit(
         reader, max_corrupt_fraction=0.2, seed=0, num_threads=2, retry_waits=(0.0,), **options
     )
     return TrainLoader(
@@ -197,7 +197,7 @@ def test_decoded_views_do_not_depend_on_torch_threads(list_reader, photo, reques
 def test_large_images_are_held_few_at_a_time(list_reader, crop_augmentation, photo, monkeypatch):
     """The views are the same to the bit, and so is what was drawn."""
     images = [photo(i, 200 + i, 300) for i in range(32)]
-    store = ImageStore(list_reader(images), max_corrupt_fraction=0.0, seed=0, num_threads=0)
+    store = CachedSplit(list_reader(images), max_corrupt_fraction=0.0, seed=0, num_threads=0)
     made = []
     for held in (views._HELD_BYTES, 1_000_000):
         monkeypatch.setattr(views, "_HELD_BYTES", held)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from sslkit.api import Dataset, DatasetConfig, ImageReader, Preprocess, Slot
+from sslkit.api import DataSource, DataSourceConfig, Preprocess, Slot, SplitReader
 from sslkit.data import pack_format
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import augmented_pairs, evaluation_batches
 from sslkit.data.loader import TrainLoader
 from sslkit.data.pack import Pack, verify
@@ -34,15 +34,15 @@ AS_IS = Settings(size=None, interpolation="bilinear")
 
 
 def slot_of(train):
-    class Given(Dataset):
+    class Given(DataSource):
         def open(self, split):
             return train if split == "train" else None
 
-    return Slot(Given, "given", DatasetConfig(max_corrupt_fraction=0.5), "test", "0")
+    return Slot(Given, "given", DataSourceConfig(max_corrupt_fraction=0.5), "test", "0")
 
 
 def store_of(reader, **options):
-    return ImageStore(reader, max_corrupt_fraction=0.5, seed=0, num_threads=2, **options)
+    return CachedSplit(reader, max_corrupt_fraction=0.5, seed=0, num_threads=2, **options)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_the_store_uses_the_file_itself(readers, recwarn):
 
 
 def test_an_array_of_another_shape_than_promised_is_refused(photo):
-    class Wrong(ImageReader):
+    class Wrong(SplitReader):
         channels, image_size = 3, (40, 48)
         pixels = np.zeros((4, 40, 48, 3), np.uint8)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from sslkit.api import Dataset, DatasetConfig, Slot
+from sslkit.api import DataSource, DataSourceConfig, Slot
 from sslkit.data import pack_format, pack_journal
 from sslkit.data.pack import Pack
 from sslkit.data.pack_format import Settings
@@ -29,14 +29,14 @@ SYNTHETIC = "{name: synthetic, num_train: 90, num_test: 33, size: 16}"
 def slot_of(train, test=None):
     """The slot of a source that has these readers."""
 
-    class Given(Dataset):
+    class Given(DataSource):
         def __init__(self, config):
             super().__init__(config)
 
         def open(self, split):
             return train if split == "train" else test
 
-    return Slot(Given, "given", DatasetConfig(max_corrupt_fraction=0.5), "test", "0")
+    return Slot(Given, "given", DataSourceConfig(max_corrupt_fraction=0.5), "test", "0")
 
 
 def opened(path, split="train"):
@@ -137,7 +137,7 @@ def test_unreadable_images_are_replaced_once_and_listed(tmp_path, list_reader, p
         assert packed.labels[entry.index] == entry.replaced_by % 4
     assert packed.details["replaced_images"] == 2
     strict = slot_of(reader)
-    strict.config = DatasetConfig(max_corrupt_fraction=0.1)
+    strict.config = DataSourceConfig(max_corrupt_fraction=0.1)
     with pytest.raises(DataError, match=r"data.max_corrupt_fraction 0.1; first: picture-3"):
         write_pack(strict, tmp_path / "y", AS_IS, num_threads=1)
 
@@ -206,8 +206,8 @@ from pathlib import Path
 from sslkit.data import pack_format, pack_journal
 from sslkit.data.pack_format import Settings
 from sslkit.data.packing import write_pack
-from sslkit.interfaces import resolve_component
-from sslkit.plugins import load_plugins
+from sslkit.api import resolve_component
+from sslkit.host.plugins import load_plugins
 pack_format._BLOCK_BYTES = 20_000
 pack_journal._FLUSH_EVERY_S = 0.0
 write_pack(

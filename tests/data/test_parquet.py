@@ -16,7 +16,7 @@ from pyarrow import parquet
 from sslkit.api import UnreadableImageError
 from sslkit.builtin.sources import parquet as source_module
 from sslkit.builtin.sources.parquet import Parquet
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.errors import DataError, RecipeError
 
 HUB_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -209,7 +209,7 @@ def test_damage_behind_the_first_rows_stops_before_training(write, tmp_path):
 
     def load():
         reader = source(damaged).open("train")
-        ImageStore(
+        CachedSplit(
             reader, max_corrupt_fraction=0.001, seed=0, num_threads=0, retry_waits=(0.0, 0.0)
         )
 
@@ -223,7 +223,7 @@ def test_file_without_rows(write):
     assert len(reader) == 0
     assert reader.image_size is None
     with pytest.raises(DataError, match="no images"):
-        ImageStore(reader, max_corrupt_fraction=0.0, seed=0, num_threads=0)
+        CachedSplit(reader, max_corrupt_fraction=0.0, seed=0, num_threads=0)
 
 
 def test_empty_rows_and_paths(write, encoded, tmp_path):
@@ -241,7 +241,7 @@ def test_empty_rows_and_paths(write, encoded, tmp_path):
     for bad in (1, 3, 4):
         with pytest.raises(UnreadableImageError):
             reader.read(bad)
-    store = ImageStore(reader, max_corrupt_fraction=0.6, seed=0, num_threads=0)
+    store = CachedSplit(reader, max_corrupt_fraction=0.6, seed=0, num_threads=0)
     assert set(store.corrupt) == {1, 3, 4}
     assert store.labels.tolist() == [0, *store.labels[1:2].tolist(), 2, *store.labels[3:].tolist()]
 
@@ -270,7 +270,7 @@ def test_real_cifar(cifar):
 
 def test_real_cifar_becomes_resident_whole(cifar):
     reader = source(cifar / "test.parquet").open("train")
-    store = ImageStore(reader, max_corrupt_fraction=0.0, seed=0, num_threads=2)
+    store = CachedSplit(reader, max_corrupt_fraction=0.0, seed=0, num_threads=2)
     assert store.resident.shape == (10000, 3, 32, 32)
     for index in (0, 127, 128, 9999):
         assert torch.equal(
@@ -437,7 +437,7 @@ def test_paths_of_rows_stay_in_the_folder(write, encoded, tmp_path):
         else:
             with pytest.raises(UnreadableImageError, match=reason):
                 reader.read(index)
-    store = ImageStore(reader, max_corrupt_fraction=0.9, seed=0, num_threads=0)
+    store = CachedSplit(reader, max_corrupt_fraction=0.9, seed=0, num_threads=0)
     assert store.read(3).shape == (3, 40, 48)
 
 

@@ -11,7 +11,7 @@ from sslkit.builtin.sources.digits import Digits
 from sslkit.builtin.sources.paths import sample_positions
 from sslkit.builtin.sources.synthetic import FACTORS, Synthetic
 from sslkit.builtin.sources.torchvision import Torchvision
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.errors import DataError, RecipeError
 
 
@@ -37,7 +37,7 @@ def test_digits_are_enlarged_once():
     assert reader.channels == 1
     assert reader.read(0).shape == (32, 32, 1)
     assert int(reader.images.max()) == 255
-    store = ImageStore(reader, max_corrupt_fraction=0.0, seed=0, num_threads=0)
+    store = CachedSplit(reader, max_corrupt_fraction=0.0, seed=0, num_threads=0)
     assert store.resident.shape == (1438, 1, 32, 32)
     assert store.resident.data_ptr() == reader.pixels.ctypes.data  # no second copy
     assert store.class_names == tuple("0123456789")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sslkit.api import resolve_component
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.examine import examine, shared_images
 from sslkit.data.splits import PartReader, open_splits, test_rows, with_classes
 from sslkit.errors import DataError, RecipeError
@@ -22,7 +22,7 @@ def data(name, **fields):
 
 
 def store(reader):
-    return ImageStore(reader, max_corrupt_fraction=0.5, seed=0, num_threads=0)
+    return CachedSplit(reader, max_corrupt_fraction=0.5, seed=0, num_threads=0)
 
 
 def stores(block):

@@ -1,4 +1,4 @@
-"""ImageStore: residence, replacement of damaged images, retries."""
+"""CachedSplit: residence, replacement of damaged images, retries."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.errors import DataError
 
 NO_WAIT = (0.0, 0.0, 0.0)
@@ -14,7 +14,7 @@ NO_WAIT = (0.0, 0.0, 0.0)
 
 def store_of(reader, **options):
     settings = {"max_corrupt_fraction": 0.5, "seed": 0, "num_threads": 0, "retry_waits": NO_WAIT}
-    return ImageStore(reader, **{**settings, **options})
+    return CachedSplit(reader, **{**settings, **options})
 
 
 def test_images_of_one_size_become_resident(list_reader, photo):
@@ -169,6 +169,6 @@ def test_num_classes_without_names(list_reader, photo):
 
 def test_images_that_are_views_turned_round(list_reader, photo):
     images = [photo(0)[::-1], photo(1)[:, ::-1], photo(2)[:1][::-1], photo(3, 9, 7)]
-    store = ImageStore(list_reader(images), max_corrupt_fraction=0.0, seed=0, num_threads=0)
+    store = CachedSplit(list_reader(images), max_corrupt_fraction=0.0, seed=0, num_threads=0)
     for index, image in enumerate(images):
         assert np.array_equal(store.read(index).permute(1, 2, 0).numpy(), image)

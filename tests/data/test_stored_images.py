@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sslkit.api import Preprocess
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import StoredImages
 from sslkit.data.loader import TrainLoader
 from sslkit.data.views import view_maker
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def stores(request, list_reader, photo):
     def store(num, first):
         reader = list_reader([photo(first + i, 24, 24) for i in range(num)], image_size=(24, 24))
-        store = ImageStore(
+        store = CachedSplit(
             reader, max_corrupt_fraction=0.1, seed=0, num_threads=2, resident_bytes=request.param
         )
         store.labels = torch.arange(num) % 4

@@ -52,7 +52,7 @@ def test_every_kind_has_a_page_that_names_its_interface(generated: dict[str, str
     assert {interface.kind for interface in INTERFACES} == set(KINDS)
     for interface in INTERFACES:
         page = generated[f"{reference.PLURALS[interface.kind]}.md"]
-        assert f"sslkit.interfaces.{interface.__name__}" in page
+        assert f"sslkit.api.{interface.__name__}" in page
         assert reference.paragraph(interface.__doc__) in page
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from sslkit.builtin.augmented_views import AugmentedViews
 from sslkit.builtin.losses import NTXent
 from sslkit.builtin.sources.synthetic import SyntheticReader
-from sslkit.data.cached_split import ImageStore
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.prefetch import ordered_groups
 from sslkit.engine.display import Display, Silent
 from sslkit.engine.memory import is_out_of_memory
@@ -267,7 +267,7 @@ def test_a_step_without_memory(
 
 
 def test_data_without_memory(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ImageStore, "__init__", too_much)
+    monkeypatch.setattr(CachedSplit, "__init__", too_much)
     with pytest.raises(TrainingError, match=r"^out of memory on cpu before the first step"):
         start(str(tiny), [], display=Silent())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslkit.api import Facts
+from sslkit.api import RunFacts
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
 from sslkit.experiment.check import check
@@ -77,7 +77,7 @@ def test_parts_of_a_protocol_are_judged_by_its_own_steps(tiny: Path) -> None:
     )
     recipe = resolve(load_recipe(str(tiny), [f"evaluate=[{fields}]"]))
     facts = check(recipe)
-    found: dict[str, Facts] = {
+    found: dict[str, RunFacts] = {
         path: known for path, _, known in components_with_facts(recipe, facts)
     }
     assert found["evaluate.0"] == facts

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslkit.api import ComponentConfig, Facts, Loss, LossInput, rewards_collapse
+from sslkit.api import ComponentConfig, Loss, LossInput, RunFacts, rewards_collapse
 from sslkit.builtin.losses import InfoNCE, NTXent
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
@@ -144,7 +144,7 @@ def test_no_shipped_recipe_is_warned_of(name: str) -> None:
     channels = 1 if recipe.data.name == "digits" else 3
     batch, views = recipe.train.batch_size, recipe.augmentation.build().views
     steps = images // batch
-    known = Facts(images, channels, None, 10, batch, steps, steps * recipe.train.epochs, views)
+    known = RunFacts(images, channels, None, 10, batch, steps, steps * recipe.train.epochs, views)
     assert [f"{advice}" for advice in find_warnings(recipe, known) if "method" in advice.path] == []
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from sslkit.api import Batch, Progress
 from sslkit.builtin.augmented_views import AugmentedViews
 from sslkit.engine.display import Silent
-from sslkit.engine.loop import Training
 from sslkit.engine.step import embed, train_step
+from sslkit.engine.training import Training
 from sslkit.errors import PluginError, RecipeError
 from sslkit.experiment.build import build
 from sslkit.experiment.check import check

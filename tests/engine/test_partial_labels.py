@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from sslkit.api import ImageReader
+from sslkit.api import SplitReader
 from sslkit.builtin.sources.synthetic import Synthetic
 from sslkit.engine.display import Silent
 from sslkit.engine.online_probe import OnlineProbe
@@ -89,7 +89,7 @@ def hide(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     hidden: dict[str, Any] = {}
     opened = Synthetic.open
 
-    def open_partly(self: Synthetic, split: Any) -> ImageReader | None:
+    def open_partly(self: Synthetic, split: Any) -> SplitReader | None:
         reader = opened(self, split)
         if reader is not None and reader.labels is not None and split in hidden:
             reader.labels = reader.labels.copy()

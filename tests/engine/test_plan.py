@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from sslkit.api import Component, Facts, ViewSpec
+from sslkit.api import Component, RunFacts, ViewSpec
 from sslkit.builtin.augmentations import SimCLRAugmentation
 from sslkit.builtin.losses import InfoNCE, NTXent
 from sslkit.builtin.optimizers import LARS, SGD, AdamW
@@ -31,9 +31,9 @@ from sslkit.workflows.train import start
 def facts(
     *, images: int = 50_000, classes: int | None = 10, batch: int = 256, size: int = 32,
     steps: int = 1950,
-) -> Facts:  # fmt: skip
+) -> RunFacts:  # fmt: skip
     views = (ViewSpec(size), ViewSpec(size))
-    return Facts(images, 3, (size, size), classes, batch, images // batch, steps, views)
+    return RunFacts(images, 3, (size, size), classes, batch, images // batch, steps, views)
 
 
 def paths(found: Iterable[Advice]) -> list[str]:
@@ -161,7 +161,7 @@ def test_one_class_is_said_before_the_run(tiny: Path) -> None:
     assert any("evaluate.0: linear will be skipped: all labelled training" in w for w in found)
 
 
-Case = tuple[type[Component], dict[str, Any], Facts, list[str]]
+Case = tuple[type[Component], dict[str, Any], RunFacts, list[str]]
 CASES: list[Case] = [
     (TimmBackbone, {"model": "resnet18"}, facts(size=32), ["stem"]),
     (TimmBackbone, {"model": "resnet50"}, facts(size=64), ["stem"]),

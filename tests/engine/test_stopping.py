@@ -66,7 +66,7 @@ def test_kill_while_data_is_loaded(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr("sslkit.experiment.stores.ImageStore", crash)
+        patched.setattr("sslkit.experiment.stores.CachedSplit", crash)
         with pytest.raises(SSLKitError, match="stopped by SIGINT before the first step"):
             start(str(tiny), ["train.max_steps=1"], display=Silent())
     done = start(str(tiny), ["train.max_steps=1"], resume="auto", display=Silent())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sslkit.api import LossInput, OptimizerConfig
 from sslkit.builtin.losses import NTXent
 from sslkit.engine.display import Silent
-from sslkit.engine.loss_meter import Meter, NotFiniteError
+from sslkit.engine.loss_meter import LossMeter, NotFiniteError
 from sslkit.engine.online_probe import OnlineProbe
 from sslkit.engine.optimization import scaled_lr
 from sslkit.engine.runtime import resolve_compile, resolve_device
@@ -194,7 +194,7 @@ def test_full_disk_is_found_before_the_first_step(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("sslkit.experiment.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("sslkit.experiment.trials.shutil.disk_usage", lambda path: usage)
     with pytest.raises(RecipeError, match=r"runs_dir: the checkpoints need up to .* 0\.0 GB free"):
         start(str(tiny), [], display=Silent())
 
@@ -303,7 +303,7 @@ def test_all_checkpoints_damaged(tmp_path: Path) -> None:
 
 
 def test_meter_names_the_first_bad_step() -> None:
-    meter = Meter()
+    meter = LossMeter()
     for loss, norm in ((1.0, 1.0), (2.0, math.nan), (math.nan, 1.0)):
         meter.add(torch.tensor(loss), torch.tensor(norm), 8)
     with pytest.raises(NotFiniteError) as caught:
@@ -313,7 +313,7 @@ def test_meter_names_the_first_bad_step() -> None:
 
 
 def test_a_step_that_overflows_in_float16_is_no_failure() -> None:
-    meter = Meter()
+    meter = LossMeter()
     meter.add(torch.tensor(1.0), torch.tensor(math.inf), 8)
     meter.check(step=1, overflows=lambda: True)
     meter.add(torch.tensor(math.nan), torch.tensor(math.inf), 8)
@@ -322,7 +322,7 @@ def test_a_step_that_overflows_in_float16_is_no_failure() -> None:
 
 
 def test_meter_survives_a_round_trip() -> None:
-    meter, other = Meter(), Meter()
+    meter, other = LossMeter(), LossMeter()
     for value in (1.0, 2.0):
         meter.add(torch.tensor(value), torch.tensor(1.0), 8)
     other.load_state_dict(meter.state_dict(), torch.device("cpu"))

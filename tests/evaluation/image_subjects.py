@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sslkit.api import Evaluator, ImageReader, Preprocess, resolve_component
-from sslkit.data.cached_split import ImageStore
+from sslkit.api import Evaluator, Preprocess, SplitReader, resolve_component
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import StoredImages
 from sslkit.evaluation.collector import named_protocols
 from sslkit.evaluation.suite import EvaluationSuite
@@ -21,7 +21,7 @@ from sslkit.host.plugins import load_plugins
 CPU = torch.device("cpu")
 
 
-class Arrays(ImageReader):
+class Arrays(SplitReader):
     """Images and labels of arrays; (N, C, H, W)."""
 
     def __init__(self, pixels: NDArray[np.uint8], labels: Tensor) -> None:
@@ -74,8 +74,8 @@ def projection() -> list[nn.Module]:
 class Study:
     """Two stores and the suites on them."""
 
-    train: ImageStore
-    test: ImageStore
+    train: CachedSplit
+    test: CachedSplit
     seed: int = 0
 
     def suite(self, *protocols: tuple[str, Mapping[str, Any]]) -> EvaluationSuite:
@@ -106,9 +106,9 @@ def study(
     if shuffled:
         labels = labels[torch.randperm(num_train, generator=torch.Generator().manual_seed(3))]
 
-    def store(pixels: NDArray[np.uint8], labels: Tensor) -> ImageStore:
+    def store(pixels: NDArray[np.uint8], labels: Tensor) -> CachedSplit:
         reader = Arrays(pixels, labels)
-        return ImageStore(reader, max_corrupt_fraction=0.0, seed=0, num_threads=1)
+        return CachedSplit(reader, max_corrupt_fraction=0.0, seed=0, num_threads=1)
 
     return Study(store(pixels, labels), store(*coloured(num_test, 1, noise)), seed)
 

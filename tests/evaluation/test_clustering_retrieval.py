@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslkit.api import Evaluator, Facts, FeatureBank, Subject, ViewSpec
+from sslkit.api import Evaluator, FeatureBank, RunFacts, Subject, ViewSpec
 from sslkit.builtin.protocols.clustering import Clustering
 from sslkit.builtin.protocols.collapse import Collapse
 from sslkit.builtin.protocols.knn import KNN
@@ -131,7 +131,7 @@ def test_what_cannot_be_measured_is_said() -> None:
     few = subject(num_train=3)
     found = Clustering(Clustering.Config()).evaluate(few)
     assert found.skipped == "3 training images cannot make 5 clusters"
-    facts = Facts(100, 3, (8, 8), CLASSES, 10, 10, 10, (ViewSpec(8),))
+    facts = RunFacts(100, 3, (8, 8), CLASSES, 10, 10, 10, (ViewSpec(8),))
     ((where, _),) = Clustering.problems(Clustering.Config(num_images=3), facts)
     assert where == "num_images"
     ((where, _),) = Retrieval.problems(Retrieval.Config(k=(1, 1)), facts)

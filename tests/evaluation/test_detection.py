@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslkit.api import Facts, FeatureStage, NoFeatureMapsError
+from sslkit.api import FeatureStage, NoFeatureMapsError, RunFacts
 from sslkit.builtin.protocols.detection import Detection, _scored, draws, learning_rate, sample
 from sslkit.builtin.protocols.detector import Pyramid, pyramid_stages
 from sslkit.builtin.timm_backbone import TimmBackbone
@@ -113,7 +113,7 @@ def test_what_cannot_be_measured_is_skipped_with_its_reason(
 
 
 def test_problems_are_found_before_a_run(tmp_path: Path) -> None:
-    facts = Facts(100, 3, None, None, 8, 12, 120)
+    facts = RunFacts(100, 3, None, None, 8, 12, 120)
     data = {"name": "coco", "root": str(tmp_path / "no")}
     config = protocol("detection", data, max_size=700).config
     found = dict(Detection.problems(config, facts))

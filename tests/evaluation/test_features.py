@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from sslkit.api import FeatureBank
 from sslkit.evaluation import features
 from sslkit.evaluation.features import (
-    Room,
+    BankSpec,
     centre_,
     count_not_finite,
     extract,
@@ -129,11 +129,11 @@ def test_room_keeps_large_banks_in_cpu_memory_and_forgives_a_wrong_count(
     data = images(10)
     expected = pixel_features([data])
     for rows in (3, 10, 12):  # too few, exact, too many
-        assert torch.equal(pixel_features(in_batches(data, 4), room=Room(rows, rows)), expected)
+        assert torch.equal(pixel_features(in_batches(data, 4), room=BankSpec(rows, rows)), expected)
     part = torch.empty(1, 192, device="meta")
-    assert Room(10, 20).device(part).type == "meta"
+    assert BankSpec(10, 20).device(part).type == "meta"
     monkeypatch.setattr(features, "DEVICE_BYTES", 19 * 192 * 4)
-    assert Room(10, 20).device(part).type == "cpu"
+    assert BankSpec(10, 20).device(part).type == "cpu"
 
 
 def test_rows_that_are_not_finite_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import Facts, FeatureBank, Subject
+from sslkit.api import FeatureBank, RunFacts, Subject
 from sslkit.builtin.protocols import few_label
 from sslkit.builtin.protocols.few_label import FewLabel, draw_labelled
 from sslkit.evaluation.statistics import mean_interval, paired_difference
@@ -123,7 +123,7 @@ def test_scores_of_images_are_means_over_draws() -> None:
 
 
 def test_impossible_sizes_are_refused_at_validation() -> None:
-    facts = Facts(60, 3, (8, 8), 10, 16, 1, 1)
+    facts = RunFacts(60, 3, (8, 8), 10, 16, 1, 1)
     assert not list(FewLabel.problems(FewLabel.Config(labels_per_class=(1, 6)), facts))
     [(field, message)] = FewLabel.problems(FewLabel.Config(), facts)
     assert field == "labels_per_class"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import Facts, FeatureBank, Images, Subject, ViewSpec
+from sslkit.api import EvaluationImages, FeatureBank, RunFacts, Subject, ViewSpec
 from sslkit.builtin.protocols.finetune import Finetune
 from sslkit.builtin.protocols.supervised_training import Classifier, FineTuningConfig
 from sslkit.builtin.protocols.supervised_training import _train as train
@@ -73,7 +73,7 @@ def test_the_test_split_is_looked_at_once_and_its_labels_never(
     passes = []
     inner = type(given.suite()._images).preprocessed  # type: ignore[attr-defined]
 
-    def spy(self: Images, split: Any, *args: Any, **kwargs: Any) -> Iterator[Tensor]:
+    def spy(self: EvaluationImages, split: Any, *args: Any, **kwargs: Any) -> Iterator[Tensor]:
         passes.append(split)
         return inner(self, split, *args, **kwargs)
 
@@ -138,12 +138,12 @@ def test_a_small_decay_moves_the_stem_less() -> None:
     assert 0.0 < moved[0.01] < 0.01 * moved[1.0]
 
 
-def facts(**changes: Any) -> Facts:
+def facts(**changes: Any) -> RunFacts:
     fields = {
         "num_images": 1000, "channels": 3, "image_size": (8, 8), "num_classes": 10,
         "batch_size": 100, "steps_per_epoch": 10, "total_steps": 100,
     }  # fmt: skip
-    return Facts(**{**fields, **changes})
+    return RunFacts(**{**fields, **changes})
 
 
 def test_what_is_rarely_meant_is_said_before_the_run() -> None:

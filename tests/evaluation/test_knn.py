@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import Facts, FeatureBank, Subject
+from sslkit.api import FeatureBank, RunFacts, Subject
 from sslkit.builtin.protocols.knn import KNN
 from sslkit.nn import classification
 from sslkit.nn.classification import knn_correct, mean_class_accuracy, nearest_rows, top1_accuracy
@@ -154,8 +154,8 @@ def test_mean_class_accuracy_weighs_classes_alike() -> None:
 
 
 def test_k_above_the_bank_is_refused_at_validation() -> None:
-    def facts(num_images: int, num_classes: int | None) -> Facts:
-        return Facts(num_images, 3, (8, 8), num_classes, 16, 1, 1)
+    def facts(num_images: int, num_classes: int | None) -> RunFacts:
+        return RunFacts(num_images, 3, (8, 8), num_classes, 16, 1, 1)
 
     assert not list(KNN.problems(KNN.Config(), facts(200, 10)))
     assert not list(KNN.problems(KNN.Config(), facts(120, None))), "it will be skipped anyway"
@@ -165,7 +165,7 @@ def test_k_above_the_bank_is_refused_at_validation() -> None:
 
 
 def test_k_above_a_class_is_said_at_validation_and_in_the_report() -> None:
-    facts = Facts(300, 3, (8, 8), 3, 16, 1, 1, class_sizes=(250, 30, 5))
+    facts = RunFacts(300, 3, (8, 8), 3, 16, 1, 1, class_sizes=(250, 30, 5))
     assert not list(KNN.problems(KNN.Config(k=20), facts))
     [(field, message)] = KNN.warnings(KNN.Config(k=20), facts)
     assert field == "k"

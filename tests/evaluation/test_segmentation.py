@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 import sslkit
-from sslkit.api import IGNORED_PIXEL, Facts, ImageReader
+from sslkit.api import IGNORED_PIXEL, RunFacts, SplitReader
 from sslkit.builtin.protocols.encoder_maps import Source
 from sslkit.builtin.protocols.segmentation import Segmentation, take_positions
 from sslkit.builtin.timm_backbone import TimmBackbone
@@ -61,7 +61,7 @@ def test_features_that_know_the_classes_and_features_that_hardly_do() -> None:
 def test_masks_of_other_images_stay_at_chance() -> None:
     """The control: each training image has the mask of the next one."""
 
-    def next_mask(reader: ImageReader, index: int) -> NDArray[np.uint8]:
+    def next_mask(reader: SplitReader, index: int) -> NDArray[np.uint8]:
         if len(reader) == COLOURS["num_test"]:
             return reader.mask(index)
         return reader.mask((index + 1) % len(reader))
@@ -73,12 +73,12 @@ def test_masks_of_other_images_stay_at_chance() -> None:
 def test_ignored_pixels_count_nowhere() -> None:
     """With the upper half ignored, what stands there has no part in fit or score."""
 
-    def half(reader: ImageReader, index: int) -> NDArray[np.uint8]:
+    def half(reader: SplitReader, index: int) -> NDArray[np.uint8]:
         mask = reader.mask(index).copy()
         mask[:16] = IGNORED_PIXEL
         return mask
 
-    def nothing(reader: ImageReader, index: int) -> NDArray[np.uint8]:
+    def nothing(reader: SplitReader, index: int) -> NDArray[np.uint8]:
         return np.full_like(reader.mask(index), IGNORED_PIXEL)
 
     whole = protocol("segmentation", COLOURS).evaluate(subject(Averages())).metrics
@@ -88,7 +88,7 @@ def test_ignored_pixels_count_nowhere() -> None:
     empty = protocol("segmentation", changed(COLOURS, nothing)).evaluate(subject(Averages()))
     assert empty.skipped == "needs two training images with pixels of known classes"
 
-    def no_test(reader: ImageReader, index: int) -> NDArray[np.uint8]:
+    def no_test(reader: SplitReader, index: int) -> NDArray[np.uint8]:
         tested = len(reader) == COLOURS["num_test"]
         return nothing(reader, index) if tested else reader.mask(index)
 
@@ -186,7 +186,7 @@ def test_what_cannot_be_measured_is_skipped_with_its_reason(
 def test_problems_are_found_before_a_run(tmp_path: Path) -> None:
     def problems(**data: Any) -> list[tuple[str, str]]:
         config = protocol("segmentation", data).config
-        return list(Segmentation.problems(config, Facts(100, 3, None, None, 8, 12, 120)))
+        return list(Segmentation.problems(config, RunFacts(100, 3, None, None, 8, 12, 120)))
 
     assert problems(**COLOURS) == []
     ((field, message),) = problems(name="voc", task="segmentation", root=str(tmp_path / "no"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import Facts, Subject
+from sslkit.api import RunFacts, Subject
 from sslkit.builtin.protocols import semi_supervised
 from sslkit.builtin.protocols.linear_solvers import LBFGS, Chosen, choose_and_fit
 from sslkit.builtin.protocols.semi_supervised import SemiSupervised
@@ -165,8 +165,8 @@ def test_fine_tuning_that_diverges_does_not_lose_the_probe() -> None:
     assert "eval/semi_supervised/top1_10pct_finetune" not in found
 
 
-def facts(num_images: int = 1000, total_steps: int = 100) -> Facts:
-    return Facts(num_images, 3, (8, 8), 10, 100, 10, total_steps)
+def facts(num_images: int = 1000, total_steps: int = 100) -> RunFacts:
+    return RunFacts(num_images, 3, (8, 8), 10, 100, 10, total_steps)
 
 
 def test_what_cannot_work_or_is_rarely_meant_is_said_before_the_run() -> None:

@@ -254,7 +254,7 @@ def test_wrong_preprocessing(
 BACKBONES = """
     import torch
     from torch import nn
-    from sslkit.interfaces import Backbone, Preprocess
+    from sslkit.api import Backbone, Preprocess
 
     class Small(Backbone):
         def __init__(self, config, *, channels, image_size):

@@ -175,7 +175,7 @@ def test_what_a_plugin_prints_goes_to_stderr(
 def test_two_distributions_with_one_name_both_need_the_distribution(install: Install) -> None:
     for name in ("alpha", "beta"):
         parts = """
-            from sslkit.interfaces import Schedule
+            from sslkit.api import Schedule
             class Mine(Schedule):
                 def factor(self, progress): return 1.0
         """
@@ -257,7 +257,7 @@ def test_loading_plugins_is_fast_and_imports_no_torch(tmp_path: Path) -> None:
         """
         import sys, time
         start = time.process_time()
-        from sslkit.plugins import load_plugins
+        from sslkit.host.plugins import load_plugins
         host = load_plugins()
         names = [host.registry.names(kind) for kind in ("method", "loss", "backbone")]
         print(time.process_time() - start)
@@ -279,7 +279,7 @@ def test_a_source_tree_without_metadata_has_the_built_ins(tmp_path: Path) -> Non
     output = python(
         """
         import sslkit
-        from sslkit.plugins import load_plugins
+        from sslkit.host.plugins import load_plugins
         host = load_plugins()
         print(sslkit.__version__, [(r.name, r.distribution, r.reason) for r in host.records])
         print(host.registry.names("method"))

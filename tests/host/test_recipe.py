@@ -13,7 +13,7 @@ from broken_recipes import GOOD
 from plugin_distributions import Install
 from pydantic import BaseModel, ValidationError
 
-from sslkit.api import Facts, ViewSpec
+from sslkit.api import RunFacts, ViewSpec
 from sslkit.errors import RecipeError
 from sslkit.host.plugins import load_plugins
 from sslkit.host.registry import Registry
@@ -32,7 +32,7 @@ from sslkit.recipe import (
     recipe_hash,
 )
 
-FACTS = Facts(
+FACTS = RunFacts(
     num_images=100, channels=1, image_size=(8, 8), num_classes=10,
     batch_size=64, steps_per_epoch=1, total_steps=2,
 )  # fmt: skip
@@ -52,11 +52,11 @@ ACME_PARTS = """
     from pathlib import Path
     from typing import Annotated
     from pydantic import BeforeValidator, field_validator
-    from sslkit.interfaces import (
-        Callback, ComponentConfig, Dataset, DatasetConfig, Head, Loss, Method, Slot, slot)
+    from sslkit.api import (
+        Callback, ComponentConfig, DataSource, DataSourceConfig, Head, Loss, Method, Slot, slot)
 
-    class Files(Dataset):
-        class Config(DatasetConfig):
+    class Files(DataSource):
+        class Config(DataSourceConfig):
             train: Path
             extra: tuple[Path, ...] = ()
             by_name: dict[str, Path | None] = {}
@@ -367,7 +367,7 @@ def test_flatten_gives_dotted_scalars() -> None:
 
 def test_check_recipe_finds_what_the_data_shows(acme: Registry) -> None:
     recipe = parse_recipe(ACME_RECIPE, "x.yaml", (), acme)
-    unlabelled = Facts(100, 1, (8, 8), None, 64, 1, 2)
+    unlabelled = RunFacts(100, 1, (8, 8), None, 64, 1, 2)
     lines = check_recipe(recipe, unlabelled)
     assert [line for line in lines if "method" in line] == [
         "x.yaml:6:3: method: method 'acme' needs labels, and the data has none",
@@ -377,7 +377,7 @@ def test_check_recipe_finds_what_the_data_shows(acme: Registry) -> None:
 
 
 def test_check_recipe_survives_a_bug_in_a_check(acme: Registry) -> None:
-    facts = Facts(1, 3, (8, 8), 10, 1, 1, 2)
+    facts = RunFacts(1, 3, (8, 8), 10, 1, 1, 2)
     lines = check_recipe(parse_recipe(ACME_RECIPE, "x.yaml", (), acme), facts)
     (line,) = [line for line in lines if "the check of method" in line]
     assert "RuntimeError: a bug of the check" in line
@@ -392,7 +392,7 @@ def test_check_recipe_names_the_override(acme: Registry) -> None:
 
 def test_check_recipe_finds_nothing_in_a_good_recipe() -> None:
     views = (ViewSpec(32), ViewSpec(32))
-    assert check_recipe(good(), Facts(1797, 3, (32, 32), 10, 64, 28, 56, views)) == []
+    assert check_recipe(good(), RunFacts(1797, 3, (32, 32), 10, 64, 28, 56, views)) == []
 
 
 def test_a_file_is_loaded_by_path_and_named_in_messages(

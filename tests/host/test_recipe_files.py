@@ -13,14 +13,14 @@ from plugin_distributions import Install
 
 import sslkit
 from sslkit.errors import RecipeError
-from sslkit.recipe import load_recipe
-from sslkit.recipe.shipped import (
+from sslkit.host.recipe_files import (
     MAX_BYTES,
     copy_recipe,
     find_recipe,
     read_recipe_text,
     shipped_recipes,
 )
+from sslkit.recipe import load_recipe
 
 CHECKOUT = Path(sslkit.__file__).parent.parent / "recipes"
 
@@ -141,7 +141,7 @@ def test_a_shipped_recipe_is_copied_once(install: Install, tmp_path: Path) -> No
 
 def test_listing_recipes_imports_no_torch() -> None:
     code = (
-        "import sys; from sslkit.recipe_files import shipped_recipes; shipped_recipes();"
+        "import sys; from sslkit.host.recipe_files import shipped_recipes; shipped_recipes();"
         "print([m for m in ('torch', 'numpy', 'pydantic', 'yaml') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sslkit.api import ComponentConfig, Facts
+from sslkit.api import ComponentConfig, RunFacts
 from sslkit.cli.options import expand_home
 from sslkit.errors import RecipeError
 from sslkit.recipe import dump_resolved, flatten, load_recipe
@@ -83,13 +83,13 @@ def test_words_of_the_command_line(home: Path) -> None:
         assert expand_home(word) == word
 
 
-def facts(**changed: object) -> Facts:
+def facts(**changed: object) -> RunFacts:
     known = {
         "num_images": 100, "channels": 1, "image_size": (32, 32), "num_classes": 10,
         "batch_size": 10, "steps_per_epoch": 10, "total_steps": 10, "num_test_images": 20,
         "test_has_labels": True,
     }  # fmt: skip
-    return Facts(**{**known, **changed})  # type: ignore[arg-type]
+    return RunFacts(**{**known, **changed})  # type: ignore[arg-type]
 
 
 def test_protocols_that_will_find_nothing_are_told_before_the_start() -> None:

@@ -22,7 +22,7 @@ PLUGIN = """
     def register_losses(): return {"fine": "schema_parts:Fine", "absent": "schema_parts:Absent"}
 """
 PARTS = '''
-    from sslkit.interfaces import ComponentConfig, Loss
+    from sslkit.api import ComponentConfig, Loss
     class Nested(ComponentConfig):
         x: int = 0
         """The x of it."""

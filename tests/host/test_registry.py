@@ -25,7 +25,7 @@ PLUGIN = """
 """
 PARTS = """
     from pydantic import BaseModel
-    from sslkit.interfaces import ComponentConfig, Dataset, Loss
+    from sslkit.api import ComponentConfig, DataSource, Loss
 
     class Fine(Loss):
         def forward(self, inputs): return inputs.views[0].sum()
@@ -42,7 +42,7 @@ PARTS = """
     class WithSet(Fine):
         class Config(ComponentConfig):
             kinds: tuple[int, frozenset[str] | None] = (0, None)
-    class PlainDataset(Dataset):
+    class PlainDataset(DataSource):
         class Config(ComponentConfig): ...
         def open(self, split): return None
 """
@@ -71,16 +71,16 @@ def test_a_class_is_found_with_its_origin() -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "expected"),
     [
-        ("loss", "function", ["is a function", "a subclass of sslkit.interfaces.Loss"]),
-        ("loss", "notaloss", ["base builtins.object", "a subclass of sslkit.interfaces.Loss"]),
-        ("loss", "abstract", ["does not implement forward of sslkit.interfaces.Loss"]),
-        ("loss", "badconfig", ["BadConfig.Config", "sslkit.interfaces.ComponentConfig"]),
-        ("loss", "noconfig", ["the Config None", "sslkit.interfaces.ComponentConfig"]),
+        ("loss", "function", ["is a function", "a subclass of sslkit.api.Loss"]),
+        ("loss", "notaloss", ["base builtins.object", "a subclass of sslkit.api.Loss"]),
+        ("loss", "abstract", ["does not implement forward of sslkit.api.Loss"]),
+        ("loss", "badconfig", ["BadConfig.Config", "sslkit.api.ComponentConfig"]),
+        ("loss", "noconfig", ["the Config None", "sslkit.api.ComponentConfig"]),
         ("loss", "named", ["Config field 'name'"]),
         ("loss", "withset", ["a set as Config field 'kinds'", "use a tuple"]),
         ("loss", "absent", ["cannot import parts_of_it:Absent", "AttributeError"]),
         ("loss", "failing", ["cannot import", "'no_such_thing'", "failing_part.py:1"]),
-        ("dataset", "plain", ["expected a subclass of sslkit.interfaces.DatasetConfig"]),
+        ("dataset", "plain", ["expected a subclass of sslkit.api.DataSourceConfig"]),
     ],
 )
 def test_a_wrong_class_is_explained(kind: str, name: str, expected: list[str]) -> None:
@@ -141,7 +141,7 @@ def test_nothing_is_imported_before_it_is_named(install: Install) -> None:
     registry = load_plugins().registry
     assert "late" in registry.names("loss")
     (site / "late_parts.py").write_text(
-        "from sslkit.interfaces import Loss\nclass Late(Loss):\n    def forward(self, inputs): ..."
+        "from sslkit.api import Loss\nclass Late(Loss):\n    def forward(self, inputs): ..."
     )
     assert registry.resolve("loss", "late").cls.__name__ == "Late"
 

@@ -22,11 +22,11 @@ from sslkit.api import (
     Backbone,
     Batch,
     ComponentConfig,
-    Facts,
     Method,
     ParamGroup,
     Preprocess,
     Progress,
+    RunFacts,
     StepOutput,
     ViewSpec,
 )
@@ -71,7 +71,7 @@ def head(in_dim: int = WIDTH, out_dim: int = 8) -> nn.Sequential:
 class BYOL(Method):
     """Teacher after the optimiser step, with the new online weights; separate view passes."""
 
-    def __init__(self, config: Any, backbone: Backbone, facts: Facts) -> None:
+    def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
         self.projector, self.predictor = head(), head(in_dim=8)
         self.teacher = EMATeacher(nn.Sequential(self.backbone, self.projector))
@@ -99,7 +99,7 @@ class BYOL(Method):
 class MoCo(Method):
     """Teacher before the forward pass; the keys enter the queue after the loss."""
 
-    def __init__(self, config: Any, backbone: Backbone, facts: Facts) -> None:
+    def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
         self.projector = head()
         self.teacher = EMATeacher(nn.Sequential(self.backbone, self.projector))
@@ -126,7 +126,7 @@ class SwAV(Method):
     """Views of two sizes; prototypes normalised before, and frozen in the first steps; codes of
     the whole batch by Sinkhorn."""
 
-    def __init__(self, config: Any, backbone: Backbone, facts: Facts) -> None:
+    def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
         self.projector = head()
         self.prototypes = nn.Linear(8, 6, bias=False)
@@ -170,7 +170,7 @@ class RotNet(Method):
     """Pretext classification: all four rotations of every image are in the batch. The classifier
     has its own learning rate, and needs labels of nobody."""
 
-    def __init__(self, config: Any, backbone: Backbone, facts: Facts) -> None:
+    def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
         self.classifier = nn.Linear(WIDTH, 4)
 
@@ -198,7 +198,7 @@ class MAE(Method):
 
     backbone: PatchNet
 
-    def __init__(self, config: Any, backbone: Backbone, facts: Facts) -> None:
+    def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
         self.mask_token = nn.Parameter(torch.zeros(WIDTH))
         self.decoder = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * PATCH**2))
@@ -229,7 +229,7 @@ def gather(tokens: Tensor, index: Tensor) -> Tensor:
 
 METHODS = [BYOL, MoCo, SwAV, RotNet, MAE]
 VIEWS = (ViewSpec(SIDE), ViewSpec(SIDE), ViewSpec(PATCH, role="local"))
-FACTS = Facts(48, 3, (SIDE, SIDE), None, BATCH, 4, STEPS, VIEWS)
+FACTS = RunFacts(48, 3, (SIDE, SIDE), None, BATCH, 4, STEPS, VIEWS)
 
 
 def build(cls: type[Method]) -> Method:

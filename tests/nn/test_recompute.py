@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslkit.api import Facts, ViewSpec
+from sslkit.api import RunFacts, ViewSpec
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.errors import RecipeError
 from sslkit.experiment.networks import compile_backbones
@@ -155,7 +155,7 @@ def test_which_blocks() -> None:
 
 def test_what_recipes_may_not_ask() -> None:
     views = (ViewSpec(SIDE),)
-    known = Facts(64, 3, (SIDE, SIDE), None, 16, 4, 4, views)
+    known = RunFacts(64, 3, (SIDE, SIDE), None, 16, 4, 4, views)
     config = TimmBackbone.Config(model="mobilenetv3_small_050", recompute=True)
     paths = [path for path, _ in TimmBackbone.problems(config, known)]
     assert paths in ([], ["recompute"]), "its blocks are known to timm, or it is refused"

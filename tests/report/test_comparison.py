@@ -13,6 +13,7 @@ from sslkit.errors import RunFolderError
 from sslkit.evaluation.statistics import Interval
 from sslkit.report.comparison.agreement import Match, Terms, disagreements
 from sslkit.report.comparison.figures import mean_curve, seed_curves
+from sslkit.report.comparison.notes import find_notes
 from sslkit.report.comparison.page import html_page, write_comparison
 from sslkit.report.comparison.record import read_run, seconds_at
 from sslkit.report.comparison.table import Arm, Comparison, Row
@@ -86,7 +87,7 @@ def test_only_shared_seeds_are_paired(tmp_path: Path) -> None:
 def test_one_run_has_no_interval_and_says_so(tmp_path: Path) -> None:
     comparison = Comparison("x", [arm("a", [make_run(tmp_path, "a", 0, 0.5)])], "a")
     assert comparison.to_json(tmp_path)["accuracies"][0]["low"] is None
-    assert "n = 1, so no interval over seeds: a." in comparison.notes
+    assert "n = 1, so no interval over seeds: a." in find_notes(comparison)
     assert "[" not in str(text_tables(comparison)[0][2][0][3])
 
 
@@ -95,7 +96,7 @@ def test_two_runs_have_no_interval_and_say_so(tmp_path: Path) -> None:
     comparison = Comparison("x", [arm("a", runs)], "a")
     assert comparison.to_json(tmp_path)["accuracies"][0]["low"] is None
     assert comparison.to_json(tmp_path)["intervals_over"] == "seeds"
-    assert "n = 2, so no interval over seeds: a." in comparison.notes
+    assert "n = 2, so no interval over seeds: a." in find_notes(comparison)
     title, _, rows = text_tables(comparison)[0]
     assert "over seeds" in title
     assert rows[0][3] == "55.0"
@@ -116,7 +117,7 @@ def test_equal_seeds_have_no_interval_without_a_width(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, "a", seed, 1.0) for seed in range(3)]
     comparison = Comparison("x", [arm("a", runs)], "a")
     assert text_tables(comparison)[0][2][0][3] == "100.0"
-    assert any("is equal for all 3 seeds" in note for note in comparison.notes)
+    assert any("is equal for all 3 seeds" in note for note in find_notes(comparison))
 
 
 def test_matched_time_reads_the_curves_where_the_fastest_ended(two_arms: list[Arm]) -> None:
@@ -128,7 +129,7 @@ def test_matched_time_reads_the_curves_where_the_fastest_ended(two_arms: list[Ar
     assert b.values == pytest.approx((0.30, 0.31, 0.32))
     assert (a.epochs, b.epochs) == (3, 1)
     assert b.seconds == pytest.approx(IMAGES / 3 / 50)
-    notes = "\n".join(comparison.notes)
+    notes = "\n".join(find_notes(comparison))
     assert "the fastest run ended after 2.9 s of training" in notes
     assert "in the middle of its learning-rate schedule: b." in notes
 
@@ -138,7 +139,7 @@ def test_matched_time_without_evaluations_on_the_way_is_not_available(tmp_path: 
     slow = arm("b", [make_run(tmp_path, "b", 0, 0.6, speed=50)])
     comparison = Comparison("x", [fast, slow], "a", "time")
     assert [row.arm for row in comparison.rows] == ["a"]
-    assert any("b: not available at that time: knn/top1" in note for note in comparison.notes)
+    assert any("b: not available at that time: knn/top1" in note for note in find_notes(comparison))
 
 
 def test_times_that_are_nearly_equal_count_as_equal(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_failed_seeds_and_other_machines_are_noted(tmp_path: Path) -> None:
     environment["packages"]["torch"] = "2.1"
     (second / "environment.json").write_text(json.dumps(environment))
     broken = Arm("b", [read_run(second)], {1: "the loss is nan"})
-    notes = "\n".join(Comparison("x", [arm("a", [first]), broken], "a").notes)
+    notes = "\n".join(find_notes(Comparison("x", [arm("a", [first]), broken], "a")))
     assert "b: seed 1 has no result and is left out (the loss is nan)" in notes
     assert "Times are not comparable" in notes
     assert "different versions of torch: 2.0, 2.1" in notes
@@ -169,8 +170,8 @@ def test_other_precisions_of_evaluation_are_noted(tmp_path: Path) -> None:
         arm(name, [make_run(tmp_path, name, 0, 0.5, overrides=overrides)])
         for name, overrides in (("a", []), ("b", []), ("c", ["evaluation_precision=bf16"]))
     )
-    assert "precisions" not in "\n".join(Comparison("x", [one, same], "a").notes)
-    notes = "\n".join(Comparison("x", [one, other], "a").notes)
+    assert "precisions" not in "\n".join(find_notes(Comparison("x", [one, same], "a")))
+    notes = "\n".join(find_notes(Comparison("x", [one, other], "a")))
     assert "Measured in different precisions (evaluation_precision): a: fp32, c: bf16." in notes
 
 

@@ -27,7 +27,7 @@ from sslkit.report.comparison.record import read_run
 from sslkit.report.comparison.table import Arm, Comparison
 from sslkit.report.maps import CLASSES, choose_images, draw_map
 from sslkit.report.projection import parse_methods, project
-from sslkit.workflows.compare.pictures import Wanted, make_pictures
+from sslkit.workflows.compare.pictures import PictureOptions, make_pictures
 from sslkit.workflows.train import start
 from tests.report.test_comparison import Page
 
@@ -179,10 +179,10 @@ def compared(runs: list[Path]) -> Comparison:
 
 def test_pictures_of_real_runs_are_in_the_page(runs: list[Path], tmp_path: Path) -> None:
     comparison = compared(runs)
-    pictures, notes = make_pictures(comparison, Wanted(("pca", "tsne"), 3), Silent())
+    pictures, notes = make_pictures(comparison, PictureOptions(("pca", "tsne"), 3), Silent())
     assert notes == []
     assert [picture.name for picture in pictures] == ["map_pca", "map_tsne", "neighbours"]
-    again, _ = make_pictures(comparison, Wanted(("pca", "tsne"), 3), Silent())
+    again, _ = make_pictures(comparison, PictureOptions(("pca", "tsne"), 3), Silent())
     assert [each.svg for each in again] == [each.svg for each in pictures]
     for picture in pictures[:2]:
         titles = re.findall(r">(a|b|untrained \(a\))<", picture.svg)
@@ -211,10 +211,10 @@ def test_numbers_are_not_lost_for_a_picture(runs: list[Path], tmp_path: Path) ->
     kept = weights.read_bytes()
     weights.write_bytes(b"broken")
     try:
-        pictures, notes = make_pictures(comparison, Wanted(("pca",), 0), Silent())
+        pictures, notes = make_pictures(comparison, PictureOptions(("pca",), 0), Silent())
     finally:
         weights.write_bytes(kept)
     assert [picture.name for picture in pictures] == ["map_pca"]
     assert len(notes) == 1
     assert notes[0].startswith("b: no map and no neighbours: CheckpointError")
-    assert make_pictures(comparison, Wanted((), 0), Silent()) == ([], [])
+    assert make_pictures(comparison, PictureOptions((), 0), Silent()) == ([], [])

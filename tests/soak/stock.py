@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sslkit.recipe.shipped import shipped_recipes
+from sslkit.host.recipe_files import shipped_recipes
 
 from .fence import SECRET
 from .oracle import Needs

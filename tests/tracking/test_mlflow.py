@@ -17,7 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 import sslkit
-from sslkit.api import Facts, MetricPoint, RunView
+from sslkit.api import MetricPoint, RunFacts, RunView
 from sslkit.builtin import mlflow_store
 from sslkit.builtin.mlflow_tracker import MLflowTracker
 from sslkit.builtin.mlflow_ui import experiment_to_show
@@ -26,13 +26,13 @@ from sslkit.run.metrics_file import read_lines
 from sslkit.tracking.log import FeedTiming, RunLog, sync
 
 FAST = FeedTiming(connect_s=60.0, interval_s=0.1, finish_s=60.0)
-FACTS = Facts(100, 1, (8, 8), 10, 10, 10, 100)
+FACTS = RunFacts(100, 1, (8, 8), 10, 10, 10, 100)
 
 WORKER = """
 import os, sys, time
 from pathlib import Path
 from sslkit.builtin.mlflow_tracker import MLflowTracker
-from sslkit.interfaces import RunView
+from sslkit.api import RunView
 from sslkit.tracking.folder import RunFolder
 from sslkit.tracking.log import FeedTiming, RunLog
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from sslkit.api import Facts
+from sslkit.api import RunFacts
 from sslkit.builtin import mlflow_store
 from sslkit.builtin.mlflow_tracker import MLflowTracker
 from sslkit.builtin.mlflow_uri import (
@@ -25,7 +25,7 @@ from sslkit.errors import RecipeError, hide_logins
 from sslkit.recipe import load_recipe
 from sslkit.report.doctor import diagnose
 
-FACTS = Facts(100, 1, (8, 8), 10, 10, 10, 100)
+FACTS = RunFacts(100, 1, (8, 8), 10, 10, 10, 100)
 SECRET = "s3cr3tpw"  # noqa: S105
 WITH_LOGIN = [
     f"http://user:{SECRET}@127.0.0.1:5123",

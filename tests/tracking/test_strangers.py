@@ -25,7 +25,7 @@ from sslkit.run.folder import RunFolder
 from sslkit.run.metrics_file import MetricLine, read_from, read_lines, truncate_after
 from sslkit.run.state import read_environment, read_facts
 from sslkit.tracking.log import RunLog, sync
-from sslkit.tracking.upload_state import Cursor
+from sslkit.tracking.upload_state import UploadState
 from sslkit.workflows.embed import embed_source
 from sslkit.workflows.evaluate import evaluate_run
 from sslkit.workflows.export.export import export_encoder
@@ -64,7 +64,7 @@ def test_only_files_inside_the_folder_are_uploaded(
         str(secret), climbing, f"figures/../{climbing}", "link.md", "figures/out/secret.txt",
         "pipe", "figures", ".", "", "/dev/zero", f"{root}/report.md",
     ]  # fmt: skip
-    cursor = Cursor.load(folder.tracker)
+    cursor = UploadState.load(folder.tracker)
     assert cursor is not None
     for name in names:
         cursor.add_artifact(name, "")
@@ -94,11 +94,11 @@ def test_a_run_uploads_nothing_of_elsewhere(folder: RunFolder, view: RunView, se
     ],
 )  # fmt: skip
 def test_damaged_cursor_counts_as_none(folder: RunFolder, damage: dict[str, object]) -> None:
-    Cursor("t", "name", {}, {}).save(folder.tracker)
-    assert Cursor.load(folder.tracker) is not None
+    UploadState("t", "name", {}, {}).save(folder.tracker)
+    assert UploadState.load(folder.tracker) is not None
     record = json.loads(folder.tracker.read_text())
     folder.tracker.write_text(json.dumps({**record, **damage}))
-    assert Cursor.load(folder.tracker) is None
+    assert UploadState.load(folder.tracker) is None
 
 
 # --- Links, pipes, devices ------------------------------------------------------------------------

@@ -24,7 +24,7 @@ for name in modules:
 assert "sslkit.builtin.mlflow_tracker" in modules
 
 from sslkit.builtin.no_tracker import NoTracker
-from sslkit.interfaces import ComponentConfig, RunView
+from sslkit.api import ComponentConfig, RunView
 from sslkit.tracking.folder import RunFolder
 from sslkit.tracking.log import RunLog
 

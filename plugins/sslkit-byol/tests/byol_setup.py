@@ -13,10 +13,10 @@ from sslkit.api import (
     Backbone,
     Batch,
     ComponentConfig,
-    Facts,
     Method,
     Preprocess,
     Progress,
+    RunFacts,
     Slot,
     StepOutput,
     ViewSpec,
@@ -34,7 +34,7 @@ LN_HEAD = {
     "output_norm": "none",
 }
 BN_HEAD = {**LN_HEAD, "hidden_norm": "bn"}
-FACTS = Facts(60, 3, (SIDE, SIDE), None, BATCH, 5, STEPS, (ViewSpec(SIDE), ViewSpec(SIDE)))
+FACTS = RunFacts(60, 3, (SIDE, SIDE), None, BATCH, 5, STEPS, (ViewSpec(SIDE), ViewSpec(SIDE)))
 
 
 class SmallNet(Backbone):

@@ -27,7 +27,7 @@ from sslkit_byol.losses import normalized_mse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.api import Facts, LossInput, ViewSpec, resolve_component
+from sslkit.api import LossInput, RunFacts, ViewSpec, resolve_component
 from sslkit.errors import RecipeError
 from sslkit.host.plugins import load_plugins
 
@@ -236,7 +236,7 @@ def test_training_lowers_the_loss() -> None:
 # --- What is refused ------------------------------------------------------------------------------
 
 
-def problems(facts: Facts = FACTS, **fields: Any) -> list[tuple[str, str]]:
+def problems(facts: RunFacts = FACTS, **fields: Any) -> list[tuple[str, str]]:
     slot = method_slot(**fields)
     return list(slot.cls.problems(slot.config, facts))
 

@@ -13,10 +13,10 @@ from sslkit.api import (
     Backbone,
     Batch,
     ComponentConfig,
-    Facts,
     Method,
     Preprocess,
     Progress,
+    RunFacts,
     Slot,
     StepOutput,
     ViewSpec,
@@ -30,7 +30,7 @@ LN_HEAD = {
     "name": "mlp", "hidden_dim": 10, "out_dim": 4, "hidden_norm": "ln", "output_norm": "none",
 }  # fmt: skip
 BN_HEAD = {**LN_HEAD, "hidden_norm": "bn"}
-FACTS = Facts(60, 3, (SIDE, SIDE), None, BATCH, 5, STEPS, (ViewSpec(SIDE), ViewSpec(SIDE)))
+FACTS = RunFacts(60, 3, (SIDE, SIDE), None, BATCH, 5, STEPS, (ViewSpec(SIDE), ViewSpec(SIDE)))
 
 
 class SmallNet(Backbone):
@@ -52,7 +52,7 @@ def method_slot(name: str, **fields: Any) -> Slot[Method]:
     return resolve_component(load_plugins().registry, "method", {"name": name, **fields})
 
 
-def build(name: str, backbone: Backbone, facts: Facts = FACTS, **fields: Any) -> Any:
+def build(name: str, backbone: Backbone, facts: RunFacts = FACTS, **fields: Any) -> Any:
     """A method in float64, initialised the same each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -65,7 +65,7 @@ def network(batch_norm: bool) -> SmallNet:
         return SmallNet(batch_norm)
 
 
-def queue_moco(batch_norm: bool = False, facts: Facts = FACTS, **fields: Any) -> Any:
+def queue_moco(batch_norm: bool = False, facts: RunFacts = FACTS, **fields: Any) -> Any:
     """MoCo v2 with a small queue."""
     fields = {"queue_size": 20, "head": LN_HEAD, "bn_groups": 3, **fields}
     return build("moco_v2", network(batch_norm), facts, **fields)

@@ -28,7 +28,7 @@ from moco_setup import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.api import Facts, ViewSpec
+from sslkit.api import RunFacts, ViewSpec
 from sslkit.errors import RecipeError
 
 
@@ -180,7 +180,7 @@ def test_default_heads_are_those_of_the_resnet() -> None:
 # --- What is refused ------------------------------------------------------------------------------
 
 
-def problems(facts: Facts = FACTS, **fields: Any) -> list[tuple[str, str]]:
+def problems(facts: RunFacts = FACTS, **fields: Any) -> list[tuple[str, str]]:
     slot = method_slot("moco_v3", **fields)
     return list(slot.cls.problems(slot.config, facts))
 

@@ -27,7 +27,7 @@ from sslkit_moco.queue_moco import ignores_negatives
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.api import ComponentConfig, Facts, Loss, LossInput, ViewSpec
+from sslkit.api import ComponentConfig, Loss, LossInput, RunFacts, ViewSpec
 from sslkit.nn.functional import nt_xent
 
 BOTH = pytest.mark.parametrize("symmetric", [False, True])
@@ -255,7 +255,7 @@ def test_v1_has_a_linear_head_and_v2_an_mlp() -> None:
 # --- What is refused ------------------------------------------------------------------------------
 
 
-def problems(facts: Facts = FACTS, **fields: Any) -> list[tuple[str, str]]:
+def problems(facts: RunFacts = FACTS, **fields: Any) -> list[tuple[str, str]]:
     slot = method_slot("moco_v2", **{"queue_size": 20, "bn_groups": 3, **fields})
     return list(slot.cls.problems(slot.config, facts))
 

@@ -14,9 +14,9 @@ from sslkit.api import (
     Evaluation,
     Evaluator,
     EvaluatorConfig,
-    Facts,
     FeatureBank,
     ImageScores,
+    RunFacts,
     Subject,
 )
 from sslkit.nn.clustering import (
@@ -56,7 +56,7 @@ class Clustering(Evaluator):
         cluster."""
 
     @classmethod
-    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         if facts.num_classes and config.num_images < facts.num_classes:
             yield (
                 "num_images",

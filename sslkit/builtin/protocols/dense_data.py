@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from sslkit.api import Dataset, Facts, ImageReader, Slot, UnreadableImageError
+from sslkit.api import DataSource, RunFacts, Slot, SplitReader, UnreadableImageError
 from sslkit.errors import DataError, PluginError, RecipeError
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ _FIELD = re.compile(r"data\.(\w+): (.*)", re.DOTALL)
 class AnnotatedData:
     """Both splits of annotated data, with the same classes."""
 
-    train: ImageReader
-    test: ImageReader
+    train: SplitReader
+    test: SplitReader
     classes: tuple[str, ...]
 
 
-def open_annotated(data: Slot[Dataset], annotation: Annotation) -> AnnotatedData:
+def open_annotated(data: Slot[DataSource], annotation: Annotation) -> AnnotatedData:
     """Opens both splits. Raises RecipeError where one is missing, or lacks the annotations, and
     whatever the source raises."""
     source = data.build()
@@ -61,8 +61,8 @@ def open_annotated(data: Slot[Dataset], annotation: Annotation) -> AnnotatedData
 
 
 def _annotated(
-    source: Dataset, name: str, split: Literal["train", "test"], annotation: Annotation
-) -> ImageReader:
+    source: DataSource, name: str, split: Literal["train", "test"], annotation: Annotation
+) -> SplitReader:
     reader = source.open(split)
     if reader is None or not len(reader):
         raise RecipeError(
@@ -76,7 +76,7 @@ def _annotated(
     return reader
 
 
-def _classes(reader: ImageReader, annotation: Annotation) -> tuple[str, ...] | None:
+def _classes(reader: SplitReader, annotation: Annotation) -> tuple[str, ...] | None:
     names = reader.mask_classes if annotation == "masks" else reader.box_classes
     return tuple(names) if names is not None else None
 
@@ -86,7 +86,7 @@ def _few(names: Sequence[str] | None) -> str:
 
 
 def data_problems(
-    data: Slot[Dataset], annotation: Annotation, facts: Facts
+    data: Slot[DataSource], annotation: Annotation, facts: RunFacts
 ) -> Iterator[tuple[str, str]]:
     """What `Evaluator.problems` yields for a field `data`: paths that are not there, annotations
     that are missing, channels that the encoder does not take."""
@@ -108,7 +108,7 @@ def data_problems(
         )
 
 
-def read_image(reader: ImageReader, index: int) -> Tensor:
+def read_image(reader: SplitReader, index: int) -> Tensor:
     """(C, H, W) uint8. Raises DataError for an image that cannot be read: annotated data is small
     and chosen, so that none is replaced."""
     try:

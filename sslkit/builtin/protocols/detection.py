@@ -16,14 +16,14 @@ from torch import Tensor
 from sslkit.api import (
     Backbone,
     Boxes,
-    Dataset,
+    DataSource,
     Evaluation,
     Evaluator,
     EvaluatorConfig,
-    Facts,
-    ImageReader,
     NoFeatureMapsError,
+    RunFacts,
     Slot,
+    SplitReader,
     Subject,
 )
 from sslkit.builtin.protocols.dense_data import (
@@ -72,7 +72,7 @@ class Detection(Evaluator):
     pixel_baseline = False
 
     class Config(EvaluatorConfig):
-        data: Slot[Dataset]
+        data: Slot[DataSource]
         """Images with boxes, with a training and a test split: `{name: scenes}`, `{name: voc, task:
         detection, root: ...}`, `{name: coco, root: ...}`, or a plugin's."""
         steps: PositiveInt = 24_000
@@ -109,7 +109,7 @@ class Detection(Evaluator):
     config: Config
 
     @classmethod
-    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         if config.max_size < max(config.sizes):
             yield (
                 "max_size",
@@ -225,7 +225,7 @@ def draws(rows: Sequence[int], count: int, seed: int) -> Iterator[tuple[int, boo
         count, epoch = count - len(order), epoch + 1
 
 
-def detections(detector: Any, reader: ImageReader, device: torch.device) -> list[Detections]:
+def detections(detector: Any, reader: SplitReader, device: torch.device) -> list[Detections]:
     """What a detector finds in every image."""
     detector.eval()
     found = []

@@ -14,9 +14,9 @@ from sslkit.api import (
     Evaluation,
     Evaluator,
     EvaluatorConfig,
-    Facts,
     FeatureBank,
     ImageScores,
+    RunFacts,
     Subject,
 )
 from sslkit.nn.labels import grouped_by_class, random_order
@@ -53,7 +53,7 @@ class FewLabel(Evaluator):
         entropy: scikit-learn's 1 / C. Stronger penalties lower the untrained baseline most."""
 
     @classmethod
-    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         sizes = config.labels_per_class
         if len(set(sizes)) < len(sizes):
             yield "labels_per_class", f"{list(sizes)} names a number twice; name each once"
@@ -66,7 +66,7 @@ class FewLabel(Evaluator):
             )
 
     @classmethod
-    def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         least = min(facts.class_sizes, default=0)
         above = [size for size in config.labels_per_class if size > least]
         if least and above:

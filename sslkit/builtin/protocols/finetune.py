@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Facts, Subject
+from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, RunFacts, Subject
 
 from .scores import classified
 from .supervised_training import DivergedError, FineTuningConfig, fine_tune
@@ -35,11 +35,11 @@ class Finetune(Evaluator):
         """Passes over the labelled training images."""
 
     @classmethod
-    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         return config.problems_with_views()  # type: ignore[no-any-return]
 
     @classmethod
-    def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         yield from config.warnings_of_views(facts)
         if config.every_epochs is not None:
             yield (
@@ -57,13 +57,13 @@ class Finetune(Evaluator):
             )
 
     @classmethod
-    def plan_facts(cls, config: Any, facts: Facts) -> Mapping[str, str | int | float]:
+    def plan_facts(cls, config: Any, facts: RunFacts) -> Mapping[str, str | int | float]:
         images = config.epochs * facts.num_images
         return {"fine-tuning": f"{config.epochs} epochs, {images:,} images, twice (untrained too)"}
 
     @classmethod
-    def facts_inside(cls, config: Any, facts: Facts) -> Facts:
-        inside: Facts = config.inner_facts(facts, facts.num_images, config.epochs)
+    def facts_inside(cls, config: Any, facts: RunFacts) -> RunFacts:
+        inside: RunFacts = config.inner_facts(facts, facts.num_images, config.epochs)
         return inside
 
     def evaluate(self, subject: Subject) -> Evaluation:

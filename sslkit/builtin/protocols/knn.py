@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Facts, Subject
+from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, RunFacts, Subject
 from sslkit.nn.classification import knn_correct
 
 from .scores import classified
@@ -41,7 +41,7 @@ class KNN(Evaluator):
         self.pixel_baseline = config.layer == 0
 
     @classmethod
-    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         bank = sum(facts.class_sizes) or facts.num_images
         if facts.num_classes is not None and config.k > bank:
             yield (
@@ -51,7 +51,7 @@ class KNN(Evaluator):
             )
 
     @classmethod
-    def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         each = facts.num_images // facts.num_classes if facts.num_classes else 0
         least = min(facts.class_sizes, default=each)
         if least and config.k > least:

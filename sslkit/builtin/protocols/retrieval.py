@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Facts, ImageScores, Subject
+from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, ImageScores, RunFacts, Subject
 from sslkit.nn.retrieval import score_retrieval
 from sslkit.randomness import random_subset
 
@@ -36,7 +36,7 @@ class Retrieval(Evaluator):
         with queries times gallery; the gallery is never cut."""
 
     @classmethod
-    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         if len(set(config.k)) < len(config.k):
             yield "k", f"{list(config.k)} names a number twice; name each once"
         most = sum(facts.class_sizes)

@@ -13,14 +13,14 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sslkit.api import (
-    Dataset,
+    DataSource,
     Evaluation,
     Evaluator,
     EvaluatorConfig,
-    Facts,
-    ImageReader,
     NoFeatureMapsError,
+    RunFacts,
     Slot,
+    SplitReader,
     Subject,
 )
 from sslkit.builtin.protocols.dense_data import (
@@ -73,7 +73,7 @@ class Segmentation(Evaluator):
     own_data = True
 
     class Config(EvaluatorConfig):
-        data: Slot[Dataset]
+        data: Slot[DataSource]
         """Images with masks, with a training and a test split: `{name: scenes}`, `{name: voc, task:
         segmentation, root: ...}`, or a plugin's."""
         stage: int = -1
@@ -101,7 +101,7 @@ class Segmentation(Evaluator):
     config: Config
 
     @classmethod
-    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         yield from data_problems(config.data, "masks", facts)
 
     def evaluate(self, subject: Subject) -> Evaluation:
@@ -244,7 +244,7 @@ class Positions:
 
 
 def take_positions(
-    source: Source, reader: ImageReader, classes: int, most: int, seed: int
+    source: Source, reader: SplitReader, classes: int, most: int, seed: int
 ) -> Positions:
     """At most `most` positions of the training images, those with a known pixel, the same number of
     each image (one, where there are more images than that)."""
@@ -285,7 +285,7 @@ def _drawn(images: Tensor, positions: int, each: int, seed: int) -> Tensor:
     return order[:, :each].sort(dim=1).values
 
 
-def score(source: Source, reader: ImageReader, weight: Tensor, bias: Tensor) -> Tensor:
+def score(source: Source, reader: SplitReader, weight: Tensor, bias: Tensor) -> Tensor:
     """The confusion of all test pixels; weight: (C, F), bias: (C,)."""
     classes = len(bias)
     table = torch.zeros(classes, classes, dtype=torch.int64)

@@ -11,7 +11,15 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Facts, Images, ImageScores, Subject
+from sslkit.api import (
+    Evaluation,
+    EvaluationImages,
+    Evaluator,
+    EvaluatorConfig,
+    ImageScores,
+    RunFacts,
+    Subject,
+)
 from sslkit.nn.labels import balanced_subset
 
 from .linear_solvers import LBFGS, Folds, choose_and_fit, standardised_splits
@@ -71,7 +79,7 @@ class SemiSupervised(Evaluator):
         self.pixel_baseline = config.from_layer == 0
 
     @classmethod
-    def problems(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         for name in ("fractions", "ways"):
             values = getattr(config, name)
             if len(set(values)) < len(values):
@@ -85,7 +93,7 @@ class SemiSupervised(Evaluator):
         yield from config.problems_with_views()
 
     @classmethod
-    def warnings(cls, config: Any, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         yield from config.warnings_of_views(facts)
         for fraction in config.fractions:
             labels = round(fraction * facts.num_images)
@@ -110,7 +118,7 @@ class SemiSupervised(Evaluator):
             )
 
     @classmethod
-    def plan_facts(cls, config: Any, facts: Facts) -> Mapping[str, str | int | float]:
+    def plan_facts(cls, config: Any, facts: RunFacts) -> Mapping[str, str | int | float]:
         if "finetune" not in config.ways:
             return {}
         images = _images(config, facts)
@@ -120,9 +128,9 @@ class SemiSupervised(Evaluator):
         }
 
     @classmethod
-    def facts_inside(cls, config: Any, facts: Facts) -> Facts:
+    def facts_inside(cls, config: Any, facts: RunFacts) -> RunFacts:
         num, epochs = round(max(config.fractions) * facts.num_images), min(config.epochs)
-        inside: Facts = config.inner_facts(facts, num, epochs)
+        inside: RunFacts = config.inner_facts(facts, num, epochs)
         return inside
 
     def evaluate(self, subject: Subject) -> Evaluation:
@@ -152,7 +160,7 @@ class SemiSupervised(Evaluator):
         return at_layer(f"_{percent}_{way}", self.config.from_layer)
 
     def _finetune(
-        self, subject: Subject, images: Images, chosen: Sequence[Tensor], epochs: int
+        self, subject: Subject, images: EvaluationImages, chosen: Sequence[Tensor], epochs: int
     ) -> _Draws:
         """Every draw; nothing but the reason where one diverged."""
         positions = images.labelled("train")
@@ -251,7 +259,7 @@ def _training_labels(subject: Subject) -> Tensor:
     return subject.bank.train_labels.cpu()
 
 
-def _images(config: Any, facts: Facts) -> int:
+def _images(config: Any, facts: RunFacts) -> int:
     """Images that all draws of one subject are fine-tuned on, epochs counted."""
     if "finetune" not in config.ways:
         return 0

@@ -20,12 +20,12 @@ from sslkit.api import (
     Augmentation,
     Backbone,
     ComponentConfig,
-    Facts,
-    Images,
+    EvaluationImages,
     Optimizer,
     OptimizerConfig,
     ParamGroup,
     Progress,
+    RunFacts,
     Schedule,
     Slot,
     Subject,
@@ -62,7 +62,7 @@ class FineTuningConfig(ComponentConfig):
         if len(views) > 1:
             yield "augmentation", f"fine-tuning takes 1 view, and it makes {len(views)}: use 1"
 
-    def warnings_of_views(self, facts: Facts) -> Iterator[tuple[str, str]]:
+    def warnings_of_views(self, facts: RunFacts) -> Iterator[tuple[str, str]]:
         """What `Component.warnings` yields where the augmentation makes views of another size."""
         views = self.augmentation.build().views if self.augmentation else ()
         size = max((view.size for view in facts.views), default=0)
@@ -73,7 +73,7 @@ class FineTuningConfig(ComponentConfig):
                 f"{size} px, which most ViTs cannot take; set size: {size}",
             )
 
-    def inner_facts(self, facts: Facts, num_images: int, epochs: int) -> Facts:
+    def inner_facts(self, facts: RunFacts, num_images: int, epochs: int) -> RunFacts:
         """`Component.facts_inside` for this training."""
         batch = max(1, min(self.batch_size, num_images))
         steps = max(1, num_images // batch)
@@ -128,7 +128,7 @@ def _depth_groups(encoder: nn.Module) -> Sequence[Sequence[Named]]:
     return groups_by_module_order(encoder)
 
 
-def _width(classifier: Classifier, images: Images) -> int:
+def _width(classifier: Classifier, images: EvaluationImages) -> int:
     side = images.preprocess.size
     with torch.no_grad():
         example = torch.zeros(1, images.channels, side, side, device=images.device)
@@ -166,7 +166,11 @@ def fine_tune(
 
 
 def _train(
-    network: Classifier, images: Images, config: FineTuningConfig, rows: Tensor, epochs: int
+    network: Classifier,
+    images: EvaluationImages,
+    config: FineTuningConfig,
+    rows: Tensor,
+    epochs: int,
 ) -> float:
     """Trains the network; returns the mean loss of the last epoch."""
     augmentation = config.augmentation.build() if config.augmentation else _crop_flip(images)
@@ -207,13 +211,13 @@ def _train(
     return mean
 
 
-def _crop_flip(images: Images) -> Augmentation:
+def _crop_flip(images: EvaluationImages) -> Augmentation:
     preprocess = images.preprocess
     return CropFlip(CropFlip.Config(size=preprocess.size, interpolation=preprocess.interpolation))
 
 
 @torch.no_grad()
-def _predict(network: Classifier, images: Images) -> tuple[Tensor, Tensor]:
+def _predict(network: Classifier, images: EvaluationImages) -> tuple[Tensor, Tensor]:
     """Predicted and true classes of the labelled test images, on the CPU."""
     network.eval()
     rows, predictions = images.labelled("test"), []

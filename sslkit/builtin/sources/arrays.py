@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.api import ImageReader
+from sslkit.api import SplitReader
 
 _HASHED_AT_ONCE = 1024
 
 
-class ArrayReader(ImageReader):
+class ArrayReader(SplitReader):
     """Images of one size from one array. The fingerprint covers every byte.
 
     images: (N, H, W, C) uint8; kept as (N, C, H, W), which training uses without another copy.

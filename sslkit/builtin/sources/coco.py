@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from sslkit.api import Boxes, Dataset, DatasetConfig
+from sslkit.api import Boxes, DataSource, DataSourceConfig
 from sslkit.builtin.sources.annotations import bad, field_of, objects_in, read_json, within_image
 from sslkit.builtin.sources.files import FileReader, refuse_outside
 from sslkit.builtin.sources.paths import missing
@@ -20,14 +20,14 @@ from sslkit.errors import RecipeError
 Split = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 
 
-class COCO(Dataset):
+class COCO(DataSource):
     """COCO's instances (Lin et al. 2014, arXiv:1405.0312), or any data in its format: images with
     boxes, read as they lie there; nothing is downloaded.
 
     Below `root`: the images in `<split>/` and their boxes in `annotations/instances_<split>.json`.
     The classes are the categories, by ascending id. No labels of whole images, and no masks."""
 
-    class Config(DatasetConfig):
+    class Config(DataSourceConfig):
         """Fields of the `coco` source."""
 
         root: Path

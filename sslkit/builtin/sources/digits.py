@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
-from sslkit.api import Dataset, DatasetConfig
+from sslkit.api import DataSource, DataSourceConfig
 from sslkit.builtin.sources.arrays import ArrayReader
 
 
-class Digits(Dataset):
+class Digits(DataSource):
     """1,797 handwritten digits (UCI "Optical recognition of handwritten digits", its test part, as
     shipped with scikit-learn), 8 x 8 pixels, one channel, ten classes."""
 
     divides_itself = True
 
-    class Config(DatasetConfig):
+    class Config(DataSourceConfig):
         """Fields of the `digits` source."""
 
         size: PositiveInt = 32

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from sslkit.api import Dataset, DatasetConfig
+from sslkit.api import DataSource, DataSourceConfig
 from sslkit.builtin.sources.files import IMAGE_SUFFIXES, FileReader, Found, find_images
 from sslkit.builtin.sources.paths import missing
 from sslkit.builtin.sources.regular_files import shown
@@ -19,10 +19,10 @@ from sslkit.errors import RecipeError
 _LAYOUT = "class folders have every image exactly one level below (train/<class>/<image>)"
 
 
-class ImageFolder(Dataset):
+class ImageFolder(DataSource):
     """Image files below a folder. With class folders, each folder of the top level is a class."""
 
-    class Config(DatasetConfig):
+    class Config(DataSourceConfig):
         """Fields of the `image_folder` source."""
 
         train: Path

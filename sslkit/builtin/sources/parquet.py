@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.api import Dataset, DatasetConfig, ImageReader, UnreadableImageError
+from sslkit.api import DataSource, DataSourceConfig, SplitReader, UnreadableImageError
 from sslkit.builtin.sources.decoding import decode_image, image_size
 from sslkit.builtin.sources.parquet_columns import (
     find_image_column,
@@ -32,11 +32,11 @@ IN_MEMORY_BYTES = 8 * 2**30
 from the machine's state."""
 
 
-class Parquet(Dataset):
+class Parquet(DataSource):
     """Images in Parquet files: a column of encoded images (`struct<bytes, path>`, as the library
     `datasets` writes it, or plain binary) and, where there is one, a column of labels."""
 
-    class Config(DatasetConfig):
+    class Config(DataSourceConfig):
         """Fields of the `parquet` source."""
 
         train: Path | list[Path]
@@ -105,7 +105,7 @@ class Parquet(Dataset):
             )
 
 
-class ParquetReader(ImageReader):
+class ParquetReader(SplitReader):
     """The rows of one split."""
 
     def __init__(

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from sslkit.api import Boxes, Dataset, DatasetConfig, ImageReader
+from sslkit.api import Boxes, DataSource, DataSourceConfig, SplitReader
 from sslkit.builtin.sources.shapes import (
     SHAPES,
     TEXTURES,
@@ -38,12 +38,12 @@ _DETAILS = 9
 """Uniform numbers for each object: radius, place (2), turn, surface (5)."""
 
 
-class Scenes(Dataset):
+class Scenes(DataSource):
     """Scenes of several textured shapes on a shaded background, each in a cell of its own, with a
     class for every pixel and a box around every shape. No labels of whole images. Shape, colour and
     texture are independent; `label` says which of them is the class."""
 
-    class Config(DatasetConfig):
+    class Config(DataSourceConfig):
         """Fields of the `scenes` source."""
 
         num_train: PositiveInt = 400
@@ -97,7 +97,7 @@ class Drawn:
     boxes: Boxes
 
 
-class ScenesReader(ImageReader):
+class ScenesReader(SplitReader):
     """Scene i is a function of (data_seed, split, i) alone and is rendered when it is read."""
 
     def __init__(self, config: Scenes.Config, split: str, count: int) -> None:

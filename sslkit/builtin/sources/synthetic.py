@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from sslkit.api import Dataset, DatasetConfig, ImageReader
+from sslkit.api import DataSource, DataSourceConfig, SplitReader
 from sslkit.builtin.sources.shapes import SHAPES, TEXTURES, Scene, render
 from sslkit.randomness import SampleRandom
 
@@ -32,11 +32,11 @@ _VERSION = 1
 """Of the rendering; goes up whenever the pixels change."""
 
 
-class Synthetic(Dataset):
+class Synthetic(DataSource):
     """Scenes of one textured shape on a shaded background. Shape, colour, texture, position and
     size are independent, so that no factor can be told from another."""
 
-    class Config(DatasetConfig):
+    class Config(DataSourceConfig):
         """Fields of the `synthetic` source."""
 
         num_train: PositiveInt = 4000
@@ -63,7 +63,7 @@ class Synthetic(Dataset):
         return SyntheticReader(self.config, split, count) if count else None
 
 
-class SyntheticReader(ImageReader):
+class SyntheticReader(SplitReader):
     """Scene i is a function of (data_seed, split, i) alone and is rendered when it is read."""
 
     def __init__(self, config: Synthetic.Config, split: str, count: int) -> None:

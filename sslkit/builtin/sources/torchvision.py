@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 
-from sslkit.api import Dataset, DatasetConfig, ImageReader
+from sslkit.api import DataSource, DataSourceConfig, SplitReader
 from sslkit.builtin.sources.arrays import ArrayReader
 from sslkit.builtin.sources.files import FileReader
 from sslkit.builtin.sources.paths import missing
@@ -32,13 +32,13 @@ _CLASSES: dict[str, str] = {
 }
 
 
-class Torchvision(Dataset):
+class Torchvision(DataSource):
     """A data set of torchvision. All but Imagenette are read into memory as one array.
 
     torchvision reads the CIFAR files with pickle, after it has compared their MD5 sums with the
     published ones."""
 
-    class Config(DatasetConfig):
+    class Config(DataSourceConfig):
         """Fields of the `torchvision` source."""
 
         dataset: Name
@@ -69,7 +69,7 @@ class Torchvision(Dataset):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def open(self, split: Literal["train", "test"]) -> ImageReader:
+    def open(self, split: Literal["train", "test"]) -> SplitReader:
         """The reader of a split. Raises RecipeError where `root` lacks the files and `download` is
         off, DataError where they cannot be fetched or are damaged."""
         name = self.config.dataset

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from sslkit.api import IGNORED_PIXEL, Boxes, Dataset, DatasetConfig
+from sslkit.api import IGNORED_PIXEL, Boxes, DataSource, DataSourceConfig
 from sslkit.builtin.sources.annotations import (
     bad,
     number_of,
@@ -41,7 +41,7 @@ ImageSet = Annotated[str, Field(pattern=r"^\d{4}/[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 _MAX_ANNOTATION_BYTES = 1 << 26
 
 
-class VOC(Dataset):
+class VOC(DataSource):
     """Pascal VOC from a folder `VOCdevkit` (Everingham et al. 2010), with masks or with boxes. It
     is read as it lies there; nothing is downloaded.
 
@@ -49,7 +49,7 @@ class VOC(Dataset):
     `.../Main` with the lists, `VOC<year>/SegmentationClass` with masks and `VOC<year>/Annotations`
     with boxes. No labels of whole images."""
 
-    class Config(DatasetConfig):
+    class Config(DataSourceConfig):
         """Fields of the `voc` source."""
 
         root: Path

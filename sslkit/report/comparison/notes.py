@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from sslkit.evaluation.statistics import FEWEST, no_spread
 
-if TYPE_CHECKING:
-    from .table import Comparison
+from .table import Comparison
 
 
 def find_notes(comparison: Comparison) -> list[str]:

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from sslkit.recipe import hashed_view
 from sslkit.recipe.yaml_positions import dump_document
 from sslkit.run.atomic import write_atomic
 
 from .figures import draw_all
+from .notes import find_notes
 from .svg import Picture, svg_text
 from .table import Comparison
 from .tables import GROUP, Table, heading, markdown, text_tables
@@ -42,13 +44,18 @@ _XML_HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
+def comparison_document(comparison: Comparison, folder: Path) -> dict[str, Any]:
+    """What `comparison.json` holds; paths in it count from `folder`."""
+    return {**comparison.to_json(folder), "notes": find_notes(comparison)}
+
+
 def write_comparison(
     comparison: Comparison, folder: Path, pictures: Sequence[Picture] = ()
 ) -> list[Path]:
     """Writes comparison.json, comparison.md, comparison.html and figures; returns their paths.
     pictures: further figures, which need more than the numbers."""
     every = [*_drawn(comparison), *pictures]
-    document = json.dumps(comparison.to_json(folder), indent=2, allow_nan=False) + "\n"
+    document = json.dumps(comparison_document(comparison, folder), indent=2, allow_nan=False) + "\n"
     files = {
         **{f"figures/{picture.name}.svg": _XML_HEAD + picture.svg for picture in every},
         "comparison.json": document,
@@ -82,9 +89,9 @@ def _page(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[str]:
     yield f"<h1>{escape(comparison.name)}</h1><p>{escape(heading(comparison))}</p>"
     for table in text_tables(comparison):
         yield from _table(table)
-    if comparison.notes:
+    if find_notes(comparison):
         yield "<h2>Notes</h2><ul>"
-        yield from (f"<li>{escape(note)}</li>" for note in comparison.notes)
+        yield from (f"<li>{escape(note)}</li>" for note in find_notes(comparison))
         yield "</ul>"
     for picture in pictures:
         yield f"<figure>{picture.svg}<figcaption>{escape(picture.caption)}</figcaption></figure>"

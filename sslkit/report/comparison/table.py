@@ -15,7 +15,6 @@ from sslkit.evaluation.statistics import Interval, mean_interval, paired_differe
 from sslkit.report.results import bounds
 
 from .agreement import Match
-from .notes import find_notes
 from .record import Point, RunRecord
 
 _ROUNDING = 1e-9
@@ -110,11 +109,6 @@ class Comparison:
     def costs(self) -> list[Cost]:
         return [_cost(arm) for arm in self.arms if arm.records]
 
-    @cached_property
-    def notes(self) -> list[str]:
-        """What a reader must know beside the numbers."""
-        return find_notes(self)
-
     def points(self, arm: Arm, metric: str) -> dict[int, Point]:
         """Seed -> the last value within the budget, of the seeds that have one."""
         measured = [record for record in arm.records if metric in record.scores]
@@ -185,7 +179,6 @@ class Comparison:
             "intervals_over": "seeds",
             "accuracies": [_row_json(row) for row in self.rows],
             "costs": [vars(cost) for cost in self.costs],
-            "notes": self.notes,
         }
 
 

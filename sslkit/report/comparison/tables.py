@@ -12,6 +12,7 @@ from sslkit.report.report import markdown_table
 from sslkit.report.results import in_percent
 from sslkit.report.tables import display_path
 
+from .notes import find_notes
 from .svg import Picture
 from .table import Comparison
 
@@ -41,7 +42,7 @@ def print_comparison(comparison: Comparison, folder: Path) -> None:
     print(f"{comparison.name}: {heading(comparison)}")
     for title, heads, rows in text_tables(comparison):
         print_table(heads, rows, title=title)
-    for note in comparison.notes:
+    for note in find_notes(comparison):
         print(f"note: {note}")
     print(f"report: {display_path(folder / 'comparison.html')}")
 
@@ -60,9 +61,9 @@ def _markdown(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[s
         yield f"{title}:"
         yield ""
         yield from markdown_table(heads, ([_escaped(cell) for cell in row] for row in rows))
-    if comparison.notes:
+    if find_notes(comparison):
         yield ""
-        yield from (f"- {note}" for note in comparison.notes)
+        yield from (f"- {note}" for note in find_notes(comparison))
     for picture in pictures:
         yield f"\n![{picture.name.replace('_', ' ')}](figures/{picture.name}.svg)"
         yield f"\n{picture.caption}"

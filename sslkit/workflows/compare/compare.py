@@ -20,10 +20,10 @@ from .arms import Identity, PlannedArm, identity, label_runs, plan_arms, planned
 from .devices import Device, shared
 from .folder import ComparisonFolder, default_path
 from .groups import Groups
-from .pictures import Wanted, make_pictures
+from .pictures import PictureOptions, make_pictures
 from .process import Job, StoppedError, run_jobs
 
-_ALL_PICTURES = Wanted()
+_ALL_PICTURES = PictureOptions()
 _SHARED = "shared_device"
 """Key of the manifest."""
 
@@ -52,7 +52,7 @@ def compare(
     time_tolerance: float = 0.1,
     out: Path | None = None,
     devices: Sequence[Device] = (),
-    pictures: Wanted = _ALL_PICTURES,
+    pictures: PictureOptions = _ALL_PICTURES,
     display: Display,
 ) -> Outcome:
     """Compares finished runs (folders) and recipes (files or names), which it runs first.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslkit.api import Backbone, DatasetConfig, ImageReader
-from sslkit.data.cached_split import ImageStore
+from sslkit.api import Backbone, DataSourceConfig, SplitReader
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import calibrate, evaluation_batches
 from sslkit.data.splits import open_splits
 from sslkit.engine.runtime import resolve_device
@@ -96,7 +96,7 @@ def features_of(
             channels_last=False,
         )
 
-    def features(store: ImageStore, rows: Tensor) -> Tensor:
+    def features(store: CachedSplit, rows: Tensor) -> Tensor:
         if not len(rows):
             return torch.empty(0, encoder.num_features)
         batches = _batches(store, encoder, rows, device)
@@ -135,7 +135,7 @@ def _measured(recipe: Recipe, images: ShownImages, *, trained: bool) -> Backbone
 
 
 def _batches(
-    store: ImageStore, encoder: Backbone, rows: Tensor, device: torch.device
+    store: CachedSplit, encoder: Backbone, rows: Tensor, device: torch.device
 ) -> Iterator[Tensor]:
     return evaluation_batches(store, encoder.preprocess, _BATCH, device, rows)
 
@@ -147,10 +147,10 @@ def _device(recipe: Recipe) -> torch.device:
         return torch.device("cpu")
 
 
-def _open(recipe: Recipe, reader: ImageReader) -> ImageStore:
+def _open(recipe: Recipe, reader: SplitReader) -> CachedSplit:
     config = recipe.data.config
-    assert isinstance(config, DatasetConfig)
-    return ImageStore(
+    assert isinstance(config, DataSourceConfig)
+    return CachedSplit(
         reader,
         max_corrupt_fraction=config.max_corrupt_fraction,
         seed=recipe.seed,
@@ -159,7 +159,7 @@ def _open(recipe: Recipe, reader: ImageReader) -> ImageStore:
     )
 
 
-def _thumbnail(store: ImageStore, row: int) -> Thumbnail:
+def _thumbnail(store: CachedSplit, row: int) -> Thumbnail:
     image = store.read(row)  # first: an unreadable image takes the label of the one in its place
     label = -1 if store.labels is None else int(store.labels[row])
     if label < 0:

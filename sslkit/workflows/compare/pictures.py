@@ -21,7 +21,7 @@ _SEED = 0
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PictureOptions:
     """What is to be drawn beside the numbers."""
 
     maps: Sequence[str] = ("pca", "tsne")
@@ -31,7 +31,7 @@ class Wanted:
 
 
 def make_pictures(
-    comparison: Comparison, wanted: Wanted, display: Display
+    comparison: Comparison, wanted: PictureOptions, display: Display
 ) -> tuple[list[Picture], list[str]]:
     """The pictures, and a note for what cannot be drawn: numbers are never lost for a picture."""
     if not wanted.maps and not wanted.neighbours:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sslkit.api import Dataset, ImageReader, Preprocess, Slot, UnreadableImageError
+from sslkit.api import DataSource, Preprocess, Slot, SplitReader, UnreadableImageError
 from sslkit.data.resize import prepare_for_encoder
 from sslkit.data.splits import open_splits
 from sslkit.errors import SSLKitError
@@ -51,7 +51,7 @@ def make_probe(source: ExportSource) -> Probe:
         return _synthetic(source, f"the data cannot be read: {' '.join(str(error).split())}")
 
 
-def _real(source: ExportSource, data: Slot[Dataset]) -> Probe:
+def _real(source: ExportSource, data: Slot[DataSource]) -> Probe:
     splits = open_splits(data)
     for split in _SPLITS:
         reader = splits.of(split)
@@ -66,7 +66,7 @@ def _real(source: ExportSource, data: Slot[Dataset]) -> Probe:
     return _synthetic(source, f"'{data.name}' has no images that can be read")
 
 
-def _spread(reader: ImageReader) -> list[Tensor]:
+def _spread(reader: SplitReader) -> list[Tensor]:
     count = min(COUNT, len(reader))
     images = []
     for index in torch.linspace(0, len(reader) - 1, count, dtype=torch.float64).long().tolist():

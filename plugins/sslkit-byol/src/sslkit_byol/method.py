@@ -14,12 +14,12 @@ from sslkit.api import (
     Backbone,
     Batch,
     ComponentConfig,
-    Facts,
     Head,
     Loss,
     LossInput,
     Method,
     Progress,
+    RunFacts,
     Slot,
     StepOutput,
     slot,
@@ -71,7 +71,7 @@ class BYOL(Method):
         """Momentum that a cosine reaches at the end; equal to `momentum` for a constant one."""
 
     @classmethod
-    def problems(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         if len(facts.views) != 2:
             yield "", f"byol needs 2 views, but the augmentation makes {len(facts.views)}"
         if facts.batch_size < 2:
@@ -80,18 +80,18 @@ class BYOL(Method):
             yield "loss", f"{config.loss.name} needs a queue of negatives, which byol has not"
 
     @classmethod
-    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         said = odd_momentum(facts.total_steps, config.momentum, config.final_momentum)
         if said:
             yield "momentum", said
 
     @classmethod
-    def plan_facts(cls, config: Config, facts: Facts) -> Mapping[str, str | int | float]:
+    def plan_facts(cls, config: Config, facts: RunFacts) -> Mapping[str, str | int | float]:
         return {"negatives per anchor": 0}
 
     config: Config
 
-    def __init__(self, config: Config, backbone: Backbone, facts: Facts) -> None:
+    def __init__(self, config: Config, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
         self.projector = config.projector.build(in_dim=backbone.num_features)
         self.predictor = config.predictor.build(in_dim=self.projector.out_dim)

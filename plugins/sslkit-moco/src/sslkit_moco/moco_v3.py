@@ -13,12 +13,12 @@ from sslkit.api import (
     Backbone,
     Batch,
     ComponentConfig,
-    Facts,
     Head,
     Loss,
     LossInput,
     Method,
     Progress,
+    RunFacts,
     Slot,
     StepOutput,
     rewards_collapse,
@@ -69,7 +69,7 @@ class MoCoV3(Method):
         embeddings. Replaces the weights that the backbone started from."""
 
     @classmethod
-    def problems(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         loss, views = config.loss, len(facts.views)
         if views != 2:
             yield "", f"moco_v3 needs 2 views, but the augmentation makes {views}"
@@ -87,7 +87,7 @@ class MoCoV3(Method):
             yield "temperature_scaling", f"{loss.name} has no temperature: set it to false"
 
     @classmethod
-    def warnings(cls, config: Config, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         said = odd_momentum(facts.total_steps, config.momentum, config.final_momentum)
         if said:
             yield "momentum", said
@@ -100,12 +100,12 @@ class MoCoV3(Method):
             )
 
     @classmethod
-    def plan_facts(cls, config: Config, facts: Facts) -> Mapping[str, str | int | float]:
+    def plan_facts(cls, config: Config, facts: RunFacts) -> Mapping[str, str | int | float]:
         return {"negatives per anchor": facts.batch_size - 1}
 
     config: Config
 
-    def __init__(self, config: Config, backbone: Backbone, facts: Facts) -> None:
+    def __init__(self, config: Config, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
         if config.vit_init:
             vit.initialize(backbone)

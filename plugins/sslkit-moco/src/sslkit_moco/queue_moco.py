@@ -13,12 +13,12 @@ from sslkit.api import (
     Backbone,
     Batch,
     ComponentConfig,
-    Facts,
     Head,
     Loss,
     LossInput,
     Method,
     Progress,
+    RunFacts,
     Slot,
     StepOutput,
     slot,
@@ -81,7 +81,7 @@ class MoCoV1(Method):
         """Loss between queries (first view) and keys (second view), with the queue as negatives."""
 
     @classmethod
-    def problems(cls, config: QueueConfig, facts: Facts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: QueueConfig, facts: RunFacts) -> Iterable[tuple[str, str]]:
         views, batch = len(facts.views), facts.batch_size
         if views != 2:
             yield "", f"moco needs 2 views, a query and a key, but the augmentation makes {views}"
@@ -95,7 +95,7 @@ class MoCoV1(Method):
             yield "loss", f"{config.loss.name} makes no use of the queue: use info_nce"
 
     @classmethod
-    def warnings(cls, config: QueueConfig, facts: Facts) -> Iterable[tuple[str, str]]:
+    def warnings(cls, config: QueueConfig, facts: RunFacts) -> Iterable[tuple[str, str]]:
         final = config.momentum if config.final_momentum is None else config.final_momentum
         said = odd_momentum(facts.total_steps, config.momentum, final)
         if said:
@@ -116,7 +116,7 @@ class MoCoV1(Method):
             )
 
     @classmethod
-    def plan_facts(cls, config: QueueConfig, facts: Facts) -> Mapping[str, str | int | float]:
+    def plan_facts(cls, config: QueueConfig, facts: RunFacts) -> Mapping[str, str | int | float]:
         stated: dict[str, str | int | float] = {"negatives per anchor": config.queue_size}
         if config.bn_groups > 1:
             images = facts.batch_size / config.bn_groups
@@ -125,7 +125,7 @@ class MoCoV1(Method):
 
     config: QueueConfig
 
-    def __init__(self, config: QueueConfig, backbone: Backbone, facts: Facts) -> None:
+    def __init__(self, config: QueueConfig, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
         self.head = config.head.build(in_dim=backbone.num_features)
         self.loss = config.loss.build()
