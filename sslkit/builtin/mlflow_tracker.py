@@ -275,7 +275,7 @@ class MLflowTracker(Tracker):
 
 def _dataset_inputs(run: RunView) -> list[Any]:
     """The splits of the data set, from `environment.json` and the recipe."""
-    from mlflow.entities import DatasetInput, DataSource, InputTag
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
     environment = run.run_dir / "environment.json"
     if not environment.exists():
@@ -287,7 +287,7 @@ def _dataset_inputs(run: RunView) -> list[Any]:
     block = {key[5:]: value for key, value in run.params.items() if key.startswith("data.")}
     return [
         DatasetInput(
-            dataset=DataSource(
+            dataset=Dataset(
                 name=str(block.get("name", "data")),
                 digest=str(fingerprint)[: store.MAX_DIGEST],
                 source_type="sslkit",

@@ -36,7 +36,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 def _recipe_folders() -> Iterator[tuple[str, Path]]:
     """(distribution, `recipes` folder) of the core first, then of each plugin."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     inside, beside = package / "recipes", package.parent / "recipes"
     if inside.is_dir():
         yield "sslkit", inside

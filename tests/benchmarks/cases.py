@@ -12,7 +12,7 @@ from sslkit.experiment.resolve import resolve
 from sslkit.recipe import Recipe, parse_recipe
 
 from .arms import Unavailable
-from .images import DATA_DIR, EvaluationImages, images_in_files, images_in_memory, registry
+from .images import DATA_DIR, Images, images_in_files, images_in_memory, registry
 from .options import Options
 
 Table = Literal["same settings", "as shipped"]
@@ -47,7 +47,7 @@ class Case:
     min_rounds: int = 6
     tables: tuple[Table, ...] = ("same settings", "as shipped")
 
-    def images(self, data_dir: Path = DATA_DIR) -> EvaluationImages:
+    def images(self, data_dir: Path = DATA_DIR) -> Images:
         """What all arms are fed."""
         if self.source_size == 0:
             return images_in_files(self.num_images, data_dir)
@@ -124,7 +124,7 @@ def case_named(cases: Sequence[Case], name: str) -> Case:
     raise SystemExit(f"--case {name}: choose one of {', '.join(case.name for case in cases)}")
 
 
-def recipe_text(case: Case, table: Table, images: EvaluationImages, runs_dir: Path) -> str:
+def recipe_text(case: Case, table: Table, images: Images, runs_dir: Path) -> str:
     """The recipe of our arms. In `same settings` it differs from the shipped ones where the peers
     leave no choice: bilinear crops; and it has no online probe, which they lack."""
     same = table == "same settings"
@@ -159,7 +159,7 @@ tracking: {{name: none}}
 def make_recipe(
     case: Case,
     table: Table,
-    images: EvaluationImages,
+    images: Images,
     runs_dir: Path,
     options: Options,
     mode: Mode = "eager",

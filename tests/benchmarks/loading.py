@@ -22,7 +22,7 @@ from sslkit.builtin.sources.decoding import decode_image
 from .arms import Arm, Run, Unavailable, measure, of_calls
 from .cases import Case, make_recipe
 from .decoding import crop_arms, view_arms
-from .images import EvaluationImages, FileOpener, images_in_files
+from .images import FileOpener, Images, images_in_files
 from .options import Options
 from .ours import scratch
 from .peers import Endless, TransformedImages, lightly_transform
@@ -149,9 +149,7 @@ def _loaders(options: Options) -> Group:
     )
 
 
-def _our_loader(
-    case: Case, images: EvaluationImages, runs_dir: Path, options: Options, threads: int
-) -> Run:
+def _our_loader(case: Case, images: Images, runs_dir: Path, options: Options, threads: int) -> Run:
     further = [f"train.loader_threads={threads}"]
     recipe = make_recipe(case, "same settings", images, runs_dir, options, further=further)
     return LoaderRun(recipe, case.steps, lead=case.lead_steps)
@@ -160,7 +158,7 @@ def _our_loader(
 class WorkerRun:
     """Blocks of batches from a torch DataLoader with lightly's transform."""
 
-    def __init__(self, case: Case, images: EvaluationImages, workers: int) -> None:
+    def __init__(self, case: Case, images: Images, workers: int) -> None:
         transform = lightly_transform(case, normalize=False)
         self.loader: DataLoader[Any] = DataLoader(
             TransformedImages(images, transform),

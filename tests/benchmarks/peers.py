@@ -17,7 +17,7 @@ from sslkit.builtin.timm_backbone import TimmBackbone
 
 from .arms import Unavailable, synchronize
 from .cases import Case
-from .images import EvaluationImages
+from .images import Images
 from .ours import build_experiment
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -122,7 +122,7 @@ class DenseNTXent(nn.Module):
 class TransformedImages(Dataset[Any]):
     """Image i through a transform."""
 
-    def __init__(self, images: EvaluationImages, transform: Transform) -> None:
+    def __init__(self, images: Images, transform: Transform) -> None:
         self.images = images
         self.transform = transform
 
@@ -152,7 +152,7 @@ class PlainRun:
         self,
         case: Case,
         make_recipe: Callable[[], Any],
-        images: EvaluationImages,
+        images: Images,
         parts: tuple[Transform, nn.Module],
         settings: LoopSettings,
     ) -> None:

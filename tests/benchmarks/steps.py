@@ -14,7 +14,7 @@ import torch
 from .arms import Arm, Run, measure
 from .cases import CPU_CASES, GPU_CASES, TINY_CASES, Case, Table, case_named, make_recipe
 from .compilation import counted
-from .images import EvaluationImages
+from .images import Images
 from .options import Options
 from .ours import ceiling_arm, scratch, training_arm
 from .peers import LoopSettings, PlainRun, Transform, lightly_parts, plain_parts
@@ -71,7 +71,7 @@ def release() -> None:
 
 
 def our_arms(
-    case: Case, table: Table, images: EvaluationImages, runs_dir: Path, options: Options
+    case: Case, table: Table, images: Images, runs_dir: Path, options: Options
 ) -> Iterator[Arm]:
     """The ceilings, and `train` in each mode of the case."""
     work = float(case.batch_size * case.steps)
@@ -87,7 +87,7 @@ def our_arms(
 
 
 def peer_arms(
-    case: Case, table: Table, images: EvaluationImages, runs_dir: Path, options: Options
+    case: Case, table: Table, images: Images, runs_dir: Path, options: Options
 ) -> Iterator[Arm]:
     """lightly's parts and torchvision's in a plain loop, for each number of workers."""
     same = table == "same settings"

@@ -18,7 +18,7 @@ from sslkit.recipe import Recipe
 from .arms import Arm, Run, measure, of_calls, synchronize
 from .augmentation import SETTINGS, Setting, augmentation_arms
 from .cases import Case, Mode, make_recipe
-from .images import EvaluationImages
+from .images import Images
 from .options import Options
 from .ours import build_experiment, scratch
 from .peers import Transform, TwoViews, lightly_transform, plain_view
@@ -121,9 +121,7 @@ class LoaderRun:
             yield from self.loader.epoch(self._epoch)
 
 
-def _our_loaders(
-    case: Case, images: EvaluationImages, runs_dir: Path, options: Options
-) -> Iterator[Arm]:
+def _our_loaders(case: Case, images: Images, runs_dir: Path, options: Options) -> Iterator[Arm]:
     """The loader, in each mode of the case."""
 
     def setup(mode: Mode) -> Run:
@@ -134,7 +132,7 @@ def _our_loaders(
         yield Arm(f"ours, {mode}", partial(setup, mode), float(case.batch_size * case.steps))
 
 
-def _peers(case: Case, images: EvaluationImages) -> Iterator[Arm]:
+def _peers(case: Case, images: Images) -> Iterator[Arm]:
     """lightly's transform and torchvision's, image by image in this process."""
     num = min(images.num, 128 * 32 // case.size)
 

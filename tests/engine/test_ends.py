@@ -70,7 +70,7 @@ def test_a_signal_before_the_first_step_leaves_nothing(
     def stop(*given: object, **named: object) -> None:
         signal.raise_signal(getattr(signal, name))
 
-    monkeypatch.setattr("sslkit.experiment.trials.check_encoder", stop)
+    monkeypatch.setattr("sslkit.experiment.build.check_encoder", stop)
     with pytest.raises(SSLKitError, match=f"^stopped by {name} before the first step; nothing was"):
         start(str(tiny), QUIET, display=Silent())
     assert list((tiny.parent / "runs").iterdir()) == []

@@ -13,7 +13,7 @@ import pytest
 
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError, TrainingError
-from sslkit.experiment import trials
+from sslkit.?? import trials
 from sslkit.experiment.check import check
 from sslkit.experiment.networks import make_method
 from sslkit.experiment.resolve import resolve

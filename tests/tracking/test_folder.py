@@ -19,7 +19,7 @@ from sslkit.run.metrics_file import MetricLine, encode_line, read_lines
 
 HOLD = """
 import sys, time
-from sslkit.tracking.folder import RunFolder
+from sslkit.run.folder import RunFolder
 folder = RunFolder.open(sys.argv[1], write=True)
 print("held", flush=True)
 time.sleep(60)

@@ -33,7 +33,7 @@ import os, sys, time
 from pathlib import Path
 from sslkit.builtin.mlflow_tracker import MLflowTracker
 from sslkit.api import RunView
-from sslkit.tracking.folder import RunFolder
+from sslkit.run.folder import RunFolder
 from sslkit.tracking.log import FeedTiming, RunLog
 
 run_dir, uri, first, last, pause = sys.argv[1:]
