@@ -36,6 +36,7 @@ from .recipe import (
     flatten,
     hashed_view,
     load_recipe,
+    read_field,
 )
 from .recipe.advice import find_warnings
 from .report.results import FinalResults
@@ -289,8 +290,11 @@ def evaluate_weights(
         )
     file = find_recipe(recipe)
     option = f"--backbone {model}" if model is not None else f"--recipe {recipe}"
-    start = [Derived(e, option) for e in _starting_backbone(load_recipe(file), weights, model)]
-    wanted = load_recipe(file, [*start, *protocol_overrides(file, protocols), *overrides])
+    whole = [each for each in overrides if each.partition("=")[0].strip() == "backbone"]
+    backbone = read_field(file, "backbone", whole)
+    start = [Derived(e, option) for e in _starting_backbone(backbone, weights, model)]
+    others = [each for each in overrides if each not in whole]
+    wanted = load_recipe(file, [*whole, *start, *protocol_overrides(file, protocols), *others])
     chosen = resolve(wanted.model_copy(update={"train": wanted.train.model_copy(update=_EAGER)}))
     name = _name(chosen, weights)
     facts = check_measuring(chosen)
@@ -311,15 +315,19 @@ def evaluate_weights(
     return Measured(results, kept)
 
 
-def _starting_backbone(recipe: Recipe, weights: Path | None, model: str | None) -> list[str]:
-    """The override that puts the weights into the recipe's backbone."""
+def _starting_backbone(given: Any, weights: Path | None, model: str | None) -> list[str]:
+    """The override that puts the weights into a backbone. given: the block of the recipe, not
+    validated; None where it has none."""
     if model is not None:
         block = {"name": "timm", "model": model, **_timm_preprocessing(model)}
         block |= {"pretrained": True} if weights is None else {"weights": str(weights)}
     elif weights is None:
         return []
     else:
-        block = {**(_own_block(weights) or recipe.backbone.dump()), "weights": str(weights)}
+        own = _own_block(weights)
+        if own is None and not isinstance(given, dict):
+            return []  # which is found when the recipe is validated
+        block = {**(own or given), "weights": str(weights)}
         block |= {"pretrained": False} if block.get("pretrained") else {}
     return [f"backbone={json.dumps(block)}"]
 

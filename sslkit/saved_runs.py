@@ -21,7 +21,7 @@ from .files import read_json, reason
 from .interfaces import Backbone, Facts, Method, resolve_component
 from .nn import safetensors_file
 from .nn.batch_norm import has_batch_statistics
-from .recipe import Derived, Recipe, components, hashed_view, load_recipe, recipe_hash
+from .recipe import Derived, Recipe, components, hashed_view, load_recipe, read_field, recipe_hash
 from .tracking.atomic import UMASK
 from .tracking.folder import RunFolder, sanitise_name
 from .tracking.metrics_file import read_lines
@@ -228,10 +228,11 @@ def protocol_overrides(recipe_file: Path, protocols: Sequence[str] | None) -> li
     defaults where it has not."""
     if protocols is None:
         return []
-    recipe = load_recipe(recipe_file)
-    known = {slot.name: slot.dump() for slot in reversed(recipe.evaluate)}
-    blocks = [known.get(name, {"name": name}) for name in protocols]
-    return [Derived(f"evaluate={json.dumps(blocks)}", f"--protocol {','.join(protocols)}")]
+    listed = read_field(recipe_file, "evaluate")
+    blocks = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    known = {block.get("name"): block for block in reversed(blocks)}
+    chosen = [known.get(name, {"name": name}) for name in protocols]
+    return [Derived(f"evaluate={json.dumps(chosen)}", f"--protocol {','.join(protocols)}")]
 
 
 def was_evaluated(folder: RunFolder, step: int) -> bool:

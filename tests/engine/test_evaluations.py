@@ -283,6 +283,30 @@ def test_weights_are_measured_without_looking_at_training(tiny: Path, weights: P
         evaluate_weights(weights, tiny, ["knn"], [*training, "evaluate.0.k=500"], Silent())
 
 
+@pytest.mark.parametrize(
+    ("field", "override"),
+    [
+        ("data", "data={name: synthetic, num_train: 96, num_test: 48, size: 16}"),
+        ("backbone", "backbone={name: timm, model: test_resnet, drop_path_rate: 0.2}"),
+        ("method", "method={name: simclr, head: {name: mlp, hidden_dim: 16, out_dim: 8}}"),
+        ("augmentation", "augmentation={name: simclr, size: 16, blur: false}"),
+    ],
+)
+@pytest.mark.parametrize("protocols", [None, ["knn"]])
+def test_a_recipe_that_overrides_complete(
+    tiny: Path, weights: Path, field: str, override: str, protocols: list[str] | None
+) -> None:
+    """It is measured as the whole recipe is, as `sslkit run` takes it."""
+    expected = evaluate_weights(weights, tiny, protocols, [], Silent()).results.trained.metrics
+    tree = yaml.safe_load(tiny.read_text())
+    del tree[field]
+    tiny.write_text(yaml.safe_dump(tree))
+    found = evaluate_weights(weights, tiny, protocols, [override], Silent())
+    assert found.results.trained.metrics == expected
+    with pytest.raises(RecipeError, match=f"{field}: is required"):
+        evaluate_weights(weights, tiny, protocols, [], Silent())
+
+
 def test_weights_behind_a_prefix_and_in_a_folder_of_timm(tiny: Path, tmp_path: Path) -> None:
     """What is done with names, and statistics that are not the weights', are said."""
     torch.manual_seed(3)
