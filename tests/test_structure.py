@@ -21,7 +21,7 @@ LAYERS = (
     ("workflows",),
     ("experiment",),
     ("engine", "report", "tracking"),
-    ("data", "run"),
+    ("data", "runs"),
     ("recipe",),
     ("host",),
     ("evaluation",),

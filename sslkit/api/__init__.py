@@ -32,6 +32,7 @@ from .evaluation import (
     EvaluatorConfig,
     FeatureBank,
     ImageScores,
+    Resamples,
     Subject,
 )
 from .kinds import INTERFACES
@@ -77,6 +78,7 @@ __all__ = [
     "Params",
     "Preprocess",
     "Progress",
+    "Resamples",
     "RunFacts",
     "RunView",
     "Schedule",

@@ -178,6 +178,17 @@ class ImageScores:
 
 
 @dataclass(frozen=True)
+class Resamples:
+    """A metric that is no mean over test images, such as a ratio of sums, on test splits that were
+    drawn from this one with replacement: `sslkit.nn.resampling.resample`."""
+
+    values: Tensor
+    """(R,) 0 to 1; NaN where a split has no value."""
+    num_images: int
+    """Test images that were drawn from."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What a protocol found."""
 
@@ -192,6 +203,9 @@ class Evaluation:
     """name -> the scores of the test images whose mean the metric is. From them come the interval
     over images, and that of the difference to a baseline, paired by image; where the metric has
     draws too, over both."""
+    resamples: Mapping[str, Resamples] = field(default_factory=dict)
+    """name -> the metric on resampled test splits, where it is no mean over images: for the same
+    intervals."""
     figures: Mapping[str, Figure] = field(default_factory=dict)
     skipped: str | None = None
     """The reason, where nothing could be measured."""

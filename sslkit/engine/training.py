@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from sslkit.api import Batch, Callback, Method, Progress, RunView
-from sslkit.run.checkpoint import Checkpoints
+from sslkit.runs.checkpoint import Checkpoints
 
 from .contract import Contract
 from .display import Display

@@ -15,6 +15,8 @@ from .statistics import (
     Interval,
     mean_interval,
     paired_difference,
+    resampled_difference,
+    resampled_interval,
     score_difference,
     score_interval,
 )
@@ -170,6 +172,9 @@ def estimate(evaluation: Evaluation, metric: str) -> Estimate:
     if scores is not None:
         found = score_interval(scores.values, scores.weights, draws)
         return _estimate(value, found, len(draws), _number(scores))
+    if (drawn := evaluation.resamples.get(metric)) is not None:
+        found = resampled_interval(value, drawn.values, drawn.num_images)
+        return _estimate(value, found, 0, drawn.num_images)
     return _estimate(
         value, mean_interval(draws, bounds=score_bounds(metric)) if draws else None, len(draws)
     )
@@ -184,6 +189,10 @@ def _difference(trained: Evaluation, baseline: Evaluation, metric: str) -> Estim
         given = draws if paired else ((), ())
         found = score_difference(scores.values, others.values, scores.weights, given)
         return _estimate(value, found, len(given[0]), _number(scores))
+    drawn, other = trained.resamples.get(metric), baseline.resamples.get(metric)
+    if drawn is not None and other is not None and drawn.num_images == other.num_images:
+        found = resampled_difference(value, drawn.values, other.values, drawn.num_images)
+        return _estimate(value, found, 0, drawn.num_images)
     if not draws[0] or not paired:
         return _estimate(value, None, len(draws[0]))
     bounds = score_bounds(metric, difference=True)

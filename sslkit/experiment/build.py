@@ -20,8 +20,8 @@ from sslkit.engine.training import NoLog, Training
 from sslkit.evaluation.joined import EvaluationSuites
 from sslkit.evaluation.results import SuiteResult
 from sslkit.recipe import Recipe, components, flatten
-from sslkit.run.checkpoint import Checkpoints
-from sslkit.run.folder import RunFolder
+from sslkit.runs.checkpoint import Checkpoints
+from sslkit.runs.folder import RunFolder
 from sslkit.tracking.log import RunLog
 
 from .measuring import Watched, evaluate_calibrated, make_suites

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sslkit.recipe import components
-from sslkit.run.environment import code_digests, describe
+from sslkit.runs.environment import code_digests, describe
 
 from .build import Experiment
 

@@ -13,8 +13,8 @@ from sslkit.errors import CheckpointError, TrainingError
 from sslkit.files import reason
 from sslkit.nn import safetensors_file
 from sslkit.recipe import recipe_hash
-from sslkit.run.atomic import UMASK
-from sslkit.run.state import _MAX_SIDE, read_facts, run_folder_of
+from sslkit.runs.atomic import UMASK
+from sslkit.runs.state import _MAX_SIDE, read_facts, run_folder_of
 
 from .build import Experiment
 from .networks import without_weights

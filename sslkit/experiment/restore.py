@@ -12,7 +12,7 @@ from sslkit.api import Method, RunFacts
 from sslkit.errors import CheckpointError
 from sslkit.nn.batch_norm import has_batch_statistics
 from sslkit.recipe import Recipe, load_recipe
-from sslkit.run.state import read_facts, read_state, run_folder_of, step_of, training_data_of
+from sslkit.runs.state import read_facts, read_state, run_folder_of, step_of, training_data_of
 
 from .build import Experiment
 from .calibration import calibrate_as_in_run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sslkit.recipe import Recipe, backbone_name, components, recipe_hash
-from sslkit.run.environment import git_state
+from sslkit.runs.environment import git_state
 
 
 def run_tags(recipe: Recipe) -> dict[str, str]:

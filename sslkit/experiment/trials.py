@@ -18,7 +18,7 @@ from sslkit.engine.torch_faults import Convolution, find_faulty, recorded_convol
 from sslkit.errors import PluginError, RecipeError
 from sslkit.evaluation.features import eval_mode
 from sslkit.recipe import Recipe, components
-from sslkit.run.folder import RunFolder
+from sslkit.runs.folder import RunFolder
 
 _SCHEDULE_POINTS = 200
 

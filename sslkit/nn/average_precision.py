@@ -1,17 +1,21 @@
 """Average precision of detections, by the definition of COCO (Lin et al. 2014, arXiv:1405.0312, and
 the evaluation code that was published with it).
 
-Shapes: M annotated objects and D detections of an image, T thresholds, C classes.
+Shapes: M annotated objects and D detections of an image, T thresholds, C classes, r resamples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .boxes import Boxes
 
@@ -38,10 +42,65 @@ class Detections:
 class _Matched(NamedTuple):
     """The detections of one class in one image, best first."""
 
+    image: int
     scores: Floats  # (D,)
     hits: NDArray[np.bool_]  # (T, D)
     ignored: NDArray[np.bool_]  # (T, D)
     wanted: int  # objects that should be found
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Which detections hit which objects, and in which images: average precision follows from it,
+    on these images and on any that are drawn from them."""
+
+    by_class: Sequence[Sequence[_Matched]]
+    num_thresholds: int
+
+    @classmethod
+    def of(
+        cls,
+        truths: Sequence[Boxes],
+        found: Sequence[Detections],
+        num_classes: int,
+        thresholds: NDArray[np.float64] = THRESHOLDS,
+    ) -> Matches:
+        """Arguments as for `average_precision`."""
+        if len(truths) != len(found):
+            raise ValueError(f"detections of {len(found)} images for {len(truths)} annotated ones")
+        by_class = [
+            [
+                _match(image, truth, detections, label, thresholds)
+                for image, (truth, detections) in enumerate(zip(truths, found, strict=True))
+                if (truth.labels == label).any() or (detections.labels == label).any()
+            ]
+            for label in range(num_classes)
+        ]
+        return cls(by_class, len(thresholds))
+
+    @property
+    def width(self) -> int:
+        """Detections of the class that has most."""
+        return max((sum(len(m.scores) for m in each) for each in self.by_class), default=0)
+
+    def average_precision(self) -> NDArray[np.float64]:
+        """(T, C), see `average_precision`."""
+        table = np.full((self.num_thresholds, len(self.by_class)), np.nan)
+        for label, matched in enumerate(self.by_class):
+            wanted = sum(each.wanted for each in matched)
+            if wanted:
+                table[:, label] = _precision(matched, wanted)
+        return table
+
+    def drawn(self, counts: Tensor) -> Tensor:
+        """(r, T, C) average precision where images were drawn more than once, or not.
+
+        counts: (r, M) float64, how often each image was drawn."""
+        table = counts.new_full((len(counts), self.num_thresholds, len(self.by_class)), nan)
+        for label, matched in enumerate(self.by_class):
+            if any(each.wanted for each in matched):
+                table[:, :, label] = _drawn_precision(matched, counts)
+        return table
 
 
 def average_precision(
@@ -57,19 +116,7 @@ def average_precision(
     count. In the order of their scores they take the object of their class that they overlap most,
     if it is free; a detection that takes a difficult object or lies in a crowd (overlap there is
     the part of the detection inside) counts neither as right nor as wrong."""
-    if len(truths) != len(found):
-        raise ValueError(f"detections of {len(found)} images for {len(truths)} annotated ones")
-    table = np.full((len(thresholds), num_classes), np.nan)
-    for label in range(num_classes):
-        matched = [
-            _match(truth, detections, label, thresholds)
-            for truth, detections in zip(truths, found, strict=True)
-            if (truth.labels == label).any() or (detections.labels == label).any()
-        ]
-        wanted = sum(each.wanted for each in matched)
-        if wanted:
-            table[:, label] = _precision(matched, wanted)
-    return table
+    return Matches.of(truths, found, num_classes, thresholds).average_precision()
 
 
 def overlaps(found: Floats, objects: Floats, crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -89,7 +136,7 @@ def overlaps(found: Floats, objects: Floats, crowd: NDArray[np.bool_]) -> NDArra
     return found_overlaps
 
 
-def _match(truth: Boxes, found: Detections, label: int, thresholds: Floats) -> _Matched:
+def _match(image: int, truth: Boxes, found: Detections, label: int, thresholds: Floats) -> _Matched:
     rows = np.flatnonzero(found.labels == label)
     rows = rows[np.argsort(-found.scores[rows], kind="stable")][:_MOST_DETECTIONS]
     objects = np.flatnonzero(truth.labels == label)
@@ -112,7 +159,7 @@ def _match(truth: Boxes, found: Detections, label: int, thresholds: Floats) -> _
         hits[taking, d] = ~spared[chosen]
         ignored[taking, d] = spared[chosen]
         free[taking, chosen] = crowd[chosen]
-    return _Matched(found.scores[rows], hits, ignored, int((~spared).sum()))
+    return _Matched(image, found.scores[rows], hits, ignored, int((~spared).sum()))
 
 
 def _precision(matched: Sequence[_Matched], wanted: int) -> NDArray[np.float64]:
@@ -131,3 +178,32 @@ def _precision(matched: Sequence[_Matched], wanted: int) -> NDArray[np.float64]:
         places = np.searchsorted(reached, _RECALLS, side="left")
         result[t] = best[places[places < len(best)]].sum() / len(_RECALLS)
     return result
+
+
+def _drawn_precision(matched: Sequence[_Matched], counts: Tensor) -> Tensor:
+    """(r, T) the average precision of one class, NaN where no object of it was drawn. Precision is
+    taken at hits alone: it falls everywhere else."""
+    scores = np.concatenate([each.scores for each in matched])
+    order = np.argsort(-scores, kind="stable")
+    images = np.repeat([each.image for each in matched], [len(each.scores) for each in matched])
+    hits = np.concatenate([each.hits for each in matched], axis=1)[:, order]
+    ignored = np.concatenate([each.ignored for each in matched], axis=1)[:, order]
+    weights = counts[:, torch.from_numpy(images[order])]
+    objects = counts.new_tensor([each.wanted for each in matched])
+    wanted = counts[:, [each.image for each in matched]] @ objects
+    seen = weights.cumsum(dim=1)
+    recalls = torch.from_numpy(_RECALLS).repeat(len(counts), 1)
+    found = counts.new_empty(len(counts), len(hits))
+    for t, (hit, spared) in enumerate(zip(hits, ignored, strict=True)):
+        at = torch.from_numpy(hit.nonzero()[0])
+        right = weights[:, at].cumsum(dim=1)
+        counted = seen[:, at]
+        if spared.any():
+            places = torch.from_numpy(spared.nonzero()[0])
+            before = F.pad(weights[:, places].cumsum(dim=1), (1, 0))
+            counted = counted - before[:, torch.searchsorted(places, at)]
+        precision = right / counted.clamp_min(1.0)
+        envelope = precision.flip(1).cummax(dim=1).values.flip(1)
+        places = torch.searchsorted(right / wanted[:, None], recalls)
+        found[:, t] = F.pad(envelope, (0, 1)).gather(1, places).mean(dim=1)
+    return torch.where(wanted[:, None] > 0.0, found, nan)

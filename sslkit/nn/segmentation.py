@@ -31,6 +31,21 @@ def pixel_confusion(target: Tensor, predicted: Tensor, num_classes: int) -> Tens
     return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)
 
 
+def class_counts(confusion: Tensor) -> Tensor:
+    """(3, C) float64: of each class the pixels that are right, those that are of it, and those that
+    were given it. All scores follow from these counts, summed over images."""
+    table = confusion.double()
+    return torch.stack([table.diagonal(), table.sum(dim=1), table.sum(dim=0)])
+
+
+def scores_of_counts(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """(...) mean intersection over union and (...) pixel accuracy from `class_counts`
+    (..., 3, C)."""
+    right, target, predicted = counts.unbind(-2)
+    ratios = right / (target + predicted - right)
+    return ratios.nanmean(dim=-1), right.sum(dim=-1) / target.sum(dim=-1)
+
+
 def intersection_over_union(confusion: Tensor) -> Tensor:
     """(C,) float64, the Jaccard index of every class over all pixels together (Everingham et al.
     2010, PASCAL VOC); NaN for a class that neither occurs nor was predicted."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from sslkit.host.recipe_files import find_recipe, shipped_recipes
 
 from .hashing import backbone_name, dump_resolved, flatten, hashed_view, recipe_hash
-from .loading import load_recipe, parse_recipe
+from .loading import load_recipe, parse_recipe, read_field
 from .model import Expectation, OnlineProbeConfig, Origin, Recipe, TrainConfig, components
 from .problems import check_recipe
 from .schema import json_schema
@@ -32,6 +32,7 @@ __all__ = [
     "json_schema",
     "load_recipe",
     "parse_recipe",
+    "read_field",
     "recipe_hash",
     "shipped_recipes",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -30,6 +31,17 @@ def load_recipe(
     Raises RecipeError with every problem, one line each."""
     path = find_recipe(source)
     return parse_recipe(read_recipe_text(path), os.fspath(path), overrides, registry)
+
+
+def read_field(source: Path | str, field: str, overrides: Sequence[str] = ()) -> Any:
+    """What a recipe file and overrides say in one of its fields, not validated: overrides that need
+    it may have to complete the recipe first. None where they leave the field out; overrides with a
+    problem change nothing. Raises RecipeError where the file is no recipe at all."""
+    path, registry = find_recipe(source), load_plugins().registry
+    document = parse_document(read_recipe_text(path), os.fspath(path))
+    _qualify_names(document, registry)
+    apply_overrides(document, overrides, registry)
+    return document.tree.get(field)
 
 
 def parse_recipe(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sslkit.evaluation.results import COST, SuiteResult
-from sslkit.run.metrics_file import MetricLine
+from sslkit.runs.metrics_file import MetricLine
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sslkit.evaluation.results import SUBJECTS, ComparisonRow
-from sslkit.run.metrics_file import MetricLine
+from sslkit.runs.metrics_file import MetricLine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from sslkit.api import RunFacts
 from sslkit.recipe import Recipe, backbone_name, recipe_hash
-from sslkit.run.folder import RunFolder
-from sslkit.run.metrics_file import MetricLine, read_lines
+from sslkit.runs.folder import RunFolder
+from sslkit.runs.metrics_file import MetricLine, read_lines
 
 from .figures import draw_accuracies, draw_curves
 from .tables import TITLE

@@ -13,8 +13,8 @@ from types import TracebackType
 
 from sslkit.api import RunView, Tracker
 from sslkit.errors import TrackingError, hide_logins
-from sslkit.run.folder import RunFolder
-from sslkit.run.metrics_file import MetricLine, encode_line, read_lines, truncate_after
+from sslkit.runs.folder import RunFolder
+from sslkit.runs.metrics_file import MetricLine, encode_line, read_lines, truncate_after
 
 from .upload_state import Status, UploadState
 from .uploader import TrackerUploader, tracker_class

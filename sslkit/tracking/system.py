@@ -12,7 +12,7 @@ from types import TracebackType
 import psutil
 import torch
 
-from sslkit.run.metrics_file import SYSTEM_PREFIX
+from sslkit.runs.metrics_file import SYSTEM_PREFIX
 
 logger = logging.getLogger("sslkit.tracking")
 

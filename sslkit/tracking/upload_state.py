@@ -18,8 +18,8 @@ from pydantic import Field, TypeAdapter
 
 from sslkit.api import MetricPoint, RunView
 from sslkit.files import read_json
-from sslkit.run.atomic import write_atomic
-from sslkit.run.metrics_file import SYSTEM_PREFIX
+from sslkit.runs.atomic import write_atomic
+from sslkit.runs.metrics_file import SYSTEM_PREFIX
 
 Status = Literal["finished", "failed", "killed"]
 _MAX_ARTIFACTS = 10_000

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sslkit.api import MetricPoint, Tracker
 from sslkit.files import open_file, reason
-from sslkit.run.folder import RunFolder
-from sslkit.run.metrics_file import MetricLine, read_from
+from sslkit.runs.folder import RunFolder
+from sslkit.runs.metrics_file import MetricLine, read_from
 
 from .upload_state import PendingArtifact, Status, UploadState
 

@@ -27,7 +27,7 @@ from sslkit.files import parse_json
 from sslkit.recipe import load_recipe
 from sslkit.report.maps import choose_images, draw_map
 from sslkit.report.projection import LEAST_IMAGES, project
-from sslkit.run.state import run_folder_of
+from sslkit.runs.state import run_folder_of
 
 from .pack import PackProgress, available_cores, make_pack_progress
 

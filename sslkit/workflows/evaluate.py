@@ -40,12 +40,19 @@ from sslkit.recipe import (
     flatten,
     hashed_view,
     load_recipe,
+    read_field,
 )
 from sslkit.recipe.warnings import find_warnings
 from sslkit.report.results import FinalResults
-from sslkit.run.environment import describe
-from sslkit.run.folder import RunFolder, new_run_id
-from sslkit.run.state import RESULTS, is_finished, read_environment, run_folder_of, training_data_of
+from sslkit.runs.environment import describe
+from sslkit.runs.folder import RunFolder, new_run_id
+from sslkit.runs.state import (
+    RESULTS,
+    is_finished,
+    read_environment,
+    run_folder_of,
+    training_data_of,
+)
 from sslkit.tracking.log import RunLog, add_to_run, sync
 
 EVALUATIONS = "evaluations"
@@ -288,10 +295,11 @@ def evaluate_weights(
         )
     file = find_recipe(recipe)
     option = f"--backbone {model}" if model is not None else f"--recipe {recipe}"
-    start = [
-        CommandOverride(e, option) for e in _starting_backbone(load_recipe(file), weights, model)
-    ]
-    wanted = load_recipe(file, [*start, *protocol_overrides(file, protocols), *overrides])
+    whole = [each for each in overrides if each.partition("=")[0].strip() == "backbone"]
+    backbone = read_field(file, "backbone", whole)
+    start = [CommandOverride(e, option) for e in _starting_backbone(backbone, weights, model)]
+    others = [each for each in overrides if each not in whole]
+    wanted = load_recipe(file, [*whole, *start, *protocol_overrides(file, protocols), *others])
     chosen = resolve(wanted.model_copy(update={"train": wanted.train.model_copy(update=_EAGER)}))
     name = _name(chosen, weights)
     facts = check_measuring(chosen)
@@ -312,15 +320,19 @@ def evaluate_weights(
     return Measured(results, kept)
 
 
-def _starting_backbone(recipe: Recipe, weights: Path | None, model: str | None) -> list[str]:
-    """The override that puts the weights into the recipe's backbone."""
+def _starting_backbone(given: Any, weights: Path | None, model: str | None) -> list[str]:
+    """The override that puts the weights into a backbone. given: the block of the recipe, not
+    validated; None where it has none."""
     if model is not None:
         block = {"name": "timm", "model": model, **_timm_preprocessing(model)}
         block |= {"pretrained": True} if weights is None else {"weights": str(weights)}
     elif weights is None:
         return []
     else:
-        block = {**(_own_block(weights) or recipe.backbone.dump()), "weights": str(weights)}
+        own = _own_block(weights)
+        if own is None and not isinstance(given, dict):
+            return []  # which is found when the recipe is validated
+        block = {**(own or given), "weights": str(weights)}
         block |= {"pretrained": False} if block.get("pretrained") else {}
     return [f"backbone={json.dumps(block)}"]
 
@@ -435,7 +447,8 @@ def protocol_overrides(recipe_file: Path, protocols: Sequence[str] | None) -> li
     defaults where it has not."""
     if protocols is None:
         return []
-    recipe = load_recipe(recipe_file)
-    known = {slot.name: slot.dump() for slot in reversed(recipe.evaluate)}
-    blocks = [known.get(name, {"name": name}) for name in protocols]
-    return [CommandOverride(f"evaluate={json.dumps(blocks)}", f"--protocol {','.join(protocols)}")]
+    listed = read_field(recipe_file, "evaluate")
+    blocks = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    known = {block.get("name"): block for block in reversed(blocks)}
+    chosen = [known.get(name, {"name": name}) for name in protocols]
+    return [CommandOverride(f"evaluate={json.dumps(chosen)}", f"--protocol {','.join(protocols)}")]

@@ -27,8 +27,8 @@ from sslkit.recipe import Recipe
 from sslkit.report.cost import run_cost, total_cost
 from sslkit.report.report import write_report
 from sslkit.report.results import FinalResults
-from sslkit.run.metrics_file import read_lines
-from sslkit.run.state import (
+from sslkit.runs.metrics_file import read_lines
+from sslkit.runs.state import (
     RESULTS,
     is_finished,
     last_metrics,

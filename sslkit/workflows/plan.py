@@ -27,7 +27,7 @@ from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
 from sslkit.recipe import dump_resolved, find_recipe, load_recipe, recipe_hash
 from sslkit.recipe.warnings import Advice, find_warnings, network_warnings, plan_facts, statements
-from sslkit.run.folder import RunFolder
+from sslkit.runs.folder import RunFolder
 
 _CURVE_POINTS = 61
 _COLD_STEPS = 2

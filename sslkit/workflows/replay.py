@@ -20,10 +20,10 @@ from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import restore
 from sslkit.recipe import load_recipe
-from sslkit.run.checkpoint import Checkpoints
-from sslkit.run.checkpoint import load as load_checkpoint
-from sslkit.run.folder import RunFolder
-from sslkit.run.state import step_of
+from sslkit.runs.checkpoint import Checkpoints
+from sslkit.runs.checkpoint import load as load_checkpoint
+from sslkit.runs.folder import RunFolder
+from sslkit.runs.state import step_of
 
 from .resume import refuse_changes, refuse_other_data
 

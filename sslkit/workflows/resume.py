@@ -29,9 +29,9 @@ from sslkit.recipe import (
     load_recipe,
     recipe_hash,
 )
-from sslkit.run.environment import environment_changes
-from sslkit.run.folder import RunFolder, sanitise_name
-from sslkit.run.state import (
+from sslkit.runs.environment import environment_changes
+from sslkit.runs.folder import RunFolder, sanitise_name
+from sslkit.runs.state import (
     is_finished,
     is_fork,
     read_environment,

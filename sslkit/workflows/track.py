@@ -13,8 +13,8 @@ from sslkit.api import resolve_component
 from sslkit.errors import RecipeError
 from sslkit.host.plugins import load_plugins
 from sslkit.recipe import find_recipe, load_recipe
-from sslkit.run.folder import RunFolder
-from sslkit.run.state import (
+from sslkit.runs.folder import RunFolder
+from sslkit.runs.state import (
     RESULTS,
 )
 from sslkit.tracking.log import SyncResult, sync

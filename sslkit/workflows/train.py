@@ -20,8 +20,8 @@ from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import restore
 from sslkit.recipe import dump_resolved, find_recipe, load_recipe
 from sslkit.recipe.warnings import find_warnings, network_warnings
-from sslkit.run.folder import RunFolder
-from sslkit.run.state import (
+from sslkit.runs.folder import RunFolder
+from sslkit.runs.state import (
     read_state,
     step_of,
     why_stopped,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sslkit.run.environment import usable_cpus
+from sslkit.runs.environment import usable_cpus
 
 from .checks import run_checks
 from .contrastive import run_losses, run_memory

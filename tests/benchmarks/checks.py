@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslkit.engine.loop import train
+from sslkit.engine.loop import save, train
 from sslkit.engine.signals import StopSignals
 from sslkit.randomness import SampleRandom
 from sslkit.recipe import Recipe
-from sslkit.run.metrics_file import read_lines
+from sslkit.runs.metrics_file import read_lines
 
 from .arms import Unavailable
 from .cases import Mode, make_recipe
@@ -144,7 +144,7 @@ def _checkpoint(recipe: Recipe, steps: int) -> dict[str, Any]:
     training.display = clock
     with experiment.folder:
         train(training, clock.begin())
-        training.save()
+        save(training)
         state, damaged = training.checkpoints.load_newest()
     if state is None or damaged:
         raise AssertionError(f"the checkpoint cannot be read: {damaged}")

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from sslkit.run.metrics_file import read_lines
+from sslkit.runs.metrics_file import read_lines
 
 from .ours import scratch
 from .results import ArmResult, Group

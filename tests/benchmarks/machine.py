@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from sslkit.run.environment import describe
+from sslkit.runs.environment import describe
 
 _FURTHER = ("lightly", "simplejpeg", "triton", "matplotlib")
 

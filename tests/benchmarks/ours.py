@@ -22,7 +22,7 @@ from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
 from sslkit.randomness import SampleRandom
 from sslkit.recipe import Recipe
-from sslkit.run.folder import RunFolder
+from sslkit.runs.folder import RunFolder
 
 from .arms import Calls, Run, synchronize
 

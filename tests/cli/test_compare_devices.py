@@ -18,8 +18,8 @@ import torch
 from sslkit.cli import main
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
-from sslkit.run.folder import RunFolder
-from sslkit.run.state import last_metrics
+from sslkit.runs.folder import RunFolder
+from sslkit.runs.state import last_metrics
 from sslkit.workflows.compare import devices as devices_module
 from sslkit.workflows.compare import worker
 from sslkit.workflows.compare.devices import parse_devices, shared

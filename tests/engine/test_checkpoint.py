@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sslkit.errors import CheckpointError, TrainingError
-from sslkit.run import checkpoint
-from sslkit.run.checkpoint import Checkpoints, load
+from sslkit.runs import checkpoint
+from sslkit.runs.checkpoint import Checkpoints, load
 
 
 @contextmanager

@@ -26,8 +26,8 @@ from sslkit.engine.display import Display, Silent
 from sslkit.engine.memory import is_out_of_memory
 from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, SSLKitError, TrainingError
-from sslkit.run.checkpoint import Checkpoints, load
-from sslkit.run.state import read_state, step_of
+from sslkit.runs.checkpoint import Checkpoints, load
+from sslkit.runs.state import read_state, step_of
 from sslkit.tracking.log import RunLog
 from sslkit.workflows.train import start
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from sslkit.cli import main
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError, RecipeError
-from sslkit.run.folder import RunFolder
-from sslkit.run.metrics_file import read_lines
+from sslkit.runs.folder import RunFolder
+from sslkit.runs.metrics_file import read_lines
 from sslkit.workflows.evaluate import evaluate_run, evaluate_weights
 from sslkit.workflows.track import sync_run
 from sslkit.workflows.train import start
@@ -282,6 +282,30 @@ def test_weights_are_measured_without_looking_at_training(tiny: Path, weights: P
     assert measured.results.trained.metrics["eval/knn/top1"] >= 0.0
     with pytest.raises(RecipeError, match=r"evaluate\.0\.k"):
         evaluate_weights(weights, tiny, ["knn"], [*training, "evaluate.0.k=500"], Silent())
+
+
+@pytest.mark.parametrize(
+    ("field", "override"),
+    [
+        ("data", "data={name: synthetic, num_train: 96, num_test: 48, size: 16}"),
+        ("backbone", "backbone={name: timm, model: test_resnet, drop_path_rate: 0.2}"),
+        ("method", "method={name: simclr, head: {name: mlp, hidden_dim: 16, out_dim: 8}}"),
+        ("augmentation", "augmentation={name: simclr, size: 16, blur: false}"),
+    ],
+)
+@pytest.mark.parametrize("protocols", [None, ["knn"]])
+def test_a_recipe_that_overrides_complete(
+    tiny: Path, weights: Path, field: str, override: str, protocols: list[str] | None
+) -> None:
+    """It is measured as the whole recipe is, as `sslkit run` takes it."""
+    expected = evaluate_weights(weights, tiny, protocols, [], Silent()).results.trained.metrics
+    tree = yaml.safe_load(tiny.read_text())
+    del tree[field]
+    tiny.write_text(yaml.safe_dump(tree))
+    found = evaluate_weights(weights, tiny, protocols, [override], Silent())
+    assert found.results.trained.metrics == expected
+    with pytest.raises(RecipeError, match=f"{field}: is required"):
+        evaluate_weights(weights, tiny, protocols, [], Silent())
 
 
 def test_weights_behind_a_prefix_and_in_a_folder_of_timm(tiny: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sslkit.api import Progress
 from sslkit.builtin.augmented_views import AugmentedViews
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError, RecipeError
-from sslkit.run.checkpoint import load
+from sslkit.runs.checkpoint import load
 from sslkit.workflows.execute import RunResult
 from sslkit.workflows.train import start
 

@@ -17,7 +17,7 @@ from sslkit.engine.optimization import Optimization
 from sslkit.engine.runtime import Runtime, check_cuda_graphs
 from sslkit.errors import RecipeError
 from sslkit.recipe.model import TrainConfig
-from sslkit.run.checkpoint import load
+from sslkit.runs.checkpoint import load
 from sslkit.workflows.execute import RunResult
 from sslkit.workflows.train import start
 from tests.engine.test_exactness import assert_same, final_state

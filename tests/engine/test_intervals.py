@@ -16,6 +16,8 @@ PROTOCOLS = [
     "{name: few_label, labels_per_class: [1], draws: 4}",
     "{name: semi_supervised, fractions: [0.2], epochs: [1], ways: [probe]}",
     "{name: retrieval}",
+    "{name: segmentation, stage: 1, max_iterations: 5, "
+    "data: {name: scenes, size: 16, num_train: 8, num_test: 12}}",
 ]
 
 
@@ -28,13 +30,14 @@ def test_every_accuracy_of_a_run_has_an_interval(tiny: Path) -> None:
     rows = [row for row in rows if is_score(row["metric"])]
     assert {row["protocol"] for row in rows} == {
         "knn", "linear", "finetune", "few_label", "retrieval", "semi_supervised", "online_probe",
+        "segmentation",
     }  # fmt: skip
     for row in rows:
         for found in row["values"].values():
             assert found["low"] is not None, row
             assert 0.0 <= found["low"] <= found["value"] <= found["high"] <= 1.0, row
             assert found["low"] < found["high"], row
-            assert found["images"] == 48
+            assert found["images"] == (12 if row["protocol"] == "segmentation" else 48)
         for found in row["differences"].values():
             assert found["low"] is not None, row
             assert -1.0 <= found["low"] <= found["value"] <= found["high"] <= 1.0, row

@@ -19,7 +19,7 @@ from sslkit.errors import CheckpointError
 from sslkit.experiment.restore import load_method
 from sslkit.experiment.stores import open_stores
 from sslkit.recipe import load_recipe
-from sslkit.run.state import read_state
+from sslkit.runs.state import read_state
 from sslkit.workflows.evaluate import evaluate_run, evaluate_weights
 from sslkit.workflows.train import start
 

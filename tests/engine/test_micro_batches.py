@@ -24,7 +24,7 @@ from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
 from sslkit.randomness import seeded
 from sslkit.recipe import load_recipe
-from sslkit.run.folder import RunFolder
+from sslkit.runs.folder import RunFolder
 from sslkit.workflows.train import start
 from tests.engine.test_exactness import assert_same, final_state, logged
 

@@ -25,7 +25,7 @@ from sslkit.engine.failure import RECORD
 from sslkit.engine.optimization import Optimization
 from sslkit.errors import TrainingError
 from sslkit.nn.functional import nt_xent
-from sslkit.run.checkpoint import Checkpoints, load
+from sslkit.runs.checkpoint import Checkpoints, load
 from sslkit.workflows.plan import make_plan
 from sslkit.workflows.replay import replay
 from sslkit.workflows.train import start

@@ -9,7 +9,7 @@ import torch
 
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError
-from sslkit.run.checkpoint import FORMAT_WITHOUT_DIGEST, load
+from sslkit.runs.checkpoint import FORMAT_WITHOUT_DIGEST, load
 from sslkit.workflows.train import start
 
 

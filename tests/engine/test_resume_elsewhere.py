@@ -13,16 +13,16 @@ import pytest
 
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError, TrainingError
-from sslkit.?? import trials
+from sslkit.experiment import trials
 from sslkit.experiment.check import check
 from sslkit.experiment.networks import make_method
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.trials import check_disk_space
 from sslkit.recipe import load_recipe
-from sslkit.run.environment import code_digests, environment_changes
-from sslkit.run.folder import RunFolder
-from sslkit.run.metrics_file import read_lines
-from sslkit.run.state import RESULTS, read_environment
+from sslkit.runs.environment import code_digests, environment_changes
+from sslkit.runs.folder import RunFolder
+from sslkit.runs.metrics_file import read_lines
+from sslkit.runs.state import RESULTS, read_environment
 from sslkit.workflows.train import start
 
 SHORT = ["train.max_steps=1", "evaluate=[]"]

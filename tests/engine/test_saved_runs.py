@@ -17,7 +17,7 @@ from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import load_method
 from sslkit.nn import safetensors_file
 from sslkit.recipe import load_recipe
-from sslkit.run.state import RESULTS
+from sslkit.runs.state import RESULTS
 from sslkit.workflows.evaluate import evaluate_run
 from sslkit.workflows.resume import find_unfinished
 from sslkit.workflows.train import start

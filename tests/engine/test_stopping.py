@@ -13,7 +13,7 @@ from PIL import Image
 from sslkit.builtin.augmented_views import AugmentedViews
 from sslkit.engine.display import Silent
 from sslkit.errors import SSLKitError
-from sslkit.run.state import read_state
+from sslkit.runs.state import read_state
 from sslkit.workflows.train import start
 
 CALLBACK = "callbacks=[{name: augmented_views}]"

@@ -23,7 +23,7 @@ from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, PluginError, RecipeError, TrainingError
 from sslkit.experiment.encoder import load_encoder
 from sslkit.nn.functional import nt_xent
-from sslkit.run.checkpoint import Checkpoints, load
+from sslkit.runs.checkpoint import Checkpoints, load
 from sslkit.workflows.evaluate import evaluate_run
 from sslkit.workflows.plan import make_plan
 from sslkit.workflows.train import start

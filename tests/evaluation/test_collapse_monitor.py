@@ -19,7 +19,7 @@ from sslkit.engine.display import Display
 from sslkit.errors import TrainingError
 from sslkit.evaluation.features import state_digest
 from sslkit.nn.functional import normalize
-from sslkit.run.state import read_state
+from sslkit.runs.state import read_state
 from sslkit.workflows.execute import RunResult
 from sslkit.workflows.train import start
 
@@ -346,7 +346,7 @@ def test_looking_leaves_the_method_as_it_was(recipe: Path, micro_batch: int | No
     from sslkit.experiment.check import check
     from sslkit.experiment.resolve import resolve
     from sslkit.recipe import load_recipe
-    from sslkit.run.folder import RunFolder
+    from sslkit.runs.folder import RunFolder
 
     size = "null" if micro_batch is None else micro_batch
     loaded = resolve(load_recipe(recipe, [f"train.micro_batch_size={size}"]))

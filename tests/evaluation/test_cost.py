@@ -11,7 +11,7 @@ import pytest
 from sslkit.engine.display import Silent
 from sslkit.evaluation.results import COST, SuiteResult
 from sslkit.report.cost import run_cost, total_cost
-from sslkit.run.metrics_file import MetricLine, read_lines
+from sslkit.runs.metrics_file import MetricLine, read_lines
 from sslkit.workflows.train import start
 
 

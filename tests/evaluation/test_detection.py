@@ -43,6 +43,12 @@ def test_a_short_training_measures_and_leaves_the_encoder_as_it_was() -> None:
     assert set(found[0].metrics) == {"ap", "ap50", "ap75"}
     assert all(0.0 <= value < 0.5 for value in found[0].metrics.values())
     assert found[0].metrics == found[1].metrics
+    assert found[0].resamples.keys() == found[0].metrics.keys()
+    for name, value in found[0].metrics.items():
+        resamples = found[0].resamples[name]
+        assert resamples.num_images == 4
+        assert float(resamples.values.min()) <= value <= float(resamples.values.max())
+        assert torch.equal(resamples.values, found[1].resamples[name].values)
     assert state_digest(encoder) == before
     assert not any(parameter.grad is not None for parameter in encoder.parameters())
     (bars,) = found[0].figures["classes"].axes

@@ -215,6 +215,12 @@ def test_it_stands_in_the_table_beside_the_baselines() -> None:
     assert is_score("miou")
     assert is_score("pixel_accuracy")
     assert not is_score("selection_miou")
+    for row in (row for row in results.rows if is_score(row.metric)):
+        for found in (*row.values.values(), *row.differences.values()):
+            assert found.over == "4 images"
+            assert found.low is not None
+            assert found.high is not None
+            assert found.low < found.value < found.high
     assert "segmentation/classes" in trained.figures
     assert "eval/segmentation/miou_pixels" in results.baselines.metrics
 

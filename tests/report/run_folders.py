@@ -9,7 +9,7 @@ from pathlib import Path
 from sslkit.api import Evaluation
 from sslkit.evaluation.results import SuiteResult, comparison
 from sslkit.recipe import dump_resolved, parse_recipe
-from sslkit.run.metrics_file import MetricLine, encode_line
+from sslkit.runs.metrics_file import MetricLine, encode_line
 from tests.conftest import TINY
 
 STEPS_PER_EPOCH, BATCH = 6, 16

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from sslkit.run.checkpoint import FORMAT_WITHOUT_DIGEST
+from sslkit.runs.checkpoint import FORMAT_WITHOUT_DIGEST
 
 from . import nasty
 from .attempt import Attempt, Check

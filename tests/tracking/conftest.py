@@ -11,7 +11,7 @@ import pytest
 
 from sslkit.api import ComponentConfig, MetricPoint, RunView, Tracker
 from sslkit.builtin import mlflow_store
-from sslkit.run.folder import RunFolder
+from sslkit.runs.folder import RunFolder
 
 
 class MemoryTracker(Tracker):

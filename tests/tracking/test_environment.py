@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from sslkit.run.environment import describe, git_state
+from sslkit.runs.environment import describe, git_state
 from sslkit.tracking.system import SystemSampler
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from sslkit.errors import RunFolderError
-from sslkit.run.folder import RunFolder, sanitise_name
-from sslkit.run.metrics_file import MetricLine, encode_line, read_lines
+from sslkit.runs.folder import RunFolder, sanitise_name
+from sslkit.runs.metrics_file import MetricLine, encode_line, read_lines
 
 HOLD = """
 import sys, time
-from sslkit.run.folder import RunFolder
+from sslkit.runs.folder import RunFolder
 folder = RunFolder.open(sys.argv[1], write=True)
 print("held", flush=True)
 time.sleep(60)
@@ -54,7 +54,7 @@ def test_name_has_time_and_is_unique(tmp_path: Path) -> None:
 
 def test_processes_of_one_second_get_different_folders(tmp_path: Path) -> None:
     script = (
-        "import sys; from sslkit.run.folder import RunFolder;"
+        "import sys; from sslkit.runs.folder import RunFolder;"
         "[RunFolder.create(sys.argv[1], 'x') for _ in range(20)]"
     )
     processes = [

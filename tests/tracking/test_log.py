@@ -13,8 +13,8 @@ import pytest
 
 from sslkit.api import ComponentConfig, RunView
 from sslkit.errors import TrackingError
-from sslkit.run.folder import RunFolder
-from sslkit.run.metrics_file import read_lines
+from sslkit.runs.folder import RunFolder
+from sslkit.runs.metrics_file import read_lines
 from sslkit.tracking.log import FeedTiming, RunLog, sync
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from sslkit.api import MetricPoint, RunFacts, RunView
 from sslkit.builtin import mlflow_store
 from sslkit.builtin.mlflow_tracker import MLflowTracker
 from sslkit.builtin.mlflow_ui import experiment_to_show
-from sslkit.run.folder import RunFolder
-from sslkit.run.metrics_file import read_lines
+from sslkit.runs.folder import RunFolder
+from sslkit.runs.metrics_file import read_lines
 from sslkit.tracking.log import FeedTiming, RunLog, sync
 
 FAST = FeedTiming(connect_s=60.0, interval_s=0.1, finish_s=60.0)
@@ -33,7 +33,7 @@ import os, sys, time
 from pathlib import Path
 from sslkit.builtin.mlflow_tracker import MLflowTracker
 from sslkit.api import RunView
-from sslkit.run.folder import RunFolder
+from sslkit.runs.folder import RunFolder
 from sslkit.tracking.log import FeedTiming, RunLog
 
 run_dir, uri, first, last, pause = sys.argv[1:]

@@ -19,7 +19,7 @@ import pytest
 from sslkit.api import RunView
 from sslkit.builtin import mlflow_store
 from sslkit.builtin.mlflow_tracker import MLflowTracker
-from sslkit.run.folder import RunFolder
+from sslkit.runs.folder import RunFolder
 from sslkit.tracking.log import FeedTiming, RunLog, sync
 
 TIMING = FeedTiming(interval_s=0.2, retry_first_s=0.3, retry_max_s=0.5, finish_s=30.0)

@@ -21,9 +21,9 @@ from sslkit.cli import main
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError, RunFolderError, SSLKitError
 from sslkit.files import open_file, parse_json, read_bytes, read_json
-from sslkit.run.folder import RunFolder
-from sslkit.run.metrics_file import MetricLine, read_from, read_lines, truncate_after
-from sslkit.run.state import read_environment, read_facts
+from sslkit.runs.folder import RunFolder
+from sslkit.runs.metrics_file import MetricLine, read_from, read_lines, truncate_after
+from sslkit.runs.state import read_environment, read_facts
 from sslkit.tracking.log import RunLog, sync
 from sslkit.tracking.upload_state import UploadState
 from sslkit.workflows.embed import embed_source

@@ -25,7 +25,7 @@ assert "sslkit.builtin.mlflow_tracker" in modules
 
 from sslkit.builtin.no_tracker import NoTracker
 from sslkit.api import ComponentConfig, RunView
-from sslkit.run.folder import RunFolder
+from sslkit.runs.folder import RunFolder
 from sslkit.tracking.log import RunLog
 
 folder = RunFolder.create(sys.argv[1], "x")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from sslkit.api import (
     Evaluator,
     EvaluatorConfig,
     NoFeatureMapsError,
+    Resamples,
     RunFacts,
     Slot,
     SplitReader,
@@ -37,7 +39,8 @@ from sslkit.builtin.protocols.dense_data import (
 from sslkit.builtin.protocols.detector import Pyramid, faster_rcnn, pyramid_stages
 from sslkit.builtin.protocols.encoder_maps import check_images, device_of, with_feature_maps
 from sslkit.errors import SSLKitError, TrainingError
-from sslkit.nn.average_precision import THRESHOLDS, Detections, average_precision
+from sslkit.nn.average_precision import THRESHOLDS, Detections, Matches
+from sslkit.nn.resampling import resample
 from sslkit.randomness import SampleRandom, seeded
 
 _DROPS = (3 / 4, 11 / 12)
@@ -164,7 +167,9 @@ class Detection(Evaluator):
             ).to(device)
             self._train(detector, rows, seed, device)
         found = detections(detector, data.test, device)
-        return _scored(average_precision(test, found, len(data.classes)), data.classes)
+        matches = Matches.of(test, found, len(data.classes))
+        scored = _scored(matches.average_precision(), data.classes)
+        return replace(scored, resamples=_resampled(matches, len(test), seed))
 
     def _train(self, detector: Any, rows: Sequence[int], seed: int, device: torch.device) -> None:
         """Fine-tunes in place. Raises TrainingError where the loss is not finite, and DataError."""
@@ -264,3 +269,16 @@ def _scored(table: np.ndarray[Any, np.dtype[np.float64]], classes: Sequence[str]
         metrics={"ap": float(means.mean()), "ap50": at[50], "ap75": at[75]},
         figures={"classes": class_bars(classes, table.mean(axis=0).tolist(), "average precision")},
     )
+
+
+def _resampled(matches: Matches, num_images: int, seed: int) -> dict[str, Resamples]:
+    """The metrics on resampled test splits."""
+    columns = {round(100 * threshold): t for t, threshold in enumerate(THRESHOLDS)}
+
+    def scores(counts: Tensor) -> Tensor:
+        means = matches.drawn(counts).nanmean(dim=2)
+        return torch.stack([means.mean(dim=1), means[:, columns[50]], means[:, columns[75]]], dim=1)
+
+    values = resample(scores, num_images, seed, width=matches.width)
+    names = ("ap", "ap50", "ap75")
+    return {name: Resamples(values[:, i], num_images) for i, name in enumerate(names)}

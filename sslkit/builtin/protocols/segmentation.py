@@ -18,6 +18,7 @@ from sslkit.api import (
     Evaluator,
     EvaluatorConfig,
     NoFeatureMapsError,
+    Resamples,
     RunFacts,
     Slot,
     SplitReader,
@@ -32,13 +33,16 @@ from sslkit.builtin.protocols.dense_data import (
 from sslkit.builtin.protocols.encoder_maps import Source, check_images, device_of, with_feature_maps
 from sslkit.errors import DataError, SSLKitError
 from sslkit.nn.logistic_regression import LinearClassifiers
+from sslkit.nn.resampling import resample
 from sslkit.nn.segmentation import (
+    class_counts,
     class_fractions,
     fit_class_fractions,
     intersection_over_union,
     mean_intersection_over_union,
     pixel_accuracy,
     pixel_confusion,
+    scores_of_counts,
     soft_confusion,
 )
 from sslkit.randomness import SampleRandom, random_subset
@@ -126,8 +130,8 @@ class Segmentation(Evaluator):
         classifier = self._fit(positions, [l2], start)
         weight = classifier.weight[0] / std
         bias = classifier.bias[0] - weight @ mean
-        table = score(source, data.test, weight, bias)
-        if not int(table.sum()):
+        table, counts = score(source, data.test, weight, bias)
+        if not len(counts):
             return Evaluation(skipped="no test mask has a pixel of a known class")
         return Evaluation(
             metrics={
@@ -136,6 +140,7 @@ class Segmentation(Evaluator):
                 "l2": l2,
                 "selection_miou": selected,
             },
+            resamples=resampled_scores(counts, subject.seed),
             figures={
                 "classes": class_bars(
                     data.classes, intersection_over_union(table).tolist(), "intersection over union"
@@ -285,9 +290,13 @@ def _drawn(images: Tensor, positions: int, each: int, seed: int) -> Tensor:
     return order[:, :each].sort(dim=1).values
 
 
-def score(source: Source, reader: SplitReader, weight: Tensor, bias: Tensor) -> Tensor:
-    """The confusion of all test pixels; weight: (C, F), bias: (C,)."""
+def score(
+    source: Source, reader: SplitReader, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The confusion of all test pixels, and the `class_counts` (M, 3, C) of the M test images with
+    a known pixel. weight: (C, F), bias: (C,)."""
     classes = len(bias)
+    counts = []
     table = torch.zeros(classes, classes, dtype=torch.int64)
     kernel = weight[:, :, None, None]
     for maps, masks in source.batches(reader):
@@ -295,5 +304,21 @@ def score(source: Source, reader: SplitReader, weight: Tensor, bias: Tensor) -> 
             full = F.interpolate(
                 logits[None], tuple(mask.shape), mode="bilinear", align_corners=False
             )
-            table += pixel_confusion(mask, full[0].argmax(dim=0), classes).cpu()
-    return table
+            of_image = pixel_confusion(mask, full[0].argmax(dim=0), classes).cpu()
+            table += of_image
+            counts.append(class_counts(of_image))
+    by_image = torch.stack(counts)
+    return table, by_image[by_image.sum(dim=(1, 2)) > 0.0]
+
+
+def resampled_scores(counts: Tensor, seed: int) -> dict[str, Resamples]:
+    """Both scores on resampled test splits; counts: (M, 3, C)."""
+    images = len(counts)
+
+    def scores(drawn: Tensor) -> Tensor:
+        sums = (drawn @ counts.flatten(1)).view(-1, *counts.shape[1:])
+        return torch.stack(scores_of_counts(sums), dim=1)
+
+    values = resample(scores, images, seed, width=counts[0].numel())
+    names = ("miou", "pixel_accuracy")
+    return {name: Resamples(values[:, i], images) for i, name in enumerate(names)}

@@ -11,7 +11,7 @@ from typing import Any
 
 from sslkit.recipe import hashed_view
 from sslkit.recipe.yaml_positions import dump_document
-from sslkit.run.atomic import write_atomic
+from sslkit.runs.atomic import write_atomic
 
 from .figures import draw_all
 from .notes import find_notes

@@ -16,8 +16,8 @@ from sslkit.files import read_json, reason
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
 from sslkit.report.cost import training_clock
 from sslkit.report.results import main_metrics
-from sslkit.run.folder import RunFolder
-from sslkit.run.metrics_file import MetricLine, read_lines
+from sslkit.runs.folder import RunFolder
+from sslkit.runs.metrics_file import MetricLine, read_lines
 
 _ONLINE = "train/online_probe/top1"
 

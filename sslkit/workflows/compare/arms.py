@@ -16,7 +16,7 @@ from sslkit.experiment.resolve import resolve
 from sslkit.recipe import Recipe, find_recipe, flatten, load_recipe, recipe_hash
 from sslkit.report.comparison.agreement import Terms
 from sslkit.report.comparison.record import RunRecord, protocol_settings
-from sslkit.run.folder import sanitise_name
+from sslkit.runs.folder import sanitise_name
 
 _OPENING, _CLOSING, _QUOTES = "{[", "}]", "\"'"
 _MAX_NAME = 100

@@ -23,7 +23,7 @@ from sslkit.recipe import Recipe
 from sslkit.report.comparison.gallery import Thumbnail, choose_queries, thumbnail
 from sslkit.report.comparison.record import RunRecord
 from sslkit.report.maps import choose_images, class_name
-from sslkit.run.state import read_facts
+from sslkit.runs.state import read_facts
 from sslkit.workflows.pack import available_cores
 
 _BATCH = 256

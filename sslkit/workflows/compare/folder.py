@@ -21,9 +21,9 @@ from filelock import FileLock
 from sslkit.errors import RecipeError, RunFolderError
 from sslkit.files import read_json, reason
 from sslkit.recipe import load_recipe
-from sslkit.run.atomic import remove_leftovers, write_atomic
-from sslkit.run.folder import lock_folder, new_run_id, sanitise_name, unlock_folder
-from sslkit.run.state import is_finished
+from sslkit.runs.atomic import remove_leftovers, write_atomic
+from sslkit.runs.folder import lock_folder, new_run_id, sanitise_name, unlock_folder
+from sslkit.runs.state import is_finished
 
 from .arms import Identity, PlannedArm, identity
 

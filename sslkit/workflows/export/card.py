@@ -13,7 +13,7 @@ from sslkit.files import read_json
 from sslkit.recipe import backbone_name, hashed_view
 from sslkit.recipe.yaml_positions import dump_document
 from sslkit.report.report import markdown_table
-from sslkit.run.state import RESULTS, read_environment
+from sslkit.runs.state import RESULTS, read_environment
 
 from . import preprocessing
 from .formats import Format

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from sslkit.errors import ExportError, RecipeError, SSLKitError
-from sslkit.run.atomic import UMASK
+from sslkit.runs.atomic import UMASK
 
 from . import card, preprocessing
 from .formats import Format, find_format

@@ -13,8 +13,8 @@ from sslkit.experiment.encoder import encoder_metadata, load_encoder
 from sslkit.experiment.networks import without_starting_weights
 from sslkit.experiment.restore import load_measured_method
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
-from sslkit.run.folder import RunFolder
-from sslkit.run.state import is_finished, read_facts, run_folder_of
+from sslkit.runs.folder import RunFolder
+from sslkit.runs.state import is_finished, read_facts, run_folder_of
 
 
 @dataclass(frozen=True)
