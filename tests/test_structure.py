@@ -23,7 +23,8 @@ LAYERS = (
     ("experiment",),
     ("suites",),
     ("stores",),
-    ("engine", "evaluation", "tracking", "data"),
+    ("engine", "tracking", "data"),
+    ("evaluation",),
     ("recipe",),
     ("recipe_files",),
     ("plugins",),
@@ -32,7 +33,7 @@ LAYERS = (
     ("errors", "files", "hookspecs"),
 )
 APART = next(names for names in LAYERS if "engine" in names)
-"""Top may import below; engine, evaluation, tracking and data do not import one another."""
+"""Top may import below; engine, tracking and data do not import one another."""
 
 AUTHORS_MAY_IMPORT = {"", "interfaces", "nn", "errors", "files", "randomness", "builtin"}
 
