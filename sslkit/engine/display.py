@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
 from sslkit.errors import printable
+from sslkit.evaluation.scores import is_share
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -121,7 +122,7 @@ def evaluation_lines(metrics: Mapping[str, float], place: str) -> list[str]:
         if protocol == "perf" or "/" in metric:
             continue
         name = f"{protocol}/{metric}".replace(" ", "\xa0")
-        shown = f"{value:.1%}" if _ACCURACY.fullmatch(key) else f"{value:.4g}"
+        shown = f"{value:.1%}" if is_share(metric) else f"{value:.4g}"
         pairs.append(f"{name}\xa0{shown}")
     lines = textwrap.wrap(
         f"{place}  {'  '.join(pairs)}",
@@ -187,6 +188,20 @@ class Silent(Display):
 
     def message(self, text: str) -> None:
         pass
+
+
+class EachOnce(Silent):
+    """Passes each message on once: runs that share their data say the same of it."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__(display.stream)
+        self._display = display
+        self._said: set[str] = set()
+
+    def message(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._display.message(text)
 
 
 def make_display(stream: TextIO | None = None) -> Display:

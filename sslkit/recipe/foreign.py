@@ -1,5 +1,6 @@
 """What other frameworks call the fields of a recipe: Lightning, solo-learn, lightly, timm and the
-official code of papers. Only messages use it: a recipe has one name for each thing."""
+official code of papers; and sslkit before a field was replaced. Only messages use it: a recipe has
+one name for each thing."""
 
 from __future__ import annotations
 
@@ -92,6 +93,10 @@ _ABSENT = {
         "its state, and backbone.weights starts from its weights"
     ),
     "fast_dev_run dry_run": "is no field: sslkit run RECIPE --dry-run takes one step",
+    "selection_fraction": (
+        "settings are cross-validated now: selection_folds, the number of parts that are held out "
+        "in turn, took its place, and recipes and run folders from before can leave it out"
+    ),
     "scale_lr auto_lr_scale lr_scale": (
         "the learning rate is scaled by the batch size where optimizer.lr_reference_batch is set"
     ),

@@ -8,14 +8,14 @@ from typing import Any
 
 from sslkit.evaluation.conditions import Conditions
 from sslkit.evaluation.results import SUBJECTS, ComparisonRow, Estimate, SuiteResult, comparison
-from sslkit.evaluation.scores import ACCURACY, is_score, score_bounds
+from sslkit.evaluation.scores import ACCURACY, is_score, is_share, score_bounds
 
 from .cost import RunCost
 
 
 def in_percent(key: str) -> bool:
-    """Whether the full key of a metric, such as `eval/knn/top1`, names a score."""
-    return is_score(key.rpartition("/")[2])
+    """Whether the full key of a metric, such as `eval/knn/top1`, names a share."""
+    return is_share(key.rpartition("/")[2])
 
 
 def bounds(key: str, *, difference: bool = False) -> tuple[float, float]:

@@ -54,13 +54,15 @@ def record(tree: Tree, options: Options) -> dict[str, Any]:
         scratch = Path(name).resolve()
         (scratch / "metadata").mkdir()
         variables = tree.environment(scratch / "metadata")
-        commit = tree.commit()
+        commit, digest = tree.commit(), tree.digest()
         print(f"{commit[:10]}: {tree.check_imports(variables, scratch)}", flush=True)
         runs = [Run(one, scratch / one.name, variables, options) for one in chosen]
         with ThreadPoolExecutor(options.jobs) as pool:
             found = dict(
                 zip((one.name for one in chosen), pool.map(Run.measure, runs), strict=True)
             )
+    if tree.digest() != digest:
+        raise BitsError(f"{tree.root}: its files changed while it was recorded; record it again")
     for one in chosen:
         if one.same_as in found:
             _expect_same(found, one.name, one.same_as)

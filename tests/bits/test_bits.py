@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tests.bits.__main__ import main
 from tests.bits.experiments import EXPERIMENTS, arguments, write_photos
 from tests.bits.fingerprint import fingerprint
-from tests.bits.recording import environment
+from tests.bits.recording import Options, environment, record
 from tests.bits.trees import BitsError, Tree, checked_out
 from tests.conftest import REPOSITORY
 
@@ -258,6 +258,35 @@ def test_a_tree_whose_package_is_elsewhere_is_refused(tmp_path: Path) -> None:
     tree = Tree(tmp_path / "tree")
     with pytest.raises(BitsError, match=r"is imported instead|cannot be imported"):
         tree.check_imports(tree.environment(tmp_path / "metadata"), tmp_path)
+
+
+def _small_tree(folder: Path) -> Tree:
+    (folder / "sslkit").mkdir(parents=True)
+    (folder / "sslkit" / "a.py").write_text("1")
+    return Tree(folder)
+
+
+def test_a_digest_is_of_names_and_contents_of_code_and_recipes(tmp_path: Path) -> None:
+    one, two = _small_tree(tmp_path / "one"), _small_tree(tmp_path / "two")
+    (one.root / "sslkit" / "a.pyc").touch()
+    (one.root / "README.md").touch()
+    digests = [one.digest()]
+    assert two.digest() == one.digest()
+    (one.root / "sslkit" / "a.py").rename(one.root / "sslkit" / "b.py")
+    digests.append(one.digest())
+    (two.root / "plugins" / "p" / "src").mkdir(parents=True)
+    (two.root / "plugins" / "p" / "src" / "r.yaml").touch()
+    digests.append(two.digest())
+    assert len(set(digests)) == 3
+
+
+def test_a_tree_that_changes_while_it_is_recorded_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    digests = iter("ab")
+    monkeypatch.setattr(Tree, "digest", lambda _: next(digests))
+    with pytest.raises(BitsError, match="its files changed while it was recorded"):
+        record(Tree(REPOSITORY), Options(only=["no such experiment"]))
 
 
 def test_an_unknown_commit_is_one_line() -> None:

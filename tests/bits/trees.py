@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -78,6 +79,16 @@ class Tree:
             if not Path(place).resolve().is_relative_to(self.root.resolve()):
                 raise BitsError(f"{self.root}: {place} is imported instead of what is there")
         return Path(done.stdout.splitlines()[0])
+
+    def digest(self) -> str:
+        """SHA-256 of what can change the bits of a run."""
+        digest = hashlib.sha256()
+        for place in (self.root / "recipes", self.root / "sslkit", *self.sources[1:]):
+            for path in sorted(place.rglob("*")):
+                if path.suffix in (".py", ".yaml") and path.is_file():
+                    digest.update(f"{path.relative_to(self.root)}\0".encode())
+                    digest.update(path.read_bytes())
+        return digest.hexdigest()
 
     def commit(self) -> str:
         """The full hash of HEAD, with "+changes" where the files differ from it."""

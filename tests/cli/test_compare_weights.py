@@ -93,7 +93,8 @@ def test_a_dry_run_says_what_all_runs_would_take(
     assert call(*words, *first) == 0
     capsys.readouterr()
     assert call(*words, *small, "--seeds", "3", "--dry-run") == 0
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
+    assert said.count("data: synthetic") == 1  # both arms have it
     assert "all runs" in shown
     assert "Nothing was trained or kept" in shown
     assert call(*words, *small, "--seeds", "3", "--dry-run", "--json") == 0

@@ -21,6 +21,10 @@ def test_plan_as_text_and_json(tiny: Path, capsys: pytest.CaptureFixture[str]) -
     assert call("plan", str(tiny), "-o", wrong) == 0
     text = capsys.readouterr()
     assert "name: tiny" in text.out
+    first = next(line for line in text.out.splitlines() if line.strip())
+    assert first.split() == ["plan", "tiny"]  # the table comes before all else
+    lines = [line.split()[:2] for line in text.out.splitlines()]
+    assert lines.index(["recipe", "hash"]) < lines.index(["learning", "rate"])
     assert "median of" in text.out
     assert "warning: evaluate.0.k: 20 neighbours are more than" in text.out
     assert call("plan", str(tiny), "-o", wrong, "--json") == 0

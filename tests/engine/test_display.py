@@ -55,6 +55,17 @@ def test_the_accuracy_is_that_of_the_last_evaluation_beside_the_best() -> None:
     assert lines[4].endswith("12,346 img/s  knn 80.1% (best 84.3%)")
 
 
+def test_every_share_is_in_percent_and_nothing_else() -> None:
+    metrics = {"eval/linear/top1": 0.5, "eval/linear/mean_per_class": 0.25, "eval/linear/l2": 0.01,
+               "eval/linear/selection_top1": 0.75, "eval/linear/selection_images": 100.0,
+               "eval/segmentation/miou": 0.125}  # fmt: skip
+    (line, more) = shown((metrics, 500))[1:]
+    assert line + more == (
+        "step 500/1950 26%  linear/top1 50.0%  linear/mean_per_class 25.0%  linear/l2 0.01"
+        "  linear/selection_top1 75.0%  linear/selection_images 100  segmentation/miou 12.5%"
+    )
+
+
 def test_parts_of_a_metric_are_left_to_the_log() -> None:
     parts = {f"collapse/embedding_spread/{part}": 0.9 for part in ("z", "z/0", "z/1")}
     lines = shown(({"eval/knn/top1": 0.5, "collapse/embedding_spread": 0.8, **parts}, 500))

@@ -64,6 +64,8 @@ def said(text: str, *overrides: str) -> list[str]:
         ("train.accumulate_grad_batches",
          "unknown field; sslkit does not add up the gradients of small batches"),
         ("train.drop_last", "unknown field; there is no such setting"),
+        ("evaluate.0.selection_fraction",
+         "unknown field; settings are cross-validated now: selection_folds, the number of parts"),
         ("train.epoch", "unknown field, did you mean 'epochs'? Valid: epochs, batch_size"),
         ("train.zzz", "unknown field; nothing in this recipe has it. Valid: epochs, batch_size"),
     ],

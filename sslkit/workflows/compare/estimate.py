@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sslkit.engine.display import Display
+from sslkit.engine.display import Display, EachOnce
 from sslkit.report.comparison.agreement import Match
 from sslkit.workflows.plan import make_plan
 
@@ -35,10 +35,10 @@ def estimate(
     place = out or default_path(planned, folders)
     there = {(key, record.seed) for key, group in given.items() for record in group}
     there |= ComparisonFolder(place).finished().keys()
-    arms = []
+    arms, once = [], EachOnce(display)
     for arm in planned:
         missing = [seed for seed in arm.seeds if (arm.identity, seed) not in there]
-        plan = make_plan(arm.source, arm.overrides, display, measure=True)
+        plan = make_plan(arm.source, arm.overrides, once, measure=True)
         arms.append(
             {
                 "arm": arm.label,
