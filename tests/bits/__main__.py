@@ -87,7 +87,7 @@ def _options(given: argparse.Namespace) -> Options:
 
 
 def _save(path: Path, found: dict[str, Any]) -> None:
-    path.write_text(json.dumps(found, indent=0) + "\n")
+    path.write_text(json.dumps(found, indent=0, separators=(",", ":")) + "\n")
 
 
 def _load(path: Path) -> dict[str, Any]:

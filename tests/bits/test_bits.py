@@ -15,11 +15,14 @@ import torch
 from safetensors.torch import save_file
 
 from tests.bits.__main__ import main
-from tests.bits.experiments import EXPERIMENTS, arguments, write_photos
+from tests.bits.experiments import EXPERIMENTS, NAMES, arguments, write_photos
 from tests.bits.fingerprint import fingerprint
 from tests.bits.recording import Options, environment, record
 from tests.bits.trees import BitsError, Tree, checked_out
 from tests.conftest import REPOSITORY
+
+RECORDED = Path(__file__).parent / "recorded.json"
+
 
 # --- Fingerprints ---------------------------------------------------------------------------------
 
@@ -345,6 +348,15 @@ def test_photos_are_the_same_each_time(tmp_path: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_the_committed_record_is_whole_and_speaks_of_no_place() -> None:
+    found = json.loads(RECORDED.read_text())
+    assert tuple(found["experiments"]) == NAMES
+    assert not [name for name, one in found["experiments"].items() if "error" in one]
+    assert RECORDED.stat().st_size < 200_000
+    assert "+" not in found["commit"]
+    assert not any(word in RECORDED.read_text() for word in ("/home", "/tmp", "/work", "host"))
 
 
 # --- For real -------------------------------------------------------------------------------------
