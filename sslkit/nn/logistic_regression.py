@@ -21,6 +21,9 @@ _GRAM_ROWS = 1 << 13
 """Rows that the preconditioner is made from; four per feature where that is more."""
 _CONVEXITY = 0.01
 """What stronger penalties count as where a search asks how far it is from its minimum."""
+_FLAT = 1e-12
+"""Part of the largest curvature below which an axis is flat: a millionth of the largest spread,
+which is about what float32 rounds to."""
 _LEAST_SHRINKAGE = 1e-9
 """Of the Hessian from where every class is equally likely, as the preconditioner sees it."""
 
@@ -152,24 +155,36 @@ class Curvature:
 
     values: Tensor  # (F,)
     """The Hessian along each axis where every class is equally likely: the covariance over C."""
-    axes: Tensor  # (F, F)
-    """One in each column."""
+    axes: Tensor | None  # (F, A), A = F or fewer
+    """One in each column; None: the features are turned to them already, and a step then needs no
+    product with these."""
 
     @classmethod
-    def of(cls, gram: Tensor, rows: int, num_classes: int) -> Curvature:
+    def of(cls, gram: Tensor, rows: int, num_classes: int, device: torch.device) -> Curvature:
         """From the product (F, F) of the transposed features with themselves, over some rows."""
-        values, axes = torch.linalg.eigh(gram.cpu().float() / (rows * num_classes))
-        return cls(values.clamp_min(0.0).to(gram.device), axes.to(gram.device))
+        values, axes = torch.linalg.eigh(gram.cpu() / (rows * num_classes))
+        return cls(values.clamp_min(0.0).float().to(device), axes.float().to(device))
+
+    def without_flat(self) -> Curvature:
+        """Without axes along which no row differs from 0, but for rounding. A penalised weight is 0
+        there, so that nothing is lost: images that were enlarged, or are fewer than their features,
+        have many."""
+        assert self.axes is not None
+        some = self.values >= _FLAT * self.values.max()
+        return Curvature(self.values[some], self.axes[:, some])
 
 
 def feature_curvature(blocks: Blocks, num_rows: int, num_classes: int) -> Curvature:
-    """The curvature from a few rows per feature: it only has to be near."""
-    gram, used = torch.zeros(()), 0
+    """The curvature from a few rows per feature: it only has to be near. From all rows, where they
+    are few, and then without flat axes."""
+    gram, used, device = torch.zeros(()), 0, torch.device("cpu")
     for x, _ in blocks():
         wanted = max(_GRAM_ROWS, 4 * x.shape[1])
-        part = x[:: max(1, num_rows // wanted)]
-        gram, used = gram.to(x) + part.T @ part, used + len(part)
-    return Curvature.of(gram, used, num_classes)
+        part, device = x[:: max(1, num_rows // wanted)], x.device
+        part = (part.cpu() if device.type == "mps" else part).double()  # which has no float64
+        gram, used = gram.to(part) + part.T @ part, used + len(part)
+    found = Curvature.of(gram, used, num_classes, device)
+    return found.without_flat() if used == num_rows else found
 
 
 def fit_penalties(
@@ -238,7 +253,7 @@ def search_penalties(
     where the squared gradient is at most 2 * l2 * tolerance * value: by the strong convexity of the
     penalty the value is then above its minimum by the tolerance at most. Strong penalties, for
     which this is soon true, count as 0.01. start: default zero."""
-    width = len(curvature.values)
+    width = len(curvature.values if curvature.axes is None else curvature.axes)
     size = width * num_classes
     if start is None:
         points = curvature.values.new_zeros(len(l2), size + num_classes)
@@ -258,10 +273,10 @@ def search_penalties(
         return values, torch.cat([by_weight.flatten(1), found.by_bias], dim=1)
 
     def precondition(problem: int, vector: Tensor) -> Tensor:
-        turned = vector[:size].view(num_classes, width) @ curvature.axes
-        turned /= shrinkage[problem] * curvature.values + l2[problem]
-        by_bias = num_classes / shrinkage[problem] * vector[size:]
-        return torch.cat([(turned @ curvature.axes.T).flatten(), by_bias])
+        by_weight, axes = vector[:size].view(num_classes, width), curvature.axes
+        scale = shrinkage[problem] * curvature.values + l2[problem]
+        by_weight = by_weight / scale if axes is None else (by_weight @ axes / scale) @ axes.T
+        return torch.cat([by_weight.flatten(), num_classes / shrinkage[problem] * vector[size:]])
 
     def solved(problem: int, value: float, gradient: Tensor) -> bool:
         convexity = min(l2[problem], _CONVEXITY)

@@ -122,12 +122,14 @@ def _prepared(blocks: Blocks) -> tuple[Curvature, int, float]:
     """The curvature of the features; the number of classes; the positions, counted by their known
     part."""
     gram, rows, known, num_classes = torch.zeros(()), 0, 0.0, 0
+    device = torch.device("cpu")
     for x, fractions in blocks():
+        device = x.device
         gram = gram.to(x) + x.T @ x
         rows, known, num_classes = rows + len(x), known + float(fractions.sum()), fractions.shape[1]
     if not known > 0.0:
         raise ValueError("no position has a pixel of a known class")
-    return Curvature.of(gram, rows, num_classes), num_classes, known
+    return Curvature.of(gram, rows, num_classes, device), num_classes, known
 
 
 def _gradient(blocks: Blocks, weight: Tensor, bias: Tensor, known: float) -> LossGradient:

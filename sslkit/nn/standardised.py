@@ -68,6 +68,12 @@ class Standardised:
         """Some of these rows. rows: (n,), on the CPU."""
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
+    def times(self, matrix: Tensor) -> Standardised:
+        """These rows, standardised, times a matrix (F, A) on the computing device."""
+        features = torch.cat([block @ matrix for block, _ in self.blocks()])
+        zero = features.new_zeros(features.shape[1])
+        return Standardised(features, self.chosen_labels, zero, zero + 1.0, self.device)
+
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(n, F) standardised features and (n,) labels, block by block."""
         for start in range(0, len(self), self._block_rows):

@@ -210,6 +210,33 @@ def test_every_penalty_reaches_the_optimum_of_scikit_learn() -> None:
     assert found.converged
 
 
+def test_turned_features_have_the_optimum_of_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of 64 columns, 64 further ones that follow from them and 8 that never vary: passes
+    are 64 wide, and the classifier of all 136 is the one that an unturned search finds."""
+    x, labels = overlapping(300, seed=1)
+    mixed = x @ torch.randn(64, 64, generator=torch.Generator().manual_seed(2))
+    features = torch.cat([x, mixed, torch.ones(300, 8)], dim=1)
+    bank = FeatureBank(features, features, labels, labels, [str(label) for label in range(10)])
+    data, _ = linear_solvers.standardised_splits(bank)
+    monkeypatch.setattr(linear_solvers, "_FINAL_TOLERANCE", 1e-7)
+    grid = [{"l2": value} for value in (1.0, 1e-2, 1e-4)]
+
+    def fitted() -> tuple[int, LinearClassifiers]:
+        solver = LBFGS((1.0, 1e-2, 1e-4), 2000)
+        prepared = solver.prepare(data, 10)
+        return prepared.width, solver.restored(solver.fit(prepared, 10, grid, final=True))
+
+    width, turned = fitted()
+    monkeypatch.setattr(standardised, "_BLOCK_ELEMENTS", 136 * 299)
+    unturned_width, plain = fitted()
+    assert (width, unturned_width) == (64, 136)
+    ((block, _), *_) = data.blocks()
+    scale = plain.weight.flatten(1).norm(dim=1)
+    distance = (turned.weight - plain.weight).flatten(1).norm(dim=1)
+    assert (distance < 2e-3 * scale).all()
+    assert torch.equal(turned.predict_all(block), plain.predict_all(block))
+
+
 def test_a_fit_that_does_not_reach_its_optimum_is_reported() -> None:
     train, labels = overlapping(500, 0)
     bank = FeatureBank(train, train, labels, labels, [str(c) for c in range(10)])

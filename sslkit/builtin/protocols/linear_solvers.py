@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Annotated
 
@@ -55,9 +55,13 @@ class Solver(ABC):
         """One classifier for each candidate. start: where a search may begin. final: for the
         classifier that is measured, and not to choose settings."""
 
-    @abstractmethod
-    def prepare(self, data: Standardised, num_classes: int) -> None:
-        """Called with all rows before any fit on some of them."""
+    def prepare(self, data: Standardised, num_classes: int) -> Standardised:
+        """All rows as the fits take them, before any fit on some of them."""
+        return data
+
+    def restored(self, classifiers: LinearClassifiers) -> LinearClassifiers:
+        """From classifiers of prepared rows, those of the rows as they were."""
+        return classifiers
 
 
 class LBFGS(Solver):
@@ -67,10 +71,22 @@ class LBFGS(Solver):
         self.candidates = [{"l2": value} for value in sorted(l2, reverse=True)]
         self.max_iterations = max_iterations
         self._curvature: Curvature | None = None
+        self._axes: Tensor | None = None
 
-    def prepare(self, data: Standardised, num_classes: int) -> None:
-        """Finds the axes of the features once for all folds."""
-        self._curvature = feature_curvature(data.blocks, len(data), num_classes)
+    def prepare(self, data: Standardised, num_classes: int) -> Standardised:
+        """Finds the axes of the features once for all folds, and turns features that make one block
+        to them: the norm of the weights, and so the minimum, is the same."""
+        self._curvature = found = feature_curvature(data.blocks, len(data), num_classes)
+        self._axes = found.axes if data.fits else None
+        if self._axes is None:
+            return data
+        self._curvature = Curvature(found.values, axes=None)
+        return data.times(self._axes)
+
+    def restored(self, classifiers: LinearClassifiers) -> LinearClassifiers:
+        if self._axes is None:
+            return classifiers
+        return replace(classifiers, weight=classifiers.weight @ self._axes.T)
 
     def fit(
         self,
@@ -112,9 +128,6 @@ class SGD(Solver):
         self.epochs = epochs
         self.batch_size = batch_size
         self.seed = seed
-
-    def prepare(self, data: Standardised, num_classes: int) -> None:
-        """Needs nothing."""
 
     def fit(
         self,
@@ -185,7 +198,7 @@ def choose_and_fit(
     fold = stratified_folds(labels, folds, seed)
     if not bool((fold >= 0).any()):
         return None
-    solver.prepare(data, num_classes)
+    data = solver.prepare(data, num_classes)
     correct: list[Tensor] = []
     losses = torch.zeros(len(solver.candidates), dtype=torch.float64)
     judged, classifiers = 0, None
@@ -204,7 +217,7 @@ def choose_and_fit(
     assert classifiers is not None
     start = LinearClassifiers(classifiers.weight[best, None], classifiers.bias[best, None])
     candidate = solver.candidates[best]
-    final = solver.fit(data, num_classes, [candidate], start, final=True)
+    final = solver.restored(solver.fit(data, num_classes, [candidate], start, final=True))
     return Chosen(final, candidate, float(right[best].mean()), judged)
 
 
