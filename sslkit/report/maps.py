@@ -24,6 +24,9 @@ CLASSES = 20
 _COLOURS = "tab10", "tab20"
 _SHOWN_NAME = 18
 
+_LETTER, _HANDLE = 0.07, 0.4
+"""Of the legend, inches: a letter, the dot beside a name with its space."""
+
 
 @dataclass(frozen=True)
 class MapImages:
@@ -103,7 +106,9 @@ def draw_map(panels: Mapping[str, Projection], images: MapImages, method: str) -
     handles = [Line2D([], [], marker="o", ls="", color=colour[index]) for index in images.classes]
     names = [_short(name) for name in images.classes.values()]
     if handles:
-        across = _legend_columns(len(names), 2 + 2 * columns)
+        width = float(figure.get_size_inches()[0])
+        fit = int(width / (_HANDLE + _LETTER * max(map(len, names))))
+        across = _legend_columns(len(names), max(1, min(2 + 2 * columns, fit)))
         order = [place for first in range(across) for place in range(first, len(names), across)]
         figure.legend([handles[place] for place in order], [names[place] for place in order],
                       ncols=across, frameon=False, fontsize=8, handletextpad=0.1,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from sslkit.evaluation.statistics import Interval, mean_interval
@@ -23,6 +24,8 @@ COLOURS = ("#2f6db5", "#d1662b", "#3c8d53", "#8a5aa8", "#b8860b", "#c0437a", "#4
 _LINES = ("-", "--", ":", "-.")
 _SUBJECT_LINES = {"pixels": ":", "untrained": (0, (5, 2, 1, 2))}
 _GREY = "#808895"
+_LETTER, _HANDLE, _LINE = 0.085, 0.7, 0.2
+"""Of a legend, inches: a letter, the line beside a name with its space, the height of a line."""
 _MARGIN = 0.06
 """Of a panel of curves above and below the values, as a part of their range."""
 _BAND_SEEDS = 3
@@ -80,9 +83,7 @@ def draw_accuracies(comparison: Comparison) -> Figure:
         axis.grid(axis="x", alpha=0.3)
     legend = {name: handle for axis in panels
               for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}  # fmt: skip
-    if legend:
-        figure.legend(list(legend.values()), list(legend), ncols=2, loc="outside lower center",
-                      frameon=False)  # fmt: skip
+    _put_below(figure, legend)
     return figure
 
 
@@ -126,9 +127,23 @@ def _draw_curves(
         margin = _MARGIN * (max(seen) - min(seen)) or 1e-3 * scale
         axis.set_ylim(min(seen) - margin, max(seen) + margin)
         axis.grid(alpha=0.3)
-    figure.legend(list(handles.values()), list(handles), ncols=min(len(handles), 4),
-                  loc="outside lower center", frameon=False)  # fmt: skip
+    _put_below(figure, handles)
     return figure
+
+
+def _put_below(figure: Figure, handles: Mapping[str, Any]) -> None:
+    """A legend below the panels, within the width of the figure, which grows by its lines."""
+    if not handles:
+        return
+    width, height = figure.get_size_inches()
+    letters = int((width - _HANDLE) / _LETTER)
+    names = [fill(name, letters) for name in handles]
+    longest = max(len(line) for name in names for line in name.splitlines())
+    columns = max(1, min(len(names), int(width / (_HANDLE + _LETTER * longest))))
+    lines = math.ceil(len(names) / columns) * max(name.count("\n") + 1 for name in names)
+    figure.set_size_inches(width, height + _LINE * (lines - 1))
+    figure.legend(list(handles.values()), names, ncols=columns, loc="outside lower center",
+                  frameon=False)  # fmt: skip
 
 
 def mean_curve(

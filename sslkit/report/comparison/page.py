@@ -37,7 +37,7 @@ th{background:#f3f5f8}th[scope=rowgroup]{background:none;padding-top:1rem}
 td:first-child{white-space:normal;overflow-wrap:anywhere;min-width:6rem}
 figure{margin:1.5rem 0}figcaption{color:#55606e;font-size:.9rem}
 svg{max-width:100%;height:auto}pre{background:#f3f5f8;padding:.8rem;overflow-x:auto;font-size:.8rem}
-@media(max-width:700px){svg{min-width:45rem}th,td{padding:.3rem .4rem}table{font-size:.8rem}}
+@media(max-width:700px){figure svg{max-width:45rem}th,td{padding:.3rem .4rem}table{font-size:.8rem}}
 """
 _XML_HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 # A browser refuses whatever a mistake in this file would load.
