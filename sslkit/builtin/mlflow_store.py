@@ -25,6 +25,8 @@ VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"
 """The tag of an experiment by which MLflow's UI keeps a view that is shared by its address."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Opens an experiment on model training, not on language models."""
+_LEVELS = 3
+"""Of a metric's name: `eval/<protocol>/<metric>`."""
 _COLUMNS = ("train/loss", "perf/images_per_second")
 _MAX_COLUMNS = 12
 
@@ -135,6 +137,14 @@ def metric_key(key: str) -> str:
     cleaned = re.sub(r"[^\w.\-/: ]", "_", key)
     parts = [part for part in cleaned.split("/") if part not in ("", ".", "..")]
     return "/".join(parts)[:MAX_KEY].rstrip("/") or "unnamed"
+
+
+def chart_key(key: str) -> str:
+    """The key of a metric: of at most three parts, the rest joined by spaces. MLflow calls a chart
+    by the last part alone: `collapse/embedding_spread/z/0` would stand there as "0", in a section
+    of its own, and is "z 0" in that of its metric."""
+    *outer, last = metric_key(key).split("/", _LEVELS - 1)
+    return "/".join([*outer, last.replace("/", " ")])
 
 
 def note(markdown: str) -> str:

@@ -106,7 +106,7 @@ class MLflowTracker(Tracker):
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(store.metric_key(point.key), point.value, point.time_ms, point.step)
+            Metric(store.chart_key(point.key), point.value, point.time_ms, point.step)
             for point in points
         ]
         new = [metric for metric in metrics if self._is_new(metric)]

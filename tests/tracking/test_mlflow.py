@@ -320,6 +320,27 @@ def test_metric_keys(key: str, expected: str, view: RunView, store: Path) -> Non
     assert history(client_of(store), run_id, expected) == [(1, 1.0)]
 
 
+def test_charts_have_names_that_can_be_read(view: RunView, store: Path) -> None:
+    """MLflow makes a section of all parts but the last, and calls the chart by that one."""
+    parts = ["collapse/embedding_spread", "collapse/embedding_spread/z"]
+    parts += ["collapse/embedding_spread/z/0", "collapse/embedding_spread/features/1"]
+    keys = [*parts, "eval/knn/top1", "train/online_probe/loss", "train/loss"]
+    tracker = tracker_of(store)
+    run_id = tracker.start(view, None)
+    tracker.log_metrics([MetricPoint(key, 1.0, 1, 1) for key in keys])
+    charts: dict[str, set[str]] = {}
+    for key in client_of(store).get_run(run_id).data.metrics:
+        section, _, title = key.rpartition("/")
+        charts.setdefault(section, set()).add(title)
+    assert charts == {
+        "collapse": {"embedding_spread"},
+        "collapse/embedding_spread": {"z", "z 0", "features 1"},
+        "eval/knn": {"top1"},
+        "train": {"loss"},
+        "train/online_probe": {"loss"},
+    }
+
+
 def test_client_is_quiet_and_impatient_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import environment_variables as mlflow
 
