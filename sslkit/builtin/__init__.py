@@ -56,16 +56,16 @@ def register_datasets() -> Mapping[str, str]:
 @hookimpl
 def register_evaluators() -> Mapping[str, str]:
     return {
-        "knn": "sslkit.builtin.protocols.knn:KNN",
-        "linear": "sslkit.builtin.protocols.linear:Linear",
-        "few_label": "sslkit.builtin.protocols.few_label:FewLabel",
-        "semi_supervised": "sslkit.builtin.protocols.semi_supervised:SemiSupervised",
-        "finetune": "sslkit.builtin.protocols.finetune:Finetune",
-        "clustering": "sslkit.builtin.protocols.clustering:Clustering",
-        "retrieval": "sslkit.builtin.protocols.retrieval:Retrieval",
-        "collapse": "sslkit.builtin.protocols.collapse:Collapse",
-        "segmentation": "sslkit.builtin.protocols.segmentation:Segmentation",
-        "detection": "sslkit.builtin.protocols.detection:Detection",
+        "knn": "sslkit.builtin.evaluators.knn:KNN",
+        "linear": "sslkit.builtin.evaluators.linear:Linear",
+        "few_label": "sslkit.builtin.evaluators.few_label:FewLabel",
+        "semi_supervised": "sslkit.builtin.evaluators.semi_supervised:SemiSupervised",
+        "finetune": "sslkit.builtin.evaluators.finetune:Finetune",
+        "clustering": "sslkit.builtin.evaluators.clustering:Clustering",
+        "retrieval": "sslkit.builtin.evaluators.retrieval:Retrieval",
+        "collapse": "sslkit.builtin.evaluators.collapse:Collapse",
+        "segmentation": "sslkit.builtin.evaluators.segmentation:Segmentation",
+        "detection": "sslkit.builtin.evaluators.detection:Detection",
     }
 
 

@@ -1,4 +1,4 @@
-"""The names of the protocols of a suite, and the collection of what they found."""
+"""The names of the evaluators of a suite, and the collection of what they found."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class NamedEvaluator:
     """An evaluator under its name in this suite."""
 
     key: str
@@ -33,19 +33,19 @@ class Protocol:
         return stem if subject == "trained" else f"{stem}_{subject}"
 
 
-def named_protocols(evaluators: Sequence[tuple[str, Evaluator]]) -> list[Protocol]:
+def named_evaluators(evaluators: Sequence[tuple[str, Evaluator]]) -> list[NamedEvaluator]:
     """Unique keys: a repeated name gets the next free number."""
     taken = {name for name, _ in evaluators}
     seen: Counter[str] = Counter()
-    protocols = []
+    found = []
     for name, evaluator in evaluators:
         seen[name] += 1
         suffix = "" if seen[name] == 1 else f"_{seen[name]}"
         while suffix and name + suffix in taken:
             seen[name] += 1
             suffix = f"_{seen[name]}"
-        protocols.append(Protocol(name + suffix, suffix, evaluator))
-    return protocols
+        found.append(NamedEvaluator(name + suffix, suffix, evaluator))
+    return found
 
 
 @dataclass
@@ -75,40 +75,40 @@ class Collector:
         if seconds > 0.0:
             self.timings[f"calibration/{subject}"] = seconds
 
-    def add(self, protocol: Protocol, subject: str, found: Evaluation) -> None:
+    def add(self, named: NamedEvaluator, subject: str, found: Evaluation) -> None:
         if not isinstance(found, Evaluation):
             raise TypeError(
-                f"{type(protocol.evaluator).__name__}.evaluate gave {type(found).__name__}; valid "
+                f"{type(named.evaluator).__name__}.evaluate gave {type(found).__name__}; valid "
                 "is an Evaluation"
             )
         if found.skipped is not None:
-            return self.skip(protocol, subject, found.skipped)
+            return self.skip(named, subject, found.skipped)
         metrics = {name: float(value) for name, value in found.metrics.items()}
-        self.evaluations.setdefault(subject, {})[protocol.key] = replace(found, metrics=metrics)
+        self.evaluations.setdefault(subject, {})[named.key] = replace(found, metrics=metrics)
         for name, value in metrics.items():
-            self.metrics[protocol.metric_key(name, subject)] = value
-        known = self.notes.get(protocol.key, [])
+            self.metrics[named.metric_key(name, subject)] = value
+        known = self.notes.get(named.key, [])
         if new := [note for note in found.notes if note not in known]:
-            self.notes[protocol.key] = [*known, *new]
+            self.notes[named.key] = [*known, *new]
         if subject == "trained":
             for name, figure in found.figures.items():
-                self.figures[f"{protocol.key}/{name}"] = figure
+                self.figures[f"{named.key}/{name}"] = figure
             if found.warning is not None:
-                self.warnings[protocol.key] = found.warning
+                self.warnings[named.key] = found.warning
             if found.stop is not None:
-                self.stops[protocol.key] = found.stop
+                self.stops[named.key] = found.stop
 
-    def skip(self, protocol: Protocol, subject: str, reason: str) -> None:
-        self.evaluations.setdefault(subject, {})[protocol.key] = Evaluation(skipped=reason)
-        self.skipped[protocol.key] = reason
+    def skip(self, named: NamedEvaluator, subject: str, reason: str) -> None:
+        self.evaluations.setdefault(subject, {})[named.key] = Evaluation(skipped=reason)
+        self.skipped[named.key] = reason
 
-    def fail(self, protocol: Protocol, subject: str, error: BaseException) -> None:
+    def fail(self, named: NamedEvaluator, subject: str, error: BaseException) -> None:
         lines = str(error).splitlines() or [""]
         reason = f"{type(error).__name__}: {lines[0]}".rstrip(": ")
-        self.skip(protocol, subject, reason)
-        self.errors[protocol.key] = "".join(traceback.format_exception(error))
+        self.skip(named, subject, reason)
+        self.errors[named.key] = "".join(traceback.format_exception(error))
         warnings.warn(
-            f"evaluation {self.when}: {protocol.key} on {subject} failed: {reason}", stacklevel=2
+            f"evaluation {self.when}: {named.key} on {subject} failed: {reason}", stacklevel=2
         )
 
     def result(self) -> SuiteResult:

@@ -29,7 +29,7 @@ from sslkit.api import Apart, EvaluationImages, FeatureBank, Subject
 from sslkit.nn.batch_norm import calibrate_batch_norm, has_batch_statistics, kept_batch_statistics
 from sslkit.nn.numerics import Precision
 
-from .collector import Collector, Protocol
+from .collector import Collector, NamedEvaluator
 from .features import BankSpec, centre_, count_not_finite, eval_mode, extract, pixel_features
 from .isolation import isolated, unchanged
 from .labels import (
@@ -60,7 +60,7 @@ class EvaluationSuite:
 
     def __init__(
         self,
-        protocols: Sequence[Protocol],
+        protocols: Sequence[NamedEvaluator],
         *,
         train_batches: Batches,
         test_batches: Batches | None,
@@ -79,7 +79,7 @@ class EvaluationSuite:
         precision: Precision = "fp32",
         channels_last: bool = False,
     ) -> None:
-        """protocols: under unique names, see `named_protocols`.
+        """protocols: under unique names, see `named_evaluators`.
         train_labels, test_labels: (N,) int64 class indices, negative where an image has none.
         num_train, num_test: images of each split, where labels do not say it; with them features
         take no more memory than they need. device: where protocols compute; default: where the
@@ -199,16 +199,16 @@ class EvaluationSuite:
 
     # --- One subject ---------------------------------------------------------------------------
 
-    def _due(self, epoch: int, final: bool) -> list[Protocol]:
-        def is_due(protocol: Protocol) -> bool:
+    def _due(self, epoch: int, final: bool) -> list[NamedEvaluator]:
+        def is_due(protocol: NamedEvaluator) -> bool:
             every: int | None = getattr(protocol.evaluator.config, "every_epochs", None)
             return final or (every is not None and epoch > 0 and epoch % every == 0)
 
         return [protocol for protocol in self._protocols if is_due(protocol)]
 
     def _measurable(
-        self, protocols: Sequence[Protocol], subject: str, report: Collector
-    ) -> list[Protocol]:
+        self, protocols: Sequence[NamedEvaluator], subject: str, report: Collector
+    ) -> list[NamedEvaluator]:
         """The protocols that have what they need; the others are reported."""
         reason = self._label_problem()
         if reason is None and any(protocol.evaluator.requires_labels for protocol in protocols):
@@ -230,7 +230,7 @@ class EvaluationSuite:
 
     def _measure_encoder(
         self,
-        protocols: Sequence[Protocol],
+        protocols: Sequence[NamedEvaluator],
         encoder: nn.Module,
         projection_layers: Iterable[nn.Module],
         name: Literal["trained", "untrained"],
@@ -311,7 +311,9 @@ class EvaluationSuite:
             self._device,
         )
 
-    def _measure(self, protocols: Sequence[Protocol], subject: Subject, report: Collector) -> None:
+    def _measure(
+        self, protocols: Sequence[NamedEvaluator], subject: Subject, report: Collector
+    ) -> None:
         labelled = replace(subject, bank=labelled_rows(subject.bank))
         networks = [] if subject.encoder is None else [subject.encoder, *subject.projection_layers]
         whole = nn.Sequential(*networks)
@@ -326,6 +328,6 @@ class EvaluationSuite:
                     report.fail(protocol, subject.name, error)
 
 
-def _measures_pixels(protocol: Protocol) -> bool:
+def _measures_pixels(protocol: NamedEvaluator) -> bool:
     evaluator = protocol.evaluator
     return evaluator.pixel_baseline and (evaluator.uses_features or evaluator.own_data)

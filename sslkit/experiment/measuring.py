@@ -21,7 +21,7 @@ from sslkit.engine.embedding_monitor import EmbeddingMonitor
 from sslkit.engine.online_probe import OnlineProbe, ProbeAccuracy
 from sslkit.engine.runtime import Runtime
 from sslkit.errors import RecipeError
-from sslkit.evaluation.collector import Protocol, named_protocols
+from sslkit.evaluation.collector import NamedEvaluator, named_evaluators
 from sslkit.evaluation.conditions import Conditions
 from sslkit.evaluation.joined import EvaluationSuites
 from sslkit.evaluation.results import SuiteResult
@@ -55,13 +55,13 @@ def make_suites(
 
     Raises RecipeError where a protocol asks for a layer that the projection head lacks."""
     watched = watched or Watched()
-    protocols = named_protocols([(slot.name, slot.build()) for slot in recipe.evaluate])
+    protocols = named_evaluators([(slot.name, slot.build()) for slot in recipe.evaluate])
     check_projection(recipe, protocols, method)
     own = [p for place, p in enumerate(protocols) if f"evaluate.{place}" not in stores.elsewhere]
     takers = [(p.key, p.evaluator) for p in own if p.evaluator.uses_features]
     if watched.probe is not None and takers:
         accuracy = ProbeAccuracy.beside(takers, watched.probe)
-        own += named_protocols([("online_probe", accuracy)])
+        own += named_evaluators([("online_probe", accuracy)])
 
     images = _images(recipe, runtime, stores, method, watched.maker)
     brought = [
@@ -95,7 +95,7 @@ def _images(
 
 
 def _suite(
-    protocols: Sequence[Protocol],
+    protocols: Sequence[NamedEvaluator],
     recipe: Recipe,
     runtime: Runtime,
     stores: Stores,
@@ -161,7 +161,7 @@ def conditions(
     return Conditions(recipe.evaluation_precision, statistics, no_untrained)
 
 
-def check_projection(recipe: Recipe, protocols: Sequence[Protocol], method: Method) -> None:
+def check_projection(recipe: Recipe, protocols: Sequence[NamedEvaluator], method: Method) -> None:
     """Raises RecipeError where a protocol asks for a layer that the projection head lacks: before
     the first step, since an hour later it could only be skipped."""
     layers = len(method.projection_layers)

@@ -130,7 +130,7 @@ def test_ctrl_c_after_a_finished_run(tiny: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_signal_cuts_an_evaluation_off(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step before it is saved, and a resume evaluates again."""
-    from sslkit.builtin.protocols.knn import KNN
+    from sslkit.builtin.evaluators.knn import KNN
 
     evaluate, seen = KNN.evaluate, []
 

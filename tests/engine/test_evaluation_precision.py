@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sslkit
 from sslkit.api import Evaluation, Subject
-from sslkit.builtin.protocols.knn import KNN
+from sslkit.builtin.evaluators.knn import KNN
 from sslkit.data.evaluation_images import evaluation_batches
 from sslkit.engine.display import Silent
 from sslkit.experiment.stores import open_stores

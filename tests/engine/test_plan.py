@@ -14,9 +14,9 @@ from torch import nn
 
 from sslkit.api import Component, RunFacts, ViewSpec
 from sslkit.builtin.augmentations import SimCLRAugmentation
+from sslkit.builtin.evaluators.knn import KNN
 from sslkit.builtin.losses import InfoNCE, NTXent
 from sslkit.builtin.optimizers import LARS, SGD, AdamW
-from sslkit.builtin.protocols.knn import KNN
 from sslkit.builtin.schedules import Constant, Cosine
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.engine.display import Display, Silent

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sslkit.api import Evaluator, Preprocess, SplitReader, resolve_component
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import StoredImages
-from sslkit.evaluation.collector import named_protocols
+from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.host.plugins import load_plugins
 
@@ -85,7 +85,7 @@ class Study:
             seed=self.seed, device=CPU, precision="fp32", channels_last=False,
         )  # fmt: skip
         return EvaluationSuite(
-            named_protocols([(name, protocol(name, **fields)) for name, fields in protocols]),
+            named_evaluators([(name, protocol(name, **fields)) for name, fields in protocols]),
             train_batches=lambda: images.preprocessed("train"),
             test_batches=lambda: images.preprocessed("test"),
             train_labels=self.train.labels,

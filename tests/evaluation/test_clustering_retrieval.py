@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslkit.api import Evaluator, FeatureBank, RunFacts, Subject, ViewSpec
-from sslkit.builtin.protocols.clustering import Clustering
-from sslkit.builtin.protocols.collapse import Collapse
-from sslkit.builtin.protocols.knn import KNN
-from sslkit.builtin.protocols.linear import Linear
-from sslkit.builtin.protocols.retrieval import Retrieval
-from sslkit.evaluation.collector import named_protocols
+from sslkit.builtin.evaluators.clustering import Clustering
+from sslkit.builtin.evaluators.collapse import Collapse
+from sslkit.builtin.evaluators.knn import KNN
+from sslkit.builtin.evaluators.linear import Linear
+from sslkit.builtin.evaluators.retrieval import Retrieval
+from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.report.results import FinalResults
@@ -149,7 +149,7 @@ def test_beside_the_baselines_and_without_changing_the_encoder() -> None:
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     ).train()
     suite = EvaluationSuite(
-        named_protocols(
+        named_evaluators(
             [
                 ("clustering", Clustering(Clustering.Config(restarts=3))),
                 ("retrieval", Retrieval(Retrieval.Config())),

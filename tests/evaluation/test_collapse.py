@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sslkit.api import FeatureBank, Subject
-from sslkit.builtin.protocols.collapse import Collapse
+from sslkit.builtin.evaluators.collapse import Collapse
 
 
 def subject(features: Tensor, pairs: tuple[Tensor, Tensor] | None = None) -> Subject:

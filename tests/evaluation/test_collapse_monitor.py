@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sslkit.api import Apart, Batch, Evaluation, FeatureBank, StepOutput, Subject
-from sslkit.builtin.protocols.branches import Branch, read_branches
-from sslkit.builtin.protocols.collapse import Collapse
+from sslkit.builtin.evaluators.branches import Branch, read_branches
+from sslkit.builtin.evaluators.collapse import Collapse
 from sslkit.builtin.simclr import SimCLR
 from sslkit.engine.display import Display
 from sslkit.errors import TrainingError

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sslkit.api import FeatureStage, NoFeatureMapsError, RunFacts
-from sslkit.builtin.protocols.detection import Detection, _scored, draws, learning_rate, sample
-from sslkit.builtin.protocols.detector import Pyramid, pyramid_stages
+from sslkit.builtin.evaluators.detection import Detection, _scored, draws, learning_rate, sample
+from sslkit.builtin.evaluators.detector import Pyramid, pyramid_stages
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.scores import is_score

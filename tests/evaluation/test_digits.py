@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sslkit.builtin.protocols.few_label import FewLabel
-from sslkit.builtin.protocols.knn import KNN
-from sslkit.builtin.protocols.linear import Linear
-from sslkit.evaluation.collector import named_protocols
+from sslkit.builtin.evaluators.few_label import FewLabel
+from sslkit.builtin.evaluators.knn import KNN
+from sslkit.builtin.evaluators.linear import Linear
+from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.suite import EvaluationSuite
 
 
@@ -28,7 +28,7 @@ def test_baselines_on_digits_are_where_they_are_known_to_be() -> None:
         nn.AdaptiveAvgPool2d(2), nn.Flatten(),
     )  # fmt: skip
     suite = EvaluationSuite(
-        named_protocols(
+        named_evaluators(
             [
                 ("knn", KNN(KNN.Config(k=20))),
                 ("linear", Linear(Linear.Config(l2=(0.1, 0.01)))),

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sslkit.api import FeatureBank, RunFacts, Subject
-from sslkit.builtin.protocols import few_label
-from sslkit.builtin.protocols.few_label import FewLabel, draw_labelled
+from sslkit.builtin.evaluators import few_label
+from sslkit.builtin.evaluators.few_label import FewLabel, draw_labelled
 from sslkit.evaluation.statistics import mean_interval, paired_difference
 
 

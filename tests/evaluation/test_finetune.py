@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sslkit.api import EvaluationImages, FeatureBank, RunFacts, Subject, ViewSpec
-from sslkit.builtin.protocols.finetune import Finetune
-from sslkit.builtin.protocols.supervised_training import Classifier, FineTuningConfig
-from sslkit.builtin.protocols.supervised_training import _train as train
+from sslkit.builtin.evaluators.finetune import Finetune
+from sslkit.builtin.evaluators.supervised_training import Classifier, FineTuningConfig
+from sslkit.builtin.evaluators.supervised_training import _train as train
 from sslkit.evaluation.features import state_digest
 from tests.evaluation.image_subjects import Network, projection, protocol, study
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sslkit.api import FeatureBank, RunFacts, Subject
-from sslkit.builtin.protocols.knn import KNN
+from sslkit.builtin.evaluators.knn import KNN
 from sslkit.nn import classification
 from sslkit.nn.classification import knn_correct, mean_class_accuracy, nearest_rows, top1_accuracy
 

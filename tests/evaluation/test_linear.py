@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sslkit.api import Evaluator, FeatureBank, Subject
-from sslkit.builtin.protocols import linear_solvers
-from sslkit.builtin.protocols.knn import KNN
-from sslkit.builtin.protocols.linear import Linear
-from sslkit.builtin.protocols.linear_solvers import LBFGS
+from sslkit.builtin.evaluators import linear_solvers
+from sslkit.builtin.evaluators.knn import KNN
+from sslkit.builtin.evaluators.linear import Linear
+from sslkit.builtin.evaluators.linear_solvers import LBFGS
 from sslkit.nn import logistic_regression, standardised
 from sslkit.nn.labels import stratified_folds
 from sslkit.nn.lbfgs import minimize

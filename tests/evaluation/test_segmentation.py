@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 import sslkit
 from sslkit.api import IGNORED_PIXEL, RunFacts, SplitReader
-from sslkit.builtin.protocols.encoder_maps import Source
-from sslkit.builtin.protocols.segmentation import Segmentation, take_positions
+from sslkit.builtin.evaluators.encoder_maps import Source
+from sslkit.builtin.evaluators.segmentation import Segmentation, take_positions
 from sslkit.builtin.timm_backbone import TimmBackbone
-from sslkit.evaluation.collector import named_protocols
+from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.scores import is_score
 from sslkit.evaluation.suite import EvaluationSuite
@@ -204,7 +204,7 @@ def test_it_stands_in_the_table_beside_the_baselines() -> None:
 
     few = {**COLOURS, "num_train": 8, "num_test": 4}
     suite = EvaluationSuite(
-        named_protocols([("segmentation", protocol("segmentation", few, max_iterations=5))]),
+        named_evaluators([("segmentation", protocol("segmentation", few, max_iterations=5))]),
         train_batches=batches,
         test_batches=batches,
     )

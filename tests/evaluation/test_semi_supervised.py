@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sslkit.api import RunFacts, Subject
-from sslkit.builtin.protocols import semi_supervised
-from sslkit.builtin.protocols.linear_solvers import LBFGS, Chosen, choose_and_fit
-from sslkit.builtin.protocols.semi_supervised import SemiSupervised
+from sslkit.builtin.evaluators import semi_supervised
+from sslkit.builtin.evaluators.linear_solvers import LBFGS, Chosen, choose_and_fit
+from sslkit.builtin.evaluators.semi_supervised import SemiSupervised
 from sslkit.evaluation.features import state_digest
 from sslkit.nn.standardised import Standardised
 from tests.evaluation.image_subjects import Network, Study, projection, protocol, study

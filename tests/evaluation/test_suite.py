@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Subject
-from sslkit.builtin.protocols.collapse import Collapse
-from sslkit.builtin.protocols.few_label import FewLabel
-from sslkit.builtin.protocols.knn import KNN
-from sslkit.evaluation.collector import named_protocols
+from sslkit.builtin.evaluators.collapse import Collapse
+from sslkit.builtin.evaluators.few_label import FewLabel
+from sslkit.builtin.evaluators.knn import KNN
+from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.results import comparison
 from sslkit.evaluation.suite import EvaluationSuite
@@ -50,7 +50,7 @@ class Pictures:
             "class_names": ["red", "green", "blue"],
             "positive_pairs": lambda num: (self.train[:num], self.train[:num].flip(3)),
         }
-        return EvaluationSuite(named_protocols(evaluators), **{**arguments, **changes})
+        return EvaluationSuite(named_evaluators(evaluators), **{**arguments, **changes})
 
 
 @pytest.fixture

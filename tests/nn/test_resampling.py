@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.builtin.protocols.segmentation import resampled_scores
+from sslkit.builtin.evaluators.segmentation import resampled_scores
 from sslkit.evaluation.statistics import (
     Interval,
     resampled_difference,

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from sslkit.errors import RunFolderError
-from sslkit.evaluation.collector import named_protocols
+from sslkit.evaluation.collector import named_evaluators
 from sslkit.files import read_json, reason
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
 from sslkit.report.cost import training_clock
@@ -166,7 +166,7 @@ def _versions(environment: Mapping[str, Any]) -> dict[str, str]:
 
 def protocol_settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Protocol -> the fields that its numbers depend on; how often it runs is none of them."""
-    built = named_protocols([(slot.name, slot.build()) for slot in recipe.evaluate])
+    built = named_evaluators([(slot.name, slot.build()) for slot in recipe.evaluate])
     settings = {
         protocol.key: {key: value for key, value in slot.dump().items() if key != "every_epochs"}
         for protocol, slot in zip(built, recipe.evaluate, strict=True)

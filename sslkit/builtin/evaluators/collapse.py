@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Subject
-from sslkit.builtin.protocols.branches import Branch, read_branches
+from sslkit.builtin.evaluators.branches import Branch, read_branches
 from sslkit.nn.representation import alignment, feature_std, rankme, uniformity
 from sslkit.randomness import SampleRandom
 

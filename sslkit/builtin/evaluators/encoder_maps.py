@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslkit.api import Backbone, NoFeatureMapsError, SplitReader
-from sslkit.builtin.protocols.dense_data import in_order, read_image
+from sslkit.builtin.evaluators.dense_data import in_order, read_image
 from sslkit.errors import DataError
 
 _BATCH = 32

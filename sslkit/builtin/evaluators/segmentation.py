@@ -24,13 +24,18 @@ from sslkit.api import (
     SplitReader,
     Subject,
 )
-from sslkit.builtin.protocols.dense_data import (
+from sslkit.builtin.evaluators.dense_data import (
     AnnotatedData,
     class_bars,
     data_problems,
     open_annotated,
 )
-from sslkit.builtin.protocols.encoder_maps import Source, check_images, device_of, with_feature_maps
+from sslkit.builtin.evaluators.encoder_maps import (
+    Source,
+    check_images,
+    device_of,
+    with_feature_maps,
+)
 from sslkit.errors import DataError, SSLKitError
 from sslkit.nn.logistic_regression import LinearClassifiers
 from sslkit.nn.resampling import resample

@@ -28,7 +28,7 @@ from sslkit.api import (
     SplitReader,
     Subject,
 )
-from sslkit.builtin.protocols.dense_data import (
+from sslkit.builtin.evaluators.dense_data import (
     AnnotatedData,
     class_bars,
     data_problems,
@@ -36,8 +36,8 @@ from sslkit.builtin.protocols.dense_data import (
     open_annotated,
     read_image,
 )
-from sslkit.builtin.protocols.detector import Pyramid, faster_rcnn, pyramid_stages
-from sslkit.builtin.protocols.encoder_maps import check_images, device_of, with_feature_maps
+from sslkit.builtin.evaluators.detector import Pyramid, faster_rcnn, pyramid_stages
+from sslkit.builtin.evaluators.encoder_maps import check_images, device_of, with_feature_maps
 from sslkit.errors import SSLKitError, TrainingError
 from sslkit.nn.average_precision import THRESHOLDS, Detections, Matches
 from sslkit.nn.resampling import resample
