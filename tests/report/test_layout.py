@@ -14,6 +14,7 @@ from matplotlib.legend import Legend
 from sslkit.evaluation.results import ComparisonRow, Estimate
 from sslkit.report.comparison.figures import draw_all
 from sslkit.report.comparison.page import html_page, write_comparison
+from sslkit.report.comparison.svg import Picture
 from sslkit.report.comparison.table import Comparison
 from sslkit.report.figures import draw_accuracies, draw_curves
 from sslkit.report.maps import choose_images, draw_map
@@ -135,7 +136,9 @@ def test_scores_are_first_and_only_tables_and_figures_scroll_sideways(
     first = "<td>method.loss.temperature=0.0</td><td>3</td><td>51.1 [48.4, 53.9]</td>"
     assert first in body
     assert body.count("<table") == body.count('<div class="wide"><table')
-    assert body.count("<svg") == len(re.findall(r"<figure>\s*<svg", body))
-    assert "div.wide,figure{overflow-x:auto}" in page
+    assert body.count("<svg") == body.count('<figure><div class="fitting"><svg') == 3
+    assert ".wide{overflow-x:auto}" in page
+    wide = Picture("several", '<svg width="900pt" height="9pt"></svg>', "several panels")
+    assert '<div class="wide"><svg' in html_page(eight_arms, [wide])
     assert re.search(r"pre\{[^}]*overflow-x:auto", page)
     assert re.search(r"td:first-child\{[^}]*overflow-wrap:anywhere", page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
@@ -31,14 +32,16 @@ body{font:15px/1.5 system-ui,sans-serif;color:#1c2430;max-width:1340px;margin:2r
 body{padding:0 1rem}p,ul,figcaption{max-width:75ch}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
-div.wide,figure{overflow-x:auto}
+.wide{overflow-x:auto}
 th,td{padding:.3rem .8rem;text-align:left;border-bottom:1px solid #dde2e8;white-space:nowrap}
 th{background:#f3f5f8}th[scope=rowgroup]{background:none;padding-top:1rem}
 td:first-child{white-space:normal;overflow-wrap:anywhere;min-width:6rem}
 figure{margin:1.5rem 0}figcaption{color:#55606e;font-size:.9rem}
 svg{max-width:100%;height:auto}pre{background:#f3f5f8;padding:.8rem;overflow-x:auto;font-size:.8rem}
-@media(max-width:700px){figure svg{max-width:45rem}th,td{padding:.3rem .4rem}table{font-size:.8rem}}
+@media(max-width:700px){.wide svg{max-width:45rem}th,td{padding:.3rem .4rem}table{font-size:.8rem}}
 """
+_ONE_PANEL = 360.0
+"""Width of a figure that has one, points, at most."""
 _XML_HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 # A browser refuses whatever a mistake in this file would load.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -94,7 +97,8 @@ def _page(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[str]:
         yield from (f"<li>{escape(note)}</li>" for note in find_notes(comparison))
         yield "</ul>"
     for picture in pictures:
-        yield f"<figure>{picture.svg}<figcaption>{escape(picture.caption)}</figcaption></figure>"
+        caption = f"<figcaption>{escape(picture.caption)}</figcaption>"
+        yield f'<figure><div class="{_room(picture.svg)}">{picture.svg}</div>{caption}</figure>'
     yield "<h2>Runs</h2>"
     for arm in comparison.arms:
         if not arm.records:
@@ -106,6 +110,13 @@ def _page(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[str]:
         yield f"<details><summary>Recipe, hash {arm.records[0].hash}</summary>"
         yield f"<pre>{escape(recipe)}</pre></details>"
     yield "</body></html>"
+
+
+def _room(svg: str) -> str:
+    """The class of a box for a figure: several panels scroll on a narrow screen, where they would
+    be too small to read; one is made as narrow as the screen."""
+    width = re.search(r'<svg[^>]*? width="([\d.]+)pt"', svg)
+    return "fitting" if width is not None and float(width[1]) <= _ONE_PANEL else "wide"
 
 
 def _table(table: Table) -> Iterator[str]:
