@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
+from .deprecation import INTERFACE_VERSION, keep_moved_modules
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -21,10 +23,18 @@ try:
 except PackageNotFoundError:  # a source tree on PYTHONPATH, not installed
     __version__ = "0+source"
 
+keep_moved_modules()
 hookimpl = pluggy.HookimplMarker("sslkit")
 """Marks a function of a plugin module as the implementation of a hook."""
 
-__all__ = ["__version__", "hookimpl", "installed_components", "load_encoder", "run"]
+__all__ = [
+    "INTERFACE_VERSION",
+    "__version__",
+    "hookimpl",
+    "installed_components",
+    "load_encoder",
+    "run",
+]
 
 
 def run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunResult:

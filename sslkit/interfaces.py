@@ -3,10 +3,9 @@ and is told, by a DeprecationWarning, where each lives now. New code imports fro
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sslkit import api
+from sslkit.deprecation import moved_names
 
 if TYPE_CHECKING:
     from sslkit.api import *  # noqa: F403
@@ -20,14 +19,7 @@ RENAMED = {
 }
 """First name -> name in `sslkit.api`."""
 
+REMOVED: dict[str, str] = {}
+"""First name -> what to write in its place."""
 
-def __getattr__(name: str) -> Any:
-    new = RENAMED.get(name, name)
-    if new not in api.__all__:
-        raise AttributeError(f"module 'sslkit.interfaces' has no attribute '{name}'")
-    warnings.warn(
-        f"sslkit.interfaces.{name} is sslkit.api.{new} now; the old address goes with sslkit 0.3",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    return getattr(api, new)
+__getattr__ = moved_names("sslkit.interfaces", "sslkit.api", RENAMED, REMOVED)

@@ -29,7 +29,7 @@ LAYERS = (
     ("api",),
     ("nn",),
     ("parallel", "randomness"),
-    ("errors", "files"),
+    ("deprecation", "errors", "files"),
 )
 """From the top floor down. A room imports from lower floors only: not from its own floor, never
 upwards; imports for type checking count. `builtin` stands apart: see AUTHORS_MAY_IMPORT."""

@@ -25,6 +25,7 @@ from sslkit import __version__
 from sslkit.errors import PluginError
 
 from . import hookspecs
+from .compatibility import stated_interface, warn_of_old_imports
 from .plugin_errors import describe_failure
 from .registry import Entry, PluginRecord, Registry, did_you_mean, normalise
 
@@ -182,12 +183,15 @@ def _load(
             for kind, name, target in _registrations(plugin):
                 entry = Entry(kind, name, target, record.distribution, record.version)
                 entries.append(entry)
+            stated = stated_interface(plugin)
+            entries = [replace(entry, interface=stated) for entry in entries]
         _refuse_taken_names(entries, earlier)
         reason = None
     except PluginError as error:
         reason = str(error)
     except (Exception, SystemExit) as error:
         reason = describe_failure(error, entry_point.module)
+    warn_of_old_imports(f"{record.distribution} {record.version}", entry_point.module)
     components: dict[str, tuple[str, ...]] = {}
     for kind in KINDS:
         names = sorted({entry.name for entry in entries if entry.kind == kind})

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from sslkit.errors import PluginError
 
+from .compatibility import misfit, warn_of_old_imports, warn_of_old_members
 from .plugin_errors import describe_failure
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Entry:
     """"module:Class"."""
     distribution: str
     version: str
+    interface: int | None = None
+    """The interface that its plugin states; see `host/compatibility.py`."""
 
     @property
     def qualified(self) -> str:
@@ -60,7 +63,7 @@ class PluginRecord:
     """One entry point: what it is, and what it provides or why it is broken."""
 
     name: str
-    """Of the entry point."""
+    """The name of the entry point."""
     distribution: str
     """Normalised name of the distribution; "unknown" where its metadata does not say."""
     version: str
@@ -182,18 +185,25 @@ def _import_component(entry: Entry) -> type[Component]:
     except (Exception, SystemExit) as error:
         reason = describe_failure(error, module_name)
         raise PluginError(f"{where}: cannot import {entry.target}: {reason}") from error
-    fault = _fault(entry.kind, found)
+    interface = _interface(entry.kind)
+    fault = _fault(interface, found) or misfit(found, interface, entry.interface)
     if fault:
         raise PluginError(f"{where}: {entry.target} {fault}")
+    warn_of_old_imports(f"{entry.distribution} {entry.version}", module_name)
+    warn_of_old_members(where, found, interface, entry.interface)
     cls: type[Component] = found
     return cls
 
 
-def _fault(kind: str, found: Any) -> str | None:
-    """What is wrong with an object that should be a component class; None if nothing is."""
+def _interface(kind: str) -> type[Component]:
+    """The class that components of a kind derive from."""
     from sslkit.api import INTERFACES
 
-    interface = next(interface for interface in INTERFACES if interface.kind == kind)
+    return next(interface for interface in INTERFACES if interface.kind == kind)
+
+
+def _fault(interface: type[Component], found: Any) -> str | None:
+    """What is wrong with an object that should be a component class; None if nothing is."""
     expected = f"expected a subclass of sslkit.api.{interface.__name__}"
     if not isinstance(found, type):
         return f"is a {type(found).__name__}, {expected}"
