@@ -37,9 +37,10 @@ from .evaluation import (
 )
 from .kinds import INTERFACES
 from .losses import Loss, LossInput, rewards_collapse
-from .method import Apart, Method, ParamGroup, Progress, StepOutput
+from .method import Apart, Method, ParamGroup, StepOutput
 from .networks import Backbone, FeatureStage, Head, NoFeatureMapsError, Preprocess
-from .optimization import Optimizer, OptimizerConfig, Schedule, optimizer_groups
+from .optimization import Optimizer, OptimizerConfig, optimizer_groups, set_group_rules
+from .schedules import Bounds, Progress, Schedule, ScheduledNumber, scheduled
 from .tracking import Callback, MetricPoint, RunView, Tracker
 from .views import Augmentation, Geometry, Params
 
@@ -51,6 +52,7 @@ __all__ = [
     "Backbone",
     "Batch",
     "Batches",
+    "Bounds",
     "Boxes",
     "C",
     "Callback",
@@ -82,6 +84,7 @@ __all__ = [
     "RunFacts",
     "RunView",
     "Schedule",
+    "ScheduledNumber",
     "Slot",
     "SplitReader",
     "StepOutput",
@@ -93,5 +96,7 @@ __all__ = [
     "optimizer_groups",
     "resolve_component",
     "rewards_collapse",
+    "scheduled",
+    "set_group_rules",
     "slot",
 ]

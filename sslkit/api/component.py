@@ -178,7 +178,7 @@ class Slot(Generic[C]):
             if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
                 reason = f"expected a block that names its {kind}, such as {{name: ...}}"
                 raise PydanticCustomError("component_block", "{reason}", {"reason": reason})
-            return _resolve(kind, value, info.context)
+            return resolve_block(kind, value, info.context)
 
         return core_schema.with_info_plain_validator_function(
             validate,
@@ -199,10 +199,10 @@ class Slot(Generic[C]):
 
 def resolve_component(registry: Any, kind: str, block: Mapping[str, Any]) -> Slot[Any]:
     """The slot of a component block, outside a recipe."""
-    return _resolve(kind, block, {"registry": registry})
+    return resolve_block(kind, block, {"registry": registry})
 
 
-def _resolve(kind: str, block: Mapping[str, Any], context: Any) -> Slot[Any]:
+def resolve_block(kind: str, block: Mapping[str, Any], context: Any) -> Slot[Any]:
     """Finds the class through the registry in the validation context and validates its config.
     Without a context, as where a test writes `SimCLR.Config()`, names are those of what is
     installed.

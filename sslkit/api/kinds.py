@@ -12,7 +12,8 @@ from .evaluation import Evaluator
 from .losses import Loss
 from .method import Method
 from .networks import Backbone, Head
-from .optimization import Optimizer, Schedule
+from .optimization import Optimizer
+from .schedules import Schedule
 from .tracking import Callback, Tracker
 from .views import Augmentation
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     pass
 from .component import Component
+from .schedules import Progress
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class LossInput:
     """(B,) int64; present where the loss requires "labels"."""
     negatives: Tensor | None = None
     """(K, D) further negatives, such as a queue; present where the loss requires "negatives"."""
+    progress: Progress | None = None
+    """Where training stands, for losses whose numbers follow a schedule; None outside a run."""
 
 
 class Loss(Component, nn.Module, ABC):
@@ -48,13 +51,15 @@ class Loss(Component, nn.Module, ABC):
 def rewards_collapse(loss: Loss) -> bool:
     """Whether a loss is no higher when all embeddings are equal than when each image has its own:
     then nothing in it keeps images apart. Tried on small embeddings; False where that fails."""
-    labels = torch.arange(4)
+    labels, first = torch.arange(4), Progress(0, 1, 1)
     apart = torch.eye(4, 8)
     negatives = torch.eye(8)[4:] if "negatives" in loss.requires else None
     try:
         with torch.no_grad():
             equal = apart[:1].expand(4, 8)
-            collapsed = loss(LossInput((equal, equal), labels, negatives))
-            return bool(collapsed <= loss(LossInput((apart, apart), labels, negatives)) + 1e-6)
+            collapsed = loss(LossInput((equal, equal), labels, negatives, first))
+            return bool(
+                collapsed <= loss(LossInput((apart, apart), labels, negatives, first)) + 1e-6
+            )
     except Exception:  # a plugin's, which may need other embeddings: no reason to warn
         return False

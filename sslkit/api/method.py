@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -14,34 +14,7 @@ if TYPE_CHECKING:
 from .component import Component, RunFacts
 from .data import Batch
 from .networks import Backbone
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands: `step` optimiser steps are done."""
-
-    step: int
-    total_steps: int
-    steps_per_epoch: int
-
-    @property
-    def epoch(self) -> float:
-        """Epochs done, with fraction."""
-        return self.step / self.steps_per_epoch
-
-    @property
-    def epochs_done(self) -> int:
-        """Whole epochs done."""
-        return self.step // self.steps_per_epoch
-
-    def next(self) -> Progress:
-        """One step later."""
-        return replace(self, step=self.step + 1)
-
-    @property
-    def fraction(self) -> float:
-        """Part of training that is done, 0 to 1."""
-        return self.step / self.total_steps
+from .schedules import Progress
 
 
 @dataclass(frozen=True)
@@ -118,9 +91,12 @@ class Method(Component, nn.Module, ABC):
         present, feeds the online probe."""
 
     @abstractmethod
-    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
         """The loss of the whole batch from the embeddings of all its parts, which come in float32
-        and outside autocast. `batch.views` may be empty here. Networks belong into `embed`."""
+        and outside autocast. `batch.views` may be empty here. Networks belong into `embed`.
+        progress: as `before_step` had it; what schedules are read at."""
 
     def param_groups(self) -> list[ParamGroup]:
         """Learning rate, decay, freezing and clipping rules; by default one group of all
@@ -135,4 +111,5 @@ class Method(Component, nn.Module, ABC):
         """Called when gradients are complete, before clipping and the optimiser."""
 
     def after_step(self, progress: Progress, carry: Any) -> None:
-        """Called after each optimiser step (`progress.step` counts it) with `StepOutput.carry`."""
+        """Called after each optimiser step (`progress.step` counts it) with `StepOutput.carry`.
+        A schedule has the value of the step just taken at `progress.previous()`."""

@@ -1,10 +1,10 @@
-"""Optimisers and schedules."""
+"""Optimisers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import (
@@ -15,7 +15,8 @@ from pydantic import (
 if TYPE_CHECKING:
     pass
 from .component import Component, ComponentConfig, RunFacts
-from .method import ParamGroup, Progress
+from .method import ParamGroup
+from .schedules import Bounds, Progress, ScheduledNumber, scheduled
 
 
 class OptimizerConfig(ComponentConfig):
@@ -28,7 +29,7 @@ class OptimizerConfig(ComponentConfig):
     lr_reference_batch); `none`: lr as it stands."""
     lr_reference_batch: PositiveInt = 256
     """Batch size, in images, at which `lr` holds. Without effect where `lr_scaling` is `none`."""
-    weight_decay: float = Field(default=0.0, ge=0.0)
+    weight_decay: Annotated[ScheduledNumber, Bounds(ge=0.0)] = scheduled(0.0)
     """Weight decay."""
     exclude_bias_and_norm: bool = True
     """Leaves biases and normalisation parameters (all tensors with fewer than two dimensions) out
@@ -47,18 +48,39 @@ def optimizer_groups(
 ) -> list[dict[str, Any]]:
     """What `Optimizer.create` takes: biases and norms apart from weights, which are decayed.
 
-    Beside torch's keys each has `lr_scale` and `lr_constant`, for whoever sets learning rates."""
+    Beside torch's keys each has `lr_scale` and `lr_constant`, and where weight decay follows a
+    schedule `weight_decay_scale`, for `set_group_rules`, which goes before each step."""
     parts = []
+    weight_decay = config.weight_decay
     for group in groups:
         shared = {"lr": lr, "lr_scale": group.lr_scale, "lr_constant": group.lr_constant}
-        decay = config.weight_decay * group.weight_decay_scale
+        decay = weight_decay.start * group.weight_decay_scale
         excluded = [p for _, p in group.params if config.exclude_bias_and_norm and p.ndim < 2]
         kept = [p for _, p in group.params if not (config.exclude_bias_and_norm and p.ndim < 2)]
         parts += [
             {"params": kept, "weight_decay": decay, "adapt": True, **shared},
             {"params": excluded, "weight_decay": 0.0, "adapt": False, **shared},
         ]
+        if not weight_decay.is_constant:
+            parts[-2]["weight_decay_scale"] = group.weight_decay_scale
+            parts[-1]["weight_decay_scale"] = 0.0
     return [part for part in parts if part["params"]]
+
+
+def set_group_rules(
+    optimizer: torch.optim.Optimizer,
+    config: OptimizerConfig,
+    lr: float,
+    peak: float,
+    progress: Progress,
+) -> None:
+    """Gives the groups of `optimizer_groups` the learning rate and the weight decay of the coming
+    step. lr: of an unscaled group; peak: its highest, for groups that the schedule leaves."""
+    for group in optimizer.param_groups:
+        group["lr"] = (peak if group["lr_constant"] else lr) * group["lr_scale"]
+        if not config.weight_decay.is_constant:
+            scale = group["weight_decay_scale"]
+            group["weight_decay"] = config.weight_decay.at(progress) * scale
 
 
 class Optimizer(Component, ABC):
@@ -98,16 +120,3 @@ class Optimizer(Component, ABC):
 
     @abstractmethod
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer: ...
-
-
-class Schedule(Component, ABC):
-    """The learning rate over the run, as a factor of its peak."""
-
-    kind = "schedule"
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-    @abstractmethod
-    def factor(self, progress: Progress) -> float:
-        """The factor for the step that follows `progress.step` finished ones."""

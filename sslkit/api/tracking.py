@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     pass
 from .component import Component
 from .data import Batch
-from .method import Method, Progress
+from .method import Method
+from .schedules import Progress
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ def register_schedules() -> Mapping[str, str]:
     return {
         "constant": "sslkit.builtin.schedules:Constant",
         "cosine": "sslkit.builtin.schedules:Cosine",
+        "linear": "sslkit.builtin.schedules:Linear",
     }
 
 

@@ -9,12 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import Annotated
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 
-from sslkit.api import ComponentConfig, Loss, LossInput, RunFacts
+from sslkit.api import (
+    Bounds,
+    ComponentConfig,
+    Loss,
+    LossInput,
+    RunFacts,
+    ScheduledNumber,
+    scheduled,
+)
 from sslkit.nn.functional import (
     DEFAULT_CHUNK_ELEMENTS,
     ContrastiveMetrics,
@@ -23,6 +32,8 @@ from sslkit.nn.functional import (
     nt_xent,
 )
 from sslkit.parallel.collectives import all_ranks
+
+Temperature = Annotated[ScheduledNumber, Bounds(gt=0.0)]
 
 _USUAL_TEMPERATURES = (0.02, 2.0)
 """Published ones are 0.05 to 1 (arXiv 2002.05709, table 5; 2006.07733; 2104.02057)."""
@@ -35,7 +46,7 @@ class NTXent(Loss):
     """
 
     class Config(ComponentConfig):
-        temperature: PositiveFloat = 0.5
+        temperature: Temperature = scheduled(0.5)
         """Softmax temperature. 0.5 suits CIFAR, 0.1 ImageNet (arXiv 2002.05709, B.9 and 5.1)."""
         chunk_elements: PositiveInt = DEFAULT_CHUNK_ELEMENTS
         """Similarities held in memory at a time. A batch of M embeddings has M²; fewer at a time
@@ -45,7 +56,7 @@ class NTXent(Loss):
 
     @classmethod
     def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
-        return _odd_temperature(config.temperature)
+        return _odd_temperature(config.temperature.values(facts))
 
     @classmethod
     def plan_facts(cls, config: Config, facts: RunFacts) -> Mapping[str, str | int | float]:
@@ -53,10 +64,11 @@ class NTXent(Loss):
 
     def forward(self, inputs: LossInput) -> Tensor:
         config, group = self.config, all_ranks()
+        temperature = config.temperature.at(inputs.progress)
         return _mean_over_pairs(
             inputs.views,
             lambda a, b: nt_xent(
-                a, b, config.temperature, chunk_elements=config.chunk_elements, group=group
+                a, b, temperature, chunk_elements=config.chunk_elements, group=group
             ),
         )
 
@@ -66,7 +78,7 @@ class NTXent(Loss):
             contrastive_accuracy_and_entropy(
                 first,
                 second,
-                temperature=self.config.temperature,
+                temperature=self.config.temperature.at(inputs.progress),
                 both_views=True,
                 chunk_elements=self.config.chunk_elements,
             )
@@ -82,7 +94,7 @@ class InfoNCE(Loss):
     """
 
     class Config(ComponentConfig):
-        temperature: PositiveFloat = 0.1
+        temperature: Temperature = scheduled(0.1)
         """Softmax temperature."""
         symmetric: bool = True
         """In-batch negatives: average first to second view and second to first. Does not apply
@@ -95,7 +107,7 @@ class InfoNCE(Loss):
 
     @classmethod
     def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
-        return _odd_temperature(config.temperature)
+        return _odd_temperature(config.temperature.values(facts))
 
     @classmethod
     def plan_facts(cls, config: Config, facts: RunFacts) -> Mapping[str, str | int | float]:
@@ -105,13 +117,14 @@ class InfoNCE(Loss):
     def forward(self, inputs: LossInput) -> Tensor:
         config, negatives, group = self.config, inputs.negatives, all_ranks()
         symmetric = config.symmetric and negatives is None
+        temperature = config.temperature.at(inputs.progress)
         return _mean_over_pairs(
             inputs.views,
             lambda a, b: info_nce(
                 a,
                 b,
                 negatives,
-                config.temperature,
+                temperature,
                 symmetric=symmetric,
                 chunk_elements=config.chunk_elements,
                 group=group,
@@ -125,16 +138,17 @@ class InfoNCE(Loss):
                 first,
                 second,
                 inputs.negatives,
-                self.config.temperature,
+                self.config.temperature.at(inputs.progress),
                 chunk_elements=self.config.chunk_elements,
             )
         )
 
 
-def _odd_temperature(temperature: float) -> Iterator[tuple[str, str]]:
-    """Cosines differ by at most 2, so logits by at most 2 / temperature."""
+def _odd_temperature(temperatures: Sequence[float]) -> Iterator[tuple[str, str]]:
+    """Of those over a run. Cosines differ by at most 2, so logits by at most 2 / temperature."""
     low, high = _USUAL_TEMPERATURES
-    if low <= temperature <= high:
+    temperature = next((value for value in temperatures if not low <= value <= high), None)
+    if temperature is None:
         return
     effect = (
         "only the hardest negative counts, and gradients vanish or overflow"

@@ -1,7 +1,9 @@
-"""Learning-rate schedules: cosine and constant, both with linear warm-up.
+"""Schedules: cosine and constant, both with linear warm-up, and linear.
 
 Step k is the step that follows k finished ones. During warm-up over K_w steps the factor is
-k / K_w, so the first step of a warmed-up run has learning rate 0 and step K_w has the peak.
+k / K_w, so the first step of a warmed-up run has learning rate 0 and step K_w has the peak. A
+number between two ends, such as a teacher's momentum, is at its `start` where the factor is 1 and
+at its `end` where it is 0.
 """
 
 from __future__ import annotations
@@ -48,6 +50,23 @@ class Cosine(Schedule):
         return config.final_factor + (1.0 - config.final_factor) * half_wave
 
 
+class Linear(Schedule):
+    """1 - k / K_e, and 0 from the end of `epochs` on: a learning rate that falls to 0, or a number
+    on its way from `start` to `end`."""
+
+    class Config(ComponentConfig):
+        epochs: float | None = Field(default=None, gt=0.0)
+        """Epochs until the end is reached; fractions are allowed. null: those of the run. Counted
+        per step."""
+
+    config: Config
+
+    def factor(self, progress: Progress) -> float:
+        epochs = self.config.epochs
+        length = progress.total_steps if epochs is None else epochs * progress.steps_per_epoch
+        return max(1.0 - progress.step / length, 0.0)
+
+
 class Constant(Schedule):
     """1 after warm-up."""
 
@@ -72,5 +91,5 @@ def _endless_warmup(warmup_epochs: float, facts: RunFacts) -> Iterator[tuple[str
         yield (
             "warmup_epochs",
             f"a warm-up of {warmup_epochs:g} epochs lasts as long as the run, {run:g} epochs, so "
-            "that the learning rate never reaches its peak; shorten it or train longer",
+            "that the factor never reaches 1; shorten it or train longer",
         )

@@ -17,6 +17,7 @@ from sslkit.api import (
     Loss,
     LossInput,
     Method,
+    Progress,
     RunFacts,
     Slot,
     StepOutput,
@@ -110,10 +111,12 @@ class SimCLR(Method):
             "z": z.unflatten(0, (num_views, -1)).transpose(0, 1),
         }
 
-    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
         z = embeddings["z"]
-        loss = self.loss(LossInput(views=z.unbind(dim=1), labels=batch.labels))
-        watched = LossInput(views=z.detach().unbind(dim=1), labels=batch.labels)
+        loss = self.loss(LossInput(z.unbind(dim=1), batch.labels, progress=progress))
+        watched = LossInput(z.detach().unbind(dim=1), batch.labels, progress=progress)
         return StepOutput(
             self.config.loss_weight * loss, metrics=Deferred(lambda: self.loss.metrics(watched))
         )

@@ -38,7 +38,7 @@ def train(training: Training, stop: StopSignals) -> None:
     t.loader.give_up = stop.overdue
     refuse_odd_state(t)
     t.meter.restart_clock()
-    lr = t.optimization.set_lr(t.progress)
+    lr = t.optimization.set_rules(t.progress)
     compiling_since = time.perf_counter() if t.runtime.compiles else None
 
     while t.progress.step < t.progress.total_steps and not stop.requested:
@@ -47,7 +47,7 @@ def train(training: Training, stop: StopSignals) -> None:
             for callback in t.callbacks:
                 callback.on_batch(t.run, batch, t.progress)
 
-            lr = t.optimization.set_lr(t.progress)
+            lr = t.optimization.set_rules(t.progress)
             log_due = is_logged(t, t.progress.next())
             output, probe_metrics = checked_step(t, batch, log=log_due)
             t.progress = t.progress.next()
@@ -148,6 +148,7 @@ def log_training(t: Training, lr: float, step_metrics: Mapping[str, Tensor | flo
         "train/epoch": t.progress.epoch,
         **read,
         **{f"train/{name}": value for name, value in t.optimization.metrics().items()},
+        **scheduled_metrics(t),
         "perf/images_per_second": speed,
         "perf/data_wait_fraction": min(t.loader.wait_s / seconds, 1.0),
         "perf/peak_memory_mb": t.runtime.peak_memory_mb(),
@@ -157,6 +158,12 @@ def log_training(t: Training, lr: float, step_metrics: Mapping[str, Tensor | flo
     t.display.metrics(metrics, t.progress.step)
     for callback in t.callbacks:
         callback.on_step(t.run, metrics, t.progress)
+
+
+def scheduled_metrics(t: Training) -> dict[str, float]:
+    """The numbers that follow a schedule, as they were in the step just taken."""
+    taken = t.progress.previous()
+    return {f"train/{name}": number.at(taken) for name, number in t.scheduled.items()}
 
 
 def log_compilation(t: Training, since: float, loss: Tensor) -> None:

@@ -18,7 +18,9 @@ from sslkit.api import (
     Progress,
     Schedule,
     optimizer_groups,
+    set_group_rules,
 )
+from sslkit.api.schedules import checked_factor
 from sslkit.errors import PluginError
 
 _SMALLEST_SCALE = 1.0
@@ -55,18 +57,18 @@ class Optimization:
         self.groups = method.param_groups()
         _check_groups(method, self.groups)
         self._parameters = [p for group in self.groups for _, p in group.params]
-        self.optimizer = optimizer.create(optimizer_groups(config, self.groups, self.peak_lr))
-        _check_optimizer(optimizer, self.optimizer, self._parameters)
+        self.config = config
+        groups = optimizer_groups(config, self.groups, self.peak_lr)
+        self.optimizer = optimizer.create(groups)
+        _check_optimizer(optimizer, self.optimizer, groups)
         self._rules = [_rules(group) for group in self.optimizer.param_groups]
 
-    def set_lr(self, progress: Progress) -> float:
-        """Sets the learning rate of the coming step and returns that of an unscaled group."""
-        lr = self.peak_lr * checked_factor(self.schedule, progress)
-        self.lr = lr
-        for group in self.optimizer.param_groups:
-            base = self.peak_lr if group["lr_constant"] else lr
-            group["lr"] = base * group["lr_scale"]
-        return lr
+    def set_rules(self, progress: Progress) -> float:
+        """Sets the learning rate and the weight decay of the coming step. Returns the learning rate
+        of an unscaled group."""
+        self.lr = self.peak_lr * checked_factor(self.schedule, progress)
+        set_group_rules(self.optimizer, self.config, self.lr, self.peak_lr, progress)
+        return self.lr
 
     def backward(self, loss: Tensor) -> None:
         """The gradient of the loss, times the scale where there is one, until `unscale`."""
@@ -170,17 +172,6 @@ def _rules(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
 
 
-def checked_factor(schedule: Schedule, progress: Progress) -> float:
-    """The schedule's factor. Raises PluginError where it is no factor."""
-    factor = schedule.factor(progress)
-    if not isinstance(factor, (int, float)) or not 0.0 <= factor < math.inf:
-        raise PluginError(
-            f"schedule: {type(schedule).__name__}.factor gave {factor!r} after {progress.step} of "
-            f"{progress.total_steps} steps; valid is a finite number that is not negative"
-        )
-    return factor
-
-
 def _check_groups(method: Method, groups: list[ParamGroup]) -> None:
     """Raises PluginError where the groups do not name parameters of the method, once each."""
     who = f"method: {type(method).__name__}.param_groups"
@@ -211,19 +202,20 @@ def _check_groups(method: Method, groups: list[ParamGroup]) -> None:
         )
 
 
-def _check_optimizer(maker: Optimizer, made: object, parameters: list[nn.Parameter]) -> None:
+def _check_optimizer(maker: Optimizer, made: object, groups: list[dict[str, Any]]) -> None:
     """Raises PluginError where `Optimizer.create` did not give what trains these parameters."""
     who = f"optimizer: {type(maker).__name__}.create"
     if not isinstance(made, torch.optim.Optimizer):
         raise PluginError(f"{who} gave {_kinds(made)}; valid is a torch.optim.Optimizer")
     given = [id(p) for group in made.param_groups for p in group["params"]]
-    wanted = {id(p) for p in parameters}
+    wanted = {id(p) for group in groups for p in group["params"]}
     if len(given) != len(set(given)) or set(given) != wanted:
         raise PluginError(
             f"{who} made an optimiser of {len(given)} parameters ({len(set(given) & wanted)} of "
             f"the {len(wanted)} that it was given); valid is each of the given ones once"
         )
-    lost = [k for k in ("lr_scale", "lr_constant") if any(k not in g for g in made.param_groups)]
+    keys = groups[0].keys() - {"params"}
+    lost = sorted(k for k in keys if any(k not in group for group in made.param_groups))
     if lost:
         raise PluginError(
             f"{who} dropped {' and '.join(lost)} from the groups; pass each group on with its keys"

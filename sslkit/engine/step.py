@@ -79,7 +79,7 @@ def objective(
     teacher and the parameters are still those that the loss was computed from.
 
     Raises PluginError where the loss cannot be minimised."""
-    output = t.method.objective(embeddings, batch)
+    output = t.method.objective(embeddings, batch, t.progress)
     t.contract.check_output(t.method, output)
     wanted = log or t.contract.open
     return replace(output, metrics=read_metrics(t, output.metrics) if wanted else {})

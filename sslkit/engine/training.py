@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from sslkit.api import Batch, Callback, Method, Progress, RunView
+from sslkit.api import Batch, Callback, Method, Progress, RunView, ScheduledNumber
 from sslkit.runs.checkpoint import Checkpoints
 
 from .contract import Contract
@@ -85,6 +85,8 @@ class Training:
     contract: Contract
     """What components promise each other, checked in the first step."""
     state_check: StateCheck
+    scheduled: Mapping[str, ScheduledNumber] = field(default_factory=dict)
+    """Name in the log -> each number of the recipe that follows a schedule of its own."""
     keep: Callable[[str, object], object] = lambda name, value: None
     """keep(name, value): writes a file of the run folder, as JSON."""
     meter: LossMeter = field(default_factory=LossMeter)

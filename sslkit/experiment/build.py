@@ -19,7 +19,7 @@ from sslkit.engine.state_check import StateCheck
 from sslkit.engine.training import NoLog, Training
 from sslkit.evaluation.joined import EvaluationSuites
 from sslkit.evaluation.results import SuiteResult
-from sslkit.recipe import Recipe, components, flatten
+from sslkit.recipe import Recipe, components, flatten, scheduled_numbers
 from sslkit.runs.checkpoint import Checkpoints
 from sslkit.runs.folder import RunFolder
 from sslkit.tracking.log import RunLog
@@ -39,7 +39,7 @@ from .trials import (
     check_disk_space,
     check_encoder,
     check_repeatable,
-    check_schedule,
+    check_schedules,
 )
 
 
@@ -116,7 +116,7 @@ def build(recipe: Recipe, facts: RunFacts, folder: RunFolder, display: Display) 
         max_grad_norm=recipe.train.max_grad_norm,
         scaler=runtime.make_scaler(),
     )
-    check_schedule(optimization.schedule, facts)
+    check_schedules(recipe, facts)
     probe = make_probe(recipe, facts, runtime, method)
     contract = Contract(
         {slot.cls: path for path, slot in components(recipe)},
@@ -166,6 +166,7 @@ def build(recipe: Recipe, facts: RunFacts, folder: RunFolder, display: Display) 
         evaluation_due=lambda epoch: bool(suite.due(epoch, final=False)),
         contract=contract,
         state_check=StateCheck(method, optimization),
+        scheduled=scheduled_numbers(recipe),
         keep=folder.write_json,
     )
     return Experiment(recipe, facts, folder, runtime, stores, loader, suite, training, no_untrained)

@@ -7,9 +7,9 @@ from contextlib import suppress
 
 import torch
 
-from sslkit.api import Augmentation, Backbone, Method, Progress, RunFacts, Schedule
+from sslkit.api import Augmentation, Backbone, Method, RunFacts
+from sslkit.api.schedules import checked_factor, sampled_steps
 from sslkit.data.cached_split import CachedSplit
-from sslkit.engine.optimization import checked_factor
 from sslkit.engine.repeatable import check_augmentation, check_reader
 from sslkit.engine.runtime import (
     Runtime,
@@ -17,10 +17,8 @@ from sslkit.engine.runtime import (
 from sslkit.engine.torch_faults import Convolution, find_faulty, recorded_convolutions
 from sslkit.errors import PluginError, RecipeError
 from sslkit.evaluation.features import eval_mode
-from sslkit.recipe import Recipe, components
+from sslkit.recipe import Recipe, components, scheduled_numbers
 from sslkit.runs.folder import RunFolder
-
-_SCHEDULE_POINTS = 200
 
 
 def check_encoder(recipe: Recipe, facts: RunFacts, runtime: Runtime, encoder: Backbone) -> None:
@@ -85,11 +83,17 @@ def _on_own_data(recipe: Recipe, path: str) -> bool:
     return any(getattr(owner, "own_data", False) for owner in owners)
 
 
-def check_schedule(schedule: Schedule, facts: RunFacts) -> None:
-    """Raises PluginError where the schedule gives no learning rate at some point of the run."""
-    total = facts.total_steps
-    for step in {round(i * (total - 1) / _SCHEDULE_POINTS) for i in range(_SCHEDULE_POINTS + 1)}:
-        checked_factor(schedule, Progress(step, total, facts.steps_per_epoch))
+def check_schedules(recipe: Recipe, facts: RunFacts) -> None:
+    """Raises PluginError where a schedule gives what its number may not be at some point of the
+    run."""
+    schedule = recipe.schedule.build()
+    for progress in sampled_steps(facts):
+        checked_factor(schedule, progress)
+    for name, number in scheduled_numbers(recipe).items():
+        try:
+            number.values(facts)
+        except PluginError as error:
+            raise PluginError(f"{name}: {error}") from error
 
 
 def check_disk_space(recipe: Recipe, folder: RunFolder, method: Method) -> None:

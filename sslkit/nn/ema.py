@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -66,41 +66,32 @@ class EMATeacher(nn.Module):
                 mine.copy_(theirs)
 
 
-def cosine_momentum(fraction: float, start: float, end: float = 1.0) -> float:
-    """end - (end - start) (1 + cos(pi fraction)) / 2: `start` at fraction 0, `end` at 1.
-
-    The schedule of BYOL, MoCo v3 and DINO, with `fraction` the part of training that is done.
-    Source: Grill et al. 2020, arXiv 2006.07733, section 3.3.
-    """
-    return end - (end - start) * 0.5 * (1.0 + math.cos(math.pi * fraction))
+def share_of_start(momenta: Sequence[float], total_steps: int) -> float:
+    """The part of a teacher's first weights that is left after a run: the product of the momenta
+    of all steps, 0 to 1. momenta: of every step, or of so many at equal distances."""
+    logarithms = torch.tensor(momenta, dtype=torch.float64).log()
+    return float((logarithms.mean() * total_steps).exp())
 
 
-def share_of_start(total_steps: int, start: float, end: float = 1.0) -> float:
-    """The part of a teacher's first weights that is left after a run with `cosine_momentum` from
-    `start` to `end`: the product of all momenta, 0 to 1."""
-    fractions = torch.arange(total_steps, dtype=torch.float64) / max(total_steps, 1)
-    momenta = end - (end - start) * 0.5 * (1.0 + torch.cos(math.pi * fractions))
-    return float(momenta.log().sum().exp())
-
-
-def odd_momentum(total_steps: int, start: float, end: float) -> str | None:
+def odd_momentum(momenta: Sequence[float], total_steps: int) -> str | None:
     """What is wrong with the momentum of a teacher over a run of so many steps, for
-    `Component.warnings`: it never moves, hardly moves, or is no average. None: nothing."""
-    left = share_of_start(total_steps, start, end)
+    `Component.warnings`: it never moves, hardly moves, or is no average. None: nothing. momenta: as
+    `ScheduledNumber.values` gives them."""
+    left = share_of_start(momenta, total_steps)
     if left == 1.0:
         return (
-            f"{start:g} throughout: the teacher never moves and keeps its random weights; set less "
-            "than 1, such as 0.99"
+            f"{momenta[0]:g} throughout: the teacher never moves and keeps its random weights; set "
+            "less than 1, such as 0.99"
         )
     if left > _MOSTLY_START:
         return (
-            f"{start:g} at the start and {end:g} at the end leave {left:.0%} of the teacher's "
-            f"random weights after all {total_steps:,} steps: it hardly moves; lower it or train "
-            "longer"
+            f"{momenta[0]:g} at the start and {momenta[-1]:g} at the end leave {left:.0%} of the "
+            f"teacher's random weights after all {total_steps:,} steps: it hardly moves; lower it "
+            "or train longer"
         )
-    if max(start, end) < _NO_AVERAGE:
+    if max(momenta) < _NO_AVERAGE:
         return (
-            f"{max(start, end):g}: the teacher is little more than the network one step ago, with "
+            f"{max(momenta):g}: the teacher is little more than the network one step ago, with "
             "which training fails in the papers of MoCo and BYOL; set 0.9 or more"
         )
     return None

@@ -12,6 +12,7 @@ from .hashing import backbone_name, dump_resolved, flatten, hashed_view, recipe_
 from .loading import load_recipe, parse_recipe, read_field
 from .model import Expectation, OnlineProbeConfig, Origin, Recipe, TrainConfig, components
 from .problems import check_recipe
+from .scheduled import scheduled_numbers
 from .schema import json_schema
 from .yaml_positions import CommandOverride
 
@@ -34,5 +35,6 @@ __all__ = [
     "parse_recipe",
     "read_field",
     "recipe_hash",
+    "scheduled_numbers",
     "shipped_recipes",
 ]

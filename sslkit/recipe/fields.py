@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, PlainValidator, WrapValidator
 
-from sslkit.api import Slot
+from sslkit.api import ScheduledNumber, Slot
+from sslkit.api.schedules import EXPECTED
 from sslkit.errors import PluginError
 from sslkit.host.registry import Registry
 
@@ -35,13 +36,16 @@ class Place:
         for option in self._options():
             if get_origin(option) is Slot:
                 return str(get_args(option)[0].kind)
+            if option is ScheduledNumber and isinstance(self.value, Mapping):
+                return "schedule"
         return None
 
     def model(self) -> type[BaseModel] | None:
         """The model of the block here; None where there is none or its component is unknown."""
+        kind = self.kind()
+        if kind is not None:
+            return self._config_of(kind)
         for option in self._options():
-            if get_origin(option) is Slot:
-                return self._config_of(option)
             if isinstance(option, type) and issubclass(option, BaseModel):
                 return option
         return None
@@ -52,10 +56,12 @@ class Place:
         if model is None:
             return None
         names = [field.alias or name for name, field in model.model_fields.items()]
-        return ("name", *names) if self.is_component else tuple(names)
+        return (*(("name",) if self.is_component else ()), *self._ends(), *names)
 
     def child(self, key: str | int) -> Place | None:
         """The place below; None where the types know of none."""
+        if key in self._ends():
+            return self._below(float, key, None, None)
         model = self.model()
         if model is not None:
             for name, field in model.model_fields.items():
@@ -130,13 +136,17 @@ class Place:
             elif option is not types.NoneType:
                 yield option
 
-    def _config_of(self, annotation: Any) -> type[BaseModel] | None:
+    def _ends(self) -> tuple[str, ...]:
+        """The fields that the block of a scheduled number has beside those of its schedule."""
+        ends = ScheduledNumber in self._options() and isinstance(self.value, Mapping)
+        return ("start", "end") if ends else ()
+
+    def _config_of(self, kind: str) -> type[BaseModel] | None:
         name = self.value.get("name") if isinstance(self.value, Mapping) else None
         if not isinstance(name, str):
             return None
-        (interface,) = get_args(annotation)
         try:
-            return self.registry.resolve(interface.kind, name).cls.Config
+            return self.registry.resolve(kind, name).cls.Config
         except PluginError:
             return None
 
@@ -144,6 +154,8 @@ class Place:
 def _scalar_rule(option: Any, value: Any) -> tuple[str, bool]:
     """(what a type expects, whether it takes this scalar without a conversion of its kind)."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if option is ScheduledNumber:
+        return EXPECTED, number
     if option is bool:
         return "true or false", isinstance(value, bool)
     if option is int:
@@ -184,7 +196,7 @@ def _raw(default: Any) -> Any:
     """A default in the form in which a recipe file would hold it."""
     if isinstance(default, BaseModel):
         return default.model_dump(mode="json", exclude_unset=True)
-    if isinstance(default, Slot):
+    if isinstance(default, (Slot, ScheduledNumber)):
         return default.dump()
     if isinstance(default, Mapping):
         return {key: _raw(value) for key, value in default.items()}

@@ -27,9 +27,8 @@ _RENAMED = {
     "embed_dim feature_dim",
     "method.hidden_dim": "proj_hidden_dim pred_hidden_dim projection_hidden_dim mlp_hidden_dim",
     "method.temperature": "tau temp moco_t softmax_temperature",
-    "method.momentum": "ema ema_decay moco_m base_tau base_tau_momentum teacher_momentum "
+    "method.teacher_momentum": "momentum ema ema_decay moco_m base_tau base_tau_momentum "
     "momentum_teacher",
-    "method.final_momentum": "final_tau final_tau_momentum",
     "method.queue_size": "moco_k memory_bank_size queue_length bank_size",
     "optimizer.lr": "learning_rate base_lr init_lr blr max_lr peak_lr",
     "optimizer.weight_decay": "wd",
@@ -83,6 +82,9 @@ _ABSENT = {
     ),
     "in_channels in_chans num_channels": (
         "there is no such setting: the number of channels follows from the data"
+    ),
+    "final_momentum final_tau final_tau_momentum": (
+        "one block gives both ends: method.teacher_momentum: {name: cosine, start: 0.996, end: 1.0}"
     ),
     "min_lr eta_min final_lr lr_min": (
         "the cosine schedule has schedule.final_factor, the last learning rate as a part of the "

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sslkit.api import Slot
+from sslkit.api import ScheduledNumber, Slot
 
 from .model import Recipe, components
 from .yaml_positions import dump_document
@@ -67,6 +67,8 @@ def hashed_view(recipe: Recipe) -> dict[str, Any]:
 
 def _view(value: Any, written: Any) -> Any:
     """What a recipe would hold for a value (`written`), names qualified and paths masked."""
+    if isinstance(value, ScheduledNumber):
+        return written if value.schedule is None else _view(value.schedule, written)
     if isinstance(value, Slot):
         plain = value.name.rpartition(":")[2]
         return {**_view(value.config, written), "name": f"{value.distribution}:{plain}"}

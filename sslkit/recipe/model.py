@@ -28,6 +28,7 @@ from sslkit.api import (
     Optimizer,
     RunFacts,
     Schedule,
+    ScheduledNumber,
     Slot,
     Tracker,
     expand_paths,
@@ -229,6 +230,8 @@ def components_with_facts(
 def _components(
     value: Any, path: tuple[str | int, ...]
 ) -> Iterator[tuple[tuple[str | int, ...], Slot[Any]]]:
+    if isinstance(value, ScheduledNumber):
+        value = value.schedule
     if isinstance(value, Slot):
         yield path, value
         yield from _components(value.config, path)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from sslkit.api import DataSource, Loss, Method, RunFacts, Slot
+from sslkit.api.schedules import EXPECTED
 from sslkit.host.plugin_errors import describe_failure
 from sslkit.host.registry import Registry, did_you_mean
 
@@ -34,6 +35,7 @@ _EXPECTED = {
     "dict_type": "a block of fields",
     "tuple_type": "a list",
     "list_type": "a list",
+    "scheduled_number": EXPECTED,
 }
 """pydantic's type of error -> what it expected."""
 _BOUNDS = {

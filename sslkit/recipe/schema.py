@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sslkit.api import INTERFACES
+from sslkit.api.schedules import SCHEDULED
 from sslkit.errors import PluginError
 from sslkit.host.registry import Entry, Registry
 
@@ -31,8 +32,28 @@ def json_schema(registry: Registry) -> dict[str, Any]:
             definitions[key] = _component_schema(cls, entry, registry, definitions)
             choices.append({"$ref": _reference(key)})
         definitions[interface.kind] = {"oneOf": choices} if choices else {"not": {}}
+    _add_scheduled_numbers(definitions)
     title = {"title": "sslkit recipe", "description": " ".join((Recipe.__doc__ or "").split())}
     return {"$schema": DIALECT, **schema, **title, "$defs": dict(sorted(definitions.items()))}
+
+
+def _add_scheduled_numbers(definitions: dict[str, Any]) -> None:
+    """`$defs/scheduled number`: the block of any schedule, with the numbers at its ends."""
+    ends = {
+        "start": {"type": "number", "description": "The number where the factor is 1."},
+        "end": {"type": "number", "description": "The number where the factor is 0."},
+    }
+    choices = []
+    for key in [key for key in definitions if key.startswith("schedule.")]:
+        schema = definitions[key]
+        name, *fields = schema["properties"].items()
+        definitions[f"{SCHEDULED}.{key}"] = {
+            **schema,
+            "properties": dict([name, *ends.items(), *fields]),
+            "required": [*schema["required"], *ends],
+        }
+        choices.append({"$ref": _reference(f"{SCHEDULED}.{key}")})
+    definitions[SCHEDULED] = {"oneOf": choices} if choices else {"not": {}}
 
 
 def _component_schema(

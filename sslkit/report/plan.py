@@ -18,6 +18,10 @@ def print_plan(plan: Mapping[str, Any], *, recipe: bool = False) -> None:
     print("learning rate")
     curve = [point["lr"] for point in plan["lr_curve"]]
     print("\n".join(text_plot(curve, label=f"{plan['peak_lr']:.3g}")))
+    for name, points in plan["curves"].items():
+        values = [point["value"] for point in points]
+        print_text(f"{name}: {values[0]:.4g} at the start, {values[-1]:.4g} at the end")
+        print("\n".join(text_plot(values, label=f"{max(values):.4g}")))
     print()
     for statement in plan["statements"]:
         print_text(f"- {statement}", indent="  ")

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -76,6 +76,7 @@ def make_plan(
             "facts": plan_facts(wanted, facts),
             "peak_lr": training.optimization.peak_lr,
             "lr_curve": lr_curve(training),
+            "curves": number_curves(training),
             "first_loss": steps.first_loss,
             "first_step_seconds": steps.seconds[0],
             "time": estimate_time(experiment, steps) if measure else None,
@@ -115,7 +116,7 @@ def take_steps(training: Training, number: int) -> Steps:
         for _ in range(min(number, training.progress.total_steps)):
             begun = time.perf_counter()
             batch = next(batches)
-            training.optimization.set_lr(training.progress)
+            training.optimization.set_rules(training.progress)
             output, _ = checked_step(training, batch)
             _wait_for(training.runtime.device)
             seconds.append(time.perf_counter() - begun)
@@ -240,7 +241,18 @@ def lr_curve(training: Training) -> list[dict[str, float]]:
     ]
 
 
+def number_curves(training: Training) -> dict[str, list[dict[str, float]]]:
+    """Name -> values over the run, first and last step included, of each number that follows a
+    schedule of its own."""
+    progress = training.progress
+    points = [replace(progress, step=step) for step in curve_steps(progress.total_steps)]
+    return {
+        name: [{"step": point.step, "value": number.at(point)} for point in points]
+        for name, number in training.scheduled.items()
+    }
+
+
 def curve_steps(total: int) -> list[int]:
-    """Steps at which to show the learning rate, first and last included."""
+    """Steps at which to show a curve, first and last included."""
     last = max(total - 1, 0)
     return sorted({round(last * i / (_CURVE_POINTS - 1)) for i in range(_CURVE_POINTS)})

@@ -97,7 +97,7 @@ def repeat_steps(training: Training, end: int) -> float:
     while t.progress.step < end:
         epoch, start = divmod(t.progress.step, t.progress.steps_per_epoch)
         for batch in t.loader.epoch(epoch, start):
-            t.optimization.set_lr(t.progress)
+            t.optimization.set_rules(t.progress)
             output, _ = checked_step(t, batch)
             t.progress = t.progress.next()
             refuse_odd_state(t)

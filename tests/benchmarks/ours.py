@@ -124,13 +124,15 @@ def bare_step(experiment: Experiment) -> Callable[[], None]:
     method, optimization = training.method, training.optimization
     batch = synthetic_batch(experiment)
     method.train()
-    optimization.set_lr(training.progress)
+    optimization.set_rules(training.progress)
 
     def step() -> None:
         runtime.begin_step()
         with runtime.autocast():
             embeddings = method.embed(batch)
-        output = method.objective({k: v.float() for k, v in embeddings.items()}, batch)
+        output = method.objective(
+            {k: v.float() for k, v in embeddings.items()}, batch, training.progress
+        )
         optimization.backward(output.loss)
         optimization.step()
 

@@ -16,6 +16,8 @@ from sslkit.engine.optimization import Optimization
 from sslkit.randomness import SampleRandom
 from sslkit.recipe import Recipe, load_recipe, shipped_recipes
 
+FIRST = Progress(0, 1, 1)
+
 SIZE, BATCH = 32, 4
 EPOCHS, STEPS_PER_EPOCH = 200, 97
 TABLE = {
@@ -111,7 +113,7 @@ def test_simclr_takes_the_step_of_lightly(lightly: SimpleNamespace) -> None:
     theirs.take_head(ours.head)
     expected = lightly.loss.NTXentLoss()(*(theirs(view) for view in data.views))
     expected.backward()
-    found = ours.objective(ours.embed(data), data).loss
+    found = ours.objective(ours.embed(data), data, FIRST).loss
     found.backward()
     assert found.item() == pytest.approx(expected.item(), rel=1e-12)
     assert_same_gradients(gradient(theirs.mirror(ours.backbone.model), ours.head), gradient(theirs))
@@ -121,7 +123,7 @@ def test_one_pass_over_both_views_is_another_step(lightly: SimpleNamespace) -> N
     """The comparison above sees what the recipe changed."""
     data = batch()
     losses = [
-        build(recipe).objective(build(recipe).embed(data), data).loss.item()
+        build(recipe).objective(build(recipe).embed(data), data, FIRST).loss.item()
         for recipe in (
             load("simclr_cifar10_r18"),
             load("simclr_cifar10_r18", "method.passes=joint"),
@@ -146,7 +148,7 @@ def test_byol_takes_the_step_of_lightly(lightly: SimpleNamespace) -> None:
     predictions = predictor(theirs(first)), predictor(theirs(second))
     expected = 0.5 * (criterion(predictions[0], targets[1]) + criterion(predictions[1], targets[0]))
     expected.backward()
-    found = ours.objective(ours.embed(data), data).loss
+    found = ours.objective(ours.embed(data), data, FIRST).loss
     found.backward()
     assert found.item() == pytest.approx(1.0 + expected.item(), rel=1e-10), "up to a constant"
     mine = gradient(theirs.mirror(ours.backbone.model), ours.projector, ours.predictor)
@@ -170,7 +172,7 @@ def test_moco_takes_the_step_of_lightly(lightly: SimpleNamespace) -> None:
         losses.append(criterion(theirs(query), target))
     expected = 0.5 * (losses[0] + losses[1])
     expected.backward()
-    found = ours.objective(ours.embed(data), data).loss
+    found = ours.objective(ours.embed(data), data, FIRST).loss
     found.backward()
     assert found.item() == pytest.approx(expected.item(), rel=1e-7)
     assert_same_gradients(gradient(theirs.mirror(ours.backbone.model), ours.head), gradient(theirs))
@@ -209,7 +211,7 @@ def test_the_optimiser_is_that_of_lightly(name: str) -> None:
     for epoch in range(EPOCHS):
         for step in (0, STEPS_PER_EPOCH - 1):
             done = epoch * STEPS_PER_EPOCH + step
-            lr = optimization.set_lr(Progress(done, EPOCHS * STEPS_PER_EPOCH, STEPS_PER_EPOCH))
+            lr = optimization.set_rules(Progress(done, EPOCHS * STEPS_PER_EPOCH, STEPS_PER_EPOCH))
             assert lr == pytest.approx(reference.param_groups[0]["lr"], abs=1e-12)
         reference.step()
         cosine.step()
@@ -270,7 +272,7 @@ def test_simclr_on_imagenet_has_the_loss_of_the_reference_code(name: str) -> Non
     views = (ViewSpec(SIZE), ViewSpec(SIZE))
     facts = RunFacts(60, 3, (SIZE, SIZE), None, BATCH, 10, 10, views)
     tiny = load_recipe("quickstart").backbone.build(channels=3, image_size=SIZE)
-    found = slot.build(tiny, facts).objective({"z": z}, batch()).loss
+    found = slot.build(tiny, facts).objective({"z": z}, batch(), FIRST).loss
     found.backward()
     gradient, z.grad = z.grad, None
 

@@ -18,6 +18,7 @@ from sslkit.api import (
     Loss,
     LossInput,
     Preprocess,
+    Progress,
     RunFacts,
     Slot,
     ViewSpec,
@@ -27,6 +28,8 @@ from sslkit.builtin.mlp_head import MLPHead
 from sslkit.builtin.simclr import SimCLR
 from sslkit.nn.functional import nt_xent
 from sslkit.randomness import SampleRandom
+
+FIRST = Progress(0, 1, 1)
 
 
 class SmallConvNet(Backbone):
@@ -131,15 +134,15 @@ def test_per_view_passes_take_views_of_several_sizes() -> None:
 def test_loss_weight_multiplies_the_loss() -> None:
     simclr, data = method(temperature=0.2), batch()
     embeddings = simclr.embed(data)
-    once = simclr.objective(embeddings, data).loss
+    once = simclr.objective(embeddings, data, FIRST).loss
     simclr.config = config(loss_weight=2.0)
-    assert simclr.objective(embeddings, data).loss.item() == pytest.approx(2.0 * once.item())
+    assert simclr.objective(embeddings, data, FIRST).loss.item() == pytest.approx(2.0 * once.item())
 
 
 def test_loss_is_nt_xent_of_the_two_views() -> None:
     simclr, data = method(temperature=0.2), batch()
     embeddings = simclr.embed(data)
-    output = simclr.objective(embeddings, data)
+    output = simclr.objective(embeddings, data, FIRST)
     z = embeddings["z"]
     torch.testing.assert_close(output.loss, nt_xent(z[:, 0], z[:, 1], 0.2))
     output.loss.backward()
@@ -155,7 +158,7 @@ def test_metrics_are_computed_only_when_read(monkeypatch: pytest.MonkeyPatch) ->
         return original(self, inputs)
 
     monkeypatch.setattr(NTXent, "metrics", counted)
-    metrics = simclr.objective(simclr.embed(data), data).metrics
+    metrics = simclr.objective(simclr.embed(data), data, FIRST).metrics
     assert calls == []
     assert set(metrics) == {"contrastive_top1", "contrastive_top5", "contrastive_entropy"}
     assert len(metrics) == 3
@@ -170,7 +173,7 @@ def test_training_lowers_the_loss() -> None:
     optimizer = torch.optim.SGD(simclr.parameters(), lr=0.3)
     losses = []
     for _ in range(30):
-        output = simclr.objective(simclr.embed(data), data)
+        output = simclr.objective(simclr.embed(data), data, FIRST)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
@@ -180,12 +183,14 @@ def test_training_lowers_the_loss() -> None:
 
 def test_three_views_and_another_loss() -> None:
     simclr, data = method(InfoNCE, temperature=0.2), batch(num_views=3)
-    assert simclr.objective(simclr.embed(data), data).loss.isfinite()
+    assert simclr.objective(simclr.embed(data), data, FIRST).loss.isfinite()
 
 
 def test_labels_reach_a_loss_that_needs_them() -> None:
     simclr, data = method(NeedsLabels), batch(labels=torch.tensor([0, 1, 1, 0]))
-    assert simclr.objective(simclr.embed(data), data).loss.item() == pytest.approx(0.5)
+    assert simclr.objective(
+        simclr.embed(data), data, Progress(0, 1, 1)
+    ).loss.item() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

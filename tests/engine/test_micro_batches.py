@@ -46,7 +46,7 @@ def make(tiny: Path, tmp_path: Path) -> Iterator[Any]:
         folders.append(RunFolder.create(tmp_path / "built", recipe.name))
         training = build(recipe, check(recipe), folders[-1], Silent()).training
         training.method.train()
-        training.optimization.set_lr(training.progress)
+        training.optimization.set_rules(training.progress)
         batch = next(iter(training.loader.epoch(0)))
         if double:
             training.method.double()
@@ -106,7 +106,7 @@ def test_second_pass_repeats_the_randomness_of_the_first(
         with seeded(reference.seed, "train", 0, "micro_batch", number, "rank", 0):
             parts.append(embed(reference, batch.select(slice(4 * number, 4 * number + 4))))
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    loss = reference.method.objective(whole, batch).loss
+    loss = reference.method.objective(whole, batch, Progress(0, 1, 1)).loss
     loss.backward()  # type: ignore[no-untyped-call]
     expected = {
         name: parameter.grad

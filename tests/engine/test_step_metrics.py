@@ -26,7 +26,7 @@ METHODS = sorted(entry.name for entry in load_plugins().registry.entries("method
 """Every registered method, with its defaults: one that is added later is held to the rule too."""
 FAST = ["optimizer={name: sgd, lr: 0.5}", "schedule={name: constant}", "train.online_probe=null"]
 """Large steps from the first one on: a metric that is read too late cannot look right."""
-OF_THE_ENGINE = ("loss", "lr", "epoch", "loss_scale", "grad_norm")
+OF_THE_ENGINE = ("loss", "lr", "epoch", "loss_scale", "grad_norm", "teacher_momentum")
 WAYS = {
     "plain": [],
     "micro-batches": ["train.micro_batch_size=8"],
@@ -41,10 +41,12 @@ def watch(monkeypatch: pytest.MonkeyPatch, cls: type[Method]) -> Seen:
     seen: Seen = []
     original = cls.objective
 
-    def watched(self: Method, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+    def watched(
+        self: Method, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
         kept = {name: value.detach().clone() for name, value in embeddings.items()}
         seen.append((copy.deepcopy(self), kept, batch))
-        return original(self, embeddings, batch)
+        return original(self, embeddings, batch, progress)
 
     monkeypatch.setattr(cls, "objective", watched)
     return seen
@@ -70,7 +72,8 @@ def test_metrics_are_those_of_the_step(
     lines = logged(run)
     assert sorted(lines) == [1, 2]
     for step, (method, embeddings, batch) in enumerate(seen, start=1):
-        expected = objective(method, embeddings, batch).metrics
+        progress = Progress(step - 1, 2, 1)
+        expected = objective(method, embeddings, batch, progress).metrics
         assert set(expected) == {
             key.removeprefix("train/")
             for key in lines[step]
@@ -87,10 +90,12 @@ class Watchful(SimCLR):
         super().__init__(*args)
         self.register_buffer("count", torch.zeros(()))
 
-    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
         weight = next(self.head.parameters())
         return replace(
-            super().objective(embeddings, batch),
+            super().objective(embeddings, batch, progress),
             metrics=Deferred(
                 lambda: {
                     "weight": weight.detach().view(-1)[0],

@@ -184,7 +184,7 @@ def test_overrides_change_values() -> None:
         "train.epochs=7", "method.loss.temperature=1e-1", "evaluate.0.k=9", "name=a-b", "seed=3"
     )
     assert (recipe.train.epochs, recipe.name, recipe.seed) == (7, "a-b", 3)
-    assert recipe.method.config.loss.config.temperature == 0.1
+    assert recipe.method.config.loss.config.temperature.at(None) == 0.1
     assert recipe.evaluate[0].config.k == 9
     assert recipe.evaluate[0].name == "knn"
 

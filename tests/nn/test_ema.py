@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslkit.nn.ema import EMATeacher, cosine_momentum
+from sslkit.nn.ema import EMATeacher
 
 
 def test_three_updates_have_the_closed_form() -> None:
@@ -74,10 +74,3 @@ def test_bad_use_is_named() -> None:
         teacher.update(nn.Linear(2, 2), 1.5)
     with pytest.raises(ValueError, match="only one of them has bias"):
         teacher.update(nn.Linear(2, 2, bias=False), 0.5)
-
-
-def test_cosine_momentum() -> None:
-    assert cosine_momentum(0.0, 0.99) == pytest.approx(0.99)
-    assert cosine_momentum(1.0, 0.99) == 1.0
-    assert cosine_momentum(0.5, 0.99) == pytest.approx(1 - 0.01 / 2)
-    assert cosine_momentum(1.0, 0.99, 0.999) == pytest.approx(0.999)

@@ -30,11 +30,13 @@ from sslkit.api import (
     StepOutput,
     ViewSpec,
 )
-from sslkit.nn.ema import EMATeacher, cosine_momentum
+from sslkit.nn.ema import EMATeacher
 from sslkit.nn.functional import info_nce, normalize
 from sslkit.nn.mlp import mlp
 from sslkit.nn.queue import FeatureQueue
 from sslkit.randomness import SampleRandom
+
+FIRST = Progress(0, 1, 1)
 
 BATCH, SIDE, PATCH, WIDTH, STEPS = 12, 8, 4, 16, 4
 PLAIN = ComponentConfig()
@@ -86,14 +88,15 @@ class BYOL(Method):
             "target": torch.stack(targets, dim=1),
         }
 
-    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
         prediction = normalize(embeddings["prediction"])
         target = normalize(embeddings["target"]).flip(1)
         return StepOutput((2 - 2 * (prediction * target).sum(dim=-1)).sum(dim=1).mean())
 
     def after_step(self, progress: Progress, carry: Any) -> None:
-        momentum = cosine_momentum(progress.fraction, 0.9)
-        self.teacher.update(nn.Sequential(self.backbone, self.projector), momentum)
+        self.teacher.update(nn.Sequential(self.backbone, self.projector), 0.9)
 
 
 class MoCo(Method):
@@ -113,7 +116,9 @@ class MoCo(Method):
         keys = self.teacher(batch.views[1])
         return {"features": features, "query": self.projector(features), "key": keys}
 
-    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
         keys = normalize(embeddings["key"])
         loss = info_nce(embeddings["query"], keys, self.queue.features, 0.2)
         return StepOutput(loss, carry=keys)
@@ -140,7 +145,9 @@ class SwAV(Method):
         z = [normalize(self.projector(self.backbone(view))) for view in batch.views]
         return {"scores": torch.stack([self.prototypes(row) for row in z], dim=1)}
 
-    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
         scores = embeddings["scores"]
         losses = []
         for assigned in self.global_views:
@@ -179,7 +186,9 @@ class RotNet(Method):
         features = self.backbone(rotated).unflatten(0, (4, -1)).transpose(0, 1)
         return {"features": features[:, 0], "logits": self.classifier(features)}
 
-    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
         logits = embeddings["logits"]
         target = torch.arange(4).expand(len(logits), 4)
         accuracy = (logits.detach().argmax(dim=-1) == target).float().mean()
@@ -217,7 +226,9 @@ class MAE(Method):
         masked = (restore >= kept.shape[1]).float()
         return {"features": visible.mean(dim=1), "errors": errors, "masked": masked}
 
-    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
         errors, masked = embeddings["errors"], embeddings["masked"]
         return StepOutput((errors * masked).sum() / masked.sum())
 
@@ -262,7 +273,7 @@ def optimizer_step(
     progress = Progress(step, STEPS, 4)
     method.before_step(progress)
     embeddings = embed_in_parts(method, batch, part)
-    output = method.objective(embeddings, replace(batch, views=()))
+    output = method.objective(embeddings, replace(batch, views=()), FIRST)
     output.loss.backward()  # type: ignore[no-untyped-call]
     method.after_backward(progress)
     optimizer.step()
@@ -309,12 +320,12 @@ def test_cached_gradients_equal_the_direct_ones(cls: type[Method]) -> None:
     batch = make_batch(0, 3 if cls is SwAV else 2)
     for method in (direct, cached):
         method.before_step(Progress(0, STEPS, 4))
-    direct.objective(direct.embed(batch), batch).loss.backward()  # type: ignore[no-untyped-call]
+    direct.objective(direct.embed(batch), batch, FIRST).loss.backward()  # type: ignore[no-untyped-call]
 
     with torch.no_grad():
         embeddings = embed_in_parts(cached, batch, 5)
     leaves = {name: value.detach().requires_grad_() for name, value in embeddings.items()}
-    cached.objective(leaves, replace(batch, views=())).loss.backward()  # type: ignore[no-untyped-call]
+    cached.objective(leaves, replace(batch, views=()), FIRST).loss.backward()  # type: ignore[no-untyped-call]
     for start in range(0, BATCH, 5):
         rows = slice(start, start + 5)
         part = cached.embed(batch.select(rows))
@@ -356,7 +367,7 @@ def test_the_queue_never_holds_a_key_of_the_current_batch() -> None:
     method = build(MoCo)
     assert isinstance(method, MoCo)
     batch = make_batch(0, 2)
-    output = method.objective(method.embed(batch), batch)
+    output = method.objective(method.embed(batch), batch, FIRST)
     similarity = output.carry @ method.queue.features.T
     assert similarity.max() < 0.999
     method.after_step(Progress(1, STEPS, 4), output.carry)

@@ -24,9 +24,10 @@ evaluate:
 _HEAD = "{name: mlp, hidden_dim: 16, out_dim: 8}"
 METHODS = {
     "simclr": f"{{name: simclr, head: {_HEAD}}}",
-    "byol": f"{{name: byol, projector: {_HEAD}, predictor: {_HEAD}, momentum: 0.9}}",
-    "moco_v2": f"{{name: moco_v2, head: {_HEAD}, queue_size: 31, momentum: 0.9, bn_groups: 2}}",
-    "moco_v3": f"{{name: moco_v3, projector: {_HEAD}, predictor: {_HEAD}, momentum: 0.9}}",
+    "byol": f"{{name: byol, projector: {_HEAD}, predictor: {_HEAD}, teacher_momentum: 0.9}}",
+    "moco_v2": f"{{name: moco_v2, head: {_HEAD}, queue_size: 31, teacher_momentum: 0.9, "
+    "bn_groups: 2}",
+    "moco_v3": f"{{name: moco_v3, projector: {_HEAD}, predictor: {_HEAD}, teacher_momentum: 0.9}}",
 }
 """A queue that no batch divides."""
 STORE = "mlflow.db"

@@ -68,8 +68,9 @@ _METHODS: dict[str, dict[str, Any]] = {
 _TRAINED_NUMBERS: tuple[tuple[str | int, ...], ...] = (
     ("seed",), ("optimizer", "lr"), ("optimizer", "weight_decay"), ("optimizer", "eps"),
     ("optimizer", "betas"), ("schedule", "warmup_epochs"), ("schedule", "final_lr"),
-    ("method", "loss", "temperature"), ("method", "momentum"), ("augmentation", "jitter_strength"),
-    ("augmentation", "hue"), ("augmentation", "brightness"), ("augmentation", "flip"),
+    ("method", "loss", "temperature"), ("method", "teacher_momentum"),
+    ("augmentation", "jitter_strength"), ("augmentation", "hue"), ("augmentation", "brightness"),
+    ("augmentation", "flip"),
     ("augmentation", "grayscale_probability"), ("backbone", "drop_path_rate"),
     ("train", "log_every_steps"), ("train", "checkpoint_every_steps"), ("train", "clip_grad_norm"),
     ("train", "keep_checkpoints"), ("train", "micro_batch_size"), ("train", "loader_threads"),

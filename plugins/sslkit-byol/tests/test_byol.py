@@ -27,9 +27,11 @@ from sslkit_byol.losses import normalized_mse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.api import LossInput, RunFacts, ViewSpec, resolve_component
+from sslkit.api import LossInput, Progress, RunFacts, ViewSpec, resolve_component
 from sslkit.errors import RecipeError
 from sslkit.host.plugins import load_plugins
+
+FIRST = Progress(0, 1, 1)
 
 
 def embeddings(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -51,14 +53,14 @@ def test_closed_forms(target: list[list[float]], expected: float) -> None:
     prediction = torch.tensor([[7.0, 0.0]], dtype=torch.float64)
     found = embeddings(prediction, torch.tensor(target, dtype=torch.float64))
     for weight in (1.0, 0.25):
-        loss = make_byol(loss_weight=weight).objective(found, make_batch()).loss
+        loss = make_byol(loss_weight=weight).objective(found, make_batch(), FIRST).loss
         assert loss.item() == pytest.approx(weight * expected, abs=1e-12)
 
 
 def test_each_view_predicts_the_other() -> None:
     torch.manual_seed(1)
     p, z = torch.randn(2, 5, 2, 4, dtype=torch.float64).unbind()
-    loss = make_byol().objective({"prediction": p, "target": z}, make_batch()).loss
+    loss = make_byol().objective({"prediction": p, "target": z}, make_batch(), FIRST).loss
     expected = sum(
         (2 - 2 * F.cosine_similarity(p[:, view], z[:, 1 - view])).mean() for view in (0, 1)
     )
@@ -68,7 +70,7 @@ def test_each_view_predicts_the_other() -> None:
 def test_random_embeddings_lose_about_four() -> None:
     torch.manual_seed(2)
     p, z = torch.randn(2, 4000, 2, 64).unbind()
-    loss = make_byol().objective({"prediction": p, "target": z}, make_batch()).loss
+    loss = make_byol().objective({"prediction": p, "target": z}, make_batch(), FIRST).loss
     assert loss.item() == pytest.approx(4.0, abs=0.05)
 
 
@@ -77,7 +79,11 @@ def test_equals_lightly_up_to_a_constant() -> None:
     torch.manual_seed(3)
     p, z = torch.randn(2, 6, 2, 8).unbind()
     theirs = 0.5 * (lightly(p[:, 0], z[:, 1]) + lightly(p[:, 1], z[:, 0]))
-    ours = make_byol(loss_weight=0.25).objective({"prediction": p, "target": z}, make_batch()).loss
+    ours = (
+        make_byol(loss_weight=0.25)
+        .objective({"prediction": p, "target": z}, make_batch(), FIRST)
+        .loss
+    )
     torch.testing.assert_close(ours, 1.0 + theirs)
 
 
@@ -101,7 +107,7 @@ def test_bad_shapes_are_named() -> None:
 
 def test_another_loss_in_the_slot() -> None:
     byol = make_byol(loss={"name": "info_nce", "temperature": 0.2, "symmetric": False})
-    output = byol.objective(byol.embed(make_batch()), make_batch())
+    output = byol.objective(byol.embed(make_batch()), make_batch(), FIRST)
     assert output.loss.isfinite()
     assert {"contrastive_top1", "target_std"} <= set(output.metrics)
 
@@ -117,13 +123,13 @@ def taught(byol: Any) -> list[Tensor]:
     ("fields", "momentum"),
     [
         (
-            {"momentum": 0.6},
+            {"teacher_momentum": {"name": "cosine", "start": 0.6, "end": 1.0}},
             lambda k: 1 - (1 - 0.6) * (math.cos(math.pi * k / STEPS) + 1) / 2,
         ),
-        ({"momentum": 0.7, "final_momentum": 0.7}, lambda k: 0.7),
+        ({"teacher_momentum": 0.7}, lambda k: 0.7),
     ],
 )
-def test_teacher_after_three_steps(fields: dict[str, float], momentum: Any) -> None:
+def test_teacher_after_three_steps(fields: dict[str, Any], momentum: Any) -> None:
     """xi_3 = m_2 m_1 m_0 xi_0 + sum of (1 - m_k) theta_(k+1) times the later momenta."""
     byol = make_byol(batch_norm=True, **fields)
     start = taught(byol)
@@ -138,7 +144,8 @@ def test_teacher_after_three_steps(fields: dict[str, float], momentum: Any) -> N
 
 
 def test_momentum_goes_from_start_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    byol, used = make_byol(momentum=0.9), []
+    momentum = {"name": "cosine", "start": 0.9, "end": 1.0}
+    byol, used = make_byol(teacher_momentum=momentum), []
     monkeypatch.setattr(byol.teacher, "update", lambda online, momentum: used.append(momentum))
     list(train(byol, range(STEPS)))
     assert used[0] == pytest.approx(0.9)
@@ -151,7 +158,7 @@ def test_the_teacher_is_not_trained_and_passes_no_gradient() -> None:
     found = byol.embed(batch)
     assert not found["target"].requires_grad
     found["target"].requires_grad_()
-    byol.objective(found, batch).loss.backward()
+    byol.objective(found, batch, FIRST).loss.backward()
     assert found["target"].grad is None
     assert all(p.grad is None and not p.requires_grad for p in byol.teacher.parameters())
     trained = [name for group in byol.param_groups() for name, _ in group.params]
@@ -175,7 +182,7 @@ def test_the_projection_layers_are_the_projector_without_the_predictor() -> None
 def test_each_view_has_its_own_batch_statistics() -> None:
     """Two passes a step of the online network and two of the teacher, whose statistics are its
     own: here those of its first weights, which momentum 1 keeps."""
-    byol = make_byol(batch_norm=True, momentum=1.0)
+    byol = make_byol(batch_norm=True, teacher_momentum=1.0)
     norm, conv = byol.backbone.net[1], copy.deepcopy(byol.backbone.net[0])
     own, expected = byol.teacher.module[0].net[1], torch.zeros_like(norm.running_mean)
     for step, _ in enumerate(train(byol, range(2)), start=1):
@@ -205,14 +212,16 @@ def test_parts_and_the_whole_agree(part: int) -> None:
     whole, parts = byol.embed(batch), in_parts(byol, batch, part)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-12, atol=1e-14)
-    loss = byol.objective(parts, replace(batch, views=())).loss
-    torch.testing.assert_close(loss, byol.objective(whole, batch).loss, rtol=1e-12, atol=1e-14)
+    loss = byol.objective(parts, replace(batch, views=()), FIRST).loss
+    torch.testing.assert_close(
+        loss, byol.objective(whole, batch, FIRST).loss, rtol=1e-12, atol=1e-14
+    )
 
 
 def test_state_changes_only_between_steps() -> None:
     byol, batch = make_byol(), make_batch()
     before = {name: value.clone() for name, value in byol.state_dict().items()}
-    byol.objective(byol.embed(batch), batch).loss.backward()
+    byol.objective(byol.embed(batch), batch, FIRST).loss.backward()
     assert all(torch.equal(value, before[name]) for name, value in byol.state_dict().items())
 
 
@@ -228,7 +237,7 @@ def test_state_dict_is_complete() -> None:
 
 def test_training_lowers_the_loss() -> None:
     torch.manual_seed(0)
-    byol, batch = make_byol(momentum=0.9), learnable_batch()
+    byol, batch = make_byol(teacher_momentum=0.9), learnable_batch()
     losses = [output.loss.item() for output in train(byol, range(40), 40, batch)]
     assert losses[-1] < 0.1 * losses[0]
 

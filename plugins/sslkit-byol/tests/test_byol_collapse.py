@@ -10,7 +10,7 @@ import torch
 from sslkit_byol.method import BYOL
 from torch import Tensor
 
-from sslkit.api import Batch, LossInput, StepOutput
+from sslkit.api import Batch, LossInput, Progress, StepOutput
 from sslkit.engine.display import Silent
 from sslkit.errors import TrainingError
 from sslkit.workflows.train import start
@@ -24,7 +24,7 @@ augmentation:
 backbone: {name: timm, model: test_resnet, normalize: none}
 method:
   name: byol
-  momentum: 0.97
+  teacher_momentum: {name: cosine, start: 0.97, end: 1.0}
   projector: {name: mlp, hidden_dim: 128, out_dim: 64, hidden_bias: true, output_norm: none}
   predictor: {name: mlp, hidden_dim: 128, out_dim: 64, hidden_bias: true, output_norm: none}
 optimizer: {name: adamw, lr: 2e-3, weight_decay: 0.01}
@@ -53,7 +53,7 @@ def embed_with_own_targets(self: BYOL, batch: Batch) -> dict[str, Tensor]:
 
 
 def objective_without_stop_gradient(
-    self: BYOL, embeddings: Mapping[str, Tensor], batch: Batch
+    self: BYOL, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
 ) -> StepOutput:
     prediction, target = embeddings["prediction"], embeddings["target"]
     losses = [self.loss(LossInput((prediction[:, v], target[:, 1 - v]))) for v in (0, 1)]

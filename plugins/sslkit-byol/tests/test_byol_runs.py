@@ -29,7 +29,7 @@ method:
   name: byol
   projector: {name: mlp, hidden_dim: 16, out_dim: 8, hidden_bias: true, output_norm: none}
   predictor: {name: mlp, hidden_dim: 16, out_dim: 8, hidden_bias: true, output_norm: none}
-  momentum: 0.9
+  teacher_momentum: {name: cosine, start: 0.9, end: 1.0}
 optimizer: {name: adamw, lr: 1e-3, weight_decay: 0.01}
 schedule: {name: cosine, warmup_epochs: 0.5}
 train: {epochs: 2, batch_size: 14, device: cpu, loader_threads: 2, log_every_steps: 3}

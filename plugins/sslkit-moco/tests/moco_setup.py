@@ -110,7 +110,7 @@ def take_step(
 ) -> StepOutput:
     """One optimiser step, in the order that `Method` documents."""
     method.before_step(progress)
-    output = method.objective(method.embed(batch), replace(batch, views=()))
+    output = method.objective(method.embed(batch), replace(batch, views=()), Progress(0, 1, 1))
     output.loss.backward()
     method.after_backward(progress)
     optimizer.step()

@@ -39,10 +39,10 @@ tracking: {name: none}
 """6 steps an epoch; drop path, so that library randomness matters."""
 HEAD = "{name: mlp, hidden_dim: 16, out_dim: 8}"
 METHODS = {
-    "v1": f"{{name: moco_v1, head: {HEAD}, queue_size: 31, momentum: 0.9, bn_groups: 3}}",
-    "v2-symmetric": f"{{name: moco_v2, head: {HEAD}, queue_size: 50, momentum: 0.9, "
+    "v1": f"{{name: moco_v1, head: {HEAD}, queue_size: 31, teacher_momentum: 0.9, bn_groups: 3}}",
+    "v2-symmetric": f"{{name: moco_v2, head: {HEAD}, queue_size: 50, teacher_momentum: 0.9, "
     "symmetric: true, bn_groups: 2}",
-    "v3": f"{{name: moco_v3, projector: {HEAD}, predictor: {HEAD}, momentum: 0.9}}",
+    "v3": f"{{name: moco_v3, projector: {HEAD}, predictor: {HEAD}, teacher_momentum: 0.9}}",
 }
 """Queues that no batch divides, and one that two batches fill more than half of."""
 EVERY_STEP = ("train.checkpoint_every_steps=1", "train.keep_checkpoints=20")

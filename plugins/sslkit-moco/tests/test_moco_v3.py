@@ -28,14 +28,18 @@ from moco_setup import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.api import RunFacts, ViewSpec
+from sslkit.api import Progress, RunFacts, ViewSpec
 from sslkit.errors import RecipeError
+
+FIRST = Progress(0, 1, 1)
 
 
 def loss_of(temperature: float, query: Tensor, key: Tensor, **fields: Any) -> Tensor:
     loss = {"name": "info_nce", "temperature": temperature, "symmetric": False}
     method = moco_v3(loss=loss, **fields)
-    output: Tensor = method.objective({"query": query, "key": key}, make_batch()).loss
+    output: Tensor = method.objective(
+        {"query": query, "key": key}, make_batch(), Progress(0, 1, 1)
+    ).loss
     return output
 
 
@@ -82,7 +86,7 @@ def test_only_queries_take_a_gradient() -> None:
 
 def test_teacher_after_three_steps() -> None:
     """m = 1 - (1 - m_0) (1 + cos(pi k / K)) / 2, and before step k it moves towards theta_k."""
-    method = moco_v3(batch_norm=True, momentum=0.6)
+    method = moco_v3(batch_norm=True, teacher_momentum={"name": "cosine", "start": 0.6, "end": 1.0})
     thetas = [taught(method)]
     thetas += [taught(method) for _ in train(method, range(3))]
     for i, found in enumerate(method.teacher.parameters()):
@@ -96,7 +100,7 @@ def test_teacher_after_three_steps() -> None:
 
 def test_no_gradient_reaches_the_teacher() -> None:
     method, batch = moco_v3(batch_norm=True), make_batch()
-    method.objective(method.embed(batch), batch).loss.backward()
+    method.objective(method.embed(batch), batch, FIRST).loss.backward()
     assert all(p.grad is None and not p.requires_grad for p in method.teacher.parameters())
     trained = [name for group in method.param_groups() for name, _ in group.params]
     assert trained
@@ -104,7 +108,7 @@ def test_no_gradient_reaches_the_teacher() -> None:
 
 
 def test_each_view_has_its_own_batch_statistics() -> None:
-    method = moco_v3(batch_norm=True, momentum=1.0)
+    method = moco_v3(batch_norm=True, teacher_momentum=1.0)
     norm, conv = method.backbone.net[1], copy.deepcopy(method.backbone.net[0])
     own, expected = method.teacher.module[0].net[1], torch.zeros_like(norm.running_mean)
     for step, _ in enumerate(train(method, range(2)), start=1):
@@ -142,8 +146,10 @@ def test_parts_and_the_whole_agree(part: int) -> None:
     whole, parts = method.embed(batch), in_parts(method, batch, part)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-12, atol=1e-14)
-    loss = method.objective(parts, replace(batch, views=())).loss
-    torch.testing.assert_close(loss, method.objective(whole, batch).loss, rtol=1e-12, atol=1e-14)
+    loss = method.objective(parts, replace(batch, views=()), FIRST).loss
+    torch.testing.assert_close(
+        loss, method.objective(whole, batch, FIRST).loss, rtol=1e-12, atol=1e-14
+    )
 
 
 def test_state_dict_is_complete() -> None:
@@ -159,7 +165,7 @@ def test_state_dict_is_complete() -> None:
 def test_it_learns() -> None:
     loss = {"name": "info_nce", "temperature": 0.2, "symmetric": False}
     chance = 2 * 2 * 0.2 * math.log(BATCH)
-    assert learn(moco_v3(batch_norm=True, loss=loss, momentum=0.9)) < 0.6 * chance
+    assert learn(moco_v3(batch_norm=True, loss=loss, teacher_momentum=0.9)) < 0.6 * chance
 
 
 def test_default_heads_are_those_of_the_resnet() -> None:
@@ -174,7 +180,8 @@ def test_default_heads_are_those_of_the_resnet() -> None:
         assert [m.out_features for m in linear] == [4096, 256]
         assert all(m.bias is None for m in linear)
     assert not method.projector.layers[-1][1].affine
-    assert method.scale == 2.0
+    assert method.config.temperature_scaling
+    assert method.config.loss.config.temperature.at(None) == 1.0
 
 
 # --- What is refused ------------------------------------------------------------------------------

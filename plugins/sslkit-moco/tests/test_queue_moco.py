@@ -27,8 +27,10 @@ from sslkit_moco.queue_moco import ignores_negatives
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.api import ComponentConfig, Loss, LossInput, RunFacts, ViewSpec
+from sslkit.api import ComponentConfig, Loss, LossInput, Progress, RunFacts, ViewSpec
 from sslkit.nn.functional import nt_xent
+
+FIRST = Progress(0, 1, 1)
 
 BOTH = pytest.mark.parametrize("symmetric", [False, True])
 
@@ -54,7 +56,7 @@ def test_key_equals_query_and_the_queue_is_orthogonal(temperature: float) -> Non
     basis = torch.eye(4, dtype=torch.float64)
     moco.queue.features.copy_(basis[[1, 2, 3, 1, 2, 3, 1]])
     query = 5.0 * basis[:1].expand(3, -1)
-    loss = moco.objective(embeddings(query, query), make_batch()).loss
+    loss = moco.objective(embeddings(query, query), make_batch(), FIRST).loss
     assert loss.item() == pytest.approx(math.log1p(7 * math.exp(-1 / temperature)), rel=1e-12)
 
 
@@ -62,7 +64,7 @@ def test_chance() -> None:
     """Equal embeddings everywhere: ln(1 + K)."""
     moco, rows = queue_moco(queue_size=4095), torch.ones(2, 4, dtype=torch.float64)
     moco.queue.features.copy_(torch.full((4095, 4), 0.5))
-    loss = moco.objective(embeddings(rows, rows), make_batch()).loss
+    loss = moco.objective(embeddings(rows, rows), make_batch(), FIRST).loss
     assert loss.item() == pytest.approx(math.log(4096), rel=1e-12)
     assert loss.item() == pytest.approx(8.3178, abs=1e-4)
 
@@ -72,7 +74,7 @@ def test_chance() -> None:
 def test_loss_is_the_sum_of_the_directions(symmetric: bool, weight: float) -> None:
     moco = queue_moco(symmetric=symmetric, loss_weight=weight)
     found = moco.embed(make_batch())
-    loss = moco.objective(found, make_batch()).loss
+    loss = moco.objective(found, make_batch(), FIRST).loss
     expected = sum(
         reference_loss(found["query"][:, v], found["key"][:, v], moco.queue.features, 0.2)
         for v in range(2 if symmetric else 1)
@@ -99,7 +101,9 @@ def test_equals_lightly_step_by_step() -> None:
     for step in range(7):
         torch.manual_seed(step)
         query, key = torch.randn(2, batch, dim).unbind()
-        output = moco.objective(embeddings(query.requires_grad_(), key), make_batch())
+        output = moco.objective(
+            embeddings(query.requires_grad_(), key), make_batch(), Progress(0, 1, 1)
+        )
         torch.testing.assert_close(output.loss, theirs(query, key))
         moco.after_step(None, output.carry)
         torch.testing.assert_close(moco.queue.features, theirs.memory_bank.bank)
@@ -132,7 +136,7 @@ def test_no_image_meets_its_own_key(symmetric: bool) -> None:
     moco = queue_moco(symmetric=symmetric, queue_size=40)
     for step in range(3):
         batch, before = make_batch(step), moco.queue.features.clone()
-        output = moco.objective(moco.embed(batch), batch)
+        output = moco.objective(moco.embed(batch), batch, FIRST)
         assert torch.equal(moco.queue.features, before)
         assert (output.carry @ before.T).max() < 1 - 1e-9
         moco.after_step(None, output.carry)
@@ -146,14 +150,14 @@ def test_no_image_meets_its_own_key(symmetric: bool) -> None:
 @pytest.mark.parametrize(
     ("fields", "momentum"),
     [
-        ({"momentum": 0.7}, lambda k: 0.7),
+        ({"teacher_momentum": 0.7}, lambda k: 0.7),
         (
-            {"momentum": 0.6, "final_momentum": 0.9},
+            {"teacher_momentum": {"name": "cosine", "start": 0.6, "end": 0.9}},
             lambda k: 0.9 - 0.3 * (1 + math.cos(math.pi * k / STEPS)) / 2,
         ),
     ],
 )
-def test_teacher_after_three_steps(fields: dict[str, float], momentum: Any) -> None:
+def test_teacher_after_three_steps(fields: dict[str, Any], momentum: Any) -> None:
     """Before step k it moves towards theta_k, so after 3 steps it has seen theta_0 to theta_2."""
     moco = queue_moco(batch_norm=True, **fields)
     thetas = [taught(moco)]
@@ -172,7 +176,7 @@ def test_no_gradient_reaches_teacher_or_queue(symmetric: bool) -> None:
     found = moco.embed(batch)
     assert not found["key"].requires_grad
     found["key"].requires_grad_()
-    moco.objective(found, batch).loss.backward()
+    moco.objective(found, batch, FIRST).loss.backward()
     assert found["key"].grad is None
     assert not moco.queue.features.requires_grad
     assert all(p.grad is None and not p.requires_grad for p in moco.teacher.parameters())
@@ -203,8 +207,8 @@ def test_parts_and_the_whole_agree(symmetric: bool, part: int) -> None:
     whole, parts = moco.embed(batch), in_parts(moco, batch, part)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-12, atol=1e-14)
-    output = moco.objective(parts, replace(batch, views=()))
-    expected = moco.objective(whole, batch)
+    output = moco.objective(parts, replace(batch, views=()), FIRST)
+    expected = moco.objective(whole, batch, FIRST)
     torch.testing.assert_close(output.loss, expected.loss, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(output.carry, expected.carry, rtol=1e-12, atol=1e-14)
 
@@ -212,7 +216,7 @@ def test_parts_and_the_whole_agree(symmetric: bool, part: int) -> None:
 def test_state_changes_only_between_steps() -> None:
     moco, batch = queue_moco(), make_batch()
     before = {name: value.clone() for name, value in moco.state_dict().items()}
-    moco.objective(moco.embed(batch), batch).loss.backward()
+    moco.objective(moco.embed(batch), batch, FIRST).loss.backward()
     assert all(torch.equal(value, before[name]) for name, value in moco.state_dict().items())
 
 
@@ -231,7 +235,7 @@ def test_state_dict_is_complete(symmetric: bool) -> None:
 @BOTH
 def test_it_learns(symmetric: bool) -> None:
     head = {**LN_HEAD, "hidden_dim": 32, "out_dim": 16}
-    moco = queue_moco(True, symmetric=symmetric, momentum=0.9, head=head, bn_groups=1)
+    moco = queue_moco(True, symmetric=symmetric, teacher_momentum=0.9, head=head, bn_groups=1)
     chance = (2 if symmetric else 1) * math.log(1 + 20)
     assert learn(moco) < 0.5 * chance
 
@@ -244,8 +248,8 @@ def test_v1_has_a_linear_head_and_v2_an_mlp() -> None:
     for moco, temperature in ((first, 0.07), (second, 0.2)):
         assert moco.head.out_dim == 128
         assert all(m.bias is not None for m in moco.head.modules() if isinstance(m, nn.Linear))
-        assert moco.config.loss.config.temperature == temperature
-        assert (len(moco.queue), moco.config.momentum, moco.config.symmetric) == (
+        assert moco.config.loss.config.temperature.at(None) == temperature
+        assert (len(moco.queue), moco.config.teacher_momentum.at(None), moco.config.symmetric) == (
             65536,
             0.999,
             False,
@@ -275,7 +279,7 @@ def test_problems() -> None:
 
 def test_a_queue_of_an_epoch_is_warned_of() -> None:
     def warnings(**fields: Any) -> list[tuple[str, str]]:
-        slot = method_slot("moco_v2", momentum=0.6, **fields)  # moves in few steps
+        slot = method_slot("moco_v2", teacher_momentum=0.6, **fields)  # moves in few steps
         return list(slot.cls.warnings(slot.config, FACTS))
 
     ((path, text),) = warnings(queue_size=60)

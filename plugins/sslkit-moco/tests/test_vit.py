@@ -66,7 +66,7 @@ def test_initialisation() -> None:
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_patch_embedding_stays_as_it_was(frozen: bool) -> None:
-    method = moco(vit(), vit_init=True, freeze_patch_embedding=frozen, momentum=0.5)
+    method = moco(vit(), vit_init=True, freeze_patch_embedding=frozen, teacher_momentum=0.5)
     names = {name for group in method.param_groups() for name, _ in group.params}
     patch = {"backbone.model.patch_embed.proj.weight", "backbone.model.patch_embed.proj.bias"}
     assert patch <= set(dict(method.named_parameters()))

@@ -30,6 +30,7 @@ from sslkit.api import (
     Slot,
     Subject,
     optimizer_groups,
+    set_group_rules,
     slot,
 )
 from sslkit.builtin.crop_flip import CropFlip
@@ -188,9 +189,7 @@ def _train(
     for epoch in range(epochs):
         total = torch.zeros((), device=images.device)
         for batch in batches.epoch(epoch):
-            lr = peak * schedule.factor(progress)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["lr_scale"]
+            set_group_rules(optimizer, rules, peak * schedule.factor(progress), peak, progress)
             with images.autocast():
                 logits = network(batch.views[0])
             assert batch.labels is not None

@@ -7,12 +7,13 @@ from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from sslkit.api import (
     Backbone,
     Batch,
+    Bounds,
     ComponentConfig,
     Head,
     Loss,
@@ -20,16 +21,18 @@ from sslkit.api import (
     Method,
     Progress,
     RunFacts,
+    ScheduledNumber,
     Slot,
     StepOutput,
+    scheduled,
     slot,
 )
 from sslkit.errors import RecipeError
 from sslkit.nn.deferred import Deferred
-from sslkit.nn.ema import EMATeacher, cosine_momentum, odd_momentum
+from sslkit.nn.ema import EMATeacher, odd_momentum
 from sslkit.nn.functional import feature_std
 
-Momentum = Annotated[float, Field(ge=0.0, le=1.0)]
+Momentum = Annotated[ScheduledNumber, Bounds(ge=0.0, le=1.0)]
 
 
 class BYOL(Method):
@@ -64,11 +67,9 @@ class BYOL(Method):
         loss_weight: PositiveFloat = 1.0
         """Multiplies the loss: 1 is the paper's sum of both directions, 0.5 their mean, 0.25 the
         mean negative cosine of lightly (up to a constant)."""
-        momentum: Momentum = 0.996
-        """Momentum of the teacher in the first step. The paper: 0.996 for 1000 epochs, 0.99 for
-        100 and 300."""
-        final_momentum: Momentum = 1.0
-        """Momentum that a cosine reaches at the end; equal to `momentum` for a constant one."""
+        teacher_momentum: Momentum = scheduled("cosine", start=0.996, end=1.0)
+        """Momentum of the teacher. The paper: from 0.996 for 1000 epochs, from 0.99 for 100 and
+        300; a plain number is constant."""
 
     @classmethod
     def problems(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
@@ -81,9 +82,9 @@ class BYOL(Method):
 
     @classmethod
     def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
-        said = odd_momentum(facts.total_steps, config.momentum, config.final_momentum)
+        said = odd_momentum(config.teacher_momentum.values(facts), facts.total_steps)
         if said:
-            yield "momentum", said
+            yield "teacher_momentum", said
 
     @classmethod
     def plan_facts(cls, config: Config, facts: RunFacts) -> Mapping[str, str | int | float]:
@@ -122,12 +123,16 @@ class BYOL(Method):
         }
         return {name: torch.stack(views, dim=1) for name, views in named.items()}
 
-    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
         prediction, target = embeddings["prediction"], embeddings["target"].detach()
 
         def inputs(prediction: Tensor, view: int) -> LossInput:
             """The prediction from one view, and the target, which is the other view's."""
-            return LossInput((prediction[:, view], target[:, 1 - view]), batch.labels)
+            return LossInput(
+                (prediction[:, view], target[:, 1 - view]), batch.labels, progress=progress
+            )
 
         directions = [self.loss(inputs(prediction, view)) for view in (0, 1)]
         watched = inputs(prediction.detach(), 0)
@@ -137,7 +142,5 @@ class BYOL(Method):
         return StepOutput(self.config.loss_weight * torch.stack(directions).sum(), metrics)
 
     def after_step(self, progress: Progress, carry: Any) -> None:
-        config = self.config
-        done = (progress.step - 1) / progress.total_steps  # the schedule counts steps from 0
-        momentum = cosine_momentum(done, config.momentum, config.final_momentum)
+        momentum = self.config.teacher_momentum.at(progress.previous())
         self.teacher.update(self.taught, momentum)

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from sslkit.api import (
     Backbone,
     Batch,
+    Bounds,
     ComponentConfig,
     Head,
     Loss,
@@ -19,18 +20,20 @@ from sslkit.api import (
     Method,
     Progress,
     RunFacts,
+    ScheduledNumber,
     Slot,
     StepOutput,
     rewards_collapse,
+    scheduled,
     slot,
 )
 from sslkit.errors import RecipeError
 from sslkit.nn.deferred import Deferred
-from sslkit.nn.ema import EMATeacher, cosine_momentum, odd_momentum
+from sslkit.nn.ema import EMATeacher, odd_momentum
 
 from . import vit
 
-Momentum = Annotated[float, Field(ge=0.0, le=1.0)]
+Momentum = Annotated[ScheduledNumber, Bounds(ge=0.0, le=1.0)]
 
 
 class MoCoV3(Method):
@@ -58,10 +61,9 @@ class MoCoV3(Method):
         """Multiplies the loss by twice its `temperature`."""
         loss_weight: PositiveFloat = 1.0
         """Multiplies the loss."""
-        momentum: Momentum = 0.99
-        """Momentum of the teacher in the first step. The paper: 0.99, 0.996 for 1000 epochs."""
-        final_momentum: Momentum = 1.0
-        """Momentum that a cosine reaches at the end; equal to `momentum` for a constant one."""
+        teacher_momentum: Momentum = scheduled("cosine", start=0.99, end=1.0)
+        """Momentum of the teacher. The paper: from 0.99, from 0.996 for 1000 epochs; a plain number
+        is constant."""
         freeze_patch_embedding: bool = False
         """ViTs only: leaves the patch embedding as it starts, which steadies training."""
         vit_init: bool = False
@@ -88,9 +90,9 @@ class MoCoV3(Method):
 
     @classmethod
     def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
-        said = odd_momentum(facts.total_steps, config.momentum, config.final_momentum)
+        said = odd_momentum(config.teacher_momentum.values(facts), facts.total_steps)
         if said:
-            yield "momentum", said
+            yield "teacher_momentum", said
         if rewards_collapse(config.loss.build()):
             yield (
                 "loss",
@@ -120,8 +122,6 @@ class MoCoV3(Method):
             )
         self.loss = config.loss.build()
         self.teacher = EMATeacher(self.taught)
-        temperature = _temperature(config) if config.temperature_scaling else None
-        self.scale = config.loss_weight * (1.0 if temperature is None else 2.0 * temperature)
 
     @property
     def projection_layers(self) -> Sequence[nn.Module]:
@@ -133,9 +133,13 @@ class MoCoV3(Method):
         return nn.Sequential(self.backbone, self.projector)
 
     def before_step(self, progress: Progress) -> None:
-        config = self.config
-        momentum = cosine_momentum(progress.fraction, config.momentum, config.final_momentum)
-        self.teacher.update(self.taught, momentum)
+        self.teacher.update(self.taught, self.config.teacher_momentum.at(progress))
+
+    def _scale(self, progress: Progress) -> float:
+        """What the sum of both directions is multiplied by."""
+        temperature = _temperature(self.config) if self.config.temperature_scaling else None
+        factor = 1.0 if temperature is None else 2.0 * temperature.at(progress)
+        return self.config.loss_weight * factor
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """features (B, 2, F), query and key (B, 2, D): entry v belongs to view v."""
@@ -147,22 +151,26 @@ class MoCoV3(Method):
         }
         return {name: torch.stack(views, dim=1) for name, views in named.items()}
 
-    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
         query, key = embeddings["query"], embeddings["key"].detach()
 
         def inputs(query: Tensor, view: int) -> LossInput:
             """The queries of one view and, as their keys, those of the other."""
-            return LossInput((query[:, view], key[:, 1 - view]), batch.labels)
+            return LossInput((query[:, view], key[:, 1 - view]), batch.labels, progress=progress)
 
         directions = [self.loss(inputs(query, view)) for view in (0, 1)]
         watched = inputs(query.detach(), 0)
         return StepOutput(
-            self.scale * torch.stack(directions).sum(),
+            self._scale(progress) * torch.stack(directions).sum(),
             metrics=Deferred(lambda: self.loss.metrics(watched)),
         )
 
 
-def _temperature(config: MoCoV3.Config) -> float | None:
+def _temperature(config: MoCoV3.Config) -> ScheduledNumber | None:
     """The temperature of the loss, where it has one."""
     found = getattr(config.loss.config, "temperature", None)
-    return found if isinstance(found, float) else None
+    if isinstance(found, float):
+        return ScheduledNumber(found)
+    return found if isinstance(found, ScheduledNumber) else None

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sslkit.api import (
     Backbone,
     Batch,
+    Bounds,
     ComponentConfig,
     Head,
     Loss,
@@ -19,20 +20,22 @@ from sslkit.api import (
     Method,
     Progress,
     RunFacts,
+    ScheduledNumber,
     Slot,
     StepOutput,
+    scheduled,
     slot,
 )
 from sslkit.errors import RecipeError
 from sslkit.nn.deferred import Deferred
-from sslkit.nn.ema import EMATeacher, cosine_momentum, odd_momentum
+from sslkit.nn.ema import EMATeacher, odd_momentum
 from sslkit.nn.functional import normalize
 from sslkit.nn.queue import FeatureQueue
 from sslkit.randomness import SampleRandom
 
 from .batch_groups import in_groups, random_order, splittable_layers
 
-Momentum = Annotated[float, Field(ge=0.0, le=1.0)]
+Momentum = Annotated[ScheduledNumber, Bounds(ge=0.0, le=1.0)]
 Network = Callable[[Tensor], tuple[Tensor, ...]]
 """(n, C, S, S) images to tensors (n, ...)."""
 
@@ -46,10 +49,8 @@ class QueueConfig(ComponentConfig):
     """Loss between queries (first view) and keys (second view), with the queue as negatives."""
     queue_size: PositiveInt = 65536
     """Keys in the queue; any number. 4096 suffices for CIFAR."""
-    momentum: Momentum = 0.999
+    teacher_momentum: Momentum = scheduled(0.999)
     """Momentum of the teacher. 0.99 suits CIFAR."""
-    final_momentum: Momentum | None = None
-    """Momentum that a cosine reaches at the end; null keeps `momentum` constant."""
     symmetric: bool = False
     """True: each view is a query and a key, and the loss is the sum of both directions, at twice
     the cost of a step."""
@@ -96,10 +97,9 @@ class MoCoV1(Method):
 
     @classmethod
     def warnings(cls, config: QueueConfig, facts: RunFacts) -> Iterable[tuple[str, str]]:
-        final = config.momentum if config.final_momentum is None else config.final_momentum
-        said = odd_momentum(facts.total_steps, config.momentum, final)
+        said = odd_momentum(config.teacher_momentum.values(facts), facts.total_steps)
         if said:
-            yield "momentum", said
+            yield "teacher_momentum", said
         directions = 2 if config.symmetric else 1
         keys = facts.num_images * directions
         if config.queue_size < facts.batch_size * directions:
@@ -146,9 +146,7 @@ class MoCoV1(Method):
         return nn.Sequential(self.backbone, self.head)
 
     def before_step(self, progress: Progress) -> None:
-        config = self.config
-        final = config.momentum if config.final_momentum is None else config.final_momentum
-        self.teacher.update(self.taught, cosine_momentum(progress.fraction, config.momentum, final))
+        self.teacher.update(self.taught, self.config.teacher_momentum.at(progress))
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """features (B, V, F), query and key (B, V, D), with V = 2 where `symmetric` and else 1:
@@ -196,15 +194,17 @@ class MoCoV1(Method):
         # Indexing keeps channels_last, which index_select drops.
         return tuple(output.index_select(0, back) for output in network(images[order]))
 
-    def objective(self, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
         queries = embeddings["query"].unbind(dim=1)
         keys = normalize(embeddings["key"].detach()).unbind(dim=1)
         negatives = self.queue.features
         directions = [
-            self.loss(LossInput((query, key), batch.labels, negatives))
+            self.loss(LossInput((query, key), batch.labels, negatives, progress))
             for query, key in zip(queries, keys, strict=True)
         ]
-        watched = LossInput((queries[0].detach(), keys[0]), batch.labels, negatives)
+        watched = LossInput((queries[0].detach(), keys[0]), batch.labels, negatives, progress)
         return StepOutput(
             self.config.loss_weight * torch.stack(directions).sum(),
             metrics=Deferred(lambda: self.loss.metrics(watched)),
@@ -238,8 +238,8 @@ def ignores_negatives(loss: Loss) -> bool:
     """Whether a loss has one value for any negatives: then a queue would be without effect."""
     rows = torch.eye(4, 8)
     views = (rows, rows + rows.roll(1, dims=1))
-    labels = torch.arange(4)
+    labels, first = torch.arange(4), Progress(0, 1, 1)
     with torch.no_grad():
-        near = loss(LossInput(views, labels, rows + rows.roll(2, dims=1)))
-        far = loss(LossInput(views, labels, -rows))
+        near = loss(LossInput(views, labels, rows + rows.roll(2, dims=1), first))
+        far = loss(LossInput(views, labels, -rows, first))
     return bool(near == far)
