@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sslkit.host.plugins import load_plugins
+from sslkit.runs.folder import RunFolder
 
 PACKAGE = Path(__file__).parents[1] / "sslkit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -134,3 +135,35 @@ def test_no_code_from_disk() -> None:
             if not line.lstrip().startswith(("#", '"'))
         )  # fmt: skip
         assert not forbidden.search(text), path
+
+
+THEIR_OWNERS = ("runs/", "api/run_files.py", "nn/weights.py")
+"""Who may know the names of the files in a run folder: its room, the contract that gives trackers
+the paths, and the loader of weights, which is below both."""
+COMMON_WORDS = {"figures", "evaluations"}
+"""Folders of a run whose names are common words in code."""
+
+
+def names_in_a_run_folder() -> set[str]:
+    folder = RunFolder(Path("x"))
+    found = {folder.corrupt_images("train"), folder.corrupt_images("test")}
+    for cls in type(folder).__mro__:
+        for value in vars(cls).values():
+            if isinstance(value, property) and value.fget is not None:
+                found.add(value.fget(folder))
+    return {path.name for path in found if isinstance(path, Path)} - COMMON_WORDS
+
+
+def test_only_the_run_folder_knows_the_names_of_its_files() -> None:
+    """Code asks `RunFolder` or `RunView.files`; what is printed for people may name a file."""
+    names = names_in_a_run_folder()
+    assert {"recipe.resolved.yaml", "checkpoints", "results.json", "encoder.safetensors"} <= names
+    known = {}
+    for path in MODULES:
+        place = path.relative_to(PACKAGE).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            text = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(text, str) and names & set(re.split(r"[/*]", text)):
+                known.setdefault(place, []).append(text)
+    assert not {place: texts for place, texts in known.items()
+                if not place.startswith(THEIR_OWNERS)}  # fmt: skip

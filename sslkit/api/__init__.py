@@ -40,6 +40,7 @@ from .losses import Loss, LossInput, rewards_collapse
 from .method import Apart, Method, ParamGroup, StepOutput
 from .networks import Backbone, FeatureStage, Head, NoFeatureMapsError, Preprocess
 from .optimization import Optimizer, OptimizerConfig, optimizer_groups, set_group_rules
+from .run_files import RunFiles
 from .schedules import Bounds, Progress, Schedule, ScheduledNumber, scheduled
 from .tracking import Callback, MetricPoint, RunView, Tracker
 from .views import Augmentation, Geometry, Params
@@ -82,6 +83,7 @@ __all__ = [
     "Progress",
     "Resamples",
     "RunFacts",
+    "RunFiles",
     "RunView",
     "Schedule",
     "ScheduledNumber",

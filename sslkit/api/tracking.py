@@ -6,13 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    pass
 from .component import Component
 from .data import Batch
 from .method import Method
+from .run_files import RunFiles
 from .schedules import Progress
 
 
@@ -26,6 +25,11 @@ class RunView:
     params: Mapping[str, str | int | float | bool | None]
     """The resolved recipe, flattened: "method.loss.temperature" -> 0.5."""
     tags: Mapping[str, str]
+
+    @property
+    def files(self) -> RunFiles:
+        """Where the files of the run lie."""
+        return RunFiles(self.run_dir)
 
 
 @dataclass(frozen=True)

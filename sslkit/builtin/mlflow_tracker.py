@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from sslkit.api import ComponentConfig, MetricPoint, RunFacts, RunView, Tracker
+from sslkit.api import ComponentConfig, MetricPoint, RunFacts, RunFiles, RunView, Tracker
 from sslkit.builtin import mlflow_store as store
 from sslkit.builtin.mlflow_uri import VARIABLE, resolve_uri, uri_problem
 from sslkit.errors import TrackingError
@@ -27,8 +27,6 @@ from sslkit.files import read_json, read_text
 _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
-_REPORT = "report.md"
-"""It is shown as the description of the run."""
 _FOLDER_TAG = "sslkit.run_folder"
 _GROUP_TAG = "sslkit.comparison"
 _GROUP_KEY_TAG = "sslkit.comparison_key"
@@ -115,10 +113,11 @@ class MLflowTracker(Tracker):
         self._last_time_ms = max((point.time_ms for point in points), default=self._last_time_ms)
 
     def log_artifact(self, path: Path, folder: str) -> None:
-        if path.name == "encoder.safetensors" and not self.config.log_encoder:
+        files = RunFiles(path.parent)
+        if path == files.encoder and not self.config.log_encoder:
             return
         self._client.log_artifact(self._run_id, str(path), folder or None)
-        if path.name == _REPORT and not folder:
+        if path == files.report and not folder:  # shown as the description of the run
             self._client.set_tag(self._run_id, "mlflow.note.content", store.note(read_text(path)))
 
     def finish(self, status: Literal["finished", "failed", "killed"]) -> None:
@@ -218,7 +217,7 @@ class MLflowTracker(Tracker):
         return next(iter(self._client.search_runs([experiment_id], tagged, max_results=1)), None)
 
     def _create(self, experiment_id: str, run: RunView) -> Any:
-        recipe = run.run_dir / "recipe.resolved.yaml"
+        recipe = run.files.recipe
         began = recipe.stat().st_mtime if recipe.exists() else time.time()
         return self._client.create_run(
             experiment_id, int(began * 1000), tags=self._tags(run), run_name=run.run_name
@@ -277,7 +276,7 @@ def _dataset_inputs(run: RunView) -> list[Any]:
     """The splits of the data set, from `environment.json` and the recipe."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    environment = run.run_dir / "environment.json"
+    environment = run.files.environment
     if not environment.exists():
         return []
     try:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.errors import CheckpointError
+from sslkit.nn.weights import ENCODER_FILE, TIMM_FILE
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 _CONFIG = "config.json"
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "encoder.safetensors")
+_WEIGHTS = (TIMM_FILE, "pytorch_model.bin", ENCODER_FILE)
 _MAX_CONFIG = 1 << 20
 _LEFT_OUT = frozenset(
     {"num_classes", "in_chans", "img_size", "pretrained", "pretrained_cfg", "checkpoint_path"}

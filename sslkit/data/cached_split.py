@@ -8,13 +8,11 @@ the seed alone: never on threads, order or earlier reads.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -122,12 +120,14 @@ class CachedSplit:
         return torch.from_numpy(self._read(index)).permute(2, 0, 1)
 
     def report(self) -> dict[str, object]:
-        """What is known of unreadable images, ready for JSON."""
-        return {
-            "num_images": len(self),
-            "num_unreadable": len(self.corrupt),
-            "unreadable": self.unreadable(sorted(self.corrupt)),
-        }
+        """What is known of unreadable images, ready for JSON. Images read on demand are found out
+        while training: ask again at the end."""
+        with self._lock:
+            return {
+                "num_images": len(self),
+                "num_unreadable": len(self.corrupt),
+                "unreadable": self.unreadable(sorted(self.corrupt)),
+            }
 
     def unreadable(self, indices: Iterable[int]) -> list[dict[str, object]]:
         """What is known of these images, as far as they are unreadable."""
@@ -146,20 +146,6 @@ class CachedSplit:
         """Learns of an unreadable image that was found, and replaced, in an earlier process."""
         self.corrupt[index] = reason
         self._replace(index, replaced_by)
-
-    def write_report(self, path: Path) -> bool:
-        """Writes `report()` as JSON where an unreadable image was found. Returns whether it did.
-
-        Images read on demand are found out while training: call it again at the end.
-        """
-        if not self.corrupt:
-            return False
-        with self._lock:
-            text = json.dumps(self.report(), indent=2)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
-        return True
 
     def _checked_labels(self) -> Tensor | None:
         given = self.reader.labels

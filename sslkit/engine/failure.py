@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sslkit.api import Batch, Loss
 from sslkit.errors import TrainingError
+from sslkit.runs.endings import FailureRecord
 
 from .loss_meter import NotFiniteError
 from .step import forward_backward, on_device_layout, step_randomness
@@ -19,10 +20,6 @@ from .tracing import Place, Trace, first_odd, odd_value
 
 if TYPE_CHECKING:
     from .training import Training
-
-RECORD = "not_finite.json"
-"""In the run folder: the step that was not finite. With the last checkpoint before it, from which
-the steps between follow, it is all that it takes to repeat that step."""
 
 _LARGE = 1e3
 """Weights beyond this have grown for want of a smaller learning rate, not by training."""
@@ -131,22 +128,21 @@ def way_on(t: Training) -> str:
 
 
 def keep_record(t: Training, step: int, what: str, loss: float, grad_norm: float) -> None:
-    """Writes RECORD. step: the one that was not finite, counted from 1."""
+    """Keeps the record of the step that was not finite. step: counted from 1."""
     epoch, position = divmod(max(step - 1, 0), t.progress.steps_per_epoch)
     paths = t.checkpoints.paths()
-    t.keep(
-        RECORD,
-        {
-            "step": step,
-            "first": what,
-            "loss": str(loss),
-            "grad_norm": str(grad_norm),
-            "lr": t.optimization.lr,
-            "seed": t.seed,
-            "recipe_hash": t.run.tags.get("sslkit.recipe_hash"),
-            "checkpoint": paths[-1].name if paths else None,
-            "batch_indices": t.loader.indices(epoch, position).tolist(),
-        },
+    t.keep_failure(
+        FailureRecord(
+            step=step,
+            first=what,
+            loss=loss,
+            grad_norm=grad_norm,
+            lr=t.optimization.lr,
+            seed=t.seed,
+            recipe_hash=t.run.tags.get("sslkit.recipe_hash"),
+            checkpoint=paths[-1].name if paths else None,
+            batch_indices=tuple(t.loader.indices(epoch, position).tolist()),
+        )
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sslkit.api import Batch, Callback, Method, Progress, RunView, ScheduledNumber
 from sslkit.runs.checkpoint import Checkpoints
+from sslkit.runs.endings import FailureRecord
 
 from .contract import Contract
 from .display import Display
@@ -87,8 +88,8 @@ class Training:
     state_check: StateCheck
     scheduled: Mapping[str, ScheduledNumber] = field(default_factory=dict)
     """Name in the log -> each number of the recipe that follows a schedule of its own."""
-    keep: Callable[[str, object], object] = lambda name, value: None
-    """keep(name, value): writes a file of the run folder, as JSON."""
+    keep_failure: Callable[[FailureRecord], object] = lambda record: None
+    """Writes the record of a step that was not finite into the run folder."""
     meter: LossMeter = field(default_factory=LossMeter)
     reads_each_step: bool = False
     """Whether loss and gradient are looked at before every step of the optimiser: always on a CPU,

@@ -21,6 +21,7 @@ from sslkit.evaluation.joined import EvaluationSuites
 from sslkit.evaluation.results import SuiteResult
 from sslkit.recipe import Recipe, components, flatten, scheduled_numbers
 from sslkit.runs.checkpoint import Checkpoints
+from sslkit.runs.endings import write_failure, write_stop, write_unreadable
 from sslkit.runs.folder import RunFolder
 from sslkit.tracking.log import RunLog
 
@@ -65,9 +66,9 @@ class Experiment:
 
     def write_unreadable(self) -> None:
         """Lists the images that could not be read, where there are any."""
-        self.stores.train.write_report(self.folder.path / "corrupt_images.json")
+        write_unreadable(self.folder, "train", self.stores.train.report())
         if self.stores.test is not None:
-            self.stores.test.write_report(self.folder.path / "corrupt_test_images.json")
+            write_unreadable(self.folder, "test", self.stores.test.report())
 
     def open_log(self) -> RunLog:
         """Opens the log behind `training`, from its current step on, and connects the tracker."""
@@ -140,8 +141,7 @@ def build(recipe: Recipe, facts: RunFacts, folder: RunFolder, display: Display) 
     def evaluate(epoch: int) -> SuiteResult:
         found = evaluate_calibrated(suite, method, epoch, final=False)
         if found.stops:  # before they are logged: a kill between the two forgets nothing
-            step = training.progress.step
-            folder.write_json(folder.stopped, {"step": step, "stops": dict(found.stops)})
+            write_stop(folder, training.progress.step, found.stops)
         return found
 
     view = RunView(folder.path, f"{recipe.name}-s{recipe.seed}", flatten(recipe), run_tags(recipe))
@@ -167,7 +167,7 @@ def build(recipe: Recipe, facts: RunFacts, folder: RunFolder, display: Display) 
         contract=contract,
         state_check=StateCheck(method, optimization),
         scheduled=scheduled_numbers(recipe),
-        keep=folder.write_json,
+        keep_failure=lambda record: write_failure(folder, record),
     )
     return Experiment(recipe, facts, folder, runtime, stores, loader, suite, training, no_untrained)
 

@@ -1,4 +1,4 @@
-"""What the recipe does not say about a run: `environment.json`."""
+"""What the recipe does not say about a run that is built."""
 
 from __future__ import annotations
 
@@ -9,12 +9,6 @@ from sslkit.recipe import components
 from sslkit.runs.environment import code_digests, describe
 
 from .build import Experiment
-
-
-def write_environment(experiment: Experiment, forked_from: str | None) -> None:
-    """Writes `environment.json`: what the recipe does not say about this run."""
-    found = describe_run(experiment) | {"forked_from": forked_from}
-    experiment.folder.write_json(experiment.folder.environment, found)
 
 
 def describe_run(experiment: Experiment) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from sslkit.api import Method, RunFacts
 from sslkit.errors import CheckpointError
 from sslkit.nn.batch_norm import has_batch_statistics
 from sslkit.recipe import Recipe, load_recipe
-from sslkit.runs.state import read_facts, read_state, run_folder_of, step_of, training_data_of
+from sslkit.runs.environment_file import read_environment
+from sslkit.runs.folder import run_folder_of
+from sslkit.runs.state import read_state, step_of
 
 from .build import Experiment
 from .calibration import calibrate_as_in_run
@@ -68,7 +70,7 @@ def load_method(
     state = read_state(run_or_checkpoint)
     folder = run_folder_of(run_or_checkpoint)
     recipe = load_recipe(folder.recipe, overrides)
-    facts = read_facts(folder.path)
+    facts = read_environment(folder.path).facts
     method = make_method(without_starting_weights(recipe), facts)
     try:
         method.load_state_dict(state["method"])
@@ -85,6 +87,6 @@ def load_measured_method(run_or_checkpoint: Path) -> tuple[Recipe, RunFacts, Met
     those of its training images, which must be there where the encoder has BatchNorm."""
     recipe, facts, method = load_method(run_or_checkpoint)
     if has_batch_statistics(method.encoder):
-        fingerprint = training_data_of(run_folder_of(run_or_checkpoint))
+        fingerprint = read_environment(run_folder_of(run_or_checkpoint).path).data.get("train")
         calibrate_as_in_run(method, recipe, run_or_checkpoint, fingerprint)
     return recipe, facts, method.to(memory_format=torch.contiguous_format)

@@ -18,6 +18,10 @@ from sslkit.files import reason
 from . import safetensors_file
 from .torch_file import load_torch_file
 
+ENCODER_FILE = "encoder.safetensors"
+"""The encoder in a run folder."""
+TIMM_FILE = "model.safetensors"
+"""The network in a folder that timm loads from, such as an export for timm."""
 _COUNTER = "num_batches_tracked"
 _MODULE_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch's compiler, FSDP and activation checkpointing put into names, at any depth."""
@@ -68,8 +72,8 @@ def weight_file(path: Path) -> Path:
     """The file itself, or the one in the folder of a run or of an export for timm."""
     if not path.is_dir():
         return path
-    exported = path / "model.safetensors"
-    return exported if exported.is_file() else path / "encoder.safetensors"
+    exported = path / TIMM_FILE
+    return exported if exported.is_file() else path / ENCODER_FILE
 
 
 def _tensors(content: object, prefix: str, depth: int = 0) -> Iterator[tuple[str, Tensor]]:

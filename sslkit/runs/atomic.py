@@ -5,29 +5,49 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|(saving|encoder)\.tmp")
-"""The names that `write_atomic`, checkpoints and the encoder's file have until they are whole."""
+"""The names that files have until they are whole, and those that older versions gave them."""
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replaces `path` by `text` (UTF-8): temporary file beside it, fsync, rename.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file beside `path` to be written by its name: it becomes `path` at the end of the
+    block, flushed to the disk, and is removed where the block raises.
 
     Raises OSError; the old file is then as it was."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~UMASK)  # mkstemp makes files that only the owner can read
+        yield temporary
+        flush(temporary)
+        temporary.chmod(0o666 & ~UMASK)  # mkstemp and safetensors let only the owner read
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    flush(path.parent)  # the rename survives a power cut, too
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replaces `path` by `text` (UTF-8). Raises OSError; the old file is then as it was."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def flush(path: Path) -> None:
+    """Makes a file, or what a folder lists, survive a power cut, where the system can."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def remove_leftovers(folder: Path) -> None:

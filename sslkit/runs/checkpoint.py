@@ -15,6 +15,8 @@ from sslkit.errors import CheckpointError, TrainingError
 from sslkit.files import chunks, open_file, reason
 from sslkit.nn.torch_file import read_torch_file
 
+from .atomic import remove_leftovers, replacing
+
 FORMAT = 2
 FORMAT_WITHOUT_DIGEST = 1
 _MARK = b"sslkit-sha256:"
@@ -36,18 +38,14 @@ class Checkpoints:
 
         Raises TrainingError where the file cannot be written; the older ones are then untouched."""
         path = self.folder / f"step-{step:08d}.pt"
-        temporary = self.folder / "saving.tmp"  # one name, so that kills do not fill the disk
         try:
             self.folder.mkdir(exist_ok=True)  # without parents: a run that was moved is elsewhere
-            with temporary.open("wb") as file:
+            remove_leftovers(self.folder)  # so that kills do not fill the disk
+            with replacing(path) as temporary, temporary.open("wb") as file:
                 digesting = _DigestingFile(file)
                 torch.save({"format": FORMAT, "step": step, **state}, digesting)  # type: ignore[arg-type]
                 digesting.finish()
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):  # torch raises its own error over the system's
                 raise
@@ -61,7 +59,6 @@ class Checkpoints:
                 f"{path}: the checkpoint cannot be written ({cause.strerror}); mend that, then "
                 "resume the run"
             ) from error
-        _sync_folder(self.folder)
         paths = self.paths()
         end = paths.index(path) + 1
         for old in paths[: max(end - self.keep, 0)] + paths[end:]:
@@ -147,14 +144,3 @@ def _check_digest(file: BinaryIO) -> bool:
     if trailer != _MARK + digest.hexdigest().encode() + b"\n":
         raise ValueError("damaged: its bytes are not those that were written (sha256)")
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename survive a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,8 +1,11 @@
 """The run folder: the truth about a run. Trackers mirror it.
 
-runs/simclr-r18-20261122-174307-3f9a/
-  recipe.resolved.yaml  environment.json  metrics.jsonl  tracker.json
-  checkpoints/  encoder.safetensors  report.md  figures/
+The files, and what writes and reads each:
+  recipe.resolved.yaml   sslkit.recipe            checkpoints/          checkpoint
+  environment.json       environment_file         encoder.safetensors   encoder_file
+  metrics.jsonl          metrics_file             results.json, stopped.json, not_finite.json,
+  tracker.json           upload_state               traceback.txt, corrupt_*.json    endings
+  evaluations/, and the folder of an evaluation of weights: evaluations
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from sslkit.api import RunFiles
 from sslkit.errors import RunFolderError, TrainingError
 from sslkit.files import read_json
 
@@ -26,20 +30,18 @@ from .atomic import remove_leftovers, write_atomic
 from .metrics_file import truncate_after
 
 _MAX_NAME = 80
-_MARKS = ("recipe.resolved.yaml", "evaluation.yaml", ".lock")
-"""Files of which a run folder has at least one."""
 _MAX_ENTRIES = 100_000
 _MAX_OWNER_BYTES = 1 << 12
 
 
-class RunFolder:
+class RunFolder(RunFiles):
     """Paths inside a run folder and, for its one writer, the right to write.
 
     `RunFolder.create` and `RunFolder.open(path, write=True)` lock the folder until `close`, the end
     of a `with` block, or the end of the process, however it ends. Reading needs no lock."""
 
     def __init__(self, path: Path, lock: FileLock | None = None) -> None:
-        self.path = path
+        super().__init__(path)
         self._lock = lock
 
     @classmethod
@@ -50,15 +52,17 @@ class RunFolder:
             path = parent / f"{sanitise_name(name)}-{new_run_id()}"
             try:
                 path.mkdir(parents=True)
-                (path / "checkpoints").mkdir()
-                (path / "figures").mkdir()
+                folder = cls(path)
+                folder.checkpoints.mkdir()
+                folder.figures.mkdir()
             except FileExistsError as error:
                 if path.is_dir():
                     continue  # the same second and the same four digits
                 raise _cannot_create(parent, error) from error
             except OSError as error:
                 raise _cannot_create(parent, error) from error
-            return cls(path, lock_folder(path))
+            folder._lock = lock_folder(path)
+            return folder
 
     @classmethod
     def open(cls, path: Path | str, *, write: bool = False) -> RunFolder:
@@ -67,11 +71,13 @@ class RunFolder:
         path = Path(path).absolute()
         if not path.is_dir():
             raise RunFolderError(f"{path}: no such run folder")
-        if not any((path / name).exists() for name in _MARKS):
-            raise RunFolderError(f"{path}: not a run folder (it has no recipe.resolved.yaml)")
+        folder = cls(path)
+        marks = (folder.recipe, folder.evaluation, _lock_file(path))
+        if not any(mark.exists() for mark in marks):
+            raise RunFolderError(f"{path}: not a run folder (it has no {folder.recipe.name})")
         refuse_links(path)
-        folder = cls(path, lock_folder(path) if write else None)
         if write:
+            folder._lock = lock_folder(path)
             remove_leftovers(path)
         return folder
 
@@ -81,21 +87,9 @@ class RunFolder:
         return "-".join(self.path.name.split("-")[-3:])
 
     @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.resolved.yaml"
-
-    @property
     def evaluation(self) -> Path:
         """In place of `recipe`, where weights were measured and nothing was trained."""
         return self.path / "evaluation.yaml"
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
 
     @property
     def tracker(self) -> Path:
@@ -112,16 +106,28 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def encoder(self) -> Path:
-        return self.path / "encoder.safetensors"
+    def results(self) -> Path:
+        """What the run came to. Written last: a run folder that has it is finished."""
+        return self.path / "results.json"
 
     @property
-    def report(self) -> Path:
-        return self.path / "report.md"
+    def not_finite(self) -> Path:
+        """The step that was not finite; missing where none was."""
+        return self.path / "not_finite.json"
 
     @property
-    def figures(self) -> Path:
-        return self.path / "figures"
+    def traceback(self) -> Path:
+        """The traceback of an unexpected failure."""
+        return self.path / "traceback.txt"
+
+    @property
+    def evaluations(self) -> Path:
+        """The folder of what `sslkit eval` measured of this run."""
+        return self.path / "evaluations"
+
+    def corrupt_images(self, split: str) -> Path:
+        """The unreadable images of a split, `train` or `test`."""
+        return self.path / ("corrupt_images.json" if split == "train" else f"corrupt_{split}_images.json")
 
     @property
     def writable(self) -> bool:
@@ -146,6 +152,10 @@ class RunFolder:
     def write_json(self, path: Path | str, value: Any) -> Path:
         """Replaces a file of the folder by `value` as JSON, atomically."""
         return self.write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def write_recipe(self, text: str) -> Path:
+        """Writes the resolved recipe: from then on the folder is that of a run to go on with."""
+        return self.write_text(self.recipe, text)
 
     def truncate_metrics(self, step: int) -> None:
         """Drops what `metrics.jsonl` holds beyond `step`, before a run resumes there. A torn last
@@ -185,6 +195,27 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
+def find_runs(parent: Path, name: str = "*") -> list[RunFolder]:
+    """The folders in `parent` whose run has begun, by name. name: of their recipe; links in them
+    are not looked for."""
+    beginning = name if name == "*" else f"{sanitise_name(name)}-*"
+    folders = (RunFolder(path.absolute()) for path in sorted(parent.glob(beginning)))
+    return [folder for folder in folders if folder.recipe.exists()]
+
+
+def run_folder_of(run_or_checkpoint: Path) -> RunFolder:
+    """The run folder that a path is, or that a checkpoint lies in. Raises RunFolderError."""
+    path = run_or_checkpoint
+    if not path.exists():
+        raise RunFolderError(f"{path}: no such run folder or checkpoint")
+    return RunFolder.open(path if path.is_dir() else path.parent.parent)
+
+
+def lies_in_a_run(checkpoint: Path) -> bool:
+    """Whether a file lies where a run has its checkpoints."""
+    return RunFolder(checkpoint.absolute().parent.parent).recipe.exists()
+
+
 def refuse_links(path: Path) -> None:
     """Raises RunFolderError where a folder, which may come from a stranger, holds something else
     than files and folders: what is read or written through a link would lie elsewhere."""
@@ -213,10 +244,10 @@ def lock_folder(path: Path) -> FileLock:
 
     Raises RunFolderError where another process has it, which the message names, or where the folder
     cannot be written. Give it back with `unlock_folder`."""
-    for name in (path / ".lock", _owner_file(path)):
+    for name in (_lock_file(path), _owner_file(path)):
         if name.is_symlink():
             raise RunFolderError(f"{name}: is a link; remove it")
-    lock = FileLock(path / ".lock", thread_local=False)
+    lock = FileLock(_lock_file(path), thread_local=False)
     owner = {"pid": os.getpid(), "host": socket.gethostname()}
     try:
         lock.acquire(timeout=0)
@@ -233,6 +264,10 @@ def unlock_folder(path: Path, lock: FileLock) -> None:
     """Gives back what `lock_folder` took."""
     _owner_file(path).unlink(missing_ok=True)
     lock.release()
+
+
+def _lock_file(path: Path) -> Path:
+    return path / ".lock"
 
 
 def _owner_file(path: Path) -> Path:

@@ -15,8 +15,8 @@ from sslkit.api import RunView, Tracker
 from sslkit.errors import TrackingError, hide_logins
 from sslkit.runs.folder import RunFolder
 from sslkit.runs.metrics_file import MetricLine, encode_line, read_lines, truncate_after
+from sslkit.runs.upload_state import Status, UploadState
 
-from .upload_state import Status, UploadState
 from .uploader import TrackerUploader, tracker_class
 
 logger = logging.getLogger("sslkit.tracking")
@@ -258,22 +258,22 @@ class SyncResult:
     """Files that were to be uploaded and cannot be, with the reason."""
 
 
-def sync(folder: RunFolder, tracker: Tracker, last_file: str | None = None) -> SyncResult:
+def sync(folder: RunFolder, tracker: Tracker) -> SyncResult:
     """Sends what the tracker misses of a run that is over. One that was killed ends as killed.
 
-    last_file: the file of the folder that a run writes last. Where it is there, the run had come
-    to its end, and a kill after it took nothing away but the word to the tracker.
-    `folder` must be open for writing, so that it cannot be a run that is still going. Raises
-    TrackingError where the folder has no log, or the service cannot be reached."""
+    Where its results are there, the run had come to its end, and a kill after that took nothing
+    away but the word to the tracker. `folder` must be open for writing, so that it cannot be a run
+    that is still going. Raises TrackingError where the folder has no log, or the service cannot be
+    reached."""
     folder.require_writable()
     cursor = UploadState.load(folder.tracker)
     if cursor is None:
         raise TrackingError(f"{folder.tracker}: missing or damaged; the run never started to log")
     truncate_after(folder.metrics, None)
-    if cursor.status is None and last_file is not None and (folder.path / last_file).exists():
+    if cursor.status is None and folder.results.exists():
         cursor.status = "finished"
-        if all(artifact.path != last_file for artifact in cursor.artifacts):
-            cursor.add_artifact(last_file, "")
+        if all(artifact.path != folder.results.name for artifact in cursor.artifacts):
+            cursor.add_artifact(folder.results.name, "")
     feed = TrackerUploader(folder, tracker, cursor)
     try:
         if feed.has_work():

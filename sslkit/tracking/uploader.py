@@ -11,8 +11,7 @@ from sslkit.api import MetricPoint, Tracker
 from sslkit.files import open_file, reason
 from sslkit.runs.folder import RunFolder
 from sslkit.runs.metrics_file import MetricLine, read_from
-
-from .upload_state import PendingArtifact, Status, UploadState
+from sslkit.runs.upload_state import PendingArtifact, Status, UploadState
 
 
 class TrackerUploader:

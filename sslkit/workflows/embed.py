@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +26,8 @@ from sslkit.files import parse_json
 from sslkit.recipe import load_recipe
 from sslkit.report.maps import choose_images, draw_map
 from sslkit.report.projection import LEAST_IMAGES, project
-from sslkit.runs.state import run_folder_of
+from sslkit.runs.atomic import replacing
+from sslkit.runs.folder import run_folder_of
 
 from .pack import PackProgress, available_cores, make_pack_progress
 
@@ -170,27 +170,19 @@ def _write(
     schema = _schema(encoder.num_features, store.labels is not None, origin)
     if out.is_dir():
         raise RecipeError(f"--out {out}: is a folder; name the file to write, such as x.parquet")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
-    except OSError as error:
-        raise RecipeError(
-            f"--out {out}: cannot be made ({error.strerror}); choose another place"
-        ) from error
-    temporary, rows = Path(name), 0
-    try:
-        with os.fdopen(handle, "wb") as file:
-            with parquet.ParquetWriter(file, schema, use_dictionary=False) as writer:
-                for table in _tables(encoder, store, split, device, schema, progress):
-                    writer.write_table(table)
-                    rows += table.num_rows
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes files that only the owner can read
-        temporary.replace(out)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    rows = 0
+    with ExitStack() as stack:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            temporary = stack.enter_context(replacing(out))
+        except OSError as error:
+            raise RecipeError(
+                f"--out {out}: cannot be made ({error.strerror}); choose another place"
+            ) from error
+        writer = stack.enter_context(parquet.ParquetWriter(temporary, schema, use_dictionary=False))
+        for table in _tables(encoder, store, split, device, schema, progress):
+            writer.write_table(table)
+            rows += table.num_rows
     return rows
 
 

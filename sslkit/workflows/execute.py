@@ -18,7 +18,7 @@ from sslkit.engine.memory import (
     step_needs_less,
 )
 from sslkit.engine.signals import StopSignals
-from sslkit.errors import SSLKitError, TrainingError, hide_logins
+from sslkit.errors import SSLKitError, TrainingError
 from sslkit.experiment.build import Experiment
 from sslkit.experiment.encoder import save_encoder
 from sslkit.experiment.measuring import conditions, untrained_networks
@@ -27,13 +27,9 @@ from sslkit.recipe import Recipe
 from sslkit.report.cost import run_cost, total_cost
 from sslkit.report.report import write_report
 from sslkit.report.results import FinalResults
+from sslkit.runs.endings import is_finished, write_results, write_traceback
 from sslkit.runs.metrics_file import read_lines
-from sslkit.runs.state import (
-    RESULTS,
-    is_finished,
-    last_metrics,
-    was_evaluated,
-)
+from sslkit.runs.state import last_metrics, was_evaluated
 from sslkit.tracking.log import RunLog
 from sslkit.tracking.system import SystemSampler
 
@@ -111,7 +107,7 @@ def _execute(experiment: Experiment, stop: StopSignals) -> tuple[RunLog, FinalRe
                 raise needs_less_memory(experiment) from error
             # A plugin's, or ours: the command shows one line, the folder keeps all.
             with suppress(OSError, SSLKitError):  # a full disk must not hide what happened
-                folder.write_text("traceback.txt", hide_logins(traceback.format_exc()))
+                write_traceback(folder, traceback.format_exc())
             raise
         finally:
             training.display.close()
@@ -188,8 +184,7 @@ def finish(experiment: Experiment, log: RunLog) -> FinalResults:
     notes = (*facts.data_notes, *experiment.stores.train.notes)
     for artifact in write_report(folder, recipe, facts, results, notes):
         log.artifact(artifact, artifact.parent.relative_to(folder.path).as_posix().strip("."))
-    folder.write_json(RESULTS, results.to_json())
-    log.artifact(folder.path / RESULTS)
+    log.artifact(write_results(folder, results.to_json()))
     return results
 
 

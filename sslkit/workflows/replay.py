@@ -3,7 +3,6 @@ step that was not finite, every number watched; nothing is kept."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.engine.display import Display
-from sslkit.engine.failure import RECORD, refuse_odd_state
+from sslkit.engine.failure import refuse_odd_state
 from sslkit.engine.loop import checked_step
 from sslkit.engine.training import Training
 from sslkit.errors import CheckpointError
@@ -22,13 +21,11 @@ from sslkit.experiment.restore import restore
 from sslkit.recipe import load_recipe
 from sslkit.runs.checkpoint import Checkpoints
 from sslkit.runs.checkpoint import load as load_checkpoint
+from sslkit.runs.endings import FailedStep, read_failure
 from sslkit.runs.folder import RunFolder
 from sslkit.runs.state import step_of
 
 from .resume import refuse_changes, refuse_other_data
-
-_RECORD_BYTES = 1 << 26
-"""A record holds the positions of one batch: at most a few million numbers."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def replay(path: Path, overrides: Sequence[str], display: Display) -> Replay:
     wanted = resolve(load_recipe(folder.recipe, overrides))
     refuse_changes(saved, wanted, path)
     facts = check(wanted)
-    record = read_record(folder)
+    record = read_failure(folder)
     state = _state_before(folder, record)
     with (
         tempfile.TemporaryDirectory() as place,
@@ -81,10 +78,10 @@ def replay(path: Path, overrides: Sequence[str], display: Display) -> Replay:
         training = experiment.training
         training.checkpoints = Checkpoints(folder.checkpoints, keep=1)  # for messages; none is made
         start = training.progress.step
-        end = record["step"] if record else min(start + 1, facts.total_steps)
+        end = record.step if record else min(start + 1, facts.total_steps)
         display.message(f"repeating steps {start + 1} to {end}")
         loss = repeat_steps(training, end)
-        return Replay(str(path), start, end, record["first"] if record else None, loss)
+        return Replay(str(path), start, end, record.first if record else None, loss)
 
 
 def repeat_steps(training: Training, end: int) -> float:
@@ -107,27 +104,7 @@ def repeat_steps(training: Training, end: int) -> float:
     return loss
 
 
-def read_record(folder: RunFolder) -> dict[str, Any] | None:
-    """What is known of the step that was not finite. Raises CheckpointError."""
-    path = folder.path / RECORD
-    if not path.is_file():
-        return None
-    try:
-        if path.stat().st_size > _RECORD_BYTES:
-            raise ValueError("it is too large")
-        record = json.loads(path.read_text(encoding="utf-8"))
-        step, first = record["step"], record["first"]
-        if not isinstance(step, int) or step < 1 or not isinstance(first, str):
-            raise ValueError("its step is none")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error}); remove it to repeat one step from the newest "
-            "checkpoint"
-        ) from error
-    return {"step": step, "first": first}
-
-
-def _state_before(folder: RunFolder, record: dict[str, Any] | None) -> dict[str, Any] | None:
+def _state_before(folder: RunFolder, record: FailedStep | None) -> dict[str, Any] | None:
     """The newest good checkpoint, of those before the step on record; None: from the start."""
     checkpoints = Checkpoints(folder.checkpoints, keep=1)
     if record is None:
@@ -137,6 +114,6 @@ def _state_before(folder: RunFolder, record: dict[str, Any] | None) -> dict[str,
             state = load_checkpoint(path)
         except CheckpointError:
             continue
-        if step_of(state, str(path)) < record["step"]:
+        if step_of(state, str(path)) < record.step:
             return state
     return None

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sslkit.api import RunFacts
 from sslkit.engine.display import Display
-from sslkit.engine.failure import RECORD
 from sslkit.engine.signals import StopSignals
 from sslkit.errors import (
     CheckpointError,
@@ -29,13 +27,9 @@ from sslkit.recipe import (
     load_recipe,
     recipe_hash,
 )
-from sslkit.runs.environment import environment_changes
-from sslkit.runs.folder import RunFolder, sanitise_name
-from sslkit.runs.state import (
-    is_finished,
-    is_fork,
-    read_environment,
-)
+from sslkit.runs.endings import forget_endings, is_finished
+from sslkit.runs.environment_file import add_resume, is_fork, read_environment
+from sslkit.runs.folder import RunFolder, find_runs
 
 from .execute import RunResult, execute, explained_memory
 
@@ -68,20 +62,14 @@ def resume_run(
         else:
             restore(experiment, state, str(path))
         record_resume(experiment)
-        for record in (RECORD, folder.stopped):  # of what this run is to get beyond
-            (folder.path / record).unlink(missing_ok=True)
+        forget_endings(folder)
         return execute(experiment, stop)
 
 
 def record_resume(experiment: Experiment) -> None:
-    """Adds to the history in `environment.json`, and warns of what may change the bits."""
+    """Notes the resume in the run folder, and warns of what may change the bits."""
     folder, step = experiment.folder, experiment.training.progress.step
-    saved, now = read_environment(folder.path), describe_run(experiment)
-    changed = environment_changes(saved, now)
-    entry = {"step": step, "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "changed": changed}
-    history = saved.get("history")
-    saved["history"] = [*(history if isinstance(history, list) else ()), entry]
-    folder.write_json(folder.environment, saved)
+    changed = add_resume(folder, step, describe_run(experiment))
     if changed:
         first = [f"{name} {old} -> {new}"[:80] for name, (old, new) in list(changed.items())[:6]]
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
@@ -99,7 +87,7 @@ def check_from_elsewhere(recipe: Recipe, folder: RunFolder) -> RunFacts:
     except RecipeError as error:
         if not folder.environment.exists():
             raise
-        home = read_environment(folder.path).get("working_directory")
+        home = read_environment(folder.path).working_directory
         if home in (None, str(Path.cwd())):
             raise
         raise RecipeError(
@@ -110,13 +98,12 @@ def check_from_elsewhere(recipe: Recipe, folder: RunFolder) -> RunFacts:
 def find_unfinished(recipe: Recipe) -> Path | None:
     """The newest run of this recipe, on the same paths, that has not come to its end."""
     found = []
-    mine = f"{sanitise_name(recipe.name)}-*"
-    for path in Path(recipe.runs_dir).glob(f"{mine}/recipe.resolved.yaml"):
+    for begun in find_runs(Path(recipe.runs_dir), recipe.name):
         try:
-            folder = RunFolder.open(path.parent)
+            folder = RunFolder.open(begun.path)
             if is_finished(folder.path) or is_fork(folder.path):
                 continue
-            saved = load_recipe(path)
+            saved = load_recipe(folder.recipe)
         except (RecipeError, RunFolderError):  # of another version, or no run of ours
             continue
         if _identity(saved) == _identity(recipe):
@@ -159,7 +146,7 @@ def refuse_other_data(experiment: Experiment, folder: RunFolder | None = None) -
     """Raises CheckpointError where the data is not what the run was started with. folder: of that
     run; default: the experiment's own."""
     folder = folder or experiment.folder
-    saved = read_environment(folder.path).get("data", {})
+    saved = read_environment(folder.path).data
     found = experiment.stores.fingerprints
     for split, before in saved.items():
         if before != found.get(split):

@@ -13,10 +13,8 @@ from sslkit.api import resolve_component
 from sslkit.errors import RecipeError
 from sslkit.host.plugins import load_plugins
 from sslkit.recipe import find_recipe, load_recipe
+from sslkit.runs.evaluations import recipe_file
 from sslkit.runs.folder import RunFolder
-from sslkit.runs.state import (
-    RESULTS,
-)
 from sslkit.tracking.log import SyncResult, sync
 
 
@@ -57,9 +55,4 @@ def open_ui(recipe: str | None, host: str, port: int) -> int:
 def sync_run(run_dir: Path) -> SyncResult:
     """Sends a run's tracker what it missed. Raises RunFolderError and TrackingError."""
     with RunFolder.open(run_dir, write=True) as folder:
-        return sync(folder, load_recipe(_recipe_of(folder)).tracking.build(), RESULTS)
-
-
-def _recipe_of(folder: RunFolder) -> Path:
-    """The recipe of a run, or of the evaluation of a weight file."""
-    return folder.recipe if folder.recipe.exists() else folder.evaluation
+        return sync(folder, load_recipe(recipe_file(folder)).tracking.build())

@@ -15,17 +15,15 @@ from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, RecipeError, SSLKitError, TrainingError
 from sslkit.experiment.build import build
 from sslkit.experiment.check import check
-from sslkit.experiment.description import write_environment
+from sslkit.experiment.description import describe_run
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import restore
 from sslkit.recipe import dump_resolved, find_recipe, load_recipe
 from sslkit.recipe.warnings import find_warnings, network_warnings
+from sslkit.runs.endings import why_stopped
+from sslkit.runs.environment_file import write_environment
 from sslkit.runs.folder import RunFolder
-from sslkit.runs.state import (
-    read_state,
-    step_of,
-    why_stopped,
-)
+from sslkit.runs.state import read_state, step_of
 
 from .execute import RunResult, ended_by_plugin, execute, explained_memory
 from .resume import find_unfinished, resume_run
@@ -103,9 +101,9 @@ def _start(
                 refuse_ended(state, facts, f"{fork}")
                 restore(experiment, state, f"{fork}")
                 save(experiment.training)  # a resume before the next one must have a start
-            write_environment(experiment, forked_from=str(fork) if fork else None)
+            write_environment(folder, describe_run(experiment), str(fork) if fork else None)
             # Last: a folder that has it can be resumed, and one whose data never loaded is no run.
-            folder.write_text(folder.recipe, dump_resolved(experiment.recipe))
+            folder.write_recipe(dump_resolved(experiment.recipe))
         return execute(experiment, stop)
 
 

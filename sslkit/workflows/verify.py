@@ -12,8 +12,9 @@ from sslkit.engine.display import Display
 from sslkit.errors import RecipeError, SSLKitError
 from sslkit.experiment.resolve import resolve
 from sslkit.recipe import Expectation, Recipe, find_recipe, load_recipe, recipe_hash
+from sslkit.runs.endings import is_finished
 from sslkit.runs.folder import RunFolder
-from sslkit.runs.state import is_finished, last_metrics
+from sslkit.runs.state import last_metrics
 from sslkit.workflows.train import start
 
 

@@ -21,7 +21,6 @@ from sslkit.builtin.mlp_head import MLPHead
 from sslkit.builtin.simclr import SimCLR
 from sslkit.cli.app import app
 from sslkit.engine.display import Silent
-from sslkit.engine.failure import RECORD
 from sslkit.engine.optimization import Optimization
 from sslkit.errors import TrainingError
 from sslkit.nn.functional import nt_xent
@@ -161,7 +160,7 @@ def test_what_was_first_is_named(
         assert state["step"] < at
         values = [v for v in state["method"].values() if v.is_floating_point()]
         assert all(bool(value.isfinite().all()) for value in values)
-    record = json.loads((run_dir / RECORD).read_text())
+    record = json.loads((run_dir / "not_finite.json").read_text())
     assert record["step"] == at
     assert len(record["batch_indices"]) == 16
 

@@ -20,9 +20,9 @@ from sslkit.experiment.resolve import resolve
 from sslkit.experiment.trials import check_disk_space
 from sslkit.recipe import load_recipe
 from sslkit.runs.environment import code_digests, environment_changes
+from sslkit.runs.environment_file import read_environment
 from sslkit.runs.folder import RunFolder
 from sslkit.runs.metrics_file import read_lines
-from sslkit.runs.state import RESULTS, read_environment
 from sslkit.workflows.train import start
 
 SHORT = ["train.max_steps=1", "evaluate=[]"]
@@ -46,7 +46,7 @@ def warnings_of(tiny: Path, overrides: Sequence[str], resume: str) -> list[str]:
 
 def test_a_resume_warns_of_what_changed_and_records_it(tiny: Path) -> None:
     run = start(str(tiny), SHORT, display=Silent()).run_dir
-    began = read_environment(run)
+    began = read_environment(run).values
     assert set(began["code"]) == {"sslkit"}
     other = {
         **began,
@@ -56,22 +56,22 @@ def test_a_resume_warns_of_what_changed_and_records_it(tiny: Path) -> None:
         "python": "2.7",
     }
     (run / "environment.json").write_text(json.dumps(other))
-    (run / RESULTS).unlink()
+    (run / "results.json").unlink()
     (line,) = warnings_of(tiny, SHORT, str(run))
     for name in ("packages.torch 1.0 -> ", "torch.num_threads 99 -> 1", "python 2.7 -> ", "code."):
         assert name in line
     assert "mlflow" not in line
     assert "from step 1 on" in line
-    (entry,) = read_environment(run)["history"]
+    (entry,) = read_environment(run).values["history"]
     assert entry["step"] == 1
     assert set(entry["changed"]) == {
         "packages.torch", "torch.num_threads", "code.sslkit", "python",
     }  # fmt: skip
-    assert read_environment(run)["packages"]["torch"] == "1.0"  # what it began with stays
+    assert read_environment(run).values["packages"]["torch"] == "1.0"  # what it began with stays
 
-    (run / RESULTS).unlink()
+    (run / "results.json").unlink()
     assert warnings_of(tiny, SHORT, str(run)) == []  # nothing changed since the last time
-    assert [e["changed"] for e in read_environment(run)["history"]][1] == {}
+    assert [e["changed"] for e in read_environment(run).values["history"]][1] == {}
 
 
 def test_damaged_history_is_passed_over() -> None:
@@ -179,7 +179,7 @@ def test_folder_that_goes_away_ends_the_run_in_one_line(
     assert list((tmp_path / "runs").iterdir()) == []
     if away == "moved":
         assert start(None, resume=str(target), display=Talking()).status == "finished"
-        assert (target / RESULTS).exists()
+        assert (target / "results.json").exists()
 
 
 def test_what_a_kill_leaves_of_files_is_removed(tiny: Path) -> None:

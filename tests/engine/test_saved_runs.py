@@ -17,7 +17,6 @@ from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import load_method
 from sslkit.nn import safetensors_file
 from sslkit.recipe import load_recipe
-from sslkit.runs.state import RESULTS
 from sslkit.workflows.evaluate import evaluate_run
 from sslkit.workflows.resume import find_unfinished
 from sslkit.workflows.train import start
@@ -28,7 +27,7 @@ SHORT = ["train.max_steps=1", "evaluate=[]"]
 @pytest.fixture
 def unfinished(tiny: Path) -> Path:
     run_dir = start(str(tiny), SHORT, display=Silent()).run_dir
-    (run_dir / RESULTS).unlink()
+    (run_dir / "results.json").unlink()
     return run_dir
 
 
@@ -62,7 +61,7 @@ def test_auto_takes_no_run_on_other_images(tiny: Path, tmp_path: Path) -> None:
 
     here, there = images("here"), images("there")
     run_dir = start(str(tiny), [*SHORT, here], display=Silent()).run_dir
-    (run_dir / RESULTS).unlink()
+    (run_dir / "results.json").unlink()
     assert find_unfinished(resolve(load_recipe(tiny, [*SHORT, here]))) == run_dir
     assert find_unfinished(resolve(load_recipe(tiny, [*SHORT, there]))) is None
 

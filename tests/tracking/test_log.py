@@ -138,7 +138,7 @@ def test_sync_of_a_killed_run_knows_whether_it_had_ended(
     left = json.loads(folder.tracker.read_text())
     folder.write_json(folder.tracker, {**left, "status": None, "closed": False})
     folder = reopen(folder)
-    sync(folder, memory_tracker, "results.json")
+    sync(folder, memory_tracker)
     assert memory_tracker.status == status
     assert memory_tracker.uploads == ([("results.json", "", b"{}")] if wrote_results else [])
 

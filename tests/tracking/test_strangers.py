@@ -21,11 +21,11 @@ from sslkit.cli import main
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError, RunFolderError, SSLKitError
 from sslkit.files import open_file, parse_json, read_bytes, read_json
+from sslkit.runs.environment_file import read_environment
 from sslkit.runs.folder import RunFolder
 from sslkit.runs.metrics_file import MetricLine, read_from, read_lines, truncate_after
-from sslkit.runs.state import read_environment, read_facts
+from sslkit.runs.upload_state import UploadState
 from sslkit.tracking.log import RunLog, sync
-from sslkit.tracking.upload_state import UploadState
 from sslkit.workflows.embed import embed_source
 from sslkit.workflows.evaluate import evaluate_run
 from sslkit.workflows.export.export import export_encoder
@@ -256,10 +256,10 @@ def test_facts_that_no_run_has(facts: object, tmp_path: Path) -> None:
     }  # fmt: skip
     path = tmp_path / "environment.json"
     path.write_text(json.dumps({"facts": good}))
-    assert read_facts(tmp_path).channels == 3
+    assert read_environment(tmp_path).facts.channels == 3
     path.write_text(json.dumps({"facts": {**good, **facts} if facts else facts}))
     with pytest.raises(CheckpointError) as caught:
-        read_facts(tmp_path)
+        _ = read_environment(tmp_path).facts
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sslkit.errors import RunFolderError
+from sslkit.errors import CheckpointError, RunFolderError
 from sslkit.evaluation.collector import named_evaluators
-from sslkit.files import read_json, reason
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
 from sslkit.report.cost import training_clock
 from sslkit.report.results import main_metrics
+from sslkit.runs.endings import SavedResults, SavedScore, read_results
+from sslkit.runs.environment_file import SavedEnvironment, read_environment
+from sslkit.runs.evaluations import is_of_weights, recipe_file
 from sslkit.runs.folder import RunFolder
 from sslkit.runs.metrics_file import MetricLine, read_lines
 
@@ -85,10 +87,10 @@ def read_run(path: Path) -> RunRecord:
     Raises RunFolderError where the run is not finished or its files are not those of a run, and
     RecipeError where its recipe cannot be read any more."""
     folder = RunFolder.open(path)
-    if folder.evaluation.exists() and not folder.recipe.exists():
+    if is_of_weights(folder):
         return _read_weights(folder)
-    results = _json(folder.path / "results.json", f"go on with: sslkit run --resume {path}")
-    environment = _json(folder.environment, "it is written as a run starts")
+    results = _results(folder, f"go on with: sslkit run --resume {path}")
+    environment = _environment(folder).values
     recipe = load_recipe(folder.recipe)
     lines = list(read_lines(folder.metrics))
     try:
@@ -100,7 +102,7 @@ def read_run(path: Path) -> RunRecord:
                 "its recipe; compare runs from the first step on"
             )
         clock = training_clock(lines, batch)
-        scores = _scores(results["comparison"])
+        scores = _scores(results.scores)
         return RunRecord(
             path=folder.path,
             recipe=recipe,
@@ -112,7 +114,7 @@ def read_run(path: Path) -> RunRecord:
             scores=scores,
             curves=_curves(lines, {*scores, _ONLINE}, clock, int(facts["steps_per_epoch"])),
             training_seconds=clock[-1][1],
-            evaluation_seconds=(results.get("cost") or {}).get("evaluation_seconds"),
+            evaluation_seconds=results.evaluation_seconds,
             images_per_second=_reduce(median, lines, "perf/images_per_second"),
             peak_memory_mb=_reduce(max, lines, "perf/peak_memory_mb"),
             machine=_machine(environment),
@@ -126,9 +128,9 @@ def read_run(path: Path) -> RunRecord:
 
 def _read_weights(folder: RunFolder) -> RunRecord:
     """Weights that were measured and not trained here; they are called what their folder is."""
-    results = _json(folder.path / "results.json", "measure the weights again")
-    environment = _json(folder.environment, "measure the weights again")
-    recipe = load_recipe(folder.evaluation)
+    results = _results(folder, "measure the weights again")
+    environment = _environment(folder).values
+    recipe = load_recipe(recipe_file(folder))
     name = folder.path.name.removesuffix(f"-{folder.id}")
     recipe = recipe.model_copy(update={"name": name})
     try:
@@ -140,7 +142,7 @@ def _read_weights(folder: RunFolder) -> RunRecord:
             steps=0,
             epochs=0.0,
             images_seen=0,
-            scores=_scores(results["comparison"]),
+            scores=_scores(results.scores),
             curves={},
             training_seconds=0.0,
             evaluation_seconds=None,
@@ -188,17 +190,16 @@ def seconds_at(clock: Sequence[tuple[int, float]], step: int) -> float:
     return earlier + (seconds - earlier) * (step - before) / (after - before)
 
 
-def _scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
+def _scores(rows: Sequence[SavedScore]) -> dict[str, Score]:
     metrics: dict[str, list[str]] = {}
     for row in rows:
-        metrics.setdefault(row["protocol"], []).append(row["metric"])
+        metrics.setdefault(row.evaluator, []).append(row.metric)
     scores = {}
     for row in rows:
-        protocol, metric = row["protocol"], row["metric"]
-        values = {subject: found["value"] for subject, found in row["values"].items()}
-        if metric in main_metrics(metrics[protocol]) and values.get("trained") is not None:
+        values = {subject: found.value for subject, found in row.values.items() if found}
+        if row.metric in main_metrics(metrics[row.evaluator]) and "trained" in values:
             others = values.get("pixels"), values.get("untrained")
-            scores[f"eval/{protocol}/{metric}"] = Score(values["trained"], *others)
+            scores[f"eval/{row.evaluator}/{row.metric}"] = Score(values["trained"], *others)
     return scores
 
 
@@ -233,13 +234,17 @@ def _machine(environment: Mapping[str, Any]) -> str:
     return f"{device}: {name}"
 
 
-def _json(path: Path, advice: str) -> dict[str, Any]:
-    if not path.exists():
-        raise RunFolderError(f"{path.parent}: is no finished run, {path.name} is missing; {advice}")
+def _results(folder: RunFolder, advice: str) -> SavedResults:
     try:
-        found = read_json(path, inside=path.parent)
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path}: cannot be read ({reason(error)})") from error
-    if not isinstance(found, dict):
-        raise RunFolderError(f"{path}: holds no block of fields")
-    return found
+        return read_results(folder)
+    except FileNotFoundError:
+        raise RunFolderError(
+            f"{folder.path}: is no finished run, {folder.results.name} is missing; {advice}"
+        ) from None
+
+
+def _environment(folder: RunFolder) -> SavedEnvironment:
+    try:
+        return read_environment(folder.path)
+    except CheckpointError as error:
+        raise RunFolderError(str(error)) from error

@@ -23,7 +23,7 @@ from sslkit.recipe import Recipe
 from sslkit.report.comparison.gallery import Thumbnail, choose_queries, thumbnail
 from sslkit.report.comparison.record import RunRecord
 from sslkit.report.maps import choose_images, class_name
-from sslkit.runs.state import read_facts
+from sslkit.runs.environment_file import read_environment
 from sslkit.workflows.pack import available_cores
 
 _BATCH = 256
@@ -118,7 +118,7 @@ def _untrained(record: RunRecord, images: ShownImages) -> Backbone:
     """The network of a run or of measured weights, with random weights."""
     if not record.images_seen:
         return _measured(record.recipe, images, trained=False)
-    facts = read_facts(record.path)
+    facts = read_environment(record.path).facts
     if reason := missing_untrained(record.recipe, facts):
         raise DataError(f"no untrained encoder: {reason}")
     return make_method(without_starting_weights(record.recipe), facts).encoder

@@ -22,8 +22,8 @@ from sslkit.errors import RecipeError, RunFolderError
 from sslkit.files import read_json, reason
 from sslkit.recipe import load_recipe
 from sslkit.runs.atomic import remove_leftovers, write_atomic
-from sslkit.runs.folder import lock_folder, new_run_id, sanitise_name, unlock_folder
-from sslkit.runs.state import is_finished
+from sslkit.runs.endings import is_finished
+from sslkit.runs.folder import find_runs, lock_folder, new_run_id, sanitise_name, unlock_folder
 
 from .arms import Identity, PlannedArm, identity
 
@@ -106,10 +106,10 @@ class ComparisonFolder:
     def finished(self) -> dict[tuple[Identity, int], Path]:
         """(identity, seed) -> folder of each run here that came to its end."""
         found = {}
-        for path in sorted(self.runs.glob("*/recipe.resolved.yaml")):
-            if is_finished(path.parent):
-                recipe = load_recipe(path)
-                found[identity(recipe), recipe.seed] = path.parent
+        for run in find_runs(self.runs):
+            if is_finished(run.path):
+                recipe = load_recipe(run.recipe)
+                found[identity(recipe), recipe.seed] = run.path
         return found
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from sslkit.api import Preprocess
-from sslkit.errors import CheckpointError
-from sslkit.files import read_json
+from sslkit.errors import CheckpointError, RunFolderError
+from sslkit.evaluation.results import Estimate
 from sslkit.recipe import backbone_name, hashed_view
 from sslkit.recipe.yaml_positions import dump_document
 from sslkit.report.report import markdown_table
-from sslkit.runs.state import RESULTS, read_environment
+from sslkit.runs.endings import SavedScore, read_results
+from sslkit.runs.environment_file import read_environment
+from sslkit.runs.folder import RunFolder
 
 from . import preprocessing
 from .formats import Format
@@ -131,7 +132,7 @@ def _environment(source: ExportSource) -> Iterator[str]:
     assert source.recipe is not None
     assert source.run is not None
     try:
-        found = read_environment(source.run)
+        found = read_environment(source.run).values
     except CheckpointError:
         yield f"- data: {source.recipe.data.name}; the run has no environment.json"
         return
@@ -155,38 +156,39 @@ def _results(source: ExportSource) -> Iterator[str]:
         yield "Not measured: results are those of the end of a run, in its folder."
         return
     assert source.recipe is not None
+    folder = RunFolder(source.run)
     try:
-        found = read_json(source.run / RESULTS, inside=source.run)
-        rows = [_row(row) for row in found["comparison"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        yield f"Not known: {RESULTS} of the run cannot be read."
+        rows = [_row(score) for score in read_results(folder).scores]
+    except (OSError, RunFolderError):
+        yield f"Not known: {folder.results.name} of the run cannot be read."
         return
     if not rows:
         yield "The run was not evaluated."
         return
     yield (
-        f"One run, seed {source.recipe.seed}, last epoch, as `{RESULTS}` has it. In brackets the "
-        "95 % interval, and what it is over: test images, or a protocol's draws; it says nothing "
-        "about other seeds. `untrained` is the same network before the first step, `pixels` the "
-        "images themselves. The settings of the protocols are in the recipe, under `evaluate`."
+        f"One run, seed {source.recipe.seed}, last epoch, as `{folder.results.name}` has it. In "
+        "brackets the 95 % interval, and what it is over: test images, or a protocol's draws; it "
+        "says nothing about other seeds. `untrained` is the same network before the first step, "
+        "`pixels` the images themselves. The settings of the protocols are in the recipe, under "
+        "`evaluate`."
     )
     yield ""
     yield from markdown_table(["protocol", "metric", "this encoder", "untrained", "pixels"], rows)
 
 
-def _row(row: Mapping[str, Any]) -> list[str]:
-    cells = [_estimate(row["values"].get(name)) for name in ("trained", "untrained", "pixels")]
-    return [row["protocol"], row["metric"], *cells]
+def _row(score: SavedScore) -> list[str]:
+    cells = [_estimate(score.values.get(name)) for name in ("trained", "untrained", "pixels")]
+    return [score.evaluator, score.metric, *cells]
 
 
-def _estimate(found: Mapping[str, Any] | None) -> str:
-    if found is None or found["value"] is None:
+def _estimate(found: Estimate | None) -> str:
+    if found is None:
         return "-"
-    text = f"{found['value']:.4g}"
-    if found["low"] is not None and found["high"] is not None:
-        text += f" [{found['low']:.4g}, {found['high']:.4g}]"
-        if over := found.get("interval_over", f"{found['draws']} draws"):
-            text += f", {over}"
+    text = f"{found.value:.4g}"
+    if found.low is not None and found.high is not None:
+        text += f" [{found.low:.4g}, {found.high:.4g}]"
+        if found.over:
+            text += f", {found.over}"
     return text
 
 

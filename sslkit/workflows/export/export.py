@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from sslkit.errors import ExportError, RecipeError, SSLKitError
-from sslkit.runs.atomic import UMASK
+from sslkit.runs.atomic import UMASK, flush
+from sslkit.runs.folder import RunFolder
 
 from . import card, preprocessing
 from .formats import Format, find_format
@@ -87,9 +87,9 @@ def export_encoder(run: str | Path, format: str, out: Path | None = None) -> Exp
 def _default_folder(path: Path, format: str) -> Path:
     """`exports/<run>-<format>`; a checkpoint adds its step."""
     place = path.absolute()
-    if place.name == "encoder.safetensors":
+    if place == RunFolder(place.parent).encoder:
         names = [place.parent.name]
-    elif place.parent.name == "checkpoints":
+    elif place.parent == RunFolder(place.parents[1]).checkpoints:
         names = [place.parents[1].name, place.stem]
     else:
         names = [place.stem if place.is_file() else place.name]
@@ -138,19 +138,10 @@ def _appearing(target: Path) -> Iterator[Path]:
         yield temporary
         for path in temporary.iterdir():
             path.chmod(0o666 & ~UMASK)  # safetensors, as mkdtemp, lets only the owner read
-            _flush(path)
+            flush(path)
         temporary.chmod(0o777 & ~UMASK)
-        _flush(temporary)
+        flush(temporary)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _flush(path: Path) -> None:
-    """Makes a file or folder last."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

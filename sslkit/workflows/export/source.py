@@ -9,12 +9,14 @@ from typing import Any
 
 from sslkit.api import Backbone
 from sslkit.errors import RunFolderError, SSLKitError
-from sslkit.experiment.encoder import encoder_metadata, load_encoder
+from sslkit.experiment.encoder import load_encoder
 from sslkit.experiment.networks import without_starting_weights
 from sslkit.experiment.restore import load_measured_method
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
-from sslkit.runs.folder import RunFolder
-from sslkit.runs.state import is_finished, read_facts, run_folder_of
+from sslkit.runs.encoder_file import find_encoder, read_description
+from sslkit.runs.endings import is_finished
+from sslkit.runs.environment_file import read_environment
+from sslkit.runs.folder import RunFolder, run_folder_of
 
 
 @dataclass(frozen=True)
@@ -45,25 +47,24 @@ class ExportSource:
 def open_source(path: Path) -> ExportSource:
     """Loads what the path names. Raises CheckpointError, RecipeError and RunFolderError."""
     if path.is_dir():
-        encoder = RunFolder.open(path).encoder
-        if encoder.exists():
-            return _from_file(path, encoder)
-    return _from_file(path, path) if path.suffix == ".safetensors" else _from_checkpoint(path)
+        RunFolder.open(path)  # which refuses what is no run folder
+    file = find_encoder(path)
+    return _from_checkpoint(path) if file is None else _from_file(path, file)
 
 
 def _from_file(path: Path, file: Path) -> ExportSource:
     from sslkit.host.plugins import load_plugins
 
-    described = encoder_metadata(file)
+    described = read_description(file)
     recipe, alone = _recipe_around(file)
-    block = described["backbone"]
+    block = described.backbone
     return ExportSource(
         path=path,
         encoder=load_encoder(file).float(),
         backbone=block,
         distribution=load_plugins().registry.resolve("backbone", block["name"]).distribution,
-        channels=int(described["channels"]),
-        recipe_hash=described["recipe_hash"],
+        channels=described.channels,
+        recipe_hash=described.recipe_hash,
         recipe=recipe,
         alone=alone,
         run=file.absolute().parent if recipe is not None else None,
@@ -94,7 +95,7 @@ def _from_checkpoint(path: Path) -> ExportSource:
         encoder=encoder,
         backbone=bare.dump(),
         distribution=bare.distribution,
-        channels=read_facts(folder.path).channels,
+        channels=read_environment(folder.path).facts.channels,
         recipe_hash=recipe_hash(recipe),
         recipe=recipe,
         alone="",

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from sslkit.errors import ExportError
+from sslkit.nn.weights import TIMM_FILE
 
 from .round_trip import Embed
 from .source import ExportSource
 from .torch_format import shape
 
-FILE = "model.safetensors"
+FILE = TIMM_FILE
 CONFIG = "config.json"
 _KEPT_OF_TIMM = ("classifier", "first_conv", "pool_size", "fixed_input_size")
 """What timm itself knows of an architecture and needs to put a classifier on it."""

@@ -18,8 +18,9 @@ from pydantic import Field, TypeAdapter
 
 from sslkit.api import MetricPoint, RunView
 from sslkit.files import read_json
-from sslkit.runs.atomic import write_atomic
-from sslkit.runs.metrics_file import SYSTEM_PREFIX
+
+from .atomic import write_atomic
+from .metrics_file import SYSTEM_PREFIX
 
 Status = Literal["finished", "failed", "killed"]
 _MAX_ARTIFACTS = 10_000
