@@ -6,7 +6,10 @@ docstrings of the pydantic models, the hooks and the commands, so they cannot fa
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sslkit import api
 from sslkit.api import INTERFACES, Slot
 from sslkit.errors import PluginError
 from sslkit.host import hookspecs
@@ -61,6 +65,7 @@ def write_reference(folder: Path) -> list[str]:
     pages = {
         "recipe.md": recipe_page(),
         **{f"{PLURALS[cls.kind]}.md": component_page(registry, cls) for cls in INTERFACES},
+        "api.md": api_page(),
         "hooks.md": hooks_page(),
         "commands.md": commands_page(),
     }
@@ -197,6 +202,71 @@ def yaml_words(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(yaml_words, value)) + "]"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# --- What a plugin author implements --------------------------------------------------------------
+
+
+def api_page() -> str:
+    """`sslkit.api` by subject, which are its modules."""
+    lines = [
+        "# sslkit.api",
+        "",
+        *(inspect.cleandoc(api.__doc__ or ""), ""),
+        "Each heading is a module of `sslkit/api`. Import from `sslkit.api` itself.",
+    ]
+    for module, names in api_subjects().items():
+        documented = importlib.import_module(module)
+        lines += [
+            "",
+            f"## {module.rpartition('.')[2]}",
+            "",
+            inspect.cleandoc(documented.__doc__ or ""),
+        ]
+        lines += ["", "```{eval-rst}", ".. currentmodule:: sslkit.api", ""]
+        for name in names:
+            lines += [*_directive(documented, name), ""]
+        lines += ["```"]
+    return "\n".join(lines) + "\n"
+
+
+def api_subjects() -> dict[str, list[str]]:
+    """Module -> the names of `sslkit.api` that come from it, in the order of its source."""
+    found: dict[str, list[str]] = {}
+    for node in ast.parse(inspect.getsource(api)).body:
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__":
+            module = f"sslkit.api.{node.module}" if node.level else str(node.module)
+            source = inspect.getsource(importlib.import_module(module))
+            names = [alias.name for alias in node.names]
+            found[module] = sorted(names, key=lambda name: _position(source, name))
+    return found
+
+
+def _position(source: str, name: str) -> int:
+    """Where a module defines a name; behind everything where it only imports it."""
+    match = re.search(rf"^(class|def) {name}\b|^{name}\b", source, re.MULTILINE)
+    return match.start() if match else len(source)
+
+
+def _directive(module: Any, name: str) -> list[str]:
+    """The lines that document one name; constants and aliases with the text below them."""
+    value = getattr(module, name)
+    if inspect.isclass(value):
+        return [f".. autoclass:: {name}"]
+    if inspect.isfunction(value):
+        return [f".. autofunction:: {name}"]
+    return [f".. py:data:: {name}", "", f"   {paragraph(constant_text(module, name))}"]
+
+
+def constant_text(module: Any, name: str) -> str:
+    """The docstring below an assignment."""
+    body = ast.parse(inspect.getsource(module)).body
+    for node, text in itertools.pairwise(body):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
+        if named and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            return str(text.value.value)
+    return ""
 
 
 # --- Hooks and commands ---------------------------------------------------------------------------

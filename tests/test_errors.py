@@ -8,10 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from sslkit import errors
 from sslkit.cli import main
 from sslkit.engine.display import Display
-from sslkit.errors import DataError, RecipeError, printable
+from sslkit.errors import DataError, RecipeError, SSLKitError, printable
 from sslkit.host.recipe_files import read_recipe_text
+
+KINDS = {
+    "SSLKitError": 1,
+    "RecipeError": 2,
+    "PluginError": 2,
+    "CheckpointError": 2,
+    "RunFolderError": 2,
+    "DataError": 1,
+    "TrainingError": 1,
+    "TrackingError": 1,
+    "ExportError": 1,
+}
+"""Every kind of error and its exit code. Scripts rely on them: a change is a new interface."""
 
 HARMFUL = "a\x1b[31mred\x07\r\u202egnp\x85\u2028z\udcff"
 SHOWN = r"a\x1b[31mred\x07\r\u202egnp\x85\u2028z\udcff"
@@ -67,3 +81,50 @@ def test_a_line_of_an_error_ends_after_a_screen() -> None:
     assert [len(line) < 1600 for line in message.splitlines()] == [True, True]
     assert message.endswith("\nshort")
     assert "(5,000 characters)" in message
+
+
+def test_the_kinds_of_errors_are_these() -> None:
+    found = {
+        name: kind.exit_code
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    }
+    assert found == KINDS
+    assert all(issubclass(getattr(errors, name), SSLKitError) for name in KINDS)
+
+
+@pytest.mark.parametrize(("kind", "code"), KINDS.items())
+def test_a_command_ends_with_the_code_of_the_error_and_one_line(
+    kind: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise getattr(errors, kind)("a.yaml:1: what was wrong, what is valid")
+
+    monkeypatch.setattr("sslkit.host.recipe_files.shipped_recipes", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["recipes", "list"])
+    assert ended.value.code == code
+    assert capsys.readouterr().err == "error: a.yaml:1: what was wrong, what is valid\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), OSError(28, "No space left on device")])
+def test_what_nobody_expected_ends_with_1_and_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sslkit.host.recipe_files.shipped_recipes", fail)
+    with pytest.raises(SystemExit, match="1"):
+        main(["recipes", "list"])
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_page_lists_every_kind_with_its_code() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "errors.md").read_text("utf-8")
+    listed = {
+        line.split("`")[1]: int(line.split("|")[2])
+        for line in page.splitlines()
+        if line.startswith("| `") and "Error" in line
+    }
+    assert listed == KINDS

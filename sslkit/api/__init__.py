@@ -6,7 +6,6 @@ from __future__ import annotations
 from sslkit.nn.boxes import Boxes
 
 from .component import (
-    C,
     Component,
     ComponentConfig,
     RunFacts,
@@ -55,7 +54,6 @@ __all__ = [
     "Batches",
     "Bounds",
     "Boxes",
-    "C",
     "Callback",
     "Component",
     "ComponentConfig",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +14,16 @@ import pytest
 from pages import DOCS, all_blocks
 from pydantic import BaseModel
 
+import sslkit
+from sslkit import api
 from sslkit.api import INTERFACES
 from sslkit.experiment.tags import run_tags
 from sslkit.host import hookspecs
 from sslkit.host.plugins import HOOK_KINDS, KINDS
 from sslkit.recipe import Recipe, load_recipe
+
+PUBLIC_TO_AUTHORS = {"", "api", "nn", "parallel", "randomness", "errors"}
+"""Packages of sslkit whose names plugin authors may use."""
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +45,35 @@ def test_the_generated_pages_are_in_a_table_of_contents(generated: dict[str, str
     index = (DOCS / "reference" / "index.md").read_text(encoding="utf-8")
     for page in generated:
         assert f"_generated/{page.removesuffix('.md')}\n" in index
+
+
+def test_every_name_of_the_api_is_documented_once(generated: dict[str, str]) -> None:
+    named = [name for names in reference.api_subjects().values() for name in names]
+    assert sorted(named) == sorted(api.__all__)
+    for name in named:
+        pattern = rf"^\.\. (autoclass|autofunction|py:data):: {name}$"
+        assert len(re.findall(pattern, generated["api.md"], re.MULTILINE)) == 1
+        value = getattr(api, name)
+        assert "  \n" not in generated["api.md"]
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__doc__, name
+
+
+def test_the_page_of_public_names_lists_the_packages_that_authors_may_import() -> None:
+    """And what it documents is there."""
+    page = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    table = page.partition("| package | for |")[2].partition("\n\n")[0]
+    packages = set(re.findall(r"^\| \[?`sslkit\.?(\w*)`", table, re.MULTILINE))
+    assert packages == PUBLIC_TO_AUTHORS
+    for kind, address in re.findall(r"^\.\. auto(\w+):: ([\w.]+)$", page, re.MULTILINE):
+        module, _, name = address.rpartition(".")
+        if kind == "module":
+            importlib.import_module(address)
+        else:
+            assert hasattr(importlib.import_module(module), name), address
+        assert not any(part.startswith("_") for part in address.split("."))
+    for name in ("run", "load_encoder", "hookimpl", "INTERFACE_VERSION"):
+        assert name in sslkit.__all__
 
 
 def test_every_hook_is_documented(generated: dict[str, str]) -> None:

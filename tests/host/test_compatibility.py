@@ -67,7 +67,6 @@ INTERFACE_1 = [
     "Batch",
     "Batches",
     "Boxes",
-    "C",
     "Callback",
     "Component",
     "ComponentConfig",
