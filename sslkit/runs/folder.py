@@ -127,7 +127,8 @@ class RunFolder(RunFiles):
 
     def corrupt_images(self, split: str) -> Path:
         """The unreadable images of a split, `train` or `test`."""
-        return self.path / ("corrupt_images.json" if split == "train" else f"corrupt_{split}_images.json")
+        name = "corrupt_images.json" if split == "train" else f"corrupt_{split}_images.json"
+        return self.path / name
 
     @property
     def writable(self) -> bool:

@@ -1,0 +1,119 @@
+"""environment.json: what the recipe does not say about a run. Written as the run starts, and gone
+on with at each resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from sslkit.api import RunFacts
+from sslkit.errors import CheckpointError
+from sslkit.files import read_json, reason
+
+from .environment import environment_changes
+from .folder import RunFolder
+
+MAX_SIDE = 1 << 14
+"""Pixels of a side, and channels, of images that a network may be built for."""
+_FACTS: TypeAdapter[RunFacts] = TypeAdapter(RunFacts)
+
+
+@dataclass(frozen=True)
+class SavedEnvironment:
+    """environment.json as it was read. The file may be a stranger's, or of another version: what
+    is asked for is checked then."""
+
+    path: Path
+    """The run folder."""
+    values: dict[str, Any]
+
+    @property
+    def facts(self) -> RunFacts:
+        """The facts of the run. Raises CheckpointError."""
+        return _facts(self.path, self.values)
+
+    @property
+    def data(self) -> dict[str, str]:
+        """Split -> fingerprint; none where they are not recorded."""
+        data = self.values.get("data")
+        return dict(data) if isinstance(data, Mapping) else {}
+
+    @property
+    def forked_from(self) -> str | None:
+        """Whose state the run started from; None for a run from the first step on."""
+        found = self.values.get("forked_from")
+        return None if found is None else str(found)
+
+    @property
+    def working_directory(self) -> str | None:
+        """The folder that the paths of the recipe count from."""
+        found = self.values.get("working_directory")
+        return None if found is None else str(found)
+
+
+def write_environment(
+    folder: RunFolder, described: Mapping[str, Any], forked_from: str | None = None
+) -> Path:
+    """Writes environment.json of a run that starts. described: `environment.describe` and what a
+    run adds to it."""
+    return folder.write_json(folder.environment, {**described, "forked_from": forked_from})
+
+
+def read_environment(path: Path) -> SavedEnvironment:
+    """environment.json of a run folder. Raises CheckpointError."""
+    file = RunFolder(path).environment
+    try:
+        values = read_json(file, inside=path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {file.name} cannot be read ({reason(error)})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: {file.name} holds no block of fields")
+    return SavedEnvironment(path, values)
+
+
+def add_resume(folder: RunFolder, step: int, now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Adds a resume at `step` to the history in environment.json. now: what `environment.describe`
+    says here. Returns what may change the bits of the run: dotted name -> [before, now]."""
+    saved = read_environment(folder.path).values
+    changed = environment_changes(saved, now)
+    entry = {"step": step, "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "changed": changed}
+    history = saved.get("history")
+    saved["history"] = [*(history if isinstance(history, list) else ()), entry]
+    folder.write_json(folder.environment, saved)
+    return changed
+
+
+def is_fork(path: Path) -> bool:
+    """Whether a run started from another one's state: it is no repetition of its recipe."""
+    try:
+        return read_environment(path).forked_from is not None
+    except CheckpointError:  # killed before it was written, and so before the first step
+        return False
+
+
+def _facts(path: Path, values: Mapping[str, Any]) -> RunFacts:
+    name = RunFolder(path).environment.name
+    try:
+        facts = _FACTS.validate_python(values["facts"])
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path}: {name} has no {error}; it is not of this version"
+        ) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{path}: the facts in {name} are not those of this version ({where}: {first['msg']})"
+        ) from error
+    sizes = (facts.channels, *(view.size for view in facts.views))
+    if not facts.views or not all(0 < number <= MAX_SIDE for number in sizes):
+        raise CheckpointError(
+            f"{path}: the facts in {name} are not those of this version (channels and sizes "
+            f"{sizes})"
+        )
+    return facts
