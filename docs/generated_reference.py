@@ -26,7 +26,7 @@ from sslkit.host import hookspecs
 from sslkit.host.plugins import HOOK_KINDS, load_plugins
 from sslkit.host.registry import Entry, Registry
 from sslkit.recipe import Recipe
-from sslkit.report.fields import type_words
+from sslkit.report.field_types import type_words
 
 PLURALS = {kind: hook.removeprefix("register_") for hook, kind in HOOK_KINDS.items()}
 """Kind -> its plural, which is the name of its page."""

@@ -16,7 +16,23 @@ from sslkit import __version__
 from sslkit.errors import SSLKitError, printable
 from sslkit.host.plugin_errors import describe_failure
 
-from . import exporting, images, listing, measuring, running, tracking
+from . import (
+    compare,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    pack,
+    plan,
+    plugins,
+    recipes,
+    run,
+    schema,
+    sync,
+    ui,
+    validate,
+    verify,
+)
 from .options import expand_home
 from .streams import make_streams_robust, show_warnings_in_one_line
 
@@ -33,22 +49,22 @@ recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with
 
 _COMMANDS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
     app: {
-        "run": running.run,
-        "plan": running.plan,
-        "validate": running.validate,
-        "eval": measuring.evaluate,
-        "compare": measuring.compare,
-        "verify": measuring.verify,
-        "embed": images.embed,
-        "export": exporting.export,
-        "pack": images.pack,
-        "schema": listing.schema,
-        "sync": tracking.sync,
-        "ui": tracking.ui,
-        "doctor": tracking.doctor,
+        "run": run.run,
+        "plan": plan.plan,
+        "validate": validate.validate,
+        "eval": evaluate.evaluate,
+        "compare": compare.compare,
+        "verify": verify.verify,
+        "embed": embed.embed,
+        "export": export.export,
+        "pack": pack.pack,
+        "schema": schema.schema,
+        "sync": sync.sync,
+        "ui": ui.ui,
+        "doctor": doctor.doctor,
     },
-    plugins_app: {"list": listing.plugins_list, "show": listing.plugins_show},
-    recipes_app: {"list": listing.recipes_list, "copy": listing.recipes_copy},
+    plugins_app: {"list": plugins.plugins_list, "show": plugins.plugins_show},
+    recipes_app: {"list": recipes.recipes_list, "copy": recipes.recipes_copy},
 }
 """In the order of `--help`."""
 

@@ -11,7 +11,7 @@ from sslkit.errors import PluginError
 from sslkit.host.plugins import KINDS
 
 from .console import print_table, print_text
-from .fields import type_words
+from .field_types import type_words
 
 if TYPE_CHECKING:
     from sslkit.host.plugins import PluginHost

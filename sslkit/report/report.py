@@ -12,10 +12,10 @@ from sslkit.runs.folder import RunFolder
 from sslkit.runs.metrics_file import MetricLine, read_lines
 
 from .figures import draw_accuracies, draw_curves
-from .tables import TITLE
+from .terminal import TITLE
 
 if TYPE_CHECKING:
-    from .results import FinalResults
+    from .final_results import FinalResults
 
 
 def write_report(

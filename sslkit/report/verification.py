@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .console import print_table
-from .tables import display_path
+from .terminal import display_path
 
 
 def print_verification(found: Mapping[str, Any]) -> None:

@@ -25,8 +25,8 @@ from sslkit.experiment.measuring import conditions, untrained_networks
 from sslkit.host.plugin_errors import describe_failure
 from sslkit.recipe import Recipe
 from sslkit.report.cost import run_cost, total_cost
+from sslkit.report.final_results import FinalResults
 from sslkit.report.report import write_report
-from sslkit.report.results import FinalResults
 from sslkit.runs.endings import is_finished, write_results, write_traceback
 from sslkit.runs.metrics_file import read_lines
 from sslkit.runs.state import last_metrics, was_evaluated

@@ -18,7 +18,7 @@ from sslkit.builtin.evaluators.retrieval import Retrieval
 from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.suite import EvaluationSuite
-from sslkit.report.results import FinalResults
+from sslkit.report.final_results import FinalResults
 
 CLASSES, WIDTH = 5, 8
 

@@ -20,7 +20,7 @@ from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.scores import is_score
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.nn.segmentation import mean_intersection_over_union, pixel_confusion
-from sslkit.report.results import FinalResults
+from sslkit.report.final_results import FinalResults
 from tests.data.dense_folders import write_voc
 from tests.evaluation.dense import Averages, changed, protocol, subject
 

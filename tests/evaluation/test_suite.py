@@ -17,7 +17,7 @@ from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.results import comparison
 from sslkit.evaluation.suite import EvaluationSuite
-from sslkit.report.results import FinalResults
+from sslkit.report.final_results import FinalResults
 
 NUM_TRAIN, NUM_TEST = 90, 35
 

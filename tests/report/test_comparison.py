@@ -18,7 +18,7 @@ from sslkit.report.comparison.page import html_page, write_comparison
 from sslkit.report.comparison.record import read_run, seconds_at
 from sslkit.report.comparison.table import Arm, Comparison, Row
 from sslkit.report.comparison.tables import cell, print_comparison, text_tables
-from sslkit.report.results import main_metrics
+from sslkit.report.final_results import main_metrics
 from tests.report.run_folders import make_run
 
 A, B = (0.50, 0.52, 0.57), (0.55, 0.58, 0.59)

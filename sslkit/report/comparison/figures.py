@@ -10,7 +10,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from sslkit.evaluation.statistics import Interval, mean_interval
-from sslkit.report.results import bounds, in_percent
+from sslkit.report.final_results import bounds, in_percent
 
 from .record import Point
 from .table import SUBJECTS, Arm, Comparison

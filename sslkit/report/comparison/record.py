@@ -14,7 +14,7 @@ from sslkit.errors import CheckpointError, RunFolderError
 from sslkit.evaluation.collector import named_evaluators
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
 from sslkit.report.cost import training_clock
-from sslkit.report.results import main_metrics
+from sslkit.report.final_results import main_metrics
 from sslkit.runs.endings import SavedResults, SavedScore, read_results
 from sslkit.runs.environment_file import SavedEnvironment, read_environment
 from sslkit.runs.evaluations import is_of_weights, recipe_file

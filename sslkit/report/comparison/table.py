@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from sslkit.evaluation.statistics import Interval, mean_interval, paired_difference
-from sslkit.report.results import bounds
+from sslkit.report.final_results import bounds
 
 from .agreement import Match
 from .record import Point, RunRecord

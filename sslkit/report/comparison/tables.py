@@ -8,9 +8,9 @@ from pathlib import Path
 
 from sslkit.evaluation.statistics import Interval
 from sslkit.report.console import print_table
+from sslkit.report.final_results import in_percent
 from sslkit.report.report import markdown_table
-from sslkit.report.results import in_percent
-from sslkit.report.tables import display_path
+from sslkit.report.terminal import display_path
 
 from .notes import find_notes
 from .svg import Picture

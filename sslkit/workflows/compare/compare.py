@@ -17,8 +17,8 @@ from sslkit.report.comparison.record import RunRecord, read_run
 from sslkit.report.comparison.table import Arm, Comparison
 
 from .arms import Identity, PlannedArm, identity, label_runs, plan_arms, planned_terms
+from .comparison_folder import ComparisonFolder, default_path
 from .devices import Device, shared
-from .folder import ComparisonFolder, default_path
 from .groups import Groups
 from .pictures import PictureOptions, make_pictures
 from .process import Job, StoppedError, run_jobs

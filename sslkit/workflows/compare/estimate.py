@@ -11,8 +11,8 @@ from sslkit.report.comparison.agreement import Match
 from sslkit.workflows.plan import make_plan
 
 from .compare import planned_and_given
+from .comparison_folder import ComparisonFolder, default_path
 from .devices import Device
-from .folder import ComparisonFolder, default_path
 
 
 def estimate(

@@ -12,7 +12,7 @@ from sslkit.api import Slot, Tracker
 from sslkit.engine.display import Display
 from sslkit.tracking.log import one_line
 
-from .folder import ComparisonFolder
+from .comparison_folder import ComparisonFolder
 
 
 class Groups:

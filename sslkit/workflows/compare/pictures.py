@@ -15,7 +15,7 @@ from sslkit.report.comparison.table import Comparison
 from sslkit.report.maps import draw_map
 from sslkit.report.projection import LEAST_IMAGES, METHODS, project
 
-from .features import EncoderFeatures, ShownImages, features_of
+from .shown_features import EncoderFeatures, ShownImages, features_of
 
 _SEED = 0
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from sslkit.engine.display import Display
 from sslkit.errors import TrainingError
-from sslkit.report.tables import display_path
+from sslkit.report.terminal import display_path
 
 from .devices import Device
 

@@ -23,7 +23,7 @@ from sslkit.recipe import (
     Recipe,
     read_field,
 )
-from sslkit.report.results import FinalResults
+from sslkit.report.final_results import FinalResults
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sslkit.recipe import (
     hashed_view,
     load_recipe,
 )
-from sslkit.report.results import FinalResults
+from sslkit.report.final_results import FinalResults
 from sslkit.runs.checkpoint import Checkpoints
 from sslkit.runs.endings import is_finished
 from sslkit.runs.environment_file import read_environment

@@ -31,7 +31,7 @@ from sslkit.recipe import (
     read_field,
 )
 from sslkit.recipe.warnings import find_warnings
-from sslkit.report.results import FinalResults
+from sslkit.report.final_results import FinalResults
 from sslkit.runs.encoder_file import read_description
 from sslkit.runs.environment import describe
 from sslkit.runs.evaluations import write_weights_evaluation

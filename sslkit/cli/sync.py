@@ -1,4 +1,4 @@
-"""The commands on the tracking store and the machine: `sync`, `ui`, `doctor`."""
+"""`sslkit sync`: sends a tracker what it missed."""
 
 from __future__ import annotations
 
@@ -30,24 +30,3 @@ def sync(
         print(f"nothing to send: {run} is not tracked (tracking: {{name: none}})")
     else:
         print(f"sent {sent.points} metric points and {sent.artifacts} files to run {sent.run_id}")
-
-
-def ui(
-    recipe: Annotated[
-        str | None, typer.Argument(help="A recipe or run folder whose store to open.")
-    ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the pages.")] = 5000,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-) -> None:
-    """Open the MLflow UI on the store that runs are tracked in."""
-    from sslkit.workflows.track import open_ui
-
-    raise typer.Exit(open_ui(recipe, host, port))
-
-
-def doctor(as_json: AsJson = False) -> None:
-    """Versions, devices, plugins and the tracking store on one screen."""
-    from sslkit.report.doctor import diagnose, print_diagnosis
-
-    found = diagnose()
-    print_json(found) if as_json else print_diagnosis(found)

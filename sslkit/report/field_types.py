@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sslkit.api.schedules import SCHEDULED
-
 _NO_BOUND = 2**60
 """Bounds from here on are those of integers as such."""
 
@@ -16,6 +14,8 @@ _NO_BOUND = 2**60
 def type_words(spec: Mapping[str, Any], quote: str = "") -> str:
     """The type of a JSON Schema property in the words of a recipe. quote: put around literals."""
     if "sslkit_kind" in spec:
+        from sslkit.api.schedules import SCHEDULED  # here: `plugins list` imports no torch
+
         kind = spec["sslkit_kind"]
         return "schedule block" if kind == SCHEDULED else f"{kind} block"
     options = spec.get("anyOf") or spec.get("oneOf")

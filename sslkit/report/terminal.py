@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .console import print_table
 
 if TYPE_CHECKING:
-    from .results import FinalResults
+    from .final_results import FinalResults
 
 TITLE = "Scores in %, last epoch; [95 % intervals] for this one training (n = 1 seed)"
 

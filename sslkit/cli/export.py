@@ -1,4 +1,4 @@
-"""The command that hands an encoder to other programs: `export`."""
+"""`sslkit export`: the backbone for other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that measure and compare runs: `eval`, `compare`, `verify`."""
+"""`sslkit compare`: experiments side by side."""
 
 from __future__ import annotations
 
@@ -10,62 +10,6 @@ import typer
 
 from .options import AsJson, Overrides
 from .output import print_json
-
-
-def evaluate(
-    what: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RUN|WEIGHTS",
-            help="A run folder or a checkpoint; with --recipe a file of weights too.",
-        ),
-    ] = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,...", help="Protocols; default: those of the recipe."),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Measure weights: on the data of this recipe, with its protocols and its backbone."
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="With --recipe: a timm model in place of the recipe's backbone; without WEIGHTS "
-            "its published ones.",
-        ),
-    ] = None,
-    override: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure a run again, or any weights, with any protocol; log the results."""
-    from sslkit.engine.display import make_display
-    from sslkit.report.tables import display_path, print_evaluation
-    from sslkit.workflows.evaluate import evaluate_run, evaluate_weights
-
-    names = [name.strip() for name in protocol.split(",")] if protocol is not None else None
-    display = make_display(sys.stderr)
-    if recipe is not None:
-        weights = Path(what) if what is not None else None
-        found = evaluate_weights(weights, recipe, names, override or [], display, model=backbone)
-    elif backbone is not None:
-        raise typer.BadParameter("--backbone also needs the --recipe to measure by")
-    elif what is None:
-        raise typer.BadParameter("name a run folder, or weights with the --recipe to measure by")
-    else:
-        found = evaluate_run(what, names, override or [], display)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        print_evaluation(found.results)
-        if found.kept is not None:
-            print(f"kept in: {display_path(found.kept)}")
-    if not found.results.trained.metrics and found.results.trained.skipped:
-        raise typer.Exit(1)
-
 
 # The options of `compare`, which has many.
 Inputs = Annotated[
@@ -122,8 +66,6 @@ Neighbours = Annotated[
     int,
     typer.Option(min=0, max=20, help="Nearest neighbours shown for each query; 0: none."),
 ]
-
-
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Show runs, steps, time and disk in total; train nothing."),
@@ -183,27 +125,4 @@ def compare(
     elif found is not None:
         print_comparison(found, outcome.folder)
     if outcome.status != "finished":
-        raise typer.Exit(1)
-
-
-def verify(
-    recipe: Annotated[
-        str | None, typer.Argument(help="A recipe file, or the name of a shipped recipe.")
-    ] = None,
-    override: Overrides = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Check this finished run, and run nothing."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Run a recipe and hold the result against its `expect` block; exit 1 where it is missed."""
-    from sslkit.engine.display import make_display
-    from sslkit.report.verification import print_verification
-    from sslkit.workflows.verify import verify as make_verification
-
-    found = make_verification(recipe, override or [], run=run, display=make_display(sys.stderr))
-    document = found.to_json()
-    print_json(document) if as_json else print_verification(document)
-    if not found.met:
         raise typer.Exit(1)

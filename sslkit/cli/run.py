@@ -1,4 +1,4 @@
-"""The commands that a recipe goes through: `run`, `plan`, `validate`."""
+"""`sslkit run`: trains, evaluates and tracks a recipe."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _run(
 ) -> str:
     """The status of the run."""
     from sslkit.engine.display import make_display
-    from sslkit.report.tables import print_run
+    from sslkit.report.terminal import print_run
     from sslkit.workflows.train import start
 
     display, overrides = make_display(sys.stderr), override or []
@@ -99,44 +99,3 @@ def _run(
     else:
         print_run(result.run_dir, result.results, tracked=result.mlflow_run_id is not None)
     return result.status
-
-
-def plan(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
-    override: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show what a run would do and cost, from a few measured steps; keep nothing."""
-    from sslkit.engine.display import make_display
-    from sslkit.report.plan import print_plan
-    from sslkit.workflows.plan import make_plan
-
-    found = make_plan(recipe, override or [], make_display(sys.stderr), measure=True)
-    print_json(found) if as_json else print_plan(found, recipe=True)
-
-
-def validate(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipe files.")],
-    override: Overrides = None,
-    no_data: Annotated[
-        bool, typer.Option("--no-data", help="Look at the recipes alone: their data is elsewhere.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Check recipes and their data without building anything."""
-    from sslkit.workflows.validate import find_problems
-
-    warnings: dict[str, list[str]] = {recipe: [] for recipe in recipes}
-    found = {
-        recipe: find_problems(recipe, override or [], warnings[recipe], data=not no_data)
-        for recipe in recipes
-    }
-    if as_json:
-        print_json({recipe: list(problems) for recipe, problems in found.items()})
-    else:
-        for recipe, problems in found.items():
-            for warning in warnings[recipe]:
-                print(f"{recipe}: warning: {warning}", file=sys.stderr)
-            print("\n".join(problems) if problems else f"{recipe}: ok")
-    if any(found.values()):
-        raise typer.Exit(2)

@@ -1,0 +1,67 @@
+"""`sslkit eval`: measures a run again, or any weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import AsJson, Overrides
+from .output import print_json
+
+
+def evaluate(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN|WEIGHTS",
+            help="A run folder or a checkpoint; with --recipe a file of weights too.",
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Protocols; default: those of the recipe."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure weights: on the data of this recipe, with its protocols and its backbone."
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="With --recipe: a timm model in place of the recipe's backbone; without WEIGHTS "
+            "its published ones.",
+        ),
+    ] = None,
+    override: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run again, or any weights, with any protocol; log the results."""
+    from sslkit.engine.display import make_display
+    from sslkit.report.terminal import display_path, print_evaluation
+    from sslkit.workflows.evaluate import evaluate_run, evaluate_weights
+
+    names = [name.strip() for name in protocol.split(",")] if protocol is not None else None
+    display = make_display(sys.stderr)
+    if recipe is not None:
+        weights = Path(what) if what is not None else None
+        found = evaluate_weights(weights, recipe, names, override or [], display, model=backbone)
+    elif backbone is not None:
+        raise typer.BadParameter("--backbone also needs the --recipe to measure by")
+    elif what is None:
+        raise typer.BadParameter("name a run folder, or weights with the --recipe to measure by")
+    else:
+        found = evaluate_run(what, names, override or [], display)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_evaluation(found.results)
+        if found.kept is not None:
+            print(f"kept in: {display_path(found.kept)}")
+    if not found.results.trained.metrics and found.results.trained.skipped:
+        raise typer.Exit(1)

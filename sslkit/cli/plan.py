@@ -1,0 +1,25 @@
+"""`sslkit plan`: what a run would do and cost."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .options import AsJson, Overrides
+from .output import print_json
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    override: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would do and cost, from a few measured steps; keep nothing."""
+    from sslkit.engine.display import make_display
+    from sslkit.report.plan import print_plan
+    from sslkit.workflows.plan import make_plan
+
+    found = make_plan(recipe, override or [], make_display(sys.stderr), measure=True)
+    print_json(found) if as_json else print_plan(found, recipe=True)
