@@ -1,5 +1,7 @@
-"""What a plugin author implements: contracts alone, a module for each subject. Machinery
-that fulfils them lives elsewhere."""
+"""What a plugin author implements and is given: contracts, a module for each subject.
+
+Not here: what fulfils them (`builtin`, plugins), what calls them (`engine`, `data`, `evaluation`,
+`tracking`), and ready parts to build from (`nn`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The built-in plugins. They use the hooks that every other plugin uses."""
+"""The components that come with sslkit, through the hooks that every other plugin uses and by the
+same imports: `sslkit.api`, `.nn`, `.parallel`, `.errors`, `.randomness`.
+
+Not here: anything that another room imports; nobody imports this one."""
 
 from __future__ import annotations
 

@@ -1,1 +1,3 @@
-"""One process or several."""
+"""What several processes do together.
+
+Not here: how batches are divided (`data`), and how a step is made of parts (`engine`)."""

@@ -2,7 +2,9 @@
 
 A recipe is read from YAML with the position of every value, changed by overrides, validated (each
 component block by the component's own `Config`), and then hashed, flattened and written out.
-"""
+
+Not here: where recipe files lie (`host/recipe_files.py`, which needs no torch), and what is built
+from one (`experiment`)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,3 @@
-"""Data sources."""
+"""The built-in data sources, and how files become images: folders, Parquet, annotations, decoding.
+
+Not here: splits, batches and caches (`data`)."""

@@ -1,1 +1,4 @@
-"""Finished runs side by side: what is read of them, statistics over seeds, the report."""
+"""What a comparison looks like: tables, figures, the gallery, the page.
+
+Not here: running its arms, and what is read of finished runs to compare them
+(`workflows/compare`)."""

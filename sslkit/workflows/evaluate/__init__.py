@@ -1,4 +1,6 @@
-"""`sslkit eval`: measuring what is trained already, a run of ours or weights from elsewhere."""
+"""`sslkit eval`: measuring what is trained already, a run of ours or weights from elsewhere.
+
+Not here: what is measured and how (`evaluation`, `builtin/evaluators`)."""
 
 from __future__ import annotations
 
