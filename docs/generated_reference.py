@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sslkit import api
+from sslkit import api, environment_variables
 from sslkit.api import INTERFACES, Slot
 from sslkit.errors import PluginError
 from sslkit.host import hookspecs
@@ -68,6 +68,7 @@ def write_reference(folder: Path) -> list[str]:
         "api.md": api_page(),
         "hooks.md": hooks_page(),
         "commands.md": commands_page(),
+        "environment_variables.md": variables_page(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
@@ -351,6 +352,18 @@ def commands_page() -> str:
             ("parameter", "meaning"), [(f"`{name}`", text) for name, text in command.parameters]
         )
     return "\n".join(lines) + "\n"
+
+
+def variables_page() -> str:
+    lines = [
+        "# Environment variables",
+        "",
+        "sslkit reads these, and no others, of its own accord. "
+        "Libraries that it uses (torch, MLflow, Hugging Face) have their own.",
+        "",
+    ]
+    rows = ((f"`{each.name}`", each.about) for each in environment_variables.ALL)
+    return "\n".join([*lines, *table(("Variable", "What it decides"), rows), ""])
 
 
 # --- Text -----------------------------------------------------------------------------------------

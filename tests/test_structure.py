@@ -30,6 +30,7 @@ LAYERS = (
     ("api",),
     ("nn",),
     ("parallel", "randomness"),
+    ("environment_variables",),
     ("deprecation", "errors", "files"),
 )
 """From the top floor down. A room imports from lower floors only: not from its own floor, never
@@ -39,7 +40,10 @@ ROOT = ""
 """`sslkit/__init__.py`: what `import sslkit` gives. Everybody may import it; it imports what it
 hands out when that is called."""
 
-AUTHORS_MAY_IMPORT = {ROOT, "api", "nn", "parallel", "errors", "files", "randomness", "builtin"}
+AUTHORS_MAY_IMPORT = {
+    ROOT, "api", "nn", "parallel", "errors", "files", "randomness", "environment_variables",
+    "builtin",
+}  # fmt: skip
 
 
 def imports(path: Path) -> Iterator[str]:

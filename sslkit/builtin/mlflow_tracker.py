@@ -9,7 +9,6 @@ from __future__ import annotations
 import getpass
 import importlib.util
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,8 @@ from pydantic import Field, field_validator
 
 from sslkit.api import ComponentConfig, MetricPoint, RunFacts, RunFiles, RunView, Tracker
 from sslkit.builtin import mlflow_store as store
-from sslkit.builtin.mlflow_uri import VARIABLE, resolve_uri, uri_problem
+from sslkit.builtin.mlflow_uri import resolve_uri, uri_problem
+from sslkit.environment_variables import MLFLOW_TRACKING_URI
 from sslkit.errors import TrackingError
 from sslkit.files import read_json, read_text
 
@@ -69,10 +69,10 @@ class MLflowTracker(Tracker):
         if importlib.util.find_spec("mlflow") is None:
             yield "name", "mlflow is not installed; install it, or use tracking: {name: none}"
         if config.tracking_uri is None:
-            given = os.environ.get(VARIABLE)
+            given = MLFLOW_TRACKING_URI.text()
             problem = uri_problem(given or resolve_uri(None), of_environment=True)
             if problem is not None:
-                yield "tracking_uri", f"{VARIABLE + ': ' if given else ''}{problem}"
+                yield "tracking_uri", f"{MLFLOW_TRACKING_URI.name + ': ' if given else ''}{problem}"
 
     def named_store(self) -> str | None:
         return self.uri if self.uri != resolve_uri(None) else None

@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes, urlsplit
 
+from sslkit.environment_variables import MLFLOW_TRACKING_URI
 from sslkit.errors import hide_logins
 
-VARIABLE = "MLFLOW_TRACKING_URI"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
 _USERNAME, _PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
@@ -32,7 +32,7 @@ def resolve_uri(tracking_uri: str | None) -> str:
     """The store: the given one, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the working
     directory. Paths of SQLite files come out absolute: MLflow would take them from wherever the
     process happens to be. A server's comes out without its login."""
-    uri = tracking_uri or os.environ.get(VARIABLE)
+    uri = tracking_uri or MLFLOW_TRACKING_URI.text()
     if not uri:
         return sqlite_uri(Path("mlflow.db").absolute())
     path = sqlite_path(uri)
@@ -44,7 +44,7 @@ def resolve_uri(tracking_uri: str | None) -> str:
 def login_of_environment() -> dict[str, str]:
     """Variables of MLflow's client for the login in `MLFLOW_TRACKING_URI`; none where it names no
     server or has no login."""
-    uri = os.environ.get(VARIABLE) or ""
+    uri = MLFLOW_TRACKING_URI.text() or ""
     if _scheme(uri) not in ("http", "https"):
         return {}
     user, _, password = _userinfo(uri).partition(":")
@@ -84,7 +84,8 @@ def uri_problem(uri: str, *, of_environment: bool = False) -> str | None:
     if scheme in DATABASES:
         return None if of_environment or not _may_hold_login(uri) else (
             f"'{_shown(uri)}' may hold a login, which the run folder and the tracker would show; "
-            f"leave tracking_uri out and set the variable {VARIABLE} to the whole URI"
+            f"leave tracking_uri out and set the variable {MLFLOW_TRACKING_URI.name} to the "
+            "whole URI"
         )  # fmt: skip
     pattern = _DATABRICKS if scheme == "databricks" else _WEB_SERVER
     user, _, password = _userinfo(uri).partition(":")

@@ -22,6 +22,7 @@ from torch import Tensor
 from sslkit.api import SplitReader, UnreadableImageError
 from sslkit.data.prefetch import ordered_groups
 from sslkit.errors import DataError
+from sslkit.parallel.world import World
 from sslkit.randomness import SampleRandom
 
 RESIDENT_BYTES = 8 * 2**30
@@ -283,6 +284,17 @@ class CachedSplit:
             self._replaced_by[index] = source
             if self.labels is not None:
                 self.labels[index] = self.labels[source]
+
+    def agree(self, world: World) -> None:
+        """Takes over what the other ranks found unreadable and replaced, so that labels are the
+        same on all of them, which call this together. Raises DataError as reading does."""
+        with self._lock:
+            mine = dict(self.corrupt), dict(self._replaced_by)
+        for corrupt, replaced_by in world.collect(mine):
+            for index in corrupt.keys() - self.corrupt.keys():
+                self._mark(index, corrupt[index])
+            for index in replaced_by.keys() - self._replaced_by.keys():
+                self._replace(index, replaced_by[index])
 
     def _examples(self) -> str:
         with self._lock:

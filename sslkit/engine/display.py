@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from sslkit.errors import printable
 from sslkit.evaluation.scores import is_share
+from sslkit.parallel.world import World
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -202,6 +203,11 @@ class EachOnce(Silent):
         if text not in self._said:
             self._said.add(text)
             self._display.message(text)
+
+
+def display_of(world: World, display: Display) -> Display:
+    """The display on rank 0, a silent one on the others."""
+    return display if world.is_first else Silent()
 
 
 def make_display(stream: TextIO | None = None) -> Display:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor, nn
 
@@ -14,12 +14,14 @@ from sslkit.api import Batch, Loss
 from sslkit.errors import TrainingError
 from sslkit.runs.endings import FailureRecord
 
-from .loss_meter import NotFiniteError
+from .loss_meter import NotFiniteError, NotFiniteOnAnotherRankError
 from .step import forward_backward, on_device_layout, step_randomness
 from .tracing import Place, Trace, first_odd, odd_value
 
 if TYPE_CHECKING:
     from .training import Training
+
+T = TypeVar("T")
 
 _LARGE = 1e3
 """Weights beyond this have grown for want of a smaller learning rate, not by training."""
@@ -37,15 +39,15 @@ class Reason:
 
 
 def explain_step(t: Training, found: NotFiniteError, batch: Batch | None) -> TrainingError:
-    """The error that ends a run whose step was not finite, and its record in the run folder.
+    """The error that ends a run whose step was not finite, the same on all ranks, and its record in
+    the run folder.
 
     batch: of that step, where the weights are still those that it began with; None where training
     went on before the device was asked. The step is then only repeated on request."""
-    if batch is None:
-        reason = Reason("where that began is found by repeating the step", "")
-    else:
-        with t.runtime.eager():
-            reason = find_reason(t, batch)
+    here = not isinstance(found, NotFiniteOnAnotherRankError)
+    first = _first_of_ranks(t, (found, _reason(t, batch)) if here else None)
+    assert first is not None  # one rank has found it
+    found, reason = first
     error = TrainingError(
         f"step {found.step}: {found.symptom} at learning rate {t.optimization.lr:.4g}: {reason}. "
         f"{way_on(t)}"
@@ -54,9 +56,22 @@ def explain_step(t: Training, found: NotFiniteError, batch: Batch | None) -> Tra
     return error
 
 
+def _reason(t: Training, batch: Batch | None) -> Reason:
+    if batch is None:
+        return Reason("where that began is found by repeating the step", "")
+    with t.runtime.eager():
+        return find_reason(t, batch)
+
+
+def _first_of_ranks(t: Training, found: T | None) -> T | None:
+    """What the first rank that found something found; all ranks call this together."""
+    everywhere = t.runtime.world.collect(found)
+    return next((each for each in everywhere if each is not None), None)
+
+
 def refuse_odd_state(t: Training) -> None:
     """Raises TrainingError where weights, buffers or the state of the optimiser are not finite."""
-    found = t.state_check.find()
+    found = _first_of_ranks(t, t.state_check.find())
     if found is None:
         return
     kind, name, value = found
@@ -128,8 +143,10 @@ def way_on(t: Training) -> str:
 
 
 def keep_record(t: Training, step: int, what: str, loss: float, grad_norm: float) -> None:
-    """Keeps the record of the step that was not finite. step: counted from 1."""
+    """Keeps the record of the step that was not finite, on rank 0. step: counted from 1."""
     epoch, position = divmod(max(step - 1, 0), t.progress.steps_per_epoch)
+    if not t.runtime.world.is_first:
+        return
     paths = t.checkpoints.paths()
     t.keep_failure(
         FailureRecord(

@@ -20,10 +20,10 @@ from .training import Training
 
 
 def save(t: Training) -> Path:
-    """Writes a checkpoint of the current step. Raises TrainingError where the state is not finite:
-    what is kept is good to go on from."""
+    """Writes a checkpoint of the current step, on rank 0. Raises TrainingError where the state is
+    not finite: what is kept is good to go on from."""
     refuse_odd_state(t)
-    path = t.checkpoints.save(t.progress.step, t.state_dict())
+    path = t.runtime.world.once(lambda: t.checkpoints.save(t.progress.step, t.state_dict()))
     t.saved_step = t.progress.step
     return path
 
@@ -34,14 +34,16 @@ def train(training: Training, stop: StopSignals) -> None:
     Raises TrainingError when loss, gradient, weights or other state are not finite, and PluginError
     where what a component gives in the first step breaks its contract."""
     t = training
+    world = t.runtime.world
     t.method.train()
-    t.loader.give_up = stop.overdue
+    if world.size == 1:  # the others would wait for the batch that a rank gives up
+        t.loader.give_up = stop.overdue
     refuse_odd_state(t)
     t.meter.restart_clock()
     lr = t.optimization.set_rules(t.progress)
     compiling_since = time.perf_counter() if t.runtime.compiles else None
 
-    while t.progress.step < t.progress.total_steps and not stop.requested:
+    while t.progress.step < t.progress.total_steps and not stop.agree(world):
         epoch, start = divmod(t.progress.step, t.progress.steps_per_epoch)
         for batch in t.loader.epoch(epoch, start):
             for callback in t.callbacks:
@@ -64,14 +66,14 @@ def train(training: Training, stop: StopSignals) -> None:
                 log_training(t, lr, {**output.metrics, **probe_metrics})
             if save_due:
                 save(t)
-            if stop.requested or done:
+            if stop.agree(world) or done:
                 break
 
-        if t.progress.step % t.progress.steps_per_epoch == 0 and not stop.requested:
+        if t.progress.step % t.progress.steps_per_epoch == 0 and not stop.agree(world):
             finish_epoch(t, stop)
 
     # Here and not in the loop: a signal may come at any moment, also while an epoch is evaluated.
-    if stop.requested and t.saved_step != t.progress.step:
+    if stop.agree(world) and t.saved_step != t.progress.step:
         check_steps(t)
         save(t)
 
@@ -113,7 +115,7 @@ def evaluate_epoch(t: Training, epoch: int, stop: StopSignals) -> None:
     Raises TrainingError where a protocol finds that training should end."""
     if not t.evaluation_due(epoch):
         return
-    with t.runtime.eager(), stop.stopping_at_once():
+    with t.runtime.eager(), stop.stopping_at_once(t.runtime.world):
         t.evaluating = True
         found = t.evaluate(epoch)
         t.evaluating = False

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslkit.parallel.world import World
+
 
 class NotFiniteError(Exception):
     """The loss or the gradient of a step is not finite. `engine.failure` finds out why."""
@@ -30,13 +32,22 @@ class NotFiniteError(Exception):
         return f"the norm of the gradient is {self.grad_norm}"
 
 
+class NotFiniteOnAnotherRankError(NotFiniteError):
+    """This rank's numbers are finite, and another one's are not."""
+
+    @property
+    def symptom(self) -> str:
+        return "the loss or the gradient of another rank is not finite"
+
+
 class LossMeter:
     """Collects loss and gradient norm of each step.
 
     The losses since the last log step are part of a checkpoint, so that a resumed run logs what an
     uninterrupted one would."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World) -> None:
+        self._world = world
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
         """Of the steps that `check` has not seen."""
@@ -59,15 +70,24 @@ class LossMeter:
 
     def check(self, step: int, overflows: Callable[[], bool] = lambda: False) -> None:
         """Raises NotFiniteError for the first step, among those it has not seen, whose loss or
-        gradient is not finite. step: the last one added, counted from 1. overflows: whether such a
-        gradient is only to be left out, as float16 does with one that its scale has made so."""
+        gradient is not finite on any rank. step: the last one added, counted from 1. overflows:
+        whether such a gradient is only to be left out, as float16 does with one that its scale has
+        made so."""
         norms, self.norms = self.norms, []
         if not norms:
             return
+        found = self._first_odd(norms, step - len(norms) + 1, overflows)
+        if self._world.any(found is not None):
+            raise found or NotFiniteOnAnotherRankError(step, math.nan, math.nan)
+
+    def _first_odd(
+        self, norms: list[Tensor], first_step: int, overflows: Callable[[], bool]
+    ) -> NotFiniteError | None:
         losses = _read(self.losses[-len(norms) :])
-        for offset, (loss, norm) in enumerate(zip(losses, _read(norms), strict=True)):
+        for step, (loss, norm) in enumerate(zip(losses, _read(norms), strict=True), first_step):
             if not math.isfinite(loss) or not (math.isfinite(norm) or overflows()):
-                raise NotFiniteError(step - len(norms) + 1 + offset, loss, norm)
+                return NotFiniteError(step, loss, norm)
+        return None
 
     def flush(self) -> tuple[float, float, float]:
         """Since the last flush: mean loss, images per second, seconds."""

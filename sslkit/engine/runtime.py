@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import sys
@@ -15,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from sslkit.environment_variables import CUBLAS_WORKSPACE_CONFIG
 from sslkit.errors import RecipeError
 from sslkit.nn.numerics import Precision, autocast
+from sslkit.parallel.world import World
 
 if TYPE_CHECKING:
     from sslkit.recipe import TrainConfig
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 class Runtime:
     """The resolved execution settings of a run."""
 
+    world: World
+    """The processes that share the work, and which of them this is."""
     device: torch.device
     precision: Precision
     channels_last: bool
@@ -142,7 +145,7 @@ def _missing_compiler() -> str | None:
     return "no C++ compiler (c++, g++, clang++) is on the PATH"
 
 
-def make_runtime(train: TrainConfig) -> Runtime:
+def make_runtime(train: TrainConfig, world: World) -> Runtime:
     """The runtime of resolved settings (no `auto`, no `if_available`)."""
     device = torch.device(train.device)
     if device.type == "mps" and train.precision != "fp32":
@@ -150,11 +153,12 @@ def make_runtime(train: TrainConfig) -> Runtime:
             f"train.precision: '{train.precision}' does not work on mps; set train.precision=fp32"
         )
     if train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        CUBLAS_WORKSPACE_CONFIG.set_default(":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(train.deterministic)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not train.deterministic
     return Runtime(
+        world,
         device,
         train.precision,
         train.channels_last,

@@ -8,7 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # this is imported before torch, so that an early signal is heeded
+    from sslkit.parallel.world import World
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 """SIGUSR1 is what queues send some time before they end a job. Left alone, it would end the process
@@ -45,14 +48,23 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def agree(self, world: World) -> bool:
+        """Whether one of the ranks was asked to stop: the same answer on all of them, which call
+        this at the same moment. The others then stop as if they had been asked themselves."""
+        asked = self.requested is not None
+        if world.any(asked) and not asked:
+            self._note("a stop on another rank")
+        return self.requested is not None
+
     @contextmanager
-    def stopping_at_once(self) -> Iterator[None]:
-        """For what may be cut off anywhere because all is saved. A signal that came before is
-        heeded on entry."""
-        before, self.at_once = self.at_once, True
+    def stopping_at_once(self, world: World) -> Iterator[None]:
+        """For what rank 0 does and may be cut off anywhere because all is saved. A signal that came
+        before is heeded on entry; one that another rank gets meanwhile, when it is over."""
+        before = self.at_once
         try:
-            if self.requested is not None:
+            if self.agree(world):
                 raise KeyboardInterrupt
+            self.at_once = world.is_first
             yield
         finally:
             self.at_once = before
@@ -61,10 +73,13 @@ class StopSignals:
         """Whether a stop was asked for a while ago: what still waits should wait no longer."""
         return self.requested is not None and time.monotonic() - self._requested_at > _PATIENCE_S
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        again = self.requested is not None and number == signal.SIGINT
+    def _note(self, reason: str) -> None:
         if self.requested is None:
             self._requested_at = time.monotonic()
-        self.requested = signal.Signals(number).name
+        self.requested = reason
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again = self.requested is not None and number == signal.SIGINT
+        self._note(signal.Signals(number).name)
         if again or self.at_once:
             raise KeyboardInterrupt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,9 @@ def train_step(
     if t.probe is None or batch.labels is None:
         return output, {}
     factor = t.optimization.schedule.factor(t.progress)
-    return output, t.probe.step(embeddings["features"], batch.labels, factor)
+    world = t.runtime.world
+    features = world.gather(embeddings["features"].detach())
+    return output, t.probe.step(features, world.gather(batch.labels), factor)
 
 
 def forward_backward(
@@ -58,7 +60,10 @@ def forward_backward(
     """Embeddings and loss of a batch, and the gradient, times the scale of the loss."""
     if t.micro_batch_size is not None and t.micro_batch_size < len(batch):
         return backward_in_parts(t, batch, t.micro_batch_size, log=log)
-    embeddings = embed(t, batch)
+    world = t.runtime.world
+    # Ranks are micro-batches: each embeds under its own randomness, and all else is alike on all.
+    with nullcontext() if world.size == 1 else step_randomness(t, 0, world.rank):
+        embeddings = embed(t, batch)
     output = objective(t, embeddings, batch, log=log)
     t.optimization.backward(output.loss)
     return embeddings, output
@@ -116,7 +121,7 @@ def backward_in_parts(
 
     def embed_part(number: int) -> Embeddings:
         part = batch.select(parts[number])
-        with step_randomness(t, micro_batch=number):
+        with step_randomness(t, micro_batch=number, rank=t.runtime.world.rank):
             return embed(t, part)
 
     before = [buffer.clone() for buffer in t.method.buffers()]
@@ -158,9 +163,10 @@ def _detached(embeddings: Embeddings) -> Embeddings:
     return {name: value.detach() for name, value in embeddings.items()}
 
 
-def step_randomness(t: Training, micro_batch: int) -> AbstractContextManager[None]:
-    """The scope of library randomness in one micro-batch of the coming step."""
-    return seeded(t.seed, "train", t.progress.step, "micro_batch", micro_batch, "rank", 0)
+def step_randomness(t: Training, micro_batch: int, rank: int = 0) -> AbstractContextManager[None]:
+    """The scope of library randomness in one micro-batch of the coming step. rank: the rank whose
+    images these are; 0 for what all ranks do alike, on the whole batch."""
+    return seeded(t.seed, "train", t.progress.step, "micro_batch", micro_batch, "rank", rank)
 
 
 def full_precision(value: Tensor) -> Tensor:

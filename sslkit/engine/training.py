@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -52,9 +53,26 @@ class Findings(Protocol):
 
 
 class NoLog:
-    """Before a run begins."""
+    """In place of a log, before a run begins and on the ranks that do not write one."""
+
+    run_id = None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
+        pass
+
+    def log_system(self, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def artifact(self, path: Path | str, folder: str = "") -> None:
+        pass
+
+    def finish(self, status: Literal["finished", "failed", "killed"]) -> bool:
+        return True
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         pass
 
 
@@ -90,7 +108,7 @@ class Training:
     """Name in the log -> each number of the recipe that follows a schedule of its own."""
     keep_failure: Callable[[FailureRecord], object] = lambda record: None
     """Writes the record of a step that was not finite into the run folder."""
-    meter: LossMeter = field(default_factory=LossMeter)
+    meter: LossMeter = field(init=False)
     reads_each_step: bool = False
     """Whether loss and gradient are looked at before every step of the optimiser: always on a CPU,
     where it costs nothing."""
@@ -104,6 +122,7 @@ class Training:
     """The step of the newest checkpoint."""
 
     def __post_init__(self) -> None:
+        self.meter = LossMeter(self.runtime.world)
         self.reads_each_step |= self.runtime.device.type == "cpu"
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from sslkit.engine.state_check import StateCheck
 from sslkit.engine.training import NoLog, Training
 from sslkit.evaluation.joined import EvaluationSuites
 from sslkit.evaluation.results import SuiteResult
+from sslkit.parallel.world import World
 from sslkit.recipe import Recipe, components, flatten, scheduled_numbers
 from sslkit.runs.checkpoint import Checkpoints
 from sslkit.runs.endings import write_failure, write_stop, write_unreadable
@@ -66,12 +67,17 @@ class Experiment:
 
     def write_unreadable(self) -> None:
         """Lists the images that could not be read, where there are any."""
+        if not self.folder.writable:
+            return
         write_unreadable(self.folder, "train", self.stores.train.report())
         if self.stores.test is not None:
             write_unreadable(self.folder, "test", self.stores.test.report())
 
-    def open_log(self) -> RunLog:
-        """Opens the log behind `training`, from its current step on, and connects the tracker."""
+    def open_log(self) -> RunLog | NoLog:
+        """Opens the log behind `training`, from its current step on, and connects the tracker; on
+        rank 0 alone."""
+        if not self.folder.writable:
+            return NoLog()
         self.folder.truncate_metrics(self.training.progress.step)
         log = RunLog(self.folder, self.recipe.tracking.build(), self.training.run)
         self.training.log = log
@@ -86,10 +92,12 @@ class Experiment:
         return initial_method(bare, self.facts, self.runtime)
 
 
-def build(recipe: Recipe, facts: RunFacts, folder: RunFolder, display: Display) -> Experiment:
+def build(
+    recipe: Recipe, facts: RunFacts, folder: RunFolder, display: Display, world: World
+) -> Experiment:
     """Builds a resolved recipe whose facts `check` found, in a run folder."""
     recipe = settle(recipe, facts)
-    runtime = make_runtime(recipe.train)
+    runtime = make_runtime(recipe.train, world)
     stores = open_stores(recipe, display)
     no_untrained = say_missing_untrained(recipe, facts, display)
     augmentation = recipe.augmentation.build()
@@ -139,6 +147,10 @@ def build(recipe: Recipe, facts: RunFacts, folder: RunFolder, display: Display) 
     suite = make_suites(recipe, runtime, stores, method, Watched(probe, loader.maker, peek))
 
     def evaluate(epoch: int) -> SuiteResult:
+        stores.agree(world)
+        return world.once(lambda: evaluate_here(epoch))
+
+    def evaluate_here(epoch: int) -> SuiteResult:
         found = evaluate_calibrated(suite, method, epoch, final=False)
         if found.stops:  # before they are logged: a kill between the two forgets nothing
             write_stop(folder, training.progress.step, found.stops)
@@ -153,7 +165,7 @@ def build(recipe: Recipe, facts: RunFacts, folder: RunFolder, display: Display) 
         method=method,
         optimization=optimization,
         probe=probe,
-        callbacks=[callback.build() for callback in recipe.callbacks],
+        callbacks=[callback.build() for callback in recipe.callbacks if world.is_first],
         checkpoints=Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints),
         log=NoLog(),
         display=display,

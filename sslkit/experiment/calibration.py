@@ -19,6 +19,7 @@ from sslkit.data.splits import open_splits
 from sslkit.engine.runtime import Runtime, resolve_device
 from sslkit.errors import CheckpointError, DataError, RecipeError
 from sslkit.nn.batch_norm import has_batch_statistics
+from sslkit.parallel.world import OneProcess
 from sslkit.recipe import Recipe
 
 from .stores import open_store
@@ -83,5 +84,9 @@ def _runtime(recipe: Recipe) -> Runtime:
     except RecipeError:  # a run of another machine
         device = "cpu"
     return Runtime(
-        torch.device(device), recipe.train.precision, recipe.train.channels_last, compiled=False
+        OneProcess(),
+        torch.device(device),
+        recipe.train.precision,
+        recipe.train.channels_last,
+        compiled=False,
     )

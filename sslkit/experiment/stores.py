@@ -15,6 +15,7 @@ from sslkit.data.examine import examine, shared_images
 from sslkit.data.splits import open_splits
 from sslkit.engine.display import Display
 from sslkit.errors import DataError, PluginError, RecipeError
+from sslkit.parallel.world import World
 from sslkit.recipe import Recipe
 
 
@@ -27,6 +28,14 @@ class Stores:
     elsewhere: Mapping[str, Stores] = field(default_factory=dict)
     """Path of an entry of `evaluate` -> the images that it brings; one object for entries that
     bring the same."""
+
+    def agree(self, world: World) -> None:
+        """Makes labels the same on all ranks: see `CachedSplit.agree`."""
+        for split in (self.train, self.test):
+            if split is not None:
+                split.agree(world)
+        for stores in {id(each): each for each in self.elsewhere.values()}.values():
+            stores.agree(world)
 
     @property
     def fingerprints(self) -> dict[str, str]:

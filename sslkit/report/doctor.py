@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from sslkit.environment_variables import MLFLOW_TRACKING_URI
 from sslkit.errors import hide_logins
 
 from .console import print_table
@@ -42,7 +43,7 @@ def diagnose() -> dict[str, Any]:
         "plugins": {
             f"{record.distribution} {record.version}": record.reason or "ok" for record in records
         },
-        "mlflow_tracking_uri": hide_logins(os.environ.get("MLFLOW_TRACKING_URI", "")) or None,
+        "mlflow_tracking_uri": hide_logins(MLFLOW_TRACKING_URI.text() or "") or None,
     }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import torch
 
+from sslkit.environment_variables import RECORDED
 from sslkit.errors import hide_logins
 
 PACKAGES = (
@@ -34,17 +35,6 @@ PACKAGES = (
     "mlflow",
 )
 """Distributions whose version may change numbers or files."""
-
-VARIABLES = (
-    "CUBLAS_WORKSPACE_CONFIG",
-    "CUDA_VISIBLE_DEVICES",
-    "MKL_NUM_THREADS",
-    "NVIDIA_TF32_OVERRIDE",
-    "OMP_NUM_THREADS",
-    "PYTORCH_ALLOC_CONF",
-    "PYTORCH_CUDA_ALLOC_CONF",
-)
-"""Environment variables that may change results or speed."""
 
 _GIT_TIMEOUT_S = 5.0
 # Neither hooks nor a file monitor that the repository configures may run, and nothing is written.
@@ -85,7 +75,7 @@ def describe(
         "git": None if git is None else asdict(git),
         "command": [hide_logins(word) for word in sys.argv],
         "working_directory": str(cwd or Path.cwd()),
-        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "variables": {each.name: value for each in RECORDED if (value := each.text()) is not None},
         "hardware": hardware(),
         "torch": torch_settings(),
         "device": device,

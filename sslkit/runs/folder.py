@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import socket
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ from filelock import FileLock, Timeout
 from sslkit.api import RunFiles
 from sslkit.errors import RunFolderError, TrainingError
 from sslkit.files import read_json
+from sslkit.parallel.world import World
 
 from .atomic import remove_leftovers, write_atomic
 from .metrics_file import truncate_after
@@ -183,6 +185,19 @@ class RunFolder(RunFiles):
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
+
+
+def held_by_first(world: World, hold: Callable[[], RunFolder]) -> RunFolder:
+    """The folder that rank 0 makes or opens for writing, on every rank: the others may read it.
+    What `hold` raises there is raised on every rank."""
+    held: list[RunFolder] = []
+
+    def hold_and_tell() -> Path:
+        held.append(hold())
+        return held[0].path
+
+    path = world.once(hold_and_tell)
+    return held[0] if held else RunFolder(path)
 
 
 def sanitise_name(name: str) -> str:

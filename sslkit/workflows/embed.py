@@ -23,6 +23,7 @@ from sslkit.errors import DataError, RecipeError, SSLKitError
 from sslkit.evaluation.features import count_not_finite, extract, state_digest
 from sslkit.experiment.encoder import input_channels, load_encoder
 from sslkit.files import parse_json
+from sslkit.parallel.world import find_world
 from sslkit.recipe import load_recipe
 from sslkit.report.maps import choose_images, draw_map
 from sslkit.report.projection import LEAST_IMAGES, project
@@ -82,6 +83,7 @@ def embed_source(
     it is complete and replaces what was there.
 
     Raises RecipeError, DataError, CheckpointError, and SSLKitError where it was stopped."""
+    find_world()  # refuses several processes, which would write the same file
     data = _data(run, source, overrides)
     encoder = load_encoder(run)
     store = _open(data, split)

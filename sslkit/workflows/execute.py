@@ -18,6 +18,7 @@ from sslkit.engine.memory import (
     step_needs_less,
 )
 from sslkit.engine.signals import StopSignals
+from sslkit.engine.training import NoLog
 from sslkit.errors import SSLKitError, TrainingError
 from sslkit.experiment.build import Experiment
 from sslkit.experiment.encoder import save_encoder
@@ -83,9 +84,11 @@ def execute(experiment: Experiment, stop: StopSignals) -> RunResult:
     return RunResult(folder.path, last_metrics(folder), log.run_id, status, results)
 
 
-def _execute(experiment: Experiment, stop: StopSignals) -> tuple[RunLog, FinalResults | None]:
+def _execute(
+    experiment: Experiment, stop: StopSignals
+) -> tuple[RunLog | NoLog, FinalResults | None]:
     """The log, which is closed, and the results, or None where the run was stopped."""
-    training, folder = experiment.training, experiment.folder
+    training, folder, world = experiment.training, experiment.folder, experiment.runtime.world
     results: FinalResults | None = None
     with experiment.open_log() as log:
         log.artifact(folder.recipe)
@@ -94,11 +97,14 @@ def _execute(experiment: Experiment, stop: StopSignals) -> tuple[RunLog, FinalRe
             with SystemSampler(log.log_system, training.runtime.device):
                 stop.at_once = False
                 advance(experiment, stop)
-                if not stop.requested:
-                    stop.at_once = True  # all is saved: nothing is lost by stopping in evaluation
-                    results = finish(experiment, log)
+                if not stop.agree(world):
+                    # All is saved: nothing is lost by stopping in evaluation.
+                    stop.at_once = world.is_first
+                    experiment.stores.agree(world)
+                    results = world.once(lambda: finish(experiment, log))
         except KeyboardInterrupt:
-            if stop.requested is None or is_finished(folder.path):
+            elsewhere = stop.requested is None and not world.is_first  # rank 0 was stopped
+            if (stop.requested is None and not elsewhere) or is_finished(folder.path):
                 raise  # a plugin's; or too late to change anything
         except SSLKitError:
             raise  # its message says all
@@ -106,7 +112,8 @@ def _execute(experiment: Experiment, stop: StopSignals) -> tuple[RunLog, FinalRe
             if is_out_of_memory(error):
                 raise needs_less_memory(experiment) from error
             # A plugin's, or ours: the command shows one line, the folder keeps all.
-            with suppress(OSError, SSLKitError):  # a full disk must not hide what happened
+            # A full disk must not hide what happened; only rank 0 may write.
+            with suppress(OSError, SSLKitError, RuntimeError):
                 write_traceback(folder, traceback.format_exc())
             raise
         finally:
@@ -156,7 +163,7 @@ def how_to_go_on(experiment: Experiment, reason: str) -> str:
     )
 
 
-def finish(experiment: Experiment, log: RunLog) -> FinalResults:
+def finish(experiment: Experiment, log: RunLog | NoLog) -> FinalResults:
     """Measures the last epoch beside the baselines; writes encoder, results and report."""
     folder, training, suite = experiment.folder, experiment.training, experiment.suite
     encoder, layers = experiment.method.encoder, experiment.method.projection_layers

@@ -14,6 +14,7 @@ from sslkit.data.pack_format import Interpolation, PackFile, Settings
 from sslkit.data.packing import data_of, write_pack
 from sslkit.engine.display import start_bar
 from sslkit.errors import RecipeError, SSLKitError
+from sslkit.parallel.world import find_world
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -33,6 +34,7 @@ def pack_source(
 ) -> PackFile:
     """Packs the data of a recipe, or the data block that `source` spells out, and shows how far it
     is. Raises RecipeError, DataError, and SSLKitError where it was stopped."""
+    find_world()  # refuses several processes, which would write the same file
     if interpolation not in get_args(Interpolation):
         valid = " or ".join(get_args(Interpolation))
         raise RecipeError(f"--interpolation: got {interpolation!r}; valid is {valid}")

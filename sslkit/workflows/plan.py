@@ -25,6 +25,7 @@ from sslkit.engine.training import Training
 from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
+from sslkit.parallel.world import OneProcess
 from sslkit.recipe import dump_resolved, find_recipe, load_recipe, recipe_hash
 from sslkit.recipe.warnings import Advice, find_warnings, network_warnings, plan_facts, statements
 from sslkit.runs.folder import RunFolder
@@ -51,7 +52,9 @@ def make_plan(
         tempfile.TemporaryDirectory() as place,
         RunFolder.create(Path(place), wanted.name) as folder,
     ):
-        experiment = build(wanted, facts, folder, display)  # the tracker is only started by a log
+        experiment = build(
+            wanted, facts, folder, display, OneProcess()
+        )  # the tracker is only started by a log
         training = experiment.training
         steps = take_steps(training, _COLD_STEPS + _MEASURED_STEPS if measure else 1)
         warnings = [

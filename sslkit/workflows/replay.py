@@ -18,6 +18,7 @@ from sslkit.experiment.build import build
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import restore
+from sslkit.parallel.world import OneProcess
 from sslkit.recipe import load_recipe
 from sslkit.runs.checkpoint import Checkpoints
 from sslkit.runs.checkpoint import load as load_checkpoint
@@ -71,7 +72,7 @@ def replay(path: Path, overrides: Sequence[str], display: Display) -> Replay:
         tempfile.TemporaryDirectory() as place,
         RunFolder.create(Path(place), wanted.name) as scratch,
     ):
-        experiment = build(wanted, facts, scratch, display)
+        experiment = build(wanted, facts, scratch, display, OneProcess())
         refuse_other_data(experiment, folder)
         if state is not None:
             restore(experiment, state, str(path))

@@ -19,6 +19,7 @@ from sslkit.experiment.check import check
 from sslkit.experiment.description import describe_run
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import restore
+from sslkit.parallel.world import World
 from sslkit.recipe import (
     Recipe,
     components,
@@ -29,7 +30,7 @@ from sslkit.recipe import (
 )
 from sslkit.runs.endings import forget_endings, is_finished
 from sslkit.runs.environment_file import add_resume, is_fork, read_environment
-from sslkit.runs.folder import RunFolder, find_runs
+from sslkit.runs.folder import RunFolder, find_runs, held_by_first
 
 from .execute import RunResult, execute, explained_memory
 
@@ -40,9 +41,10 @@ def resume_run(
     overrides: Sequence[str],
     display: Display,
     stop: StopSignals,
+    world: World,
 ) -> RunResult:
     """Resumes a run from its newest checkpoint, with the recipe that it was started with."""
-    with RunFolder.open(path, write=True) as folder:
+    with held_by_first(world, lambda: RunFolder.open(path, write=True)) as folder:
         if is_finished(folder.path):
             raise RecipeError(
                 f"{path}: this run is finished; --fork {path} starts a new one from it"
@@ -52,7 +54,7 @@ def resume_run(
         refuse_changes(saved, wanted, path)
         facts = check_from_elsewhere(wanted, folder)
         with explained_memory(wanted):
-            experiment = build(wanted, facts, folder, display)
+            experiment = build(wanted, facts, folder, display, world)
         refuse_other_data(experiment)
         state, damaged = experiment.training.checkpoints.load_newest()
         for message in damaged:
@@ -61,8 +63,7 @@ def resume_run(
             display.message(f"{path}: no checkpoint; starting from the first step again")
         else:
             restore(experiment, state, str(path))
-        record_resume(experiment)
-        forget_endings(folder)
+        world.once(lambda: record_resume(experiment))
         return execute(experiment, stop)
 
 
@@ -70,6 +71,7 @@ def record_resume(experiment: Experiment) -> None:
     """Notes the resume in the run folder, and warns of what may change the bits."""
     folder, step = experiment.folder, experiment.training.progress.step
     changed = add_resume(folder, step, describe_run(experiment))
+    forget_endings(folder)
     if changed:
         first = [f"{name} {old} -> {new}"[:80] for name, (old, new) in list(changed.items())[:6]]
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.api import RunFacts
-from sslkit.engine.display import Display, make_display
+from sslkit.engine.display import Display, display_of, make_display
 from sslkit.engine.loop import save
 from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, RecipeError, SSLKitError, TrainingError
-from sslkit.experiment.build import build
+from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
 from sslkit.experiment.description import describe_run
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import restore
+from sslkit.parallel.world import World, find_world
 from sslkit.recipe import dump_resolved, find_recipe, load_recipe
 from sslkit.recipe.warnings import find_warnings, network_warnings
 from sslkit.runs.endings import why_stopped
 from sslkit.runs.environment_file import write_environment
-from sslkit.runs.folder import RunFolder
+from sslkit.runs.folder import RunFolder, held_by_first
 from sslkit.runs.state import read_state, step_of
 
 from .execute import RunResult, ended_by_plugin, execute, explained_memory
@@ -42,18 +43,22 @@ def start(
     fork: Path | None = None,
     display: Display,
     stop: StopSignals | None = None,
+    world: World | None = None,
 ) -> RunResult:
     """Starts a run, or goes on with one.
 
     resume: a run folder, or "auto" for the newest unfinished run of this recipe (a new one where
     there is none). fork: a run folder or checkpoint whose whole state a new run starts from. stop:
-    active signals; by default they are for the time of the run."""
+    active signals; by default they are for the time of the run. world: the processes that share
+    the work; by default this one alone, and a RecipeError where others were started beside it."""
     if resume is not None and fork is not None:
         raise RecipeError("--resume and --fork exclude each other: give one of them")
+    world = world or find_world()
+    display = display_of(world, display)
     with nullcontext(stop) if stop is not None else StopSignals() as stop:
         stop.at_once = True  # until there is something to save
         try:
-            return _start(recipe, overrides, resume, fork, display, stop)
+            return _start(recipe, overrides, resume, fork, display, stop, world)
         except KeyboardInterrupt as error:
             if stop.requested is None:
                 raise ended_by_plugin(error) from error
@@ -73,38 +78,46 @@ def _start(
     fork: Path | None,
     display: Display,
     stop: StopSignals,
+    world: World,
 ) -> RunResult:
     if resume is not None and resume != "auto":
-        return resume_run(Path(resume), recipe, overrides, display, stop)
+        return resume_run(Path(resume), recipe, overrides, display, stop, world)
     if recipe is None:
         raise RecipeError("a recipe is needed; `sslkit recipes list` shows the shipped ones")
 
     loaded = resolve(load_recipe(find_recipe(recipe), overrides))
-    if resume == "auto" and (unfinished := find_unfinished(loaded)) is not None:
+    unfinished = world.once(lambda: find_unfinished(loaded)) if resume == "auto" else None
+    if unfinished is not None:
         if (why := why_stopped(unfinished)) is not None:
             raise TrainingError(
                 f"{unfinished}: {why}. It stays stopped; go on all the same (to the next "
                 f"evaluation) with: sslkit run --resume {unfinished}"
             )
         display.message(f"going on with {unfinished}")
-        return resume_run(unfinished, recipe, overrides, display, stop)
+        return resume_run(unfinished, recipe, overrides, display, stop, world)
     state = read_state(fork) if fork is not None else None
     facts = check(loaded)
     for warning in find_warnings(loaded, facts):
         display.message(f"warning: {warning}")
-    with RunFolder.create(loaded.runs_dir, loaded.name) as folder:
+    with held_by_first(world, lambda: RunFolder.create(loaded.runs_dir, loaded.name)) as folder:
         with removed_on_failure(folder), explained_memory(loaded):
-            experiment = build(loaded, facts, folder, display)
+            experiment = build(loaded, facts, folder, display, world)
             for warning in network_warnings(loaded, experiment.method):
                 display.message(f"warning: {warning}")
             if state is not None:
                 refuse_ended(state, facts, f"{fork}")
                 restore(experiment, state, f"{fork}")
                 save(experiment.training)  # a resume before the next one must have a start
-            write_environment(folder, describe_run(experiment), str(fork) if fork else None)
-            # Last: a folder that has it can be resumed, and one whose data never loaded is no run.
-            folder.write_recipe(dump_resolved(experiment.recipe))
+            world.once(lambda: describe_folder(experiment, fork))
         return execute(experiment, stop)
+
+
+def describe_folder(experiment: Experiment, fork: Path | None) -> None:
+    """Writes what a run is, beside what it will come to."""
+    folder = experiment.folder
+    write_environment(folder, describe_run(experiment), str(fork) if fork else None)
+    # Last: a folder that has it can be resumed, and one whose data never loaded is no run.
+    folder.write_recipe(dump_resolved(experiment.recipe))
 
 
 @contextmanager
@@ -113,7 +126,8 @@ def removed_on_failure(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        shutil.rmtree(folder.path, ignore_errors=True)
+        if folder.writable:
+            shutil.rmtree(folder.path, ignore_errors=True)
         raise
 
 

@@ -20,6 +20,7 @@ from sslkit.engine.signals import StopSignals
 from sslkit.engine.training import Training
 from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
+from sslkit.parallel.world import OneProcess
 from sslkit.randomness import SampleRandom
 from sslkit.recipe import Recipe
 from sslkit.runs.folder import RunFolder
@@ -36,7 +37,7 @@ def build_experiment(recipe: Recipe) -> Experiment:
     """What `sslkit run` builds, in a run folder below `recipe.runs_dir`."""
     facts = check(recipe)
     folder = RunFolder.create(recipe.runs_dir, recipe.name)
-    return build(recipe, facts, folder, Silent())
+    return build(recipe, facts, folder, Silent(), OneProcess())
 
 
 class Clock(Display):

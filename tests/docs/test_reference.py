@@ -15,7 +15,7 @@ from pages import DOCS, all_blocks
 from pydantic import BaseModel
 
 import sslkit
-from sslkit import api
+from sslkit import api, environment_variables
 from sslkit.api import INTERFACES
 from sslkit.experiment.tags import run_tags
 from sslkit.host import hookspecs
@@ -82,6 +82,12 @@ def test_every_hook_is_documented(generated: dict[str, str]) -> None:
     for hook in hooks:
         assert inspect.getdoc(getattr(hookspecs, hook))
         assert f"`{hook}()`" in generated["hooks.md"]
+
+
+def test_every_environment_variable_is_documented(generated: dict[str, str]) -> None:
+    for variable in environment_variables.ALL:
+        row = f"| `{variable.name}` | {variable.about} |"
+        assert row in generated["environment_variables.md"]
 
 
 def test_every_kind_has_a_page_that_names_its_interface(generated: dict[str, str]) -> None:

@@ -26,6 +26,7 @@ from sslkit.engine.display import Display, Silent
 from sslkit.engine.memory import is_out_of_memory
 from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, SSLKitError, TrainingError
+from sslkit.parallel.world import OneProcess
 from sslkit.runs.checkpoint import Checkpoints, load
 from sslkit.runs.state import read_state, step_of
 from sslkit.tracking.log import RunLog
@@ -231,7 +232,7 @@ def test_an_overdue_stop() -> None:
         assert not stop.overdue()
         stop._requested_at -= 10.0
         assert stop.overdue()
-        with pytest.raises(KeyboardInterrupt), stop.stopping_at_once():
+        with pytest.raises(KeyboardInterrupt), stop.stopping_at_once(OneProcess()):
             pytest.fail("it went on")
 
 

@@ -22,6 +22,7 @@ from sslkit.errors import PluginError, RecipeError
 from sslkit.experiment.build import build
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
+from sslkit.parallel.world import OneProcess
 from sslkit.randomness import seeded
 from sslkit.recipe import load_recipe
 from sslkit.runs.folder import RunFolder
@@ -44,7 +45,7 @@ def make(tiny: Path, tmp_path: Path) -> Iterator[Any]:
     def build_training(*overrides: str, double: bool = False) -> tuple[Training, Batch]:
         recipe = resolve(load_recipe(tiny, list(overrides)))
         folders.append(RunFolder.create(tmp_path / "built", recipe.name))
-        training = build(recipe, check(recipe), folders[-1], Silent()).training
+        training = build(recipe, check(recipe), folders[-1], Silent(), OneProcess()).training
         training.method.train()
         training.optimization.set_rules(training.progress)
         batch = next(iter(training.loader.epoch(0)))

@@ -23,6 +23,7 @@ from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, PluginError, RecipeError, TrainingError
 from sslkit.experiment.encoder import load_encoder
 from sslkit.nn.functional import nt_xent
+from sslkit.parallel.world import OneProcess
 from sslkit.runs.checkpoint import Checkpoints, load
 from sslkit.workflows.evaluate import evaluate_run
 from sslkit.workflows.plan import make_plan
@@ -303,7 +304,7 @@ def test_all_checkpoints_damaged(tmp_path: Path) -> None:
 
 
 def test_meter_names_the_first_bad_step() -> None:
-    meter = LossMeter()
+    meter = LossMeter(OneProcess())
     for loss, norm in ((1.0, 1.0), (2.0, math.nan), (math.nan, 1.0)):
         meter.add(torch.tensor(loss), torch.tensor(norm), 8)
     with pytest.raises(NotFiniteError) as caught:
@@ -313,7 +314,7 @@ def test_meter_names_the_first_bad_step() -> None:
 
 
 def test_a_step_that_overflows_in_float16_is_no_failure() -> None:
-    meter = LossMeter()
+    meter = LossMeter(OneProcess())
     meter.add(torch.tensor(1.0), torch.tensor(math.inf), 8)
     meter.check(step=1, overflows=lambda: True)
     meter.add(torch.tensor(math.nan), torch.tensor(math.inf), 8)
@@ -322,7 +323,7 @@ def test_a_step_that_overflows_in_float16_is_no_failure() -> None:
 
 
 def test_meter_survives_a_round_trip() -> None:
-    meter, other = LossMeter(), LossMeter()
+    meter, other = LossMeter(OneProcess()), LossMeter(OneProcess())
     for value in (1.0, 2.0):
         meter.add(torch.tensor(value), torch.tensor(1.0), 8)
     other.load_state_dict(meter.state_dict(), torch.device("cpu"))

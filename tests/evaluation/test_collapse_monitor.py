@@ -345,6 +345,7 @@ def test_looking_leaves_the_method_as_it_was(recipe: Path, micro_batch: int | No
     from sslkit.experiment.build import build
     from sslkit.experiment.check import check
     from sslkit.experiment.resolve import resolve
+    from sslkit.parallel.world import OneProcess
     from sslkit.recipe import load_recipe
     from sslkit.runs.folder import RunFolder
 
@@ -352,7 +353,7 @@ def test_looking_leaves_the_method_as_it_was(recipe: Path, micro_batch: int | No
     loaded = resolve(load_recipe(recipe, [f"train.micro_batch_size={size}"]))
     facts = check(loaded)
     with RunFolder.create(loaded.runs_dir, loaded.name) as folder:
-        experiment = build(loaded, facts, folder, Messages())
+        experiment = build(loaded, facts, folder, Messages(), OneProcess())
         method = experiment.method.train()
         method.head.eval()
         modes, digest = [module.training for module in method.modules()], state_digest(method)

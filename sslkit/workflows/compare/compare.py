@@ -11,6 +11,7 @@ from typing import Literal
 
 from sslkit.engine.display import Display
 from sslkit.errors import RecipeError, SSLKitError
+from sslkit.parallel.world import find_world
 from sslkit.report.comparison.agreement import Match, Terms, disagreements
 from sslkit.report.comparison.page import write_comparison
 from sslkit.report.comparison.record import RunRecord, read_run
@@ -61,6 +62,7 @@ def compare(
     stands for its seed. The same call goes on where one before was cut off. devices: where runs go
     on side by side; none: one after the other, each on the device of its recipe.
     Raises RecipeError where the arms must not be compared, before anything is run."""
+    find_world()  # refuses several processes, which would make the same runs
     planned, given, folders = planned_and_given(inputs, overrides, vary, seeds, devices, match)
     labels = arm_labels(planned, given)
     if baseline is not None and baseline not in labels.values():

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sslkit.engine.runtime import resolve_device
+from sslkit.environment_variables import CUDA_VISIBLE_DEVICES, OMP_NUM_THREADS
 from sslkit.errors import RecipeError
 from sslkit.workflows.pack import available_cores
-
-_THREADS = "OMP_NUM_THREADS"
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,8 @@ def parse_devices(text: str) -> list[Device]:
             f"--devices {text}: are of several kinds; give one kind, such as cuda:0,cuda:1"
         )
     threads = {}
-    if len(names) > 1 and _THREADS not in os.environ:
-        threads[_THREADS] = str(max(1, available_cores() // len(names)))
+    if len(names) > 1 and OMP_NUM_THREADS.text() is None:
+        threads[OMP_NUM_THREADS.name] = str(max(1, available_cores() // len(names)))
     return [Device(name, {**_visible(name, text), **threads}) for name in names]
 
 
@@ -73,11 +70,11 @@ def _visible(name: str, text: str) -> dict[str, str]:
     if int(number) >= len(there):
         known = ", ".join(f"cuda:{index}" for index in range(len(there)))
         raise RecipeError(f"--devices {text}: {name} is not available here; available: {known}")
-    return {_VISIBLE: there[int(number)]}
+    return {CUDA_VISIBLE_DEVICES.name: there[int(number)]}
 
 
 def _cuda_names(count: int) -> list[str]:
     """What CUDA calls the devices that this process sees, in its numbering."""
-    given = os.environ.get(_VISIBLE)
+    given = CUDA_VISIBLE_DEVICES.text()
     names = [str(index) for index in range(count)] if given is None else given.split(",")
     return [name.strip() for name in names][:count]

@@ -18,6 +18,7 @@ from sslkit.experiment.networks import (
     without_starting_weights,
 )
 from sslkit.experiment.stores import Stores
+from sslkit.parallel.world import OneProcess
 from sslkit.recipe import (
     CommandOverride,
     Recipe,
@@ -51,7 +52,7 @@ def measure(
     """A trained and the untrained method with the protocols of the recipe, the trained one with the
     batch statistics that it has. weights: whether only the encoder is trained, by someone else."""
     missing = say_missing_untrained(recipe, facts, display)
-    runtime = make_runtime(recipe.train)
+    runtime = make_runtime(recipe.train, OneProcess())
     runtime.prepare(method)
     suite = make_suites(recipe, runtime, stores, method)
     trained = suite.run(method.encoder, 0, True, () if weights else method.projection_layers)

@@ -19,6 +19,7 @@ from sslkit.experiment.resolve import resolve
 from sslkit.experiment.stores import Stores, open_stores
 from sslkit.experiment.tags import run_tags
 from sslkit.nn.weights import ENCODER_FILE, TIMM_FILE, weight_file
+from sslkit.parallel.world import find_world
 from sslkit.recipe import (
     CommandOverride,
     Recipe,
@@ -74,6 +75,7 @@ def evaluate_weights(
     says; with its published weights where there is no file.
 
     Raises RecipeError, CheckpointError and DataError."""
+    find_world()  # refuses several processes, which would write the same folder
     if weights is not None and not weights.exists():
         known = say_timm_model(weights)
         raise CheckpointError(f"{weights}: no such weight file or run folder{known}")

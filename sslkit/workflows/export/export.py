@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from sslkit.errors import ExportError, RecipeError, SSLKitError
+from sslkit.parallel.world import find_world
 from sslkit.runs.atomic import UMASK, flush
 from sslkit.runs.folder import RunFolder
 
@@ -62,6 +63,7 @@ def export_encoder(run: str | Path, format: str, out: Path | None = None) -> Exp
     those of the encoder to 1e-5 of their root mean square.
 
     Raises ExportError, CheckpointError, RecipeError and RunFolderError."""
+    find_world()  # refuses several processes, which would write the same folder
     chosen, path = find_format(format), Path(run)
     target = (out or _default_folder(path, format)).absolute()
     if target.exists():

@@ -1,0 +1,130 @@
+"""The processes that train together. `World` is what the rest of the code knows of them; it is made
+once, by `find_world`, and passed down.
+
+A process is a rank. Every rank runs the same code on the same recipe and calls the same methods of
+its `World` in the same order; what one rank alone may do (make the run folder, write a file, talk
+to a tracker) it does inside `once`, or behind `is_first`. One process is a world too, in which
+every method gives back what it was given: no code asks whether there are several, and
+torch.distributed is not even imported.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from sslkit import environment_variables as variables
+from sslkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+
+class World(ABC):
+    """The ranks of a run, seen from one of them. Each method is called by all ranks, in the same
+    order, and gives the same on all of them unless it says otherwise."""
+
+    rank: int = 0
+    """Which one this is, 0 to size - 1."""
+    size: int = 1
+    """How many there are."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the one that writes, logs and speaks."""
+        return self.rank == 0
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Returns when all ranks have come here."""
+
+    @abstractmethod
+    def collect(self, value: T) -> list[T]:
+        """What each rank gave, in the order of the ranks: plain values that can be pickled."""
+
+    @abstractmethod
+    def broadcast(self, value: T) -> T:
+        """What rank 0 gave."""
+
+    @abstractmethod
+    def once(self, work: Callable[[], T]) -> T:
+        """Has rank 0 alone do something: what it returns there is returned on every rank, and what
+        it raises there is raised on every rank."""
+
+    @abstractmethod
+    def any(self, value: bool) -> bool:
+        """Whether one of the ranks gave True."""
+
+    @abstractmethod
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over the ranks, of the same shape on each; differentiable."""
+
+    @abstractmethod
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over the ranks, of the same shape on each; differentiable."""
+
+    @abstractmethod
+    def gather(self, value: Tensor) -> Tensor:
+        """The rows of all ranks in the order of the ranks, (n, ...) to (size n, ...), of the same
+        shape on each; differentiable."""
+
+
+class OneProcess(World):
+    """The only rank: everything is what it was, and costs a call."""
+
+    def barrier(self) -> None:
+        pass
+
+    def collect(self, value: T) -> list[T]:
+        return [value]
+
+    def broadcast(self, value: T) -> T:
+        return value
+
+    def once(self, work: Callable[[], T]) -> T:
+        return work()
+
+    def any(self, value: bool) -> bool:
+        return value
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value
+
+    def mean(self, value: Tensor) -> Tensor:
+        return value
+
+    def gather(self, value: Tensor) -> Tensor:
+        return value
+
+
+_LAUNCHERS = (
+    ("torchrun", (variables.WORLD_SIZE,), variables.RANK, "without torchrun"),
+    (
+        "SLURM",
+        (variables.SLURM_STEP_NUM_TASKS, variables.SLURM_NTASKS),
+        variables.SLURM_PROCID,
+        "as one task (srun --ntasks=1)",
+    ),
+)
+"""Who starts processes; the variables that say how many, the first one set counts; that which says
+which of them this one is; how to start one alone."""
+
+
+def find_world() -> World:
+    """The world that this process was started in.
+
+    Raises RecipeError where it is one of several, which would each do the whole work and write over
+    each other's files."""
+    for launcher, sizes, rank, instead in _LAUNCHERS:
+        told = [size for size in sizes if size.number() is not None]
+        given, alone = (told[0], 1) if told else (rank, 0)
+        if (given.number() or 0) > alone:
+            raise RecipeError(
+                f"{given.name}={given.number()}: {launcher} has started several processes, and "
+                f"this version of sslkit works in one; start it {instead}, or unset {given.name} "
+                "where it is left over"
+            )
+    return OneProcess()
