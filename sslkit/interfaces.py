@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 RENAMED = {
     "Dataset": "DataSource",
     "DatasetConfig": "DataSourceConfig",
+    "Augmentation": "ImageAugmentation",
     "Facts": "RunFacts",
-    "ImageReader": "SplitReader",
     "Images": "EvaluationImages",
 }
 """First name -> name in `sslkit.api`."""

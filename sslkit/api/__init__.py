@@ -12,7 +12,6 @@ from .component import (
     ComponentConfig,
     RunFacts,
     Slot,
-    ViewSpec,
     expand_paths,
     resolve_component,
     slot,
@@ -22,6 +21,10 @@ from .data import (
     Batch,
     DataSource,
     DataSourceConfig,
+    HasBoxes,
+    HasEncoded,
+    HasMasks,
+    ImageReader,
     SplitReader,
     UnreadableImageError,
 )
@@ -42,9 +45,10 @@ from .method import Apart, Method, ParamGroup, StepOutput
 from .networks import Backbone, FeatureStage, Head, NoFeatureMapsError, Preprocess
 from .optimization import Optimizer, OptimizerConfig, optimizer_groups, set_group_rules
 from .run_files import RunFiles
+from .samples import SampleSpec, ViewSpec, largest_view, torch_dtype
 from .schedules import Bounds, Progress, Schedule, ScheduledNumber, scheduled
 from .tracking import Callback, MetricPoint, RunView, Tracker
-from .views import Augmentation, Geometry, Params
+from .views import Augmentation, Geometry, ImageAugmentation, Params
 
 __all__ = [
     "IGNORED_PIXEL",
@@ -68,7 +72,12 @@ __all__ = [
     "FeatureBank",
     "FeatureStage",
     "Geometry",
+    "HasBoxes",
+    "HasEncoded",
+    "HasMasks",
     "Head",
+    "ImageAugmentation",
+    "ImageReader",
     "ImageScores",
     "Loss",
     "LossInput",
@@ -85,6 +94,7 @@ __all__ = [
     "RunFacts",
     "RunFiles",
     "RunView",
+    "SampleSpec",
     "Schedule",
     "ScheduledNumber",
     "Slot",
@@ -95,10 +105,12 @@ __all__ = [
     "UnreadableImageError",
     "ViewSpec",
     "expand_paths",
+    "largest_view",
     "optimizer_groups",
     "resolve_component",
     "rewards_collapse",
     "scheduled",
     "set_group_rules",
     "slot",
+    "torch_dtype",
 ]

@@ -12,8 +12,9 @@ other fields of its block are the `Config`:
 
         def forward(self, inputs: LossInput) -> Tensor: ...
 
-Shapes, here and in the other contracts: B images of the batch, V views per image, C channels, S
-side of a view in pixels, D embedding width, N images of a data set, F feature width.
+Shapes, here and in the other contracts: B samples (images, mostly) of the batch, V views of each, C
+channels, S side of a square view in pixels, D embedding width, N samples of a data set, F feature
+width.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from sslkit import installed_components
 from sslkit.errors import PluginError
+
+from .samples import SampleSpec, ViewSpec
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -78,6 +81,7 @@ class RunFacts:
 
     num_images: int
     channels: int
+    """Of a sample; 0 where it has no axis of channels."""
     image_size: tuple[int, int] | None
     """(height, width) where all images have the same, else None."""
     num_classes: int | None
@@ -96,6 +100,15 @@ class RunFacts:
     """Labelled training images of each class that has any; empty where they are not known."""
     evaluated_on: Mapping[str, RunFacts] = field(default_factory=dict)
     """Path of an entry of `evaluate` that measures on images of its own -> the facts with those."""
+    other_samples: SampleSpec | None = None
+    """What the samples are where they are no images; see `sample`."""
+
+    @property
+    def sample(self) -> SampleSpec:
+        """Shape and type of a sample, be it an image or not."""
+        if self.other_samples is not None:
+            return self.other_samples
+        return SampleSpec((self.channels, *(self.image_size or (None, None))))
 
 
 class Component:
@@ -228,12 +241,3 @@ def resolve_block(kind: str, block: Mapping[str, Any], context: Any) -> Slot[Any
 def slot(name: str, **fields: Any) -> Any:
     """The default of a `Slot` field: the component `name` with these fields."""
     return Field(default={"name": name, **fields}, validate_default=True)
-
-
-@dataclass(frozen=True)
-class ViewSpec:
-    """The size and the part of a view: which views a method treats alike."""
-
-    size: int
-    """Side of the square view, pixels."""
-    role: str = "global"

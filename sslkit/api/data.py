@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,90 +15,129 @@ from pydantic import (
 )
 from torch import Tensor
 
-from sslkit.errors import PluginError
+from sslkit.nn.boxes import Boxes
 from sslkit.randomness import SampleRandom
 
-if TYPE_CHECKING:
-    pass
-from sslkit.nn.boxes import Boxes
-
 from .component import Component, ComponentConfig
+from .samples import SampleSpec
 
 
 class UnreadableImageError(Exception):
-    """Raised by `SplitReader.read` for an image that is damaged and will stay so."""
+    """Raised by `SplitReader.read` for a sample that is damaged and will stay so."""
 
 
 IGNORED_PIXEL = 255
-"""The value of `SplitReader.mask` where a pixel belongs to no class and counts nowhere."""
+"""The value of `HasMasks.mask` where a pixel belongs to no class and counts nowhere."""
 
 
 class SplitReader(ABC):
-    """One split of a data set. `read`, `mask` and `boxes` are called from several threads at
-    once."""
+    """One split of a data set: samples that are read by their position, and what is known of them.
 
-    channels: int
-    image_size: tuple[int, int] | None = None
-    """(height, width) where all images have the same, else None."""
+    Samples that are no images derive from this class, images from `ImageReader`; what there is
+    beside the pixels is said by deriving from `HasMasks`, `HasBoxes` or `HasEncoded` as well.
+
+    Who calls what: `read`, and the methods of the abilities, are called from several threads at
+    once, in any order and more than once for a sample; they give the same each time. Attributes
+    are read in the main thread, after `open`. What `read` gives may be kept and is written to
+    unless it is read-only. The length is fixed: a stream, which has none, will be a source of
+    another kind, and what stands between a source and the loader is the sampler.
+    """
+
     labels: NDArray[np.int64] | None = None
-    """(N,) classes, -1 where an image has none; or None. With `class_names` they are positions
+    """(N,) classes, -1 where a sample has none; or None. With `class_names` they are positions
     among these; without, any whole numbers from 0, and the classes are the values that occur."""
     class_names: Sequence[str] | None = None
     notes: Sequence[str] = ()
     """What a person should know of how the split was opened, such as files that are not read: a
     sentence each, shown before the run starts."""
-    pixels: NDArray[np.uint8] | None = None
-    """(N, C, H, W), where all images are at hand as one array, such as a memory-mapped file; `read`
-    gives the same. It is used where it is: neither copied as a whole nor written to."""
-    mask_classes: Sequence[str] | None = None
-    """Names of the classes of `mask`, at most 255; None where there are no masks."""
-    box_classes: Sequence[str] | None = None
-    """Names of the classes of `boxes`; None where there are no boxes."""
+    samples: NDArray[Any] | None = None
+    """(N, *sample.shape), channels first, where all samples are at hand as one array, such as a
+    memory-mapped file; `read` gives the same. It is used where it is: neither copied as a whole nor
+    written to."""
+
+    @property
+    @abstractmethod
+    def sample(self) -> SampleSpec:
+        """Shape and type of every sample."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as (H, W, C) uint8. Raises UnreadableImageError for a damaged image and
+    def read(self, index: int) -> NDArray[Any]:
+        """Sample `index`, as `sample` says. Raises UnreadableImageError for a damaged one and
         OSError for a fault that may pass (it is retried)."""
 
-    def mask(self, index: int) -> NDArray[np.uint8]:
-        """The class of every pixel of image `index`: (H, W), the size of the image, positions in
-        `mask_classes` or IGNORED_PIXEL. Raises DataError for a bad annotation, PluginError where
-        there are no masks."""
-        raise PluginError(
-            f"{type(self).__name__} has no masks; a source with them defines mask(index)"
-        )
-
-    def boxes(self, index: int) -> Boxes:
-        """The objects of image `index`. Raises DataError for a bad annotation, PluginError where
-        there are no boxes."""
-        raise PluginError(
-            f"{type(self).__name__} has no boxes; a source with them defines boxes(index)"
-        )
-
     def describe(self, index: int) -> str:
-        """What to call this image in a report, for example its path."""
-        return f"image {index}"
-
-    def encoded_sizes(self) -> NDArray[np.int64] | None:
-        """(N,) bytes of each image as it is stored, where `encoded` gives that; else None. Test
-        images are then found among training images without decoding all of them."""
-        return None
-
-    def encoded(self, index: int) -> bytes | memoryview:
-        """Image `index` as it is stored. Raises what `read` raises."""
-        raise PluginError(f"{type(self).__name__} has no encoded images")
+        """What to call this sample in a report, for example its path."""
+        return f"sample {index}"
 
     def key(self, index: int) -> str:
-        """What tells this image from the others wherever the data lies and in whatever order it is
+        """What tells this sample from the others wherever the data lies and in whatever order it is
         listed, for example its path below the folder; `test_fraction` chooses by it."""
         return str(index)
 
     @abstractmethod
     def fingerprint(self) -> str:
         """A short hash that changes when the data changes."""
+
+
+class ImageReader(SplitReader):
+    """One split of a data set of images."""
+
+    channels: int
+    image_size: tuple[int, int] | None = None
+    """(height, width) where all images have the same, else None."""
+
+    @property
+    def sample(self) -> SampleSpec:
+        """(C, H, W) uint8."""
+        return SampleSpec((self.channels, *(self.image_size or (None, None))))
+
+    @abstractmethod
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as (H, W, C) uint8, as image libraries have it. Raises
+        UnreadableImageError for a damaged image and OSError for a fault that may pass (it is
+        retried)."""
+
+    def describe(self, index: int) -> str:
+        return f"image {index}"
+
+
+class HasMasks(ABC):
+    """What a reader of images with a class for every pixel derives from as well."""
+
+    mask_classes: Sequence[str]
+    """Names of the classes, at most 255."""
+
+    @abstractmethod
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """The class of every pixel of image `index`: (H, W), the size of the image, positions in
+        `mask_classes` or IGNORED_PIXEL. Raises DataError for a bad annotation."""
+
+
+class HasBoxes(ABC):
+    """What a reader of images with objects in boxes derives from as well."""
+
+    box_classes: Sequence[str]
+    """Names of the classes."""
+
+    @abstractmethod
+    def boxes(self, index: int) -> Boxes:
+        """The objects of image `index`. Raises DataError for a bad annotation."""
+
+
+class HasEncoded(ABC):
+    """What a reader derives from as well whose samples are stored as files or the like: test images
+    are then found among training images without decoding all of them."""
+
+    @abstractmethod
+    def encoded_sizes(self) -> NDArray[np.int64] | None:
+        """(N,) bytes of each sample as it is stored; None where that is not known after all."""
+
+    @abstractmethod
+    def encoded(self, index: int) -> bytes | memoryview:
+        """Sample `index` as it is stored. Raises what `read` raises."""
 
 
 class DataSourceConfig(ComponentConfig):
@@ -115,7 +154,12 @@ class DataSourceConfig(ComponentConfig):
 
 
 class DataSource(Component, ABC):
-    """A data source. `open` is cheap: it reads indices and headers, not all pixels."""
+    """A data source: opens its splits, and what it opens is read by position.
+
+    `open` is called in the main thread, for "train" first, once or more; it is cheap: it reads
+    indices and headers, not all samples. Nothing here knows of batches, epochs or ranks: in which
+    order samples are read is the sampler's, and a source that streams will be a kind of its own
+    whose reader has no length."""
 
     kind = "dataset"
     Config: ClassVar[type[ComponentConfig]] = DataSourceConfig
@@ -135,7 +179,7 @@ class Batch:
     """What a method sees of one step (or of one micro-batch of it)."""
 
     views: tuple[Tensor, ...]
-    """V tensors (B, C, S_v, S_v), float, values in [0, 1]."""
+    """V tensors (B, *shape of the view): (B, C, S_v, S_v) in [0, 1] of images."""
     indices: Tensor
     """(B,) int64: position of each image in the training set."""
     random: SampleRandom

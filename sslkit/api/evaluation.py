@@ -77,8 +77,12 @@ class EvaluationImages(ABC):
     device: torch.device
     """The training device, where every batch is."""
     channels: int
-    preprocess: Preprocess
-    """Of the encoder: what `preprocessed` does."""
+
+    @property
+    @abstractmethod
+    def preprocess(self) -> Preprocess:
+        """Of the encoder: what `preprocessed` does."""
+
     precision: Precision
     """Number format of activations in evaluation; see `autocast`."""
     channels_last: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -46,13 +46,19 @@ class NoFeatureMapsError(Exception):
 
 
 class Backbone(Component, nn.Module, ABC):
-    """An image encoder, (B, C, S, S) in [0, 1] to (B, num_features). Owns its normalisation.
+    """An encoder, (B, C, S, S) images in [0, 1] to (B, num_features). Owns its normalisation.
 
-    Constructed as `cls(config, channels=C, image_size=S)`, where S is the largest view."""
+    Constructed as `cls(config, channels=C, image_size=S)`, where S is the side of the largest view.
+    One of other samples (`takes_images = False`) is constructed as `cls(config, shape=(C, ...))`,
+    the shape of the largest view, and takes views in training and whole samples when it is
+    measured: pixels in [0, 1], anything else as the reader gives it."""
 
     kind = "backbone"
+    takes_images: ClassVar[bool] = True
+    """False: it takes samples of other shapes, such as series, and has no `preprocess`."""
     num_features: int
     preprocess: Preprocess
+    """How images are prepared for it."""
     feature_stages: Sequence[FeatureStage] = ()
     """Where `feature_maps` can take features, first to last; empty where it cannot."""
 
@@ -83,6 +89,11 @@ class Backbone(Component, nn.Module, ABC):
         """Every parameter with its name, once, in groups from the input to the output: the layers
         of fine-tuning with layer-wise decay. By default they follow from the order of modules."""
         return groups_by_module_order(self)
+
+    @property
+    def preparation(self) -> Preprocess | None:
+        """`preprocess`; None where the encoder takes whole samples."""
+        return self.preprocess if self.takes_images else None
 
     @classmethod
     def architecture(cls, config: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveInt, model_serializer, model_validator
 from torch import Tensor
 
-from sslkit.api import Augmentation, ComponentConfig, Geometry, Params, RunFacts, ViewSpec
+from sslkit.api import ComponentConfig, Geometry, ImageAugmentation, Params, RunFacts, ViewSpec
 from sslkit.nn.color import grayscale
 from sslkit.nn.image import gaussian_blur, random_resized_crop_boxes, rotate, solarize
 from sslkit.nn.jitter import color_jitter
@@ -167,7 +167,7 @@ class SimCLRConfig(ViewSettings):
         return field
 
 
-class SimCLRAugmentation(Augmentation):
+class SimCLRAugmentation(ImageAugmentation):
     """SimCLR's augmentation (Chen et al. 2020, appendix A) with a block of settings per view.
 
     Jitter is torchvision's: multiplicative, hue in HSV, the four operations in a random order.

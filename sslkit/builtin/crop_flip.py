@@ -7,12 +7,12 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from sslkit.api import Augmentation, ComponentConfig, Geometry, Params, ViewSpec
+from sslkit.api import ComponentConfig, Geometry, ImageAugmentation, Params, ViewSpec
 from sslkit.nn.image import random_resized_crop_boxes
 from sslkit.randomness import SampleRandom
 
 
-class CropFlip(Augmentation):
+class CropFlip(ImageAugmentation):
     """A random part of the image, resized, and mirrored half of the time: what published linear
     evaluation, fine-tuning and MAE do to training images."""
 

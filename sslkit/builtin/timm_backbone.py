@@ -154,14 +154,14 @@ class TimmBackbone(Backbone):
         yield from _normalization_problems(config, facts.channels)
         if config.pretrained and not has_weights(config.model):
             yield "pretrained", f"timm has no weights for {config.model}"
-        sizes = sorted({view.size for view in facts.views}, reverse=True)
+        sizes = sorted({max(view.sides) for view in facts.views}, reverse=True)
         if sizes:
             yield from _network_problems(config, facts.channels, sizes)
 
     @classmethod
     def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         yield from _start_warnings(config, facts)
-        size = max((view.size for view in facts.views), default=0)
+        size = max((max(view.sides) for view in facts.views), default=0)
         trained = config.pretrained or config.weights is not None
         if config.stem != "default" or trained or not 0 < size <= _TINY_IMAGE:
             return
@@ -382,7 +382,7 @@ def _start_warnings(config: Any, facts: RunFacts) -> Iterator[tuple[str, str]]:
         )
     if config.weights is not None and facts.views:
         with torch.device("meta"):
-            model = _create(config, facts.channels, facts.views[0].size, pretrained=False)
+            model = _create(config, facts.channels, max(facts.views[0].sides), pretrained=False)
         _adapt_stem(model, config)
         found = starting_weights(model, config)
         if found is not None and (note := found.note()):

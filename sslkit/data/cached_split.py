@@ -1,25 +1,27 @@
-"""The images of one split, readable at any index.
+"""The samples of one split, images mostly, readable at any index.
 
-Sets whose images all have one size are decoded once into a resident uint8 tensor; where the reader
-has them as one array, that is used as it is. Other images are decoded when they are asked for.
+Sets whose samples all have one shape are decoded once into a resident tensor; where the reader has
+them as one array, that is used as it is. Other images are decoded when they are asked for.
 Either way an unreadable image is replaced by another one, and the choice depends on the data and
 the seed alone: never on threads, order or earlier reads.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslkit.api import SplitReader, UnreadableImageError
+from sslkit.api import ImageReader, SampleSpec, SplitReader, UnreadableImageError
 from sslkit.data.prefetch import ordered_groups
 from sslkit.errors import DataError
 from sslkit.parallel.world import World
@@ -65,8 +67,8 @@ class CachedSplit:
         if len(reader) == 0:
             raise DataError("data: the set has no images; check the paths of the data block")
         self.reader = reader
-        self.channels = reader.channels
-        self.image_size = reader.image_size
+        self.sample = reader.sample
+        """Shape and type of a sample."""
         self.class_names = None if reader.class_names is None else tuple(reader.class_names)
         self.labels = self._checked_labels()
         self.num_threads = num_threads
@@ -81,11 +83,22 @@ class CachedSplit:
         self.notes: tuple[str, ...] = ()
         """What examining the images brought up; see `examine`."""
         self.resident = self._load(resident_bytes, on_progress)
-        """(N, C, H, W) uint8, or None where images are read on demand. It may be a read-only file:
-        writing to it would end the process."""
+        """(N, *sample.shape), such as (N, C, H, W) uint8, or None where samples are read on
+        demand. It may be a read-only file: writing to it would end the process."""
 
     def __len__(self) -> int:
         return len(self.reader)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a sample; 0 where it has no such axis."""
+        return self.sample.channels
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) where these are images and all have the same."""
+        sides = self.sample.sides
+        return (sides[0], sides[1]) if self.sample.is_image and sides is not None else None
 
     @property
     def num_classes(self) -> int | None:
@@ -97,7 +110,7 @@ class CachedSplit:
     @property
     def place(self) -> str:
         """Where the images are, in words."""
-        if isinstance(self.reader.pixels, np.memmap):
+        if isinstance(self.reader.samples, np.memmap):
             return "memory-mapped"
         return "decoded as they are needed" if self.resident is None else "in memory"
 
@@ -115,10 +128,11 @@ class CachedSplit:
         return self._fingerprint
 
     def read(self, index: int) -> Tensor:
-        """Image `index`, or the one that stands in for it, as (C, H, W) uint8."""
+        """Sample `index`, or the one that stands in for it, channels first: (C, H, W) uint8 of
+        images."""
         if self.resident is not None:
             return self.resident[index]
-        return torch.from_numpy(self._read(index)).permute(2, 0, 1)
+        return torch.from_numpy(self._read(index))
 
     def report(self) -> dict[str, object]:
         """What is known of unreadable images, ready for JSON. Images read on demand are found out
@@ -164,23 +178,24 @@ class CachedSplit:
     def _load(
         self, resident_bytes: int, on_progress: Callable[[int, int], None] | None
     ) -> Tensor | None:
-        if self.reader.pixels is not None:
-            return self._shared(self.reader.pixels)
-        if self.image_size is None:
+        if self.reader.samples is not None:
+            return self._shared(self.reader.samples)
+        shape = [side for side in self.sample.shape if side is not None]
+        if len(shape) < len(self.sample.shape):
             return None
-        shape = (len(self), self.channels, *self.image_size)
-        if np.prod(shape, dtype=np.int64) > resident_bytes:
+        dtype = self.sample.torch_dtype
+        if len(self) * math.prod(shape) * dtype.itemsize > resident_bytes:
             return None
-        resident = torch.empty(shape, dtype=torch.uint8)
-        pixels = resident.numpy()
+        resident = torch.empty(len(self), *shape, dtype=dtype)
+        values = resident.numpy()
 
         def load(start: int) -> int:
             stop = min(start + _LOAD_CHUNK, len(self))
             for index in range(start, stop):
-                image = self._read(index)
-                if image.shape[:2] != self.image_size:
+                sample = self._read(index)
+                if sample.shape != values.shape[1:]:
                     raise _SizesDifferError
-                pixels[index] = image.transpose(2, 0, 1)
+                values[index] = sample
             return stop
 
         groups = ((None, [start]) for start in range(0, len(self), _LOAD_CHUNK))
@@ -191,29 +206,27 @@ class CachedSplit:
                         on_progress(done, len(self))
             except _SizesDifferError:
                 # Readers judge from a sample of the headers, which may miss the odd one out.
-                self.image_size = None
+                self.sample = SampleSpec((self.channels, None, None))
                 return None
         return resident
 
-    def _shared(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def _shared(self, samples: NDArray[Any]) -> Tensor:
         """A tensor on the memory of the reader's own array."""
-        if pixels.dtype != np.uint8:
+        if samples.shape[:1] != (len(self),) or not self.sample.fits(
+            samples.shape[1:], samples.dtype.name
+        ):
             raise DataError(
-                f"data: the source has pixels of type {pixels.dtype}; valid is uint8, 0 to 255; "
-                "correct the data source"
-            )
-        if self.image_size is None or pixels.shape != (len(self), self.channels, *self.image_size):
-            raise DataError(
-                f"data: the source has pixels {pixels.shape} for {len(self)} images of "
-                f"{self.channels} channels and size {self.image_size}; correct the data source"
+                f"data: the source has an array {samples.shape} {samples.dtype} of all samples; "
+                f"valid are {len(self)} of {self.sample}; correct the data source"
             )
         with warnings.catch_warnings():  # that it must not be written to, which nothing here does
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            return torch.from_numpy(pixels)
+            return torch.from_numpy(samples)
 
-    # --- One image -------------------------------------------------------------------------------
+    # --- One sample ------------------------------------------------------------------------------
 
-    def _read(self, index: int) -> NDArray[np.uint8]:
+    def _read(self, index: int) -> NDArray[Any]:
+        """Channels first."""
         image = self._attempt(index)
         if image is not None:
             return image
@@ -224,8 +237,8 @@ class CachedSplit:
                 return image
         raise DataError(f"data: not one of the {len(self)} images is readable; {self._examples()}")
 
-    def _attempt(self, index: int) -> NDArray[np.uint8] | None:
-        """The image, or None where it is unreadable."""
+    def _attempt(self, index: int) -> NDArray[Any] | None:
+        """The sample, or None where it is unreadable."""
         if index in self.corrupt:
             return None
         try:
@@ -233,19 +246,31 @@ class CachedSplit:
         except UnreadableImageError as error:
             self._mark(index, str(error))
             return None
-        if image.ndim != 3 or image.shape[2] != self.channels or image.dtype != np.uint8:
-            raise DataError(
-                f"data: {self.reader.describe(index)} came as {image.dtype} {image.shape}; valid "
-                f"is uint8 (height, width, {self.channels}); correct the data source"
-            )
+        self._check(index, image)
         if image.size == 0:
-            self._mark(index, "has no pixels")
+            self._mark(index, "has no pixels" if self.sample.is_image else "is empty")
             return None
         # torch takes neither what is read-only nor what is turned round, as `image[::-1]` is
-        plain = image.flags.writeable and min(image.strides) >= 0
-        return image if plain else image.copy()
+        plain = image.flags.writeable and min(image.strides, default=0) >= 0
+        image = image if plain else image.copy()
+        return image.transpose(2, 0, 1) if isinstance(self.reader, ImageReader) else image
 
-    def _retried(self, index: int) -> NDArray[np.uint8]:
+    def _check(self, index: int, sample: NDArray[Any]) -> None:
+        if isinstance(self.reader, ImageReader):
+            # Of any size: readers judge from some headers, which may miss the odd one out.
+            right = sample.ndim == 3 and sample.shape[2] == self.channels
+            right = right and sample.dtype == np.uint8
+            valid = f"uint8 (height, width, {self.channels})"
+        else:
+            right = self.sample.fits(sample.shape, sample.dtype.name)
+            valid = str(self.sample)
+        if not right:
+            raise DataError(
+                f"data: {self.reader.describe(index)} came as {sample.dtype} {sample.shape}; valid "
+                f"is {valid}; correct the data source"
+            )
+
+    def _retried(self, index: int) -> NDArray[Any]:
         for wait in self._retry_waits:
             try:
                 return self.reader.read(index)

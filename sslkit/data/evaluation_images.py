@@ -16,10 +16,11 @@ from sslkit.data.cached_split import CachedSplit
 from sslkit.data.loader import TrainLoader
 from sslkit.data.prefetch import ordered_groups
 from sslkit.data.resize import prepare_for_encoder
-from sslkit.data.views import Chunk, ViewMaker, view_maker
+from sslkit.data.view_base import Chunk, ViewMaker
+from sslkit.data.views import view_maker
 from sslkit.errors import DataError
 from sslkit.nn.batch_norm import calibrate_batch_norm, has_batch_statistics
-from sslkit.nn.numerics import Precision
+from sslkit.nn.numerics import Precision, format_for
 from sslkit.randomness import SampleRandom, epoch_order, stream_key
 
 EVALUATION_BATCH = 512
@@ -31,15 +32,17 @@ _DECODE_CHUNK = 16
 
 def evaluation_batches(
     store: CachedSplit,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None,
     batch_size: int,
     device: torch.device | str,
     indices: Tensor | None = None,
 ) -> Generator[Tensor, None, None]:
     """Yields (B, C, S, S) float32 in [0, 1]: every image once and in order, the last batch partial.
 
-    The shorter side is resized to `preprocess.resize`, then the centre is cropped. indices: (M,)
-    int64 positions in the split, where only some are wanted. Raises DataError.
+    The shorter side is resized to `preprocess.resize`, then the centre is cropped. Without
+    `preprocess` samples come whole: (B, *shape), pixels as float32 in [0, 1], others as the reader
+    gives them. indices: (M,) int64 positions in the split, where only some are wanted. Raises
+    DataError.
     """
     device = torch.device(device)
     if indices is None:
@@ -49,8 +52,8 @@ def evaluation_batches(
         yield from _decoded_batches(store, preprocess, batch_size, device, indices)
         return
     for rows in torch.split(indices, batch_size):
-        images = store.resident.index_select(0, rows).to(device)
-        yield prepare_for_encoder(images / 255.0, preprocess)
+        samples = _in_unit_range(store, store.resident.index_select(0, rows).to(device))
+        yield samples if preprocess is None else prepare_for_encoder(samples, preprocess)
 
 
 def calibration_rows(num_images: int, seed: int) -> Tensor:
@@ -62,7 +65,7 @@ def calibration_rows(num_images: int, seed: int) -> Tensor:
 def calibrate(
     network: nn.Module,
     store: CachedSplit,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None,
     *,
     seed: int,
     device: torch.device,
@@ -83,19 +86,27 @@ def calibrate(
 
 def _decoded_batches(
     store: CachedSplit,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None,
     batch_size: int,
     device: torch.device,
     indices: Tensor,
 ) -> Iterator[Tensor]:
+    shape = _prepared_shape(store, preprocess)
+
     def decode(chunk: tuple[Tensor, Tensor]) -> None:
         for index, target in zip(chunk[0].tolist(), chunk[1], strict=True):
-            target.copy_(prepare_for_encoder(store.read(index)[None], preprocess)[0])
+            sample = store.read(index)
+            if preprocess is not None:
+                sample = prepare_for_encoder(sample[None], preprocess)[0]
+            target.copy_(sample)
 
     def groups() -> Iterator[tuple[Tensor, list[tuple[Tensor, Tensor]]]]:
         for rows in torch.split(indices, batch_size):
-            shape = (len(rows), store.channels, preprocess.size, preprocess.size)
-            batch = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            batch = torch.empty(
+                (len(rows), *shape),
+                dtype=store.sample.torch_dtype,
+                pin_memory=device.type == "cuda",
+            )
             chunks = zip(
                 torch.split(rows, _DECODE_CHUNK), torch.split(batch, _DECODE_CHUNK), strict=True
             )
@@ -103,8 +114,23 @@ def _decoded_batches(
 
     with closing(ordered_groups(decode, groups(), num_threads=store.num_threads)) as decoded:
         for batch, _ in decoded:
-            on_device = batch.to(device, non_blocking=device.type == "cuda")
-            yield on_device / 255.0
+            yield _in_unit_range(store, batch.to(device, non_blocking=device.type == "cuda"))
+
+
+def _in_unit_range(store: CachedSplit, samples: Tensor) -> Tensor:
+    """Pixels as values in [0, 1]; what is no image as it is."""
+    return samples / 255.0 if store.sample.is_image else samples
+
+
+def _prepared_shape(store: CachedSplit, preprocess: Preprocess | None) -> tuple[int, ...]:
+    if preprocess is not None:
+        return store.channels, preprocess.size, preprocess.size
+    if store.sample.sides is None:
+        raise DataError(
+            f"data: the samples are {store.sample} and the backbone takes whole ones of one shape; "
+            "pad or cut them in the data source"
+        )
+    return tuple(side for side in store.sample.shape if side is not None)
 
 
 def augmented_pairs(
@@ -117,8 +143,8 @@ def augmented_pairs(
 ) -> tuple[Tensor, Tensor]:
     """Two augmented views of `num` images that only `seed` and the size of the set choose.
 
-    Returns two tensors (num, C, S, S), float32 in [0, 1], row i of both from the same image; num
-    is the number of images if there are fewer. The views are the first two global ones of the
+    Returns two tensors (num, *shape of the view), row i of both from the same image; num is the
+    number of images if there are fewer. The views are the first two global ones of the
     augmentation; where it makes only one, that one is drawn twice. maker: of this store and this
     augmentation; a new one may copy all images to the device.
     """
@@ -151,7 +177,7 @@ class StoredImages(EvaluationImages):
         self,
         train: CachedSplit,
         test: CachedSplit | None,
-        preprocess: Preprocess,
+        preprocess: Preprocess | None,
         *,
         seed: int,
         device: torch.device,
@@ -162,7 +188,7 @@ class StoredImages(EvaluationImages):
         """maker: of the training views, where there is one."""
         self.device = device
         self.channels = train.channels
-        self.preprocess = preprocess
+        self._preprocess = preprocess
         self.precision = precision
         self.channels_last = channels_last
         self._train = train
@@ -170,6 +196,16 @@ class StoredImages(EvaluationImages):
         self._recipe_seed = seed
         self._seed = stream_key(seed, "evaluation", "images")[0]
         self._maker = maker
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How images are prepared. Raises DataError where the encoder takes other samples."""
+        if self._preprocess is None:
+            raise DataError(
+                f"data: the encoder takes samples of {self._train.sample}, which are not prepared "
+                "as images are; choose protocols that train no network on images"
+            )
+        return self._preprocess
 
     def labels(self, split: Literal["train", "test"]) -> Tensor | None:
         store = self._train if split == "train" else self._test
@@ -199,16 +235,16 @@ class StoredImages(EvaluationImages):
         store = self._train if split == "train" else self._test
         if store is None:
             raise DataError(f"data: there is no {split} split; choose protocols that need none")
-        batches = evaluation_batches(store, self.preprocess, batch_size, self.device, rows)
+        batches = evaluation_batches(store, self._preprocess, batch_size, self.device, rows)
         with closing(batches):
             for images in batches:
-                yield images.contiguous(memory_format=self._layout)
+                yield images.contiguous(memory_format=format_for(images, self._layout))
 
     def calibrate(self, network: nn.Module) -> None:
         calibrate(
             network,
             self._train,
-            self.preprocess,
+            self._preprocess,
             seed=self._recipe_seed,
             device=self.device,
             precision=self.precision,
@@ -237,5 +273,8 @@ class TrainingBatches:
         batches = self._loader.epoch(epoch)
         with closing(batches):
             for batch in batches:
-                views = (view.contiguous(memory_format=self._layout) for view in batch.views)
+                views = (
+                    view.contiguous(memory_format=format_for(view, self._layout))
+                    for view in batch.views
+                )
                 yield replace(batch, views=tuple(views))

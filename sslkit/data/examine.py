@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.api import SplitReader, UnreadableImageError
+from sslkit.api import HasEncoded, SplitReader, UnreadableImageError
 from sslkit.data.cached_split import CachedSplit
 from sslkit.errors import DataError, RecipeError
 from sslkit.randomness import epoch_order
@@ -89,10 +89,12 @@ def shared_images(train: CachedSplit, test: CachedSplit) -> Shared | None:
         return _shared(pairs, len(test), train, test)
     if _is_mapped(train):
         return None
-    sizes, wanted = train.reader.encoded_sizes(), test.reader.encoded_sizes()
-    if sizes is None or wanted is None:
-        return _shared(*_equal_positions(train, test), train, test)
-    return _shared(*_equal_files(train.reader, test.reader, sizes, wanted), train, test)
+    known, asked = train.reader, test.reader
+    if isinstance(known, HasEncoded) and isinstance(asked, HasEncoded):
+        sizes, wanted = known.encoded_sizes(), asked.encoded_sizes()
+        if sizes is not None and wanted is not None:
+            return _shared(*_equal_files(known, asked, sizes, wanted), train, test)
+    return _shared(*_equal_positions(train, test), train, test)
 
 
 def _shared(pairs: Pairs, looked_at: int, train: CachedSplit, test: CachedSplit) -> Shared:
@@ -107,24 +109,27 @@ def _shared(pairs: Pairs, looked_at: int, train: CachedSplit, test: CachedSplit)
 
 
 def _is_mapped(store: CachedSplit) -> bool:
-    return isinstance(store.reader.pixels, np.memmap)
+    return isinstance(store.reader.samples, np.memmap)
 
 
 def _comparable(train: CachedSplit, test: CachedSplit) -> bool:
     if train.resident is None or test.resident is None:
         return False
-    if train.resident.shape[1:] != test.resident.shape[1:]:
+    if (
+        train.sample.dtype != test.sample.dtype
+        or train.resident.shape[1:] != test.resident.shape[1:]
+    ):
         return False
     return not _is_mapped(train) or train.resident.nbytes <= _MAPPED_BYTES
 
 
 def _rows(store: CachedSplit) -> NDArray[np.uint8]:
     assert store.resident is not None
-    return store.resident.numpy().reshape(len(store), -1)
+    return store.resident.numpy().reshape(len(store), -1).view(np.uint8)
 
 
 def _equal_pixels(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> Pairs:
-    """(N, K) and (M, K) values."""
+    """(N, K) and (M, K) bytes."""
     places = np.linspace(0, train.shape[1] - 1, _PLACES).astype(np.int64)
     keys, wanted = _keys(train, places), _keys(test, places)
     rows = np.flatnonzero(np.isin(wanted, keys))
@@ -156,11 +161,11 @@ def _keys(rows: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.uint
 
 
 def _equal_files(
-    train: SplitReader, test: SplitReader, sizes: NDArray[np.int64], wanted: NDArray[np.int64]
+    train: HasEncoded, test: HasEncoded, sizes: NDArray[np.int64], wanted: NDArray[np.int64]
 ) -> tuple[Pairs, int]:
     """sizes, wanted: (N,) and (M,) bytes of the training and the test images."""
     order = np.argsort(sizes, kind="stable")
-    chosen = epoch_order(0, 0, len(test)).numpy()
+    chosen = epoch_order(0, 0, len(wanted)).numpy()
     starts = np.searchsorted(sizes[order], wanted[chosen])
     stops = np.searchsorted(sizes[order], wanted[chosen], side="right")
     stops = np.where(wanted[chosen] > 0, stops, starts)  # empty files are no images
@@ -174,7 +179,7 @@ def _equal_files(
     return pairs, looked_at
 
 
-def _file(reader: SplitReader, index: int) -> bytes:
+def _file(reader: HasEncoded, index: int) -> bytes:
     """The encoded image; nothing where it cannot be read, which is found out elsewhere."""
     try:
         return bytes(reader.encoded(index))
@@ -200,6 +205,8 @@ def _equal_positions(train: CachedSplit, test: CachedSplit) -> tuple[Pairs, int]
 
 
 def _low_range(store: CachedSplit) -> list[str]:
+    if not store.sample.is_image:
+        return []
     rows: Sequence[int] = np.unique(
         np.linspace(0, len(store) - 1, _LOOKED_AT).astype(np.int64)
     ).tolist()

@@ -18,7 +18,8 @@ from sslkit.api import Augmentation, Batch
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.device_transfer import SideStream
 from sslkit.data.prefetch import ordered_groups
-from sslkit.data.views import Chunk, Prepared, ViewMaker, view_maker
+from sslkit.data.view_base import Chunk, Prepared, ViewMaker
+from sslkit.data.views import view_maker
 from sslkit.errors import RecipeError
 from sslkit.randomness import SampleRandom, epoch_order
 

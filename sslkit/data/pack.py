@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.api import DataSource, DataSourceConfig, SplitReader
+from sslkit.api import DataSource, DataSourceConfig, ImageReader
 from sslkit.data.pack_format import PackFile, Split, read_pack
 from sslkit.data.prefetch import ordered_groups
 from sslkit.errors import DataError
@@ -41,10 +41,10 @@ class Pack(DataSource):
         return None if found is None else PackReader(pack, split, found)
 
 
-class PackReader(SplitReader):
+class PackReader(ImageReader):
     """One split of a pack."""
 
-    pixels: NDArray[np.uint8]
+    samples: NDArray[np.uint8]
 
     def __init__(self, pack: PackFile, name: str, split: Split) -> None:
         self._pack = pack
@@ -54,7 +54,7 @@ class PackReader(SplitReader):
         self.image_size = (split.height, split.width)
         self.labels = pack.labels(split)
         self.class_names = split.class_names
-        self.pixels = pack.pixels(split)
+        self.samples = pack.pixels(split)
         self.notes = pack.description.notes
         self.details = {
             "packed_from": pack.description.source,
@@ -67,7 +67,7 @@ class PackReader(SplitReader):
         return self._split.num_images
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        image: NDArray[np.uint8] = self.pixels[index].transpose(1, 2, 0)
+        image: NDArray[np.uint8] = self.samples[index].transpose(1, 2, 0)
         return image
 
     def describe(self, index: int) -> str:

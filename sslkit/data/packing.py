@@ -198,6 +198,12 @@ def _open_stores(data: Slot[DataSource], num_threads: int) -> dict[str, CachedSp
     config, splits = data.config, open_splits(data)
     assert isinstance(config, DataSourceConfig)
     readers = {"train": splits.train} | ({"test": splits.test} if splits.test is not None else {})
+    for reader in readers.values():
+        if not reader.sample.is_image:
+            raise RecipeError(
+                f"data: a pack holds images, and the samples of '{data.name}' are {reader.sample}; "
+                "give them as one array (`SplitReader.samples`), which may be a memory-mapped file"
+            )
     return {
         name: CachedSplit(
             reader,

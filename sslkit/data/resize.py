@@ -36,17 +36,22 @@ def resize(images: Tensor, size: tuple[int, int], interpolation: Interpolation) 
 
 
 def crop_view(
-    image: Tensor, box: tuple[int, int, int, int], flip: bool, size: int, how: Interpolation
+    image: Tensor,
+    box: tuple[int, int, int, int],
+    flip: bool,
+    size: int | tuple[int, int],
+    how: Interpolation,
 ) -> Tensor:
-    """One view of one image: (C, H, W) uint8 to (C, size, size) uint8.
+    """One view of one image: (C, H, W) uint8 to (C, size, size), or (C, *size), uint8.
 
     The crop is cut out first, so that no pixel outside of it has an influence.
     box: top, left, height, width in pixels.
     """
     top, left, height, width = box
     crop = image[None, :, top : top + height, left : left + width]
-    if tuple(crop.shape[-2:]) != (size, size):
-        crop = functional.interpolate(crop, size=(size, size), mode=how, antialias=True)
+    sides = (size, size) if isinstance(size, int) else size
+    if tuple(crop.shape[-2:]) != sides:
+        crop = functional.interpolate(crop, size=sides, mode=how, antialias=True)
     return crop[0].flip(-1) if flip else crop[0]
 
 

@@ -6,12 +6,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.api import Boxes, DataSource, DataSourceConfig, Slot, SplitReader
+from sslkit.api import (
+    Boxes,
+    DataSource,
+    DataSourceConfig,
+    HasBoxes,
+    HasEncoded,
+    HasMasks,
+    ImageReader,
+    SampleSpec,
+    Slot,
+    SplitReader,
+)
 from sslkit.data.examine import refuse_same_data
 from sslkit.errors import DataError, RecipeError
 
@@ -79,7 +91,7 @@ def _divided(
             "for testing; leave it out"
         )
     parts = (np.flatnonzero(rows) for rows in (~chosen, chosen))
-    return Splits(*(PartReader(train, rows) for rows in parts))
+    return Splits(*(part_of(train, rows) for rows in parts))
 
 
 def test_rows(
@@ -106,9 +118,25 @@ def _hash(salt: bytes, key: str) -> int:
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
 
+def part_of(
+    whole: SplitReader,
+    rows: NDArray[np.int64] | None = None,
+    labels: NDArray[np.int64] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> PartReader:
+    """Some samples of another reader, in their order, with its abilities. rows: (n,) positions in
+    it; None: all of them. labels, class_names: in place of its own."""
+    abilities = tuple(part for ability, part in _PARTS.items() if isinstance(whole, ability))
+    return _part_class(abilities)(whole, rows, labels, class_names)
+
+
+@cache
+def _part_class(abilities: tuple[type[PartReader], ...]) -> type[PartReader]:
+    return type("PartReader", (*abilities, PartReader), {})
+
+
 class PartReader(SplitReader):
-    """Some images of another reader, in their order. rows: (n,) positions in it; None: all of them.
-    labels, class_names: in place of its own."""
+    """What `part_of` makes, whatever the samples are."""
 
     def __init__(
         self,
@@ -123,35 +151,22 @@ class PartReader(SplitReader):
         given = whole.labels if labels is None else labels
         self.labels = given if given is None or rows is None else given[rows]
         self.class_names = whole.class_names if class_names is None else class_names
-        self.channels = whole.channels
-        self.image_size = whole.image_size
         self.notes = whole.notes
-        self.mask_classes = whole.mask_classes
-        self.box_classes = whole.box_classes
         self.details = dict(getattr(whole, "details", {}))
-        self.pixels = self._part_of(whole.pixels)
+        self.samples = self._part_of(whole.samples)
+
+    @property
+    def sample(self) -> SampleSpec:
+        return self._whole.sample
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def read(self, index: int) -> NDArray[np.uint8]:
+    def read(self, index: int) -> NDArray[Any]:
         return self._whole.read(self._at(index))
-
-    def mask(self, index: int) -> NDArray[np.uint8]:
-        return self._whole.mask(self._at(index))
-
-    def boxes(self, index: int) -> Boxes:
-        return self._whole.boxes(self._at(index))
 
     def describe(self, index: int) -> str:
         return self._whole.describe(self._at(index))
-
-    def encoded_sizes(self) -> NDArray[np.int64] | None:
-        sizes = self._whole.encoded_sizes()
-        return None if sizes is None else sizes[self._rows]
-
-    def encoded(self, index: int) -> bytes | memoryview:
-        return self._whole.encoded(self._at(index))
 
     def key(self, index: int) -> str:
         return self._whole.key(self._at(index))
@@ -166,11 +181,65 @@ class PartReader(SplitReader):
     def _at(self, index: int) -> int:
         return int(self._rows[index])
 
-    def _part_of(self, pixels: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
-        """A part of a mapped file would be read into memory: it is read image by image instead."""
-        if pixels is None or self._all:
-            return pixels
-        return None if isinstance(pixels, np.memmap) else pixels[self._rows]
+    def _part_of(self, samples: NDArray[Any] | None) -> NDArray[Any] | None:
+        """A part of a mapped file would be read into memory: it is read one by one instead."""
+        if samples is None or self._all:
+            return samples
+        return None if isinstance(samples, np.memmap) else samples[self._rows]
+
+
+class _ImagePart(PartReader, ImageReader):
+    _whole: ImageReader
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.channels = self._whole.channels
+        self.image_size = self._whole.image_size
+
+
+class _MaskPart(PartReader, HasMasks):
+    _whole: Any
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.mask_classes = self._whole.mask_classes
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        mask: NDArray[np.uint8] = self._whole.mask(self._at(index))
+        return mask
+
+
+class _BoxPart(PartReader, HasBoxes):
+    _whole: Any
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.box_classes = self._whole.box_classes
+
+    def boxes(self, index: int) -> Boxes:
+        boxes: Boxes = self._whole.boxes(self._at(index))
+        return boxes
+
+
+class _EncodedPart(PartReader, HasEncoded):
+    _whole: Any
+
+    def encoded_sizes(self) -> NDArray[np.int64] | None:
+        sizes: NDArray[np.int64] | None = self._whole.encoded_sizes()
+        return None if sizes is None else sizes[self._rows]
+
+    def encoded(self, index: int) -> bytes | memoryview:
+        encoded: bytes | memoryview = self._whole.encoded(self._at(index))
+        return encoded
+
+
+_PARTS: dict[type, type[PartReader]] = {
+    ImageReader: _ImagePart,
+    HasMasks: _MaskPart,
+    HasBoxes: _BoxPart,
+    HasEncoded: _EncodedPart,
+}
+"""Ability -> the part that has it too."""
 
 
 # --- Labels ---------------------------------------------------------------------------------------
@@ -210,7 +279,7 @@ def _on_classes(reader: SplitReader, values: NDArray[np.int64]) -> SplitReader:
         return reader
     labels = np.asarray(reader.labels)
     positions = np.where(labels < 0, -1, np.searchsorted(values, labels)).astype(np.int64)
-    return PartReader(reader, None, positions, tuple(map(str, values)))
+    return part_of(reader, None, positions, tuple(map(str, values)))
 
 
 def _check_labels(reader: SplitReader) -> None:

@@ -1,31 +1,25 @@
-"""From image indices to augmented views: parameters, crops, photometric part.
+"""Views of images, and which maker suits a store.
 
-`prepare` runs in loader threads on a chunk of a batch and stays on the CPU; `finish` joins the
-chunks of a batch and works on whole batches on the training device. Resident images are cropped in
-`finish`; images read on demand are cropped while they are decoded and, where the training device is
-a CPU and nothing is compiled, finished by the loader threads too. A batch is always cut into the
-same chunks, so results do not depend on the number of threads.
+Resident images are cropped in `finish`; images read on demand are cropped while they are decoded
+and, where the training device is a CPU and nothing is compiled, finished by the loader threads too.
 
 Shapes: B images of the batch, V views, C channels, S_v side of view v.
 """
 
 from __future__ import annotations
 
-import copy
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Self
+from collections.abc import Iterator, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from sslkit.api import Augmentation, Geometry, Params
+from sslkit.api import Augmentation, Geometry, ImageAugmentation, Params
 from sslkit.data.cached_split import CachedSplit
-from sslkit.data.device_transfer import bundle
 from sslkit.data.prefetch import alone
 from sslkit.data.resize import crop_view
-from sslkit.nn.chunked import block_rows, in_blocks
+from sslkit.data.sample_views import SampleViews
+from sslkit.data.view_base import Chunk, Crop, Prepared, ViewMaker, Views, joined
 from sslkit.nn.image import crop_resize
 from sslkit.randomness import SampleRandom
 
@@ -45,99 +39,34 @@ _DEVICE_SHARE = 0.25
 changes speed only: indexing gives the same bytes on either side."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A chunk of a batch on its way: everything on the CPU."""
-
-    random: SampleRandom
-    params: list[Params]
-    geometry: list[Geometry]
-    targets: Mapping[str, Tensor]
-    images: tuple[Tensor, ...] = ()
-    """Of the whole batch, shared by its chunks: V tensors of crops (B, C, S_v, S_v), uint8, or of
-    finished views, float32; or one of whole images (B, C, H, W), uint8; empty where those are on
-    the device already."""
+def view_maker(
+    store: CachedSplit, augmentation: Augmentation, device: torch.device, *, compiled: bool = False
+) -> ViewMaker:
+    """The maker that suits the store. compiled: the work on whole batches goes through
+    torch.compile, which takes its time in the first batch."""
+    if not isinstance(augmentation, ImageAugmentation):
+        return SampleViews(store, augmentation, device, compiled)
+    if store.resident is not None:
+        return ResidentViews(store, augmentation, device, compiled)
+    return DecodedViews(store, augmentation, device, compiled)
 
 
-@dataclass(frozen=True)
-class Views:
-    """The views of a batch, on the training device."""
+class ImageViews(ViewMaker):
+    """What both makers of views of images share."""
 
-    images: tuple[Tensor, ...]
-    """V tensors (B, C, S_v, S_v), float32 in [0, 1]."""
-    targets: Mapping[str, Tensor]
-
-
-class ViewMaker(ABC):
-    """Makes the views of batches of one store."""
-
-    threaded = True
-    """Whether `prepare` is worth threads."""
-
-    def __init__(
-        self, store: CachedSplit, augmentation: Augmentation, device: torch.device, compiled: bool
-    ) -> None:
-        self.store = store
-        self.augmentation = augmentation
-        self.device = device
-        self._pin = device.type == "cuda"
-        # Batches all have one shape; without `dynamic=False` a second shape would slow them all.
-        self._render = torch.compile(self.render, dynamic=False) if compiled else self.render
-        # A compiled function works on few samples at a time on a CPU, whose cache then holds them.
-        values = store.channels * max(view.size**2 for view in augmentation.views)
-        self._rows = block_rows(values) if compiled and device.type == "cpu" else None
-
-    def with_augmentation(self, augmentation: Augmentation) -> Self:
-        """A maker of other views of the same images, which share their memory; not compiled."""
-        other = copy.copy(self)
-        other.augmentation = augmentation
-        other._render = other.render
-        other._rows = None
-        return other
-
-    @abstractmethod
-    def chunks(self, random: SampleRandom) -> list[Chunk]:
-        """The parts of a batch that are prepared one by one, possibly in different threads."""
-
-    @abstractmethod
-    def prepare(self, chunk: Chunk) -> Prepared: ...
-
-    @abstractmethod
-    def finish(self, parts: Sequence[Prepared]) -> Views:
-        """The views of a batch, from all its chunks in order."""
-
-    def make(self, random: SampleRandom) -> Views:
-        """The views of a batch, in the caller's thread."""
-        return self.finish([self.prepare(chunk) for chunk in self.chunks(random)])
-
-    def to_device(self, tensor: Tensor) -> Tensor:
-        """A copy that does not wait for work queued on a GPU."""
-        if tensor.device.type == self.device.type:
-            return tensor
-        return self.pinned(tensor).to(self.device, non_blocking=self._pin)
-
-    def pinned(self, tensor: Tensor) -> Tensor:
-        """The tensor in memory from which a GPU can fetch it by itself."""
-        return tensor.pin_memory() if self._pin and not tensor.is_pinned() else tensor
+    augmentation: ImageAugmentation
 
     def render(
-        self, images: Sequence[Tensor], crops: Sequence[Crop | None], params: Sequence[Params]
+        self, samples: Sequence[Tensor], crops: Sequence[Crop | None], params: Sequence[Params]
     ) -> list[Tensor]:
-        """The views of a batch: the crop where it is still to be done, then the photometric part.
+        """The crop where it is still to be done, then the photometric part.
 
-        images: one (B, C, H, W) tensor for each view, uint8."""
+        samples: one (B, C, H, W) tensor for each view, uint8."""
         views = []
-        for view, (image, crop) in enumerate(zip(images, crops, strict=True)):
+        for view, (image, crop) in enumerate(zip(samples, crops, strict=True)):
             cropped = image / 255.0 if crop is None else crop_resize(image, *crop)
             views.append(self.augmentation.photometric(view, cropped, params[view]))
         return views
-
-    def _rendered(
-        self, images: Sequence[Tensor], crops: Sequence[Crop | None], params: Sequence[Params]
-    ) -> Sequence[Tensor]:
-        if self._rows is None:
-            return self._render(images, crops, params)
-        return in_blocks(self._render, (images, crops, params), len(images[0]), self._rows)
 
     def _draw(self, random: SampleRandom, sizes: Tensor) -> tuple[list[Params], list[Geometry]]:
         params = self.augmentation.draw(random, sizes)
@@ -147,45 +76,16 @@ class ViewMaker(ABC):
         ]
         return params, geometry
 
-    def _on_device(self, mappings: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Mappings of small tensors, copied to the device in one go."""
-        if self.device.type == "cpu":
-            return [dict(mapping) for mapping in mappings]
-        packed = bundle(mappings, pin=self._pin)
-        return packed.unpack(packed.buffer.to(self.device, non_blocking=self._pin))
 
-
-Crop = tuple[Tensor, Tensor, int, Literal["bilinear", "bicubic"]]
-"""Box, flip, size, interpolation: what `crop_resize` takes."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The rows of a batch that are prepared together."""
-
-    random: SampleRandom
-    """Of these rows only; `random.indices` says which images."""
-    places: tuple[Tensor, ...] = ()
-    """Where the images or crops of these rows go: parts of the tensors of the whole batch."""
-    batch: tuple[Tensor, ...] = ()
-    """Those tensors; see `Prepared.images`."""
-
-
-def view_maker(
-    store: CachedSplit, augmentation: Augmentation, device: torch.device, *, compiled: bool = False
-) -> ViewMaker:
-    """The maker that suits the store. compiled: the work on whole batches goes through
-    torch.compile, which takes its time in the first batch."""
-    if store.resident is not None:
-        return ResidentViews(store, augmentation, device, compiled)
-    return DecodedViews(store, augmentation, device, compiled)
-
-
-class ResidentViews(ViewMaker):
+class ResidentViews(ImageViews):
     """One `index_select`, one draw, and per view one crop and one photometric call per batch."""
 
     def __init__(
-        self, store: CachedSplit, augmentation: Augmentation, device: torch.device, compiled: bool
+        self,
+        store: CachedSplit,
+        augmentation: ImageAugmentation,
+        device: torch.device,
+        compiled: bool,
     ) -> None:
         super().__init__(store, augmentation, device, compiled)
         assert store.resident is not None
@@ -219,11 +119,11 @@ class ResidentViews(ViewMaker):
         targets = self.augmentation.targets(params)
         for images in chunk.places:
             torch.index_select(self._images, 0, indices, out=images)
-        return Prepared(chunk.random, params, geometry, targets, chunk.batch)
+        return Prepared(chunk.random, params, targets, chunk.batch, geometry)
 
     def finish(self, parts: Sequence[Prepared]) -> Views:
         num_views = len(self.augmentation.views)
-        params = [_joined([part.params[view] for part in parts]) for view in range(num_views)]
+        params = [joined([part.params[view] for part in parts]) for view in range(num_views)]
         boxes = [
             {
                 "box": torch.cat([part.geometry[view].box for part in parts]),
@@ -231,7 +131,7 @@ class ResidentViews(ViewMaker):
             }
             for view in range(num_views)
         ]
-        targets = _joined([part.targets for part in parts])
+        targets = joined([part.targets for part in parts])
         rows = {"rows": torch.cat([part.random.indices for part in parts])}
         *tensors, targets, rows = self._on_device([*params, *boxes, targets, rows])
         params, boxes = tensors[:num_views], tensors[num_views:]
@@ -246,12 +146,16 @@ class ResidentViews(ViewMaker):
         return Views(tuple(self._rendered([images] * len(crops), crops, params)), targets)
 
 
-class DecodedViews(ViewMaker):
+class DecodedViews(ImageViews):
     """Each image is decoded once and cropped per view into uint8 batches, by loader threads. Where
     the training device is a CPU, they finish the views as well."""
 
     def __init__(
-        self, store: CachedSplit, augmentation: Augmentation, device: torch.device, compiled: bool
+        self,
+        store: CachedSplit,
+        augmentation: ImageAugmentation,
+        device: torch.device,
+        compiled: bool,
     ) -> None:
         super().__init__(store, augmentation, device, compiled)
         self._rendered_by_threads = device.type == "cpu" and not compiled
@@ -285,7 +189,7 @@ class DecodedViews(ViewMaker):
             _crop(images, drawn[-1][1], [crop[rows] for crop in crops])
         params, geometry = drawn[0]
         if len(drawn) > 1:
-            params = [_joined(parts) for parts in zip(*(p for p, _ in drawn), strict=True)]
+            params = [joined(parts) for parts in zip(*(p for p, _ in drawn), strict=True)]
         if self._rendered_by_threads:
             # Alone also in the training thread: some sums have other bits with more threads.
             with alone():
@@ -293,7 +197,7 @@ class DecodedViews(ViewMaker):
             for place, view in zip(chunk.places, views, strict=True):
                 place.copy_(view)
         targets = self.augmentation.targets(params)
-        return Prepared(chunk.random, params, geometry, targets, chunk.batch)
+        return Prepared(chunk.random, params, targets, chunk.batch, geometry)
 
     def _portions(self, indices: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
         """(rows, images) that are in memory at a time: all of them, unless they are large. What is
@@ -308,18 +212,17 @@ class DecodedViews(ViewMaker):
                 images, start, size = [], row + 1, 0
 
     def finish(self, parts: Sequence[Prepared]) -> Views:
-        targets = _joined([part.targets for part in parts])
+        targets = joined([part.targets for part in parts])
         if self._rendered_by_threads:
             return Views(parts[0].images, targets)
         num_views = len(self.augmentation.views)
-        joined = [_joined([part.params[view] for part in parts]) for view in range(num_views)]
-        *params, targets = self._on_device([*joined, targets])
+        drawn = [joined([part.params[view] for part in parts]) for view in range(num_views)]
+        *params, targets = self._on_device([*drawn, targets])
         images = [self.to_device(crops) for crops in parts[0].images]
         return Views(tuple(self._rendered(images, [None] * num_views, params)), targets)
 
-    def _shapes(self, count: int) -> list[tuple[int, int, int, int]]:
-        sizes = [view.size for view in self.augmentation.views]
-        return [(count, self.store.channels, size, size) for size in sizes]
+    def _shapes(self, count: int) -> list[tuple[int, ...]]:
+        return [(count, *view.shape(self.store.channels)) for view in self.augmentation.views]
 
 
 def _crop(images: Sequence[Tensor], geometry: Sequence[Geometry], places: Sequence[Tensor]) -> None:
@@ -328,7 +231,3 @@ def _crop(images: Sequence[Tensor], geometry: Sequence[Geometry], places: Sequen
         boxes, flips = crop.box.long().tolist(), crop.flip.tolist()
         for image, box, flip, row in zip(images, boxes, flips, rows, strict=True):
             row.copy_(crop_view(image, box, flip, crop.size, crop.interpolation))
-
-
-def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

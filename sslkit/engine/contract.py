@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from sslkit.api import (
     Method,
     StepOutput,
     ViewSpec,
+    torch_dtype,
 )
 from sslkit.errors import PluginError
 
@@ -43,16 +45,19 @@ class Contract:
         views: Sequence[ViewSpec],
         channels: int,
         *,
+        bounded: bool = True,
         probe_width: int | None,
         hook_backbones: bool = True,
     ) -> None:
-        """places: where in the recipe each class stands. probe_width: that of the features which
+        """places: where in the recipe each class stands. bounded: whether views are images, with
+        values in [0, 1]. probe_width: that of the features which
         the online probe takes; None where there is no probe. hook_backbones: False where they are
         compiled, hooks and all."""
         self.open = True
         self._places = places
         self._views = views
         self._channels = channels
+        self._bounded = bounded
         self._probe_width = probe_width
         self._hook_backbones = hook_backbones
 
@@ -73,8 +78,8 @@ class Contract:
                 "augmentation's `views` name"
             )
         for number, (view, spec) in enumerate(zip(batch.views, self._views, strict=True)):
-            shape = (len(batch), self._channels, spec.size, spec.size)
-            check_view(f"{where} has view {number} as", view, shape)
+            announced = ViewShape.of(spec, len(batch), self._channels, self._bounded)
+            check_view(f"{where} has view {number} as", view, announced)
         for name, target in batch.targets.items():
             if not isinstance(target, Tensor) or target.ndim == 0 or len(target) != len(batch):
                 raise PluginError(
@@ -228,15 +233,52 @@ class Contract:
         return f"{self._places.get(cls, cls.kind)}: {cls.__name__}"
 
 
-def check_view(what: str, view: Any, shape: tuple[int, ...]) -> None:
-    """Raises PluginError where a view has another shape, no floating-point values, or values that
-    are not in [0, 1]. what: begins the message."""
-    valid = f"valid is floating-point {shape} with values in [0, 1]"
-    if not isinstance(view, Tensor) or tuple(view.shape) != shape or not view.is_floating_point():
+@dataclass(frozen=True)
+class ViewShape:
+    """What the views of a batch were announced to be."""
+
+    shape: tuple[int, ...]
+    """(B, *shape of the view)."""
+    dtype: str
+    """`float32` stands for any floating-point type: half precision is a matter of the run."""
+    bounded: bool
+    """Whether values lie in [0, 1]."""
+
+    @classmethod
+    def of(cls, spec: ViewSpec, rows: int, channels: int, bounded: bool) -> ViewShape:
+        """Of a view of so many samples, which have so many channels."""
+        return cls((rows, *spec.shape(channels)), spec.dtype, bounded)
+
+    def fits(self, view: Tensor) -> bool:
+        """Whether shape and type are those."""
+        if tuple(view.shape) != self.shape:
+            return False
+        return view.is_floating_point() if self.is_floating else view.dtype == self.torch_dtype
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type. Raises PluginError where there is none of its name."""
+        return torch_dtype(self.dtype)
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether the values are floating-point numbers."""
+        return self.torch_dtype.is_floating_point
+
+    def __str__(self) -> str:
+        kind = "floating-point" if self.is_floating else self.dtype
+        return f"{kind} {self.shape}{' with values in [0, 1]' if self.bounded else ''}"
+
+
+def check_view(what: str, view: Any, announced: ViewShape) -> None:
+    """Raises PluginError where a view has another shape or type, values that are not finite, or
+    values that are not in [0, 1] where they have to be. what: begins the message."""
+    valid = f"valid is {announced}"
+    if not isinstance(view, Tensor) or not announced.fits(view):
         raise PluginError(f"{what} {describe(view)}; {valid}")
-    if (odd := odd_value(view)) is not None:
+    if announced.is_floating and (odd := odd_value(view)) is not None:
         raise PluginError(f"{what} values with {odd} among them; {valid}")
-    if view.numel():
+    if view.numel() and announced.bounded:
         low, high = (float(value) for value in view.detach().aminmax())
         if low < -_TOLERANCE or high > 1.0 + _TOLERANCE:
             raise PluginError(f"{what} values from {low:.4g} to {high:.4g}; {valid}")

@@ -7,17 +7,26 @@ from __future__ import annotations
 import random as python_random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sslkit.api import Augmentation, Geometry, Params, SplitReader, UnreadableImageError
+from sslkit.api import (
+    Augmentation,
+    Geometry,
+    ImageAugmentation,
+    Params,
+    SampleSpec,
+    SplitReader,
+    UnreadableImageError,
+)
 from sslkit.errors import PluginError
 from sslkit.randomness import SampleRandom
 
-from .contract import check_view, describe
+from .contract import ViewShape, check_view, describe
 
 _ROWS = 64
 """Samples that parameters are drawn for, so that what happens to few of them is seen."""
@@ -27,15 +36,13 @@ _USUAL_SIZE = (80, 60)
 _ADVICE = "draw from the SampleRandom that `draw` is given, or seed a generator of your own from it"
 
 
-def check_augmentation(
-    augmentation: Augmentation, where: str, channels: int, image_size: tuple[int, int] | None
-) -> None:
+def check_augmentation(augmentation: Augmentation, where: str, sample: SampleSpec) -> None:
     """Raises PluginError where views are not a function of sample and key, or not as announced.
 
-    where: of the augmentation in the recipe. image_size: (height, width) of all images, if any."""
+    where: of the augmentation in the recipe. sample: what the samples of the run are."""
     who = f"{where}: {type(augmentation).__name__}"
     indices = torch.arange(_ROWS) * 7 + 3
-    sizes = torch.tensor([image_size or _USUAL_SIZE]).expand(_ROWS, 2)
+    sizes = torch.tensor([sample.sides or _USUAL_SIZE]).expand(_ROWS, -1)
 
     def keys(rows: slice = slice(None)) -> SampleRandom:
         return SampleRandom(0, "check", 0, indices[rows])
@@ -52,7 +59,7 @@ def check_augmentation(
         )
     _check_targets(f"{who}.targets", augmentation.targets(list(drawn)))
     for view in range(len(augmentation.views)):
-        _check_view(augmentation, who, view, drawn[view], sizes, channels)
+        _check_view(augmentation, who, view, drawn[view], sample)
 
 
 def check_reader(reader: SplitReader, where: str) -> None:
@@ -121,27 +128,43 @@ def _check_targets(who: str, targets: Any) -> None:
 
 
 def _check_view(
-    augmentation: Augmentation, who: str, view: int, params: Params, sizes: Tensor, channels: int
+    augmentation: Augmentation, who: str, view: int, params: Params, sample: SampleSpec
 ) -> None:
-    size = augmentation.views[view].size
-    with unchanged_generators(f"{who}.geometry"):
-        crop = augmentation.geometry(view, params, sizes)
-    _check_geometry(f"{who}.geometry gave view {view}", crop, size)
-    few = _rows(params, slice(_IMAGES))
-    shape = (_IMAGES, channels, size, size)
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    with unchanged_generators(f"{who}.photometric"), torch.no_grad():
-        made = augmentation.photometric(view, images.clone(), few)
-        again = augmentation.photometric(view, images.clone(), few)
-    check_view(f"{who}.photometric gave view {view} as", made, shape)
+    spec, few = augmentation.views[view], _rows(params, slice(_IMAGES))
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(augmentation, ImageAugmentation):
+        sizes = torch.tensor([sample.sides or _USUAL_SIZE]).expand(_ROWS, 2)
+        with unchanged_generators(f"{who}.geometry"):
+            crop = augmentation.geometry(view, params, sizes)
+        _check_geometry(f"{who}.geometry gave view {view}", crop, spec.size)
+        name, make = "photometric", partial(augmentation.photometric, view)
+        samples = torch.rand((_IMAGES, *spec.shape(sample.channels)), generator=generator)
+    else:
+        name, make = "make", partial(augmentation.make, view)
+        samples = _example(sample, generator)
+    with unchanged_generators(f"{who}.{name}"), torch.no_grad():
+        made, again = make(samples.clone(), few), make(samples.clone(), few)
+    bounded = isinstance(augmentation, ImageAugmentation)
+    announced = ViewShape.of(spec, _IMAGES, sample.channels, bounded)
+    check_view(f"{who}.{name} gave view {view} as", made, announced)
     if not _same(made, again):
         raise PluginError(
-            f"{who}.photometric gave other pixels for the same parameters; valid is a function of "
-            f"images and parameters: {_ADVICE}"
+            f"{who}.{name} gave other values for the same parameters; valid is a function of "
+            f"samples and parameters: {_ADVICE}"
         )
 
 
-def _check_geometry(what: str, crop: Any, size: int) -> None:
+def _example(sample: SampleSpec, generator: torch.Generator) -> Tensor:
+    """A few samples of the right shape and type: whole numbers are 0 or 1, which most may be."""
+    usual = iter(_USUAL_SIZE)
+    shape = [next(usual) if side is None else side for side in sample.shape]
+    values = torch.rand((_IMAGES, *shape), generator=generator)
+    if not sample.torch_dtype.is_floating_point:
+        values = 255.0 * values if sample.is_image else values.round()
+    return values.to(sample.torch_dtype)
+
+
+def _check_geometry(what: str, crop: Any, size: int | tuple[int, ...]) -> None:
     if not isinstance(crop, Geometry):
         raise PluginError(f"{what} as {describe(crop)}; valid is a Geometry")
     if tuple(crop.box.shape) != (_ROWS, 4) or not bool(torch.isfinite(crop.box.float()).all()):

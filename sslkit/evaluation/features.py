@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslkit.api import FeatureBank
-from sslkit.nn.numerics import Precision, autocast, exact_float32
+from sslkit.nn.numerics import Precision, autocast, exact_float32, format_for
 
 DEVICE_BYTES = 1 << 31
 """Features of both splits up to this size stay on the training device, others in CPU memory."""
@@ -78,7 +78,7 @@ def extract(
     rows = _Rows(room)
     with frozen(encoder), exact_float32():
         for images in batches:
-            images = images.to(device=device, memory_format=layout)
+            images = images.to(device=device, memory_format=format_for(images, layout))
             with autocast(images.device, precision):
                 rows.add(encoder(images).float())
     return rows.joined()
@@ -89,12 +89,14 @@ def pixel_features(
 ) -> Tensor:
     """Images as feature vectors, (N, C * s * s) float32, where s is the side of the images or
     `max_side`, whichever is smaller. Larger images are shrunk by averaging areas: a 224 pixel
-    image would be 150,528 numbers, most of which only add noise to distances.
+    image would be 150,528 numbers, most of which only add noise to distances. Samples that are no
+    images stay as they are, (N, values).
 
     Not centred: see `centre_`. room: as for `extract`. Raises ValueError if there is no batch."""
     rows = _Rows(room)
     for images in batches:
-        rows.add(_shrink(images.float(), max_side).flatten(1))
+        shrunk = _shrink(images.float(), max_side) if images.ndim == 4 else images.float()
+        rows.add(shrunk.flatten(1))
     return rows.joined()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sslkit.api import Method, Progress, RunFacts, RunView
+from sslkit.api import ImageAugmentation, Method, Progress, RunFacts, RunView
 from sslkit.data.loader import TrainLoader
 from sslkit.engine.contract import Contract
 from sslkit.engine.display import Display
@@ -131,6 +131,7 @@ def build(
         {slot.cls: path for path, slot in components(recipe)},
         facts.views,
         facts.channels,
+        bounded=issubclass(recipe.augmentation.cls, ImageAugmentation),
         probe_width=method.encoder.num_features if probe else None,
         hook_backbones=not runtime.compiled,
     )

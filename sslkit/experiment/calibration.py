@@ -52,7 +52,7 @@ def calibrate_as_in_run(
     calibrate(
         network,
         store,
-        method.encoder.preprocess,
+        method.encoder.preparation,
         seed=recipe.seed,
         device=runtime.device,
         precision=recipe.evaluation_precision,

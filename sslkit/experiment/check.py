@@ -9,6 +9,7 @@ from sslkit.data.splits import Splits, open_splits
 from sslkit.errors import RecipeError
 from sslkit.recipe import Recipe, check_recipe
 
+from .samples import refuse_other_samples
 from .stores import brought_facts, class_sizes, count_classes
 
 _MANY = 1_000_000
@@ -26,8 +27,8 @@ def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> Ru
     total = train.epochs * steps_per_epoch
     facts = RunFacts(
         num_images=len(reader),
-        channels=reader.channels,
-        image_size=reader.image_size,
+        channels=reader.sample.channels,
+        image_size=getattr(reader, "image_size", None),
         num_classes=count_classes(reader),
         batch_size=train.batch_size,
         steps_per_epoch=steps_per_epoch,
@@ -37,7 +38,9 @@ def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> Ru
         test_has_labels=test is not None and test.labels is not None,
         data_notes=splits.notes,
         class_sizes=class_sizes(reader.labels),
+        other_samples=None if reader.sample.is_image else reader.sample,
     )
+    refuse_other_samples(recipe, facts)
     return replace(facts, evaluated_on=brought_facts(recipe, facts))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
-from sslkit.api import Backbone, resolve_component
+from sslkit.api import Backbone, RunFacts, resolve_component
 from sslkit.errors import CheckpointError
 from sslkit.files import reason
 from sslkit.nn import safetensors_file
@@ -22,6 +23,7 @@ from sslkit.runs.folder import run_folder_of
 from .build import Experiment
 from .networks import without_weights
 from .restore import load_measured_method
+from .samples import build_backbone, described_preparation, input_shape
 
 
 def save_encoder(experiment: Experiment) -> Path:
@@ -31,15 +33,21 @@ def save_encoder(experiment: Experiment) -> Path:
     config = slot.cls.architecture(slot.config)
     described = EncoderDescription(
         backbone={"name": slot.name, **config.model_dump(mode="json")},
-        channels=experiment.facts.channels,
-        image_size=max(view.size for view in experiment.facts.views),
-        preprocess=dataclasses.asdict(encoder.preprocess),
+        preprocess=described_preparation(encoder) or {},
         recipe_hash=recipe_hash(experiment.recipe),
+        **_described_input(encoder, experiment.facts),
     )
     weights = {
         name: value.detach().cpu().contiguous() for name, value in encoder.export_state().items()
     }
     return write_encoder(experiment.folder, weights, described)
+
+
+def _described_input(encoder: Backbone, facts: RunFacts) -> dict[str, Any]:
+    shape = input_shape(facts)
+    if encoder.takes_images:
+        return {"channels": shape[0], "image_size": shape[-1]}
+    return {"shape": shape, "sample": dataclasses.asdict(facts.sample)}
 
 
 def load_encoder(run_or_checkpoint: str | Path) -> Backbone:
@@ -54,7 +62,7 @@ def input_channels(run_or_checkpoint: str | Path) -> int:
     """Channels of the images that the encoder of `load_encoder` takes. Raises CheckpointError."""
     path = Path(run_or_checkpoint)
     if path.suffix == ".safetensors":
-        return read_description(path).channels
+        return read_description(path).trained_on.channels
     return read_environment(run_folder_of(path).path).facts.channels
 
 
@@ -64,7 +72,7 @@ def _encoder_from_file(path: Path) -> Backbone:
     described = read_description(path)
     slot = resolve_component(load_plugins().registry, "backbone", described.backbone)
     bare = without_weights(slot)  # the file has the weights: nothing else is loaded
-    encoder: Backbone = bare.build(channels=described.channels, image_size=described.image_size)
+    encoder = build_backbone(bare, described.input_shape)
     try:
         encoder.import_state(safetensors_file.load(path))
     except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:

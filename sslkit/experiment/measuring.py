@@ -16,7 +16,7 @@ from sslkit.data.evaluation_images import (
     augmented_pairs,
     evaluation_batches,
 )
-from sslkit.data.views import ViewMaker
+from sslkit.data.view_base import ViewMaker
 from sslkit.engine.embedding_monitor import EmbeddingMonitor
 from sslkit.engine.online_probe import OnlineProbe, ProbeAccuracy
 from sslkit.engine.runtime import Runtime
@@ -85,7 +85,7 @@ def _images(
     return StoredImages(
         stores.train,
         stores.test,
-        method.encoder.preprocess,
+        method.encoder.preparation,
         seed=recipe.seed,
         device=runtime.device,
         precision=recipe.evaluation_precision,
@@ -107,7 +107,7 @@ def _suite(
     augmentation = recipe.augmentation.build()
 
     def batches(store: CachedSplit) -> Callable[[], Iterable[Tensor]]:
-        preprocess = method.encoder.preprocess
+        preprocess = method.encoder.preparation
         return lambda: evaluation_batches(store, preprocess, EVALUATION_BATCH, runtime.device)
 
     return EvaluationSuite(

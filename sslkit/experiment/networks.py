@@ -13,6 +13,8 @@ from sslkit.nn.recompute import is_recomputed
 from sslkit.randomness import seeded
 from sslkit.recipe import Recipe
 
+from .samples import build_backbone, input_shape
+
 
 def make_method(recipe: Recipe, facts: RunFacts) -> Method:
     """The method and its networks, initialised from the recipe's seed alone."""
@@ -22,8 +24,7 @@ def make_method(recipe: Recipe, facts: RunFacts) -> Method:
 
 def make_backbone(recipe: Recipe, facts: RunFacts) -> Backbone:
     """The backbone, initialised from the generators as they are."""
-    size = max(view.size for view in facts.views)
-    return recipe.backbone.build(channels=facts.channels, image_size=size)
+    return build_backbone(recipe.backbone, input_shape(facts))
 
 
 def missing_untrained(recipe: Recipe, facts: RunFacts) -> str | None:

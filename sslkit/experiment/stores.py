@@ -70,15 +70,22 @@ def brought_facts(recipe: Recipe, facts: RunFacts) -> dict[str, RunFacts]:
             lines = str(error).splitlines()
             raise RecipeError(*(f"{path}.{line}" if line.startswith("data") else
                                 f"{path}.data: {line}" for line in lines)) from error  # fmt: skip
-        if splits.train.channels != facts.channels:
+        sample = splits.train.sample
+        if sample.is_image != facts.sample.is_image:
             raise RecipeError(
-                f"{path}.data: its images have {splits.train.channels} channel(s), and the encoder "
+                f"{path}.data: its samples are {sample}, and the encoder takes {facts.sample}; "
+                "choose other data"
+            )
+        if sample.channels != facts.channels:
+            raise RecipeError(
+                f"{path}.data: its images have {sample.channels} channel(s), and the encoder "
                 f"takes {facts.channels}; choose other data, or set its channels"
             )
         found[path] = replace(
             facts,
             num_images=len(splits.train),
-            image_size=splits.train.image_size,
+            image_size=getattr(splits.train, "image_size", None),
+            other_samples=None if sample.is_image else sample,
             num_classes=count_classes(splits.train),
             num_test_images=0 if splits.test is None else len(splits.test),
             test_has_labels=splits.test is not None and splits.test.labels is not None,

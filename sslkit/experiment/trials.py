@@ -20,22 +20,26 @@ from sslkit.evaluation.features import eval_mode
 from sslkit.recipe import Recipe, components, scheduled_numbers
 from sslkit.runs.folder import RunFolder
 
+from .samples import measured_dtype, measured_shape
+
 
 def check_encoder(recipe: Recipe, facts: RunFacts, runtime: Runtime, encoder: Backbone) -> None:
-    """Sends two black images through the encoder, in eval mode. Raises PluginError where it fails
-    or its features do not have the width that it states."""
-    slot, size = recipe.backbone, encoder.preprocess.size
+    """Sends two black images, or samples of zeros, through the encoder, in eval mode. Raises
+    PluginError where it fails or its features do not have the width that it states."""
+    slot = recipe.backbone
     who = f"backbone: '{slot.name}' of {slot.distribution} {slot.version}"
-    images = torch.zeros(2, facts.channels, size, size, device=runtime.device)
+    what = "images" if encoder.takes_images else "samples"
+    images = torch.zeros(2, *measured_shape(encoder, facts.sample), device=runtime.device)
+    images = images.to(measured_dtype(facts.sample))
     try:
         with torch.no_grad(), eval_mode(encoder):
             features = encoder(runtime.layout(images))
     except Exception as error:  # whatever a network raises
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise PluginError(f"{who} cannot take images {tuple(images.shape)}: {reason}") from error
+        raise PluginError(f"{who} cannot take {what} {tuple(images.shape)}: {reason}") from error
     if tuple(features.shape) != (2, encoder.num_features):
         raise PluginError(
-            f"{who} turns images {tuple(images.shape)} into features {tuple(features.shape)}, "
+            f"{who} turns {what} {tuple(images.shape)} into features {tuple(features.shape)}, "
             f"expected (2, num_features) with its num_features {encoder.num_features}"
         )
 
@@ -47,8 +51,8 @@ def check_convolutions(
     if runtime.device.type != "cpu" or runtime.precision == "fp32":
         return
     seen: set[Convolution] = set()
-    for size in {view.size for view in facts.views}:
-        images = torch.zeros(2, facts.channels, size, size)
+    for shape in {view.shape(facts.channels) for view in facts.views}:
+        images = torch.zeros(2, *shape)
         # A view may be for another network: what fails here says nothing.
         with (
             suppress(Exception),
@@ -68,13 +72,13 @@ def check_convolutions(
 
 def check_repeatable(recipe: Recipe, facts: RunFacts, store: CachedSplit) -> None:
     """Raises PluginError where views or images are not functions of the recipe."""
-    if store.reader.pixels is None:
+    if store.reader.samples is None:
         check_reader(store.reader, "data")
     for path, slot in components(recipe):
         if not issubclass(slot.cls, Augmentation):
             continue
         if path == "augmentation" or not _on_own_data(recipe, path):
-            check_augmentation(slot.build(), path, facts.channels, facts.image_size)
+            check_augmentation(slot.build(), path, facts.sample)
 
 
 def _on_own_data(recipe: Recipe, path: str) -> bool:

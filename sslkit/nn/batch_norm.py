@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .numerics import Precision, autocast, exact_float32
+from .numerics import Precision, autocast, exact_float32, format_for
 
 
 def has_batch_statistics(network: nn.Module) -> bool:
@@ -58,7 +58,7 @@ def calibrate_batch_norm(
         device = layers[0].running_mean.device
         with kept_batch_statistics(network), exact_float32():
             for images in _without_single_images(batches):
-                images = images.to(device=device, memory_format=layout)
+                images = images.to(device=device, memory_format=format_for(images, layout))
                 with autocast(device, precision):
                     network(images)
         for layer, collect in zip(layers, moments, strict=True):

@@ -19,7 +19,7 @@ class Boxes:
     corners: NDArray[np.float32]
     """(M, 4) left, top, right, bottom in pixels; right > left, bottom > top."""
     labels: NDArray[np.int64]
-    """(M,) positions in `SplitReader.box_classes`."""
+    """(M,) positions in `HasBoxes.box_classes`."""
     difficult: NDArray[np.bool_]
     """(M,) True: need not be found, and is no error where it is (VOC's `difficult`)."""
     crowd: NDArray[np.bool_]

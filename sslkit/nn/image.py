@@ -125,11 +125,12 @@ def _sum_rows(images: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def _crop_resize(
-    images: Tensor, box: Tensor, flip: Tensor, size: int, interpolation: str
+    images: Tensor, box: Tensor, flip: Tensor, sides: tuple[int, int], interpolation: str
 ) -> Tensor:
     height, width = images.shape[-2:]
-    rows, row_weights = _resize_taps(box[:, 0], box[:, 2], None, height, size, interpolation)
-    columns, column_weights = _resize_taps(box[:, 1], box[:, 3], flip, width, size, interpolation)
+    top, left, tall, wide = box.unbind(1)
+    rows, row_weights = _resize_taps(top, tall, None, height, sides[0], interpolation)
+    columns, column_weights = _resize_taps(left, wide, flip, width, sides[1], interpolation)
     if images.dtype == torch.uint8:
         row_weights = row_weights / 255.0
     squeezed = _mix_rows(images, rows, row_weights)
@@ -138,24 +139,30 @@ def _crop_resize(
 
 
 def crop_resize(
-    images: Tensor, box: Tensor, flip: Tensor, size: int, interpolation: Interpolation = "bilinear"
+    images: Tensor,
+    box: Tensor,
+    flip: Tensor,
+    size: int | tuple[int, int],
+    interpolation: Interpolation = "bilinear",
 ) -> Tensor:
     """Cuts a box out of each image, resizes it with antialiasing and mirrors it where asked.
 
     images: (B, C, H, W) uint8, or float in [0, 1]. box: (B, 4) top, left, height, width in whole
-    source pixels, inside the image. flip: (B,) bool. Returns (B, C, size, size) float32 in [0, 1].
+    source pixels, inside the image. flip: (B,) bool. size: the side of a square, or (height,
+    width). Returns (B, C, size, size), or (B, C, *size), float32 in [0, 1].
     Equal to torchvision's `resized_crop(image, *box, size, antialias=True)` of each float image:
     the filter is clamped and normalised at the edges of the crop. Bicubic overshoots are clamped.
     """
     box, flip = box.to(images.device, torch.float32), flip.to(images.device)
+    sides = (size, size) if isinstance(size, int) else size
     if images.device.type != "cpu" or torch.compiler.is_compiling():
-        return _crop_resize(images, box, flip, size, interpolation).contiguous()
+        return _crop_resize(images, box, flip, sides, interpolation).contiguous()
     num, channels = images.shape[:2]
-    result = torch.empty(num, channels, size, size)
+    result = torch.empty(num, channels, *sides)
     step = max(1, _CHUNK_VALUES // math.prod(images.shape[1:]))
     for begin in range(0, num, step):
         part = slice(begin, begin + step)
-        result[part] = _crop_resize(images[part], box[part], flip[part], size, interpolation)
+        result[part] = _crop_resize(images[part], box[part], flip[part], sides, interpolation)
     return result
 
 

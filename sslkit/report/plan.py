@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sslkit.api import ViewSpec
+
 from .console import print_table, print_text
 
 _BARS, _PLAIN_BARS = " ▁▂▃▄▅▆▇█", " ..::||##"
@@ -41,7 +43,7 @@ def _rows(plan: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "recipe hash", plan["recipe_hash"]
     yield "device", f"{plan['device']}, {plan['precision']}"
     yield "data", _data_words(plan["data"])
-    yield "views", ", ".join(f"{view['role']} {view['size']} px" for view in plan["views"])
+    yield "views", ", ".join(f"{v['role']} {ViewSpec(v['size'])}" for v in plan["views"])
     batch = f"{plan['batch_size']:,} images a step"
     if plan["micro_batch_size"]:
         batch += f", in micro-batches of {plan['micro_batch_size']:,}"
@@ -81,7 +83,11 @@ def _time_rows(time: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 def _data_words(data: Mapping[str, Any]) -> str:
     size = " x ".join(map(str, data["image_size"])) + " px" if data["image_size"] else "any size"
-    words = [f"{data['name']}: {data['train']:,} training and {data['test']:,} test images, {size}"]
+    size = size if data["is_image"] else data["sample"]
+    words = [
+        f"{data['name']}: {data['train']:,} training and {data['test']:,} test "
+        f"{'images' if data['is_image'] else 'samples'}, {size}"
+    ]
     if data["classes"]:
         low, high = data["images_per_class"]
         each = f"{low:,}" if low == high else f"{low:,} to {high:,}"

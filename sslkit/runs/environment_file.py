@@ -110,8 +110,8 @@ def _facts(path: Path, values: Mapping[str, Any]) -> RunFacts:
         raise CheckpointError(
             f"{path}: the facts in {name} are not those of this version ({where}: {first['msg']})"
         ) from error
-    sizes = (facts.channels, *(view.size for view in facts.views))
-    if not facts.views or not all(0 < number <= MAX_SIDE for number in sizes):
+    sizes = [side for view in facts.views for side in view.shape(facts.channels)]
+    if not sizes or not all(0 < number <= MAX_SIDE for number in sizes):
         raise CheckpointError(
             f"{path}: the facts in {name} are not those of this version (channels and sizes "
             f"{sizes})"

@@ -22,6 +22,7 @@ from sslkit.engine.runtime import resolve_device
 from sslkit.errors import DataError, RecipeError, SSLKitError
 from sslkit.evaluation.features import count_not_finite, extract, state_digest
 from sslkit.experiment.encoder import input_channels, load_encoder
+from sslkit.experiment.samples import described_preparation
 from sslkit.files import parse_json
 from sslkit.parallel.world import find_world
 from sslkit.recipe import load_recipe
@@ -147,7 +148,7 @@ def _origin(
         "sslkit": __version__,
         "run": str(run),
         "encoder": state_digest(encoder),
-        "preprocess": dataclasses.asdict(encoder.preprocess),
+        "preprocess": described_preparation(encoder),
         "data": data.dump(),
         "split": split,
         "fingerprint": store.fingerprint,
@@ -214,7 +215,7 @@ def _tables(
     progress(split, 0, total)
     for start in range(0, total, _ROW_GROUP):
         indices = torch.arange(start, min(start + _ROW_GROUP, total))
-        batches = evaluation_batches(store, encoder.preprocess, _BATCH, device, indices)
+        batches = evaluation_batches(store, encoder.preparation, _BATCH, device, indices)
         features = extract(encoder, batches, precision="fp32", channels_last=False).cpu()
         if broken := count_not_finite(features):
             raise DataError(

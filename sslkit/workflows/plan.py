@@ -204,6 +204,8 @@ def describe_data(experiment: Experiment) -> dict[str, Any]:
         "images_per_class": [int(sizes.min()), int(sizes.max())] if sizes is not None else None,
         "channels": facts.channels,
         "image_size": list(facts.image_size) if facts.image_size else None,
+        "sample": str(facts.sample),
+        "is_image": facts.sample.is_image,
         "in_memory_mb": resident.nbytes / 1e6 if resident is not None else None,
         "left_out_per_epoch": facts.num_images % facts.batch_size,
     }

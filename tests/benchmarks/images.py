@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sslkit.api import DataSource, DataSourceConfig, SplitReader
+from sslkit.api import DataSource, DataSourceConfig, ImageReader
 from sslkit.builtin.sources.arrays import ArrayReader
 from sslkit.builtin.sources.files import FileReader
 from sslkit.builtin.sources.synthetic import Synthetic
@@ -94,7 +94,7 @@ class MemoryImages(DataSource):
 
     config: Config
 
-    def open(self, split: Literal["train", "test"]) -> SplitReader | None:
+    def open(self, split: Literal["train", "test"]) -> ImageReader | None:
         if split == "test":
             return None
         pixels, _ = _pixels(self.config.size, self.config.num, self.config.folder)
@@ -113,7 +113,7 @@ class PhotoFiles(DataSource):
 
     config: Config
 
-    def open(self, split: Literal["train", "test"]) -> SplitReader | None:
+    def open(self, split: Literal["train", "test"]) -> ImageReader | None:
         if split == "test":
             return None
         paths, _ = _photo_files(self.config.folder)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from sslkit.api import Augmentation, Geometry, SplitReader, UnreadableImageError, ViewSpec
+from sslkit.api import Geometry, ImageAugmentation, ImageReader, UnreadableImageError, ViewSpec
 from sslkit.nn.image import random_resized_crop_boxes
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
-class ListReader(SplitReader):
+class ListReader(ImageReader):
     """Images of a list. A number instead of an image: that many OSErrors, then image 0; a string:
     unreadable for this reason."""
 
@@ -54,7 +54,7 @@ class ListReader(SplitReader):
         return "fixed"
 
 
-class CropAugmentation(Augmentation):
+class CropAugmentation(ImageAugmentation):
     """Random crops and mirroring, and a photometric part that only adds a drawn brightness."""
 
     def __init__(self, sizes=(16, 16), interpolation="bilinear", brightness=0.0):

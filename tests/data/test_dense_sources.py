@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from sslkit.api import IGNORED_PIXEL, Boxes
+from sslkit.api import IGNORED_PIXEL, Boxes, HasBoxes, HasMasks
 from sslkit.builtin.sources import annotations
 from sslkit.builtin.sources.coco import COCO, COCOReader, read_instances
 from sslkit.builtin.sources.scenes import Scenes
 from sslkit.builtin.sources.synthetic import Synthetic
 from sslkit.builtin.sources.voc import VOC, VOCReader
-from sslkit.errors import DataError, PluginError, RecipeError, SSLKitError
+from sslkit.errors import DataError, RecipeError, SSLKitError
 from tests.data.dense_folders import (
     annotation_xml,
     instances,
@@ -98,15 +98,12 @@ def test_scenes_that_cannot_be_are_refused() -> None:
     assert Scenes(Scenes.Config(num_test=0)).open("test") is None
 
 
-def test_sources_without_annotations_say_so() -> None:
+def test_masks_and_boxes_are_abilities_of_some_readers() -> None:
     reader = Synthetic(Synthetic.Config(num_train=1)).open("train")
     assert reader is not None
-    assert reader.mask_classes is None
-    assert reader.box_classes is None
-    with pytest.raises(PluginError, match="SyntheticReader has no masks"):
-        reader.mask(0)
-    with pytest.raises(PluginError, match="SyntheticReader has no boxes"):
-        reader.boxes(0)
+    assert not isinstance(reader, (HasMasks, HasBoxes))
+    assert not hasattr(reader, "mask")
+    assert not hasattr(reader, "boxes")
 
 
 # --- Pascal VOC -----------------------------------------------------------------------------------
@@ -121,11 +118,10 @@ def test_voc_gives_back_what_was_written(tmp_path: Path) -> None:
     root, original = write_voc(tmp_path), scenes(4)
     boxes, masks = open_voc(root, "detection"), open_voc(root, "segmentation")
     assert len(boxes) == len(masks) == 4
-    assert boxes.box_classes is not None
     assert boxes.box_classes[:2] == ("aeroplane", "bicycle")
-    assert masks.mask_classes is not None
     assert len(masks.mask_classes) == 21
-    assert boxes.mask_classes is None
+    assert not isinstance(boxes, HasMasks)
+    assert not isinstance(masks, HasBoxes)
     for index in range(4):
         same_boxes(boxes.boxes(index), original.boxes(index))
         mask = masks.mask(index)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslkit.api import DataSource, DataSourceConfig, Preprocess, Slot, SplitReader
+from sslkit.api import DataSource, DataSourceConfig, ImageReader, Preprocess, Slot
 from sslkit.data import pack_format
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import augmented_pairs, evaluation_batches
@@ -104,9 +104,9 @@ def test_the_store_uses_the_file_itself(readers, recwarn):
     _, packed = readers()
     store = store_of(packed, resident_bytes=0)
     assert store.place == "memory-mapped"
-    assert store.resident.data_ptr() == packed.pixels.ctypes.data
-    assert isinstance(packed.pixels, np.memmap)
-    assert not packed.pixels.flags.writeable
+    assert store.resident.data_ptr() == packed.samples.ctypes.data
+    assert isinstance(packed.samples, np.memmap)
+    assert not packed.samples.flags.writeable
     assert store.resident.shape == (50, 3, 40, 48)
     assert torch.equal(store.read(7).permute(1, 2, 0), torch.tensor(packed.read(7)))
     assert not recwarn.list
@@ -114,20 +114,20 @@ def test_the_store_uses_the_file_itself(readers, recwarn):
 
 
 def test_an_array_of_another_shape_than_promised_is_refused(photo):
-    class Wrong(SplitReader):
+    class Wrong(ImageReader):
         channels, image_size = 3, (40, 48)
-        pixels = np.zeros((4, 40, 48, 3), np.uint8)
+        samples = np.zeros((4, 40, 48, 3), np.uint8)
 
         def __len__(self):
             return 4
 
         def read(self, index):
-            return self.pixels[index]
+            return self.samples[index]
 
         def fingerprint(self):
             return ""
 
-    with pytest.raises(DataError, match=r"pixels \(4, 40, 48, 3\) for 4 images of 3 channels"):
+    with pytest.raises(DataError, match=r"array \(4, 40, 48, 3\) uint8 .* 4 of 3 x 40 x 48 uint8"):
         store_of(Wrong())
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from sslkit.api import DataSource, DataSourceConfig, Slot
+from sslkit.api import DataSource, DataSourceConfig, ImageReader, Slot
 from sslkit.data import pack_format, pack_journal
 from sslkit.data.pack import Pack
 from sslkit.data.pack_format import Settings
@@ -105,7 +105,7 @@ def test_a_size_means_torchvisions_resize_and_centre_crop(
     packed = opened(tmp_path / "x")
     assert packed.image_size == (24, 24)
     assert packed.labels is None
-    for image, stored in zip(images, packed.pixels, strict=True):
+    for image, stored in zip(images, packed.samples, strict=True):
         tensor = torch.from_numpy(image).permute(2, 0, 1) / 255.0
         resized = tv.resize(tensor, 24, InterpolationMode(interpolation), antialias=True)
         expected = tv.center_crop(resized.clamp(0, 1), [24, 24])
@@ -116,7 +116,7 @@ def test_a_line_of_pixels_does_not_become_gigabytes(tmp_path, list_reader):
     lines = [np.zeros((1, 60_000, 3), np.uint8), np.full((60_000, 2, 3), 9, np.uint8)]
     settings = Settings(size=64, interpolation="bicubic")
     write_pack(slot_of(list_reader(lines)), tmp_path / "x", settings, num_threads=1)
-    pixels = opened(tmp_path / "x").pixels
+    pixels = opened(tmp_path / "x").samples
     assert pixels[0].max() == 0
     assert (pixels[1] == 9).all()
 
@@ -142,14 +142,19 @@ def test_unreadable_images_are_replaced_once_and_listed(tmp_path, list_reader, p
         write_pack(strict, tmp_path / "y", AS_IS, num_threads=1)
 
 
-class Stopper:
+class Stopper(ImageReader):
     """A reader that fails for good at the n-th read, as if the process ended there."""
 
     def __init__(self, reader, reads):
         self.reader, self.reads = reader, reads
+        self.channels, self.image_size = reader.channels, reader.image_size
+        self.labels, self.class_names = reader.labels, reader.class_names
 
-    def __getattr__(self, name):
-        return getattr(self.reader, name)
+    def describe(self, index):
+        return self.reader.describe(index)
+
+    def fingerprint(self):
+        return self.reader.fingerprint()
 
     def __len__(self):
         return len(self.reader)
@@ -330,7 +335,7 @@ def test_packing_a_pack_shrinks_it(tmp_path, photo):
     write_pack(data_of(f"{{name: pack, file: {tmp_path}/large}}"), tmp_path / "a", half,
                num_threads=1)  # fmt: skip
     write_pack(data, tmp_path / "b", half, num_threads=1)
-    assert np.array_equal(opened(tmp_path / "a").pixels, opened(tmp_path / "b").pixels)
+    assert np.array_equal(opened(tmp_path / "a").samples, opened(tmp_path / "b").samples)
     assert json.loads(json.dumps(opened(tmp_path / "a").details))["packed_from"]["name"] == "pack"
 
 

@@ -39,7 +39,7 @@ def test_digits_are_enlarged_once():
     assert int(reader.images.max()) == 255
     store = CachedSplit(reader, max_corrupt_fraction=0.0, seed=0, num_threads=0)
     assert store.resident.shape == (1438, 1, 32, 32)
-    assert store.resident.data_ptr() == reader.pixels.ctypes.data  # no second copy
+    assert store.resident.data_ptr() == reader.samples.ctypes.data  # no second copy
     assert store.class_names == tuple("0123456789")
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from sslkit.api import resolve_component
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.examine import examine, shared_images
-from sslkit.data.splits import PartReader, open_splits, test_rows, with_classes
+from sslkit.data.splits import open_splits, part_of, test_rows, with_classes
 from sslkit.errors import DataError, RecipeError
 from sslkit.host.plugins import load_plugins
 
@@ -118,12 +118,12 @@ def test_part_of_a_mapped_file_is_not_read_as_a_whole(tmp_path, list_reader):
     images = np.random.default_rng(0).integers(0, 256, (6, 3, 4, 4)).astype(np.uint8)
     images.tofile(tmp_path / "x")
     reader = list_reader(list(images.transpose(0, 2, 3, 1)), [0, 1] * 3, (4, 4))
-    reader.pixels = np.memmap(tmp_path / "x", np.uint8, "r", 0, images.shape)
-    part = PartReader(reader, np.array([1, 4]))
-    assert part.pixels is None
+    reader.samples = np.memmap(tmp_path / "x", np.uint8, "r", 0, images.shape)
+    part = part_of(reader, np.array([1, 4]))
+    assert part.samples is None
     assert np.array_equal(store(part).resident.numpy(), images[[1, 4]])
-    reader.pixels = images
-    assert np.array_equal(PartReader(reader, np.array([1, 4])).pixels, images[[1, 4]])
+    reader.samples = images
+    assert np.array_equal(part_of(reader, np.array([1, 4])).samples, images[[1, 4]])
 
 
 # --- Classes --------------------------------------------------------------------------------------

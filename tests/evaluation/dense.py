@@ -19,9 +19,11 @@ from sslkit.api import (
     DataSourceConfig,
     FeatureBank,
     FeatureStage,
+    HasBoxes,
+    HasMasks,
+    ImageReader,
     Preprocess,
     Slot,
-    SplitReader,
     Subject,
     resolve_component,
 )
@@ -65,11 +67,11 @@ class Averages(Backbone):
         return self.feature_maps(images)[0].mean(dim=(2, 3))
 
 
-class Changed(SplitReader):
+class Changed(ImageReader, HasMasks, HasBoxes):
     """A reader whose masks are other ones."""
 
     def __init__(
-        self, reader: SplitReader, masks: Callable[[SplitReader, int], NDArray[np.uint8]]
+        self, reader: ImageReader, masks: Callable[[ImageReader, int], NDArray[np.uint8]]
     ) -> None:
         self._reader = reader
         self._masks = masks
@@ -95,14 +97,14 @@ class Changed(SplitReader):
 
 
 def changed(
-    source: dict[str, Any], masks: Callable[[SplitReader, int], NDArray[np.uint8]]
+    source: dict[str, Any], masks: Callable[[ImageReader, int], NDArray[np.uint8]]
 ) -> Slot[Any]:
     """A source whose masks are changed, in both splits."""
 
     class Source(DataSource):
         Config = DataSourceConfig
 
-        def open(self, split: Literal["train", "test"]) -> SplitReader | None:
+        def open(self, split: Literal["train", "test"]) -> ImageReader | None:
             given = resolve_component(load_plugins().registry, "dataset", source).build()
             return Changed(given.open(split), masks)
 

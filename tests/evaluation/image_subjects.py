@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sslkit.api import Evaluator, Preprocess, SplitReader, resolve_component
+from sslkit.api import Evaluator, ImageReader, Preprocess, resolve_component
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import StoredImages
 from sslkit.evaluation.collector import named_evaluators
@@ -21,7 +21,7 @@ from sslkit.host.plugins import load_plugins
 CPU = torch.device("cpu")
 
 
-class Arrays(SplitReader):
+class Arrays(ImageReader):
     """Images and labels of arrays; (N, C, H, W)."""
 
     def __init__(self, pixels: NDArray[np.uint8], labels: Tensor) -> None:

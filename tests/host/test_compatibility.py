@@ -128,7 +128,7 @@ def test_a_plugin_of_interface_1_works_and_is_told_what_to_import(install: Insta
     assert said == [
         "sslkit-old 1.0 is written for an earlier interface, which ends with sslkit 0.3: import "
         "from sslkit.api instead of sslkit.interfaces: ComponentConfig, DataSource (was Dataset), "
-        "SplitReader (was ImageReader), Loss, LossInput; from sslkit.parallel.collectives instead "
+        "ImageReader, Loss, LossInput; from sslkit.parallel.collectives instead "
         "of sslkit.nn.gather: all_gather"
     ]
 

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from sslkit.api import DataSource, RunFacts, Slot, SplitReader, UnreadableImageError
+from sslkit.api import (
+    DataSource,
+    HasBoxes,
+    HasMasks,
+    ImageReader,
+    RunFacts,
+    Slot,
+    UnreadableImageError,
+)
 from sslkit.errors import DataError, PluginError, RecipeError
 
 if TYPE_CHECKING:
@@ -32,8 +40,8 @@ _FIELD = re.compile(r"data\.(\w+): (.*)", re.DOTALL)
 class AnnotatedData:
     """Both splits of annotated data, with the same classes."""
 
-    train: SplitReader
-    test: SplitReader
+    train: ImageReader
+    test: ImageReader
     classes: tuple[str, ...]
 
 
@@ -62,13 +70,13 @@ def open_annotated(data: Slot[DataSource], annotation: Annotation) -> AnnotatedD
 
 def _annotated(
     source: DataSource, name: str, split: Literal["train", "test"], annotation: Annotation
-) -> SplitReader:
+) -> ImageReader:
     reader = source.open(split)
     if reader is None or not len(reader):
         raise RecipeError(
             f"data: {name} has no {split} images; dense protocols need a training and a test split"
         )
-    if _classes(reader, annotation) is None:
+    if not isinstance(reader, ImageReader) or _classes(reader, annotation) is None:
         raise RecipeError(
             f"data: {name} has no {annotation} as it is configured; built-in sources with masks: "
             "scenes, voc (task: segmentation); with boxes: scenes, voc (task: detection), coco"
@@ -76,9 +84,10 @@ def _annotated(
     return reader
 
 
-def _classes(reader: SplitReader, annotation: Annotation) -> tuple[str, ...] | None:
-    names = reader.mask_classes if annotation == "masks" else reader.box_classes
-    return tuple(names) if names is not None else None
+def _classes(reader: ImageReader, annotation: Annotation) -> tuple[str, ...] | None:
+    if annotation == "masks":
+        return tuple(reader.mask_classes) if isinstance(reader, HasMasks) else None
+    return tuple(reader.box_classes) if isinstance(reader, HasBoxes) else None
 
 
 def _few(names: Sequence[str] | None) -> str:
@@ -90,6 +99,9 @@ def data_problems(
 ) -> Iterator[tuple[str, str]]:
     """What `Evaluator.problems` yields for a field `data`: paths that are not there, annotations
     that are missing, channels that the encoder does not take."""
+    if not facts.sample.is_image:
+        yield "data", f"holds images, and the encoder takes samples of {facts.sample}; leave it out"
+        return
     try:
         found = open_annotated(data, annotation)
     except (RecipeError, DataError, PluginError) as error:
@@ -108,7 +120,7 @@ def data_problems(
         )
 
 
-def read_image(reader: SplitReader, index: int) -> Tensor:
+def read_image(reader: ImageReader, index: int) -> Tensor:
     """(C, H, W) uint8. Raises DataError for an image that cannot be read: annotated data is small
     and chosen, so that none is replaced."""
     try:

@@ -21,11 +21,12 @@ from sslkit.api import (
     Evaluation,
     Evaluator,
     EvaluatorConfig,
+    HasBoxes,
+    ImageReader,
     NoFeatureMapsError,
     Resamples,
     RunFacts,
     Slot,
-    SplitReader,
     Subject,
 )
 from sslkit.builtin.evaluators.dense_data import (
@@ -136,11 +137,7 @@ class Detection(Evaluator):
     @cached_property
     def _truths(self) -> tuple[list[Boxes], list[Boxes]]:
         """The boxes of both splits: bad annotations are found before hours of training."""
-        train, test = (
-            list(in_order(reader.boxes, range(len(reader))))
-            for reader in (self._data.train, self._data.test)
-        )
-        return train, test
+        return _all_boxes(self._data.train), _all_boxes(self._data.test)
 
     def _evaluate(self, encoder: Backbone, seed: int) -> Evaluation:
         config, data = self.config, self._data
@@ -230,7 +227,12 @@ def draws(rows: Sequence[int], count: int, seed: int) -> Iterator[tuple[int, boo
         count, epoch = count - len(order), epoch + 1
 
 
-def detections(detector: Any, reader: SplitReader, device: torch.device) -> list[Detections]:
+def _all_boxes(reader: ImageReader) -> list[Boxes]:
+    assert isinstance(reader, HasBoxes)
+    return list(in_order(reader.boxes, range(len(reader))))
+
+
+def detections(detector: Any, reader: ImageReader, device: torch.device) -> list[Detections]:
     """What a detector finds in every image."""
     detector.eval()
     found = []

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslkit.api import Backbone, NoFeatureMapsError, SplitReader
+from sslkit.api import Backbone, HasMasks, ImageReader, NoFeatureMapsError
 from sslkit.builtin.evaluators.dense_data import in_order, read_image
 from sslkit.errors import DataError
 
@@ -63,7 +63,7 @@ class Source:
     """Side of the images, pixels."""
     device: torch.device
 
-    def batches(self, reader: SplitReader) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    def batches(self, reader: ImageReader) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """(B, F, h, w) float32 feature maps, and B masks (H, W) uint8 as they are, on the device,
         in the order of the images. Raises DataError."""
 
@@ -90,8 +90,9 @@ class Source:
         return image[0].clamp_(0.0, 1.0)
 
 
-def _read(reader: SplitReader, index: int) -> tuple[Tensor, Tensor]:
+def _read(reader: ImageReader, index: int) -> tuple[Tensor, Tensor]:
     """Pixels (C, H, W) uint8, and the mask (H, W) uint8."""
+    assert isinstance(reader, HasMasks)
     pixels, mask = read_image(reader, index), torch.from_numpy(reader.mask(index))
     if mask.shape != pixels.shape[1:]:
         raise DataError(

@@ -36,7 +36,9 @@ class Finetune(Evaluator):
 
     @classmethod
     def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
-        return config.problems_with_views()  # type: ignore[no-any-return]
+        if not facts.sample.is_image:
+            yield "", f"fine-tunes on images, and the samples are {facts.sample}; leave it out"
+        yield from config.problems_with_views()
 
     @classmethod
     def warnings(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:

@@ -17,11 +17,11 @@ from sslkit.api import (
     Evaluation,
     Evaluator,
     EvaluatorConfig,
+    ImageReader,
     NoFeatureMapsError,
     Resamples,
     RunFacts,
     Slot,
-    SplitReader,
     Subject,
 )
 from sslkit.builtin.evaluators.dense_data import (
@@ -254,7 +254,7 @@ class Positions:
 
 
 def take_positions(
-    source: Source, reader: SplitReader, classes: int, most: int, seed: int
+    source: Source, reader: ImageReader, classes: int, most: int, seed: int
 ) -> Positions:
     """At most `most` positions of the training images, those with a known pixel, the same number of
     each image (one, where there are more images than that)."""
@@ -296,7 +296,7 @@ def _drawn(images: Tensor, positions: int, each: int, seed: int) -> Tensor:
 
 
 def score(
-    source: Source, reader: SplitReader, weight: Tensor, bias: Tensor
+    source: Source, reader: ImageReader, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The confusion of all test pixels, and the `class_counts` (M, 3, C) of the M test images with
     a known pixel. weight: (C, F), bias: (C,)."""

@@ -90,6 +90,8 @@ class SemiSupervised(Evaluator):
                 f"{len(config.epochs)} numbers for {len(config.fractions)} fractions; give one for "
                 "each",
             )
+        if not facts.sample.is_image:
+            yield "", f"fine-tunes on images, and the samples are {facts.sample}; leave it out"
         yield from config.problems_with_views()
 
     @classmethod

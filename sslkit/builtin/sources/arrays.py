@@ -8,19 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.api import SplitReader
+from sslkit.api import ImageReader
 
 _HASHED_AT_ONCE = 1024
 
 
-class ArrayReader(SplitReader):
+class ArrayReader(ImageReader):
     """Images of one size from one array. The fingerprint covers every byte.
 
     images: (N, H, W, C) uint8; kept as (N, C, H, W), which training uses without another copy.
     labels: (N,) integers, or None.
     """
 
-    pixels: NDArray[np.uint8]
+    samples: NDArray[np.uint8]
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class ArrayReader(SplitReader):
         labels: NDArray[np.int64] | None,
         class_names: Sequence[str] | None,
     ) -> None:
-        self.pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        self.samples = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         self.channels = images.shape[3]
         self.image_size = (images.shape[1], images.shape[2])
         self.labels = labels
@@ -37,10 +37,10 @@ class ArrayReader(SplitReader):
     @property
     def images(self) -> NDArray[np.uint8]:
         """(N, H, W, C)."""
-        return self.pixels.transpose(0, 2, 3, 1)
+        return self.samples.transpose(0, 2, 3, 1)
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.samples)
 
     def read(self, index: int) -> NDArray[np.uint8]:
         image: NDArray[np.uint8] = self.images[index]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from sslkit.api import Boxes, DataSource, DataSourceConfig
+from sslkit.api import Boxes, DataSource, DataSourceConfig, HasBoxes
 from sslkit.builtin.sources.annotations import bad, field_of, objects_in, read_json, within_image
 from sslkit.builtin.sources.files import FileReader, refuse_outside
 from sslkit.builtin.sources.paths import missing
@@ -77,7 +77,7 @@ class Instances:
     """Of each image."""
 
 
-class COCOReader(FileReader):
+class COCOReader(FileReader, HasBoxes):
     """Images of a split, with boxes."""
 
     def __init__(self, root: Path, instances: Instances, source: Path) -> None:
@@ -95,7 +95,7 @@ class COCOReader(FileReader):
     def fingerprint(self) -> str:
         """That of the images, the classes and all boxes."""
         digest = hashlib.blake2b(super().fingerprint().encode(), digest_size=8)
-        digest.update("\0".join(self.box_classes or ()).encode())
+        digest.update("\0".join(self.box_classes).encode())
         for each in self._boxes:
             for part in (each.corners, each.labels, each.crowd):
                 digest.update(part.tobytes())

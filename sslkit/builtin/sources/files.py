@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.api import SplitReader, UnreadableImageError
+from sslkit.api import HasEncoded, ImageReader, UnreadableImageError
 from sslkit.builtin.sources.decoding import decode_image, image_size
 from sslkit.builtin.sources.paths import common_size, missing, sample_positions
 from sslkit.builtin.sources.regular_files import is_inside, is_regular, read_image_file, shown
@@ -117,7 +117,7 @@ def _is(entry: os.DirEntry[str], test: Callable[[os.DirEntry[str]], bool]) -> bo
         return False
 
 
-class FileReader(SplitReader):
+class FileReader(ImageReader, HasEncoded):
     """Image files below a folder.
 
     paths: relative to `root`, with `/`. details: what was found out on opening.

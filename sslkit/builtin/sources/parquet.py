@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.api import DataSource, DataSourceConfig, SplitReader, UnreadableImageError
+from sslkit.api import DataSource, DataSourceConfig, HasEncoded, ImageReader, UnreadableImageError
 from sslkit.builtin.sources.decoding import decode_image, image_size
 from sslkit.builtin.sources.parquet_columns import (
     find_image_column,
@@ -105,7 +105,7 @@ class Parquet(DataSource):
             )
 
 
-class ParquetReader(SplitReader):
+class ParquetReader(ImageReader, HasEncoded):
     """The rows of one split."""
 
     def __init__(

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from sslkit.api import Boxes, DataSource, DataSourceConfig, SplitReader
+from sslkit.api import Boxes, DataSource, DataSourceConfig, HasBoxes, HasMasks, ImageReader
 from sslkit.builtin.sources.shapes import (
     SHAPES,
     TEXTURES,
@@ -97,7 +97,7 @@ class Drawn:
     boxes: Boxes
 
 
-class ScenesReader(SplitReader):
+class ScenesReader(ImageReader, HasMasks, HasBoxes):
     """Scene i is a function of (data_seed, split, i) alone and is rendered when it is read."""
 
     def __init__(self, config: Scenes.Config, split: str, count: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from sslkit.api import DataSource, DataSourceConfig, SplitReader
+from sslkit.api import DataSource, DataSourceConfig, ImageReader
 from sslkit.builtin.sources.shapes import SHAPES, TEXTURES, Scene, render
 from sslkit.randomness import SampleRandom
 
@@ -63,7 +63,7 @@ class Synthetic(DataSource):
         return SyntheticReader(self.config, split, count) if count else None
 
 
-class SyntheticReader(SplitReader):
+class SyntheticReader(ImageReader):
     """Scene i is a function of (data_seed, split, i) alone and is rendered when it is read."""
 
     def __init__(self, config: Synthetic.Config, split: str, count: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 
-from sslkit.api import DataSource, DataSourceConfig, SplitReader
+from sslkit.api import DataSource, DataSourceConfig, ImageReader
 from sslkit.builtin.sources.arrays import ArrayReader
 from sslkit.builtin.sources.files import FileReader
 from sslkit.builtin.sources.paths import missing
@@ -69,7 +69,7 @@ class Torchvision(DataSource):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def open(self, split: Literal["train", "test"]) -> SplitReader:
+    def open(self, split: Literal["train", "test"]) -> ImageReader:
         """The reader of a split. Raises RecipeError where `root` lacks the files and `download` is
         off, DataError where they cannot be fetched or are damaged."""
         name = self.config.dataset

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from sslkit.api import IGNORED_PIXEL, Boxes, DataSource, DataSourceConfig
+from sslkit.api import IGNORED_PIXEL, Boxes, DataSource, DataSourceConfig, HasBoxes, HasMasks
 from sslkit.builtin.sources.annotations import (
     bad,
     number_of,
@@ -85,7 +86,8 @@ class VOC(DataSource):
             raise RecipeError(
                 f"data.{split}: the lists {', '.join(sets)} name no image; expected one name a line"
             )
-        reader = VOCReader(config, list(entries))
+        kind = VOCMasks if config.task == "segmentation" else VOCBoxes
+        reader = kind(config, list(entries))
         reader.check(f"data.{split}")
         return reader
 
@@ -113,17 +115,13 @@ class VOC(DataSource):
 
 
 class VOCReader(FileReader):
-    """Images of some lists, with masks or with boxes."""
+    """Images of some lists, each with one file of annotations."""
 
     def __init__(self, config: VOC.Config, entries: list[tuple[str, str]]) -> None:
         self._config = config
         self._entries = entries
         paths = [f"{year}/JPEGImages/{name}.jpg" for year, name in entries]
         super().__init__(config.root, paths, 3, None, None, {})
-        if config.task == "segmentation":
-            self.mask_classes = (BACKGROUND, *CLASSES)
-        else:
-            self.box_classes = CLASSES
 
     def check(self, field: str) -> None:
         """Raises RecipeError for an image or an annotation that does not exist, or is a link that
@@ -135,17 +133,29 @@ class VOCReader(FileReader):
             notes = [str(self.annotation(i).relative_to(root)) for i in numbers]
             refuse_outside(field, root, [*images, *notes])
 
+    @abstractmethod
     def annotation(self, index: int) -> Path:
         """The file with the mask or the boxes of an image."""
+
+    def fingerprint(self) -> str:
+        """That of the images, and of everything in the annotations."""
+        digest = hashlib.blake2b(super().fingerprint().encode(), digest_size=8)
+        for index in range(len(self)):
+            data = read_bytes(self.annotation(index), _MAX_ANNOTATION_BYTES)
+            digest.update(hashlib.blake2b(data).digest())
+        return digest.hexdigest()
+
+
+class VOCMasks(VOCReader, HasMasks):
+    """With masks."""
+
+    mask_classes = (BACKGROUND, *CLASSES)
+
+    def annotation(self, index: int) -> Path:
         year, name = self._entries[index]
-        root = self._config.root / year
-        if self._config.task == "segmentation":
-            return root / self._config.masks / f"{name}.png"
-        return root / "Annotations" / f"{name}.xml"
+        return self._config.root / year / self._config.masks / f"{name}.png"
 
     def mask(self, index: int) -> NDArray[np.uint8]:
-        if self.mask_classes is None:
-            return super().mask(index)
         path = self.annotation(index)
         mask = _indices(path)
         wrong = np.setdiff1d(mask, [*range(len(self.mask_classes)), IGNORED_PIXEL])
@@ -157,18 +167,18 @@ class VOCReader(FileReader):
             )
         return mask
 
-    def boxes(self, index: int) -> Boxes:
-        if self.box_classes is None:
-            return super().boxes(index)
-        return _boxes(self.annotation(index))
 
-    def fingerprint(self) -> str:
-        """That of the images, and of everything in the annotations."""
-        digest = hashlib.blake2b(super().fingerprint().encode(), digest_size=8)
-        for index in range(len(self)):
-            data = read_bytes(self.annotation(index), _MAX_ANNOTATION_BYTES)
-            digest.update(hashlib.blake2b(data).digest())
-        return digest.hexdigest()
+class VOCBoxes(VOCReader, HasBoxes):
+    """With boxes."""
+
+    box_classes = CLASSES
+
+    def annotation(self, index: int) -> Path:
+        year, name = self._entries[index]
+        return self._config.root / year / "Annotations" / f"{name}.xml"
+
+    def boxes(self, index: int) -> Boxes:
+        return _boxes(self.annotation(index))
 
 
 def _indices(path: Path) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslkit.api import Backbone, DataSourceConfig, SplitReader
+from sslkit.api import Backbone, DataSourceConfig, SplitReader, largest_view
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import calibrate, evaluation_batches
 from sslkit.data.splits import open_splits
@@ -18,6 +18,7 @@ from sslkit.errors import DataError, RecipeError
 from sslkit.evaluation.features import count_not_finite, extract
 from sslkit.experiment.encoder import load_encoder
 from sslkit.experiment.networks import make_method, missing_untrained, without_starting_weights
+from sslkit.experiment.samples import build_backbone
 from sslkit.randomness import epoch_order, random_subset, seeded
 from sslkit.recipe import Recipe
 from sslkit.report.comparison.gallery import Thumbnail, choose_queries, thumbnail
@@ -89,7 +90,7 @@ def features_of(
         calibrate(
             encoder,
             images.train,
-            encoder.preprocess,
+            encoder.preparation,
             seed=record.seed,
             device=device,
             precision="fp32",
@@ -127,17 +128,16 @@ def _untrained(record: RunRecord, images: ShownImages) -> Backbone:
 def _measured(recipe: Recipe, images: ShownImages, *, trained: bool) -> Backbone:
     """The network with the weights that the recipe names, or as it is without them."""
     chosen = recipe if trained else without_starting_weights(recipe)
-    size = max(view.size for view in recipe.augmentation.build().views)
+    views = recipe.augmentation.build().views
     with seeded(recipe.seed, "initialisation"):
-        encoder = chosen.backbone.build(channels=images.train.channels, image_size=size)
-    assert isinstance(encoder, Backbone)
+        encoder = build_backbone(chosen.backbone, largest_view(views, images.train.channels))
     return encoder.eval()
 
 
 def _batches(
     store: CachedSplit, encoder: Backbone, rows: Tensor, device: torch.device
 ) -> Iterator[Tensor]:
-    return evaluation_batches(store, encoder.preprocess, _BATCH, device, rows)
+    return evaluation_batches(store, encoder.preparation, _BATCH, device, rows)
 
 
 def _device(recipe: Recipe) -> torch.device:
@@ -148,6 +148,8 @@ def _device(recipe: Recipe) -> torch.device:
 
 
 def _open(recipe: Recipe, reader: SplitReader) -> CachedSplit:
+    if not reader.sample.is_image:
+        raise DataError(f"pictures show images, and the samples are {reader.sample}")
     config = recipe.data.config
     assert isinstance(config, DataSourceConfig)
     return CachedSplit(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sslkit.api import RunFacts, RunView
+from sslkit.api import RunFacts, RunView, largest_view
 from sslkit.engine.display import Display
 from sslkit.errors import CheckpointError, RecipeError, RunFolderError
 from sslkit.evaluation.features import state_digest
@@ -158,7 +158,8 @@ def _other_size(recipe: Recipe, model: str | None, facts: RunFacts) -> str | Non
     pretrained = getattr(recipe.backbone.config, "pretrained", False)
     if model is None or not pretrained or not timm.is_model(model):
         return None
-    trained, here = timm.get_pretrained_cfg(model).input_size[-1], max(v.size for v in facts.views)
+    trained = timm.get_pretrained_cfg(model).input_size[-1]
+    here = largest_view(facts.views, facts.channels)[-1]
     if trained == here:
         return None
     return (

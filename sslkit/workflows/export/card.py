@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from sslkit.api import Preprocess
 from sslkit.errors import CheckpointError, RunFolderError
 from sslkit.evaluation.results import Estimate
 from sslkit.recipe import backbone_name, hashed_view
@@ -32,7 +31,7 @@ def model_card(chosen: Format, source: ExportSource, difference: Difference, pro
         _front_matter(chosen, source),
         _title(source),
         _load(chosen, source),
-        _preprocessing(chosen, source.encoder.preprocess),
+        _preprocessing(chosen, source),
         _training(source),
         _results(source),
         _check(chosen, difference, probe),
@@ -83,7 +82,13 @@ def _load(chosen: Format, source: ExportSource) -> Iterator[str]:
         )
 
 
-def _preprocessing(chosen: Format, preprocess: Preprocess) -> Iterator[str]:
+def _preprocessing(chosen: Format, source: ExportSource) -> Iterator[str]:
+    preprocess = source.encoder.preparation
+    if preprocess is None:
+        yield "## Preprocessing"
+        yield ""
+        yield f"None: samples are taken as they are, {source.sample}."
+        return
     inside = (
         "The network subtracts `mean` and divides by `std` itself: do not do it again."
         if chosen.normalization_inside

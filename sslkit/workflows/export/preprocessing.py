@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sslkit.api import Preprocess
+from sslkit.api import Backbone, Preprocess
 
 from .source import ExportSource
 
@@ -18,32 +18,43 @@ INPUT, OUTPUT = "images", "features"
 
 def describe(source: ExportSource, file: str, normalization_inside: bool) -> dict[str, Any]:
     """What `preprocess.json` holds. file: the name of the file with the network."""
-    preprocess = source.encoder.preprocess
-    size = preprocess.size
+    is_image = source.sample.is_image
     return {
         "file": file,
         "input": {
             "name": INPUT,
-            "shape": ["batch", source.channels, size, size],
-            "dtype": "float32",
-            "range": [0.0, 1.0],
+            "shape": ["batch", *source.shape],
+            "dtype": "float32" if is_image else source.sample.dtype,
+            "range": [0.0, 1.0] if is_image else None,
         },
         "output": {
             "name": OUTPUT,
             "shape": ["batch", source.encoder.num_features],
             "dtype": "float32",
         },
-        **dataclasses.asdict(preprocess),
-        "resize_to": "shorter side",
-        "antialias": True,
-        "crop": "center",
+        **_of_images(source.encoder),
         "normalization_inside": normalization_inside,
     }
 
 
-def read_preprocess(folder: Path) -> tuple[Preprocess, bool]:
-    """The preprocessing of an export, and whether the graph normalises by itself."""
+def _of_images(encoder: Backbone) -> dict[str, Any]:
+    """What is done to an image first; nothing for an encoder that takes samples as they are."""
+    if not encoder.takes_images:
+        return {}
+    return {
+        **dataclasses.asdict(encoder.preprocess),
+        "resize_to": "shorter side",
+        "antialias": True,
+        "crop": "center",
+    }
+
+
+def read_preprocess(folder: Path) -> tuple[Preprocess | None, bool]:
+    """The preprocessing of an export, None where samples are taken as they are; and whether the
+    graph normalises by itself."""
     found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    if "size" not in found:
+        return None, bool(found["normalization_inside"])
     preprocess = Preprocess(
         size=found["size"],
         resize=found["resize"],

@@ -20,7 +20,7 @@ TOLERANCE = 1e-5
 weight, of the preprocessing or of an operation makes."""
 
 Embed = Callable[[Tensor], Tensor]
-"""(B, C, S, S) float32 to (B, F) float32, for any B."""
+"""(B, C, S, S) images, or (B, *shape) other samples, to (B, F) float32, for any B."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Difference:
 
 def reference(source: ExportSource, probe: Probe) -> Tensor:
     """The encoder's own features, (N, F). Raises ExportError where they are not finite."""
-    images = probe.batch(source.encoder.preprocess)
+    images = probe.batch(source.encoder.preparation)
     features = _embed(lambda part: source.encoder(part).float(), images)
     if not features.isfinite().all():
         raise ExportError(
@@ -60,7 +60,7 @@ def compare(expected: Tensor, embed: Embed, folder: Path, probe: Probe) -> Diffe
     Raises ExportError where the features have another shape."""
     preprocess, normalization_inside = read_preprocess(folder)
     images = probe.batch(preprocess)
-    if not normalization_inside:
+    if not normalization_inside and preprocess is not None:
         mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
         images = (images - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
     found = _embed(embed, images)

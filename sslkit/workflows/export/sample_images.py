@@ -1,4 +1,4 @@
-"""The images that an export is compared with the encoder on."""
+"""The images, or other samples, that an export is compared with the encoder on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sslkit.api import DataSource, Preprocess, Slot, SplitReader, UnreadableImageError
+from sslkit.api import (
+    DataSource,
+    ImageReader,
+    Preprocess,
+    SampleSpec,
+    Slot,
+    SplitReader,
+    UnreadableImageError,
+)
 from sslkit.data.resize import prepare_for_encoder
 from sslkit.data.splits import open_splits
 from sslkit.errors import SSLKitError
@@ -25,19 +33,28 @@ _SPLITS: tuple[Literal["test", "train"], ...] = ("test", "train")
 
 @dataclass(frozen=True)
 class Probe:
-    """Images as they come from the data source."""
+    """Samples as they come from the data source."""
 
     images: tuple[Tensor, ...]
-    """Each (1, C, H, W) uint8."""
+    """Each (1, C, H, W) uint8, or (1, *shape) of other samples."""
     origin: str
     """What they are, for people: "32 test images of digits"."""
     synthetic: bool
 
-    def batch(self, preprocess: Preprocess) -> Tensor:
-        """(N, C, S, S) float32 in [0, 1]: resized and cropped."""
+    def batch(self, preprocess: Preprocess | None) -> Tensor:
+        """(N, C, S, S) float32 in [0, 1]: resized and cropped; without `preprocess`, whole samples
+        as they are."""
+        if preprocess is None:
+            samples = torch.cat(self.images)
+            return samples / 255.0 if self.pixels else samples
         return torch.cat(
             [prepare_for_encoder(image / 255.0, preprocess) for image in self.images]
         ).contiguous()
+
+    @property
+    def pixels(self) -> bool:
+        """Whether these are images."""
+        return self.images[0].dtype == torch.uint8 and self.images[0].ndim == 4
 
 
 def make_probe(source: ExportSource) -> Probe:
@@ -57,13 +74,20 @@ def _real(source: ExportSource, data: Slot[DataSource]) -> Probe:
         reader = splits.of(split)
         if reader is None:
             continue
-        if reader.channels != source.channels:
-            reason = f"those of '{data.name}' have {reader.channels} channel(s) now"
+        if reader.sample.channels != source.channels:
+            reason = f"those of '{data.name}' have {reader.sample.channels} channel(s) now"
             return _synthetic(source, reason)
+        if not source.encoder.takes_images and reader.sample != source.sample:
+            return _synthetic(source, f"those of '{data.name}' are {reader.sample} now")
         images = tuple(_spread(reader))
         if images:
-            return Probe(images, f"{len(images)} {split} images of {data.name}", synthetic=False)
-    return _synthetic(source, f"'{data.name}' has no images that can be read")
+            what = _word(source.sample)
+            return Probe(images, f"{len(images)} {split} {what} of {data.name}", synthetic=False)
+    return _synthetic(source, f"'{data.name}' has no {_word(source.sample)} that can be read")
+
+
+def _word(sample: SampleSpec) -> str:
+    return "images" if sample.is_image else "samples"
 
 
 def _spread(reader: SplitReader) -> list[Tensor]:
@@ -74,11 +98,19 @@ def _spread(reader: SplitReader) -> list[Tensor]:
             image = reader.read(index)
         except UnreadableImageError:
             continue
-        images.append(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])
+        sample = torch.from_numpy(image.copy())
+        sample = sample.permute(2, 0, 1) if isinstance(reader, ImageReader) else sample
+        images.append(sample[None])
     return images
 
 
 def _synthetic(source: ExportSource, reason: str) -> Probe:
+    if not source.encoder.takes_images:
+        with seeded(0, "export"):
+            noise = torch.rand(COUNT, *source.shape)
+        noise = (255.0 * noise if source.sample.is_image else noise).to(source.sample.torch_dtype)
+        what = f"{COUNT} synthetic {_word(source.sample)} ({reason})"
+        return Probe(torch.split(noise, 1), what, synthetic=True)
     side = source.encoder.preprocess.resize
     with seeded(0, "export"):
         cells = torch.rand(COUNT, source.channels, _GRID, _GRID)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sslkit.api import Backbone
+from sslkit.api import Backbone, SampleSpec
 from sslkit.errors import RunFolderError, SSLKitError
 from sslkit.experiment.encoder import load_encoder
 from sslkit.experiment.networks import without_starting_weights
 from sslkit.experiment.restore import load_measured_method
+from sslkit.experiment.samples import measured_shape
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
 from sslkit.runs.encoder_file import find_encoder, read_description
 from sslkit.runs.endings import is_finished
@@ -32,7 +33,8 @@ class ExportSource:
     """
     distribution: str
     """The package that the backbone comes from."""
-    channels: int
+    sample: SampleSpec
+    """What it was trained on."""
     recipe_hash: str
     recipe: Recipe | None
     """Of the run around it; None where there is none that can be read."""
@@ -42,6 +44,16 @@ class ExportSource:
     """The run folder."""
     measured: bool
     """Whether the results in the run folder are those of this encoder."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of its input."""
+        return self.sample.channels
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, *sides) of one input: (C, S, S) of images."""
+        return measured_shape(self.encoder, self.sample)
 
 
 def open_source(path: Path) -> ExportSource:
@@ -63,7 +75,7 @@ def _from_file(path: Path, file: Path) -> ExportSource:
         encoder=load_encoder(file).float(),
         backbone=block,
         distribution=load_plugins().registry.resolve("backbone", block["name"]).distribution,
-        channels=described.channels,
+        sample=described.trained_on,
         recipe_hash=described.recipe_hash,
         recipe=recipe,
         alone=alone,
@@ -95,7 +107,7 @@ def _from_checkpoint(path: Path) -> ExportSource:
         encoder=encoder,
         backbone=bare.dump(),
         distribution=bare.distribution,
-        channels=read_environment(folder.path).facts.channels,
+        sample=read_environment(folder.path).facts.sample,
         recipe_hash=recipe_hash(recipe),
         recipe=recipe,
         alone="",

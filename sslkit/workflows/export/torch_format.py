@@ -20,7 +20,9 @@ import torch
 from torch.export import Dim
 
 from sslkit.errors import ExportError
+from sslkit.experiment.samples import measured_dtype
 
+from .preprocessing import INPUT
 from .round_trip import Embed
 from .source import ExportSource
 
@@ -46,9 +48,8 @@ def traced(source: ExportSource) -> torch.export.ExportedProgram:
 
 
 def example(source: ExportSource) -> torch.Tensor:
-    """Images of the right shape, (3, C, S, S)."""
-    size = source.encoder.preprocess.size
-    return torch.zeros(3, source.channels, size, size)
+    """Images of the right shape, (3, C, S, S), or samples (3, *shape)."""
+    return torch.zeros(3, *source.shape, dtype=measured_dtype(source.sample))
 
 
 def dynamic_shapes() -> tuple[dict[int, Any], ...]:
@@ -96,10 +97,9 @@ def usage(source: ExportSource) -> str:
 import torch
 
 encoder = torch.export.load("{FILE}").module()
-features = encoder(images)  # images: (B, {shape(source)}) float32, values in [0, 1]"""
+features = encoder({INPUT})  # {INPUT}: (B, {shape(source)}) float32, values in [0, 1]"""
 
 
 def shape(source: ExportSource) -> str:
-    """Channels, height and width of an input."""
-    size = source.encoder.preprocess.size
-    return f"{source.channels}, {size}, {size}"
+    """Channels and sides of an input."""
+    return ", ".join(map(str, source.shape))
