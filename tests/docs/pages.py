@@ -47,7 +47,8 @@ def name(page: Path) -> str:
 def pages() -> list[Path]:
     """All hand-written pages."""
     found = [page for page in DOCS.rglob("*.md") if not {"_generated", "_build"} & set(page.parts)]
-    return sorted([*found, REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md"])
+    top = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "AGENTS.md")
+    return sorted([*found, *(REPOSITORY / name for name in top)])
 
 
 def blocks(page: Path) -> list[Block]:
