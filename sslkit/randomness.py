@@ -12,11 +12,14 @@ Shapes: B samples, K values per sample.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
@@ -114,13 +117,84 @@ class SampleRandom:
         return self.bits(name, count).argsort(dim=1, stable=True)
 
 
-def epoch_order(seed: int, epoch: int, num_samples: int) -> Tensor:
-    """(num_samples,) int64 tensor: the order of the training samples in an epoch."""
-    index = torch.arange(num_samples)
+_SORTED = 1 << 16
+"""Orders of up to so many are made as a whole, by sorting random words: every order is then equally
+likely. Larger ones are computed where they are needed."""
+_ROUNDS = 8
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+class Order:
+    """A random order of 0..size-1 that (seed, stream, epoch) choose, in memory of what is asked of
+    it: the place of a sample does not need those before it. `order[start:stop]` is an int64 tensor
+    on the CPU, (stop - start,)."""
+
+    def __init__(self, seed: int, epoch: int, size: int, stream: str = "order") -> None:
+        self._size = size
+        self._sorted = _sorted_order(seed, epoch, size, stream) if size <= _SORTED else None
+        self._keys = [stream_key(seed, stream, epoch, number) for number in range(_ROUNDS)]
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, places: slice) -> Tensor:
+        if self._sorted is not None:
+            return self._sorted[places]
+        wanted = np.arange(*places.indices(self._size), dtype=np.uint64)
+        return torch.from_numpy(permuted(wanted, self._size, self._keys).astype(np.int64))
+
+
+def _sorted_order(seed: int, epoch: int, size: int, stream: str) -> Tensor:
+    index = torch.arange(size)
     zero = torch.zeros(1, dtype=torch.int64)
-    words = philox((index, zero, torch.full_like(zero, epoch), zero), stream_key(seed, "order"))
+    words = philox((index, zero, torch.full_like(zero, epoch), zero), stream_key(seed, stream))
     # 63 bits: ties, which a stable sort would break towards low indices, do not happen in practice.
     return ((words[0] << 31) | (words[1] >> 1)).argsort(stable=True)
+
+
+def permuted(
+    places: NDArray[np.uint64], size: int, keys: Sequence[tuple[int, int]]
+) -> NDArray[np.uint64]:
+    """Where a random permutation of 0..size-1 takes some places, each from it alone.
+
+    keys: two 32-bit words for each round. A place is a row and a column of the smallest rectangle
+    that is about as high as wide and holds `size`; rounds turn rows by a hash of the column and
+    columns by a hash of the row, a Feistel network (Luby and Rackoff 1988) over a rectangle (Black
+    and Rogaway 2002). What falls on one of the few cells beyond `size` walks on until it does not.
+    Integers only: the same everywhere. size: below 2**62."""
+    height = math.isqrt(max(size - 1, 0)) + 1
+    width = -(-size // height)
+    found = _rounds(places, height, width, keys)
+    beyond = np.flatnonzero(found >= size)
+    while len(beyond):
+        found[beyond] = _rounds(found[beyond], height, width, keys)
+        beyond = beyond[found[beyond] >= size]
+    return found
+
+
+def _rounds(
+    places: NDArray[np.uint64], height: int, width: int, keys: Sequence[tuple[int, int]]
+) -> NDArray[np.uint64]:
+    sides = np.array([height, width], dtype=np.uint64)
+    parts = list(np.divmod(places, sides[1:]))
+    for number, (low, high) in enumerate(keys):
+        turned, by = number % 2, 1 - number % 2
+        key = np.array([(high << 32) | low], dtype=np.uint64)
+        parts[turned] = (parts[turned] + _mixed(parts[by], key)) % sides[turned : turned + 1]
+    rows, columns = parts
+    moved: NDArray[np.uint64] = rows * sides[1:] + columns
+    return moved
+
+
+def _mixed(values: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A hash of 32 bits of each value: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    golden, first, second = (np.array([c], dtype=np.uint64) for c in (_GOLDEN, *_MIX))
+    x = (values + golden) * first ^ key
+    x = (x ^ (x >> np.uint64(30))) * first
+    x = (x ^ (x >> np.uint64(27))) * second
+    mixed: NDArray[np.uint64] = (x ^ (x >> np.uint64(31))) >> np.uint64(32)
+    return mixed
 
 
 def random_subset(seed: int, stream: str, total: int, count: int) -> Tensor:

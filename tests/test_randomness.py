@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from sslkit.randomness import SampleRandom, epoch_order, philox, random_subset, seeded, stream_key
+from sslkit.randomness import (
+    Order,
+    SampleRandom,
+    permuted,
+    philox,
+    random_subset,
+    seeded,
+    stream_key,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,15 +83,86 @@ def test_pinned_values():
     assert random.permutation("p", 4).tolist() == [[3, 2, 1, 0], [0, 1, 2, 3], [3, 0, 1, 2]]
 
 
-def test_pinned_epoch_order():
-    assert epoch_order(0, 0, 10).tolist() == [9, 4, 8, 2, 7, 5, 1, 0, 6, 3]
-    assert epoch_order(0, 1, 10).tolist() == [7, 8, 0, 5, 6, 3, 2, 1, 4, 9]
-    assert epoch_order(5, 0, 10).tolist() == [0, 2, 6, 1, 9, 5, 7, 3, 4, 8]
-    assert epoch_order(0, 0, 50000)[:5].tolist() == [19669, 30678, 27275, 37786, 39622]
+def test_pinned_orders():
+    assert Order(0, 0, 10)[:].tolist() == [9, 4, 8, 2, 7, 5, 1, 0, 6, 3]
+    assert Order(0, 1, 10)[:].tolist() == [7, 8, 0, 5, 6, 3, 2, 1, 4, 9]
+    assert Order(5, 0, 10)[:].tolist() == [0, 2, 6, 1, 9, 5, 7, 3, 4, 8]
+    assert Order(0, 0, 50000)[:5].tolist() == [19669, 30678, 27275, 37786, 39622]
+    assert Order(0, 0, 1_281_167)[:4].tolist() == [778862, 1277600, 1133962, 968248]
+    assert Order(3, 7, 10**9)[10**9 - 3 :].tolist() == [603691761, 63943550, 196800460]
+    assert Order(3, 7, 10**15, "pairs")[5:7].tolist() == [576768970669340, 123051754944582]
 
 
-def test_epoch_order_is_a_permutation():
-    assert torch.equal(epoch_order(3, 2, 5000).sort().values, torch.arange(5000))
+def keys_of(seed):
+    return [stream_key(seed, "order", 0, number) for number in range(8)]
+
+
+def whole(size, seed=0):
+    return permuted(np.arange(size, dtype=np.uint64), size, keys_of(seed)).astype(np.int64)
+
+
+def test_every_order_is_a_permutation():
+    sizes = [*range(1, 130), 255, 256, 257, 1000, 4095, 4096, 65535, 65536, 65537, 99991]
+    for size in sizes:
+        assert np.array_equal(np.sort(whole(size)), np.arange(size)), size
+    for size in (0, 1, 2, 5000, 65536, 65537, 100_003):
+        assert torch.equal(Order(3, 2, size)[:].sort().values, torch.arange(size)), size
+
+
+def test_no_place_of_a_huge_order_is_given_twice():
+    size = 10**9
+    places = np.unique(np.random.default_rng(0).integers(0, size, 300_000)).astype(np.uint64)
+    found = permuted(places, size, keys_of(4))
+    assert len(np.unique(found)) == len(places)
+    assert int(found.max()) < size
+    # by the birthday rule, independent numbers would hold about 45 pairs of equal ones
+
+
+def test_a_part_of_an_order_is_that_of_the_whole():
+    order = Order(1, 2, 70_000)
+    every = order[:]
+    assert torch.equal(order[69_990:80_000], every[69_990:])
+    assert torch.equal(order[500:517], every[500:517])
+    assert len(order) == len(every) == 70_000
+
+
+def test_orders_differ_by_seed_epoch_and_stream():
+    orders = [Order(0, 0, 10**6), Order(1, 0, 10**6), Order(0, 1, 10**6), Order(0, 0, 10**6, "x")]
+    heads = {tuple(order[:20].tolist()) for order in orders}
+    assert len(heads) == 4
+
+
+@pytest.mark.parametrize("size", [7, 12, 40])
+def test_large_orders_are_made_by_a_function_that_is_uniform_even_for_small_ones(size):
+    """Each number at each place, and each pair beside one another, equally often: 3,000 keys."""
+    drawn = 3000
+    at, beside = np.zeros((size, size)), np.zeros((size, size))
+    for seed in range(drawn):
+        order = whole(size, seed)
+        at[np.arange(size), order] += 1
+        beside[order[:-1], order[1:]] += 1
+    expected, others = drawn / size, ~np.eye(size, dtype=bool)
+    statistic = ((at - expected) ** 2 / expected).sum()
+    freedom = (size - 1) ** 2
+    assert abs(statistic - freedom) < 4 * (2 * freedom) ** 0.5
+    pairs = drawn * (size - 1) / others.sum()
+    statistic = ((beside[others] - pairs) ** 2 / pairs).sum()
+    freedom = others.sum()
+    assert abs(statistic - freedom) < 4 * (2 * freedom) ** 0.5
+
+
+def test_neighbours_of_a_large_order_are_strangers():
+    """Places next to one another go to numbers whose difference, and whose parity, tell nothing."""
+    size = 10**8
+    found = permuted(np.arange(200_000, dtype=np.uint64), size, keys_of(9)).astype(np.int64)
+    counts = np.bincount(found * 64 // size, minlength=64)
+    assert ((counts - 3125) ** 2 / 3125).sum() < 63 + 5 * 126**0.5
+    correlation = np.corrcoef(found[:-1], found[1:])[0, 1]
+    assert abs(correlation) < 5 / 200_000**0.5
+    for bits in (1, 3, 6):
+        low = np.bincount(found & ((1 << bits) - 1))
+        expected = len(found) / (1 << bits)
+        assert ((low - expected) ** 2 / expected).sum() < (1 << bits) + 6 * (2 << bits) ** 0.5
 
 
 def test_values_belong_to_the_sample_and_not_to_its_place():

@@ -21,7 +21,7 @@ from sslkit.data.views import view_maker
 from sslkit.errors import DataError
 from sslkit.nn.batch_norm import calibrate_batch_norm, has_batch_statistics
 from sslkit.nn.numerics import Precision, format_for
-from sslkit.randomness import SampleRandom, epoch_order, stream_key
+from sslkit.randomness import Order, SampleRandom, stream_key
 
 EVALUATION_BATCH = 512
 """Images that an encoder is given at a time."""
@@ -59,7 +59,7 @@ def evaluation_batches(
 def calibration_rows(num_images: int, seed: int) -> Tensor:
     """Positions (M,) of the training images whose batch statistics every encoder gets, in random
     order: folders are sorted by class, and batches of one class would bias the statistics."""
-    return epoch_order(seed, 0, num_images)[:_CALIBRATION_IMAGES]
+    return Order(seed, 0, num_images)[:_CALIBRATION_IMAGES]
 
 
 def calibrate(

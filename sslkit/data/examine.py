@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sslkit.api import HasEncoded, SplitReader, UnreadableImageError
 from sslkit.data.cached_split import CachedSplit
 from sslkit.errors import DataError, RecipeError
-from sslkit.randomness import epoch_order
+from sslkit.randomness import Order
 
 Pairs = list[tuple[int, int]]
 """(test image, equal training image)."""
@@ -165,7 +165,7 @@ def _equal_files(
 ) -> tuple[Pairs, int]:
     """sizes, wanted: (N,) and (M,) bytes of the training and the test images."""
     order = np.argsort(sizes, kind="stable")
-    chosen = epoch_order(0, 0, len(wanted)).numpy()
+    chosen = Order(0, 0, len(wanted))[:].numpy()
     starts = np.searchsorted(sizes[order], wanted[chosen])
     stops = np.searchsorted(sizes[order], wanted[chosen], side="right")
     stops = np.where(wanted[chosen] > 0, stops, starts)  # empty files are no images

@@ -21,7 +21,7 @@ from sslkit.data.prefetch import ordered_groups
 from sslkit.data.view_base import Chunk, Prepared, ViewMaker
 from sslkit.data.views import view_maker
 from sslkit.errors import RecipeError
-from sslkit.randomness import SampleRandom, epoch_order
+from sslkit.randomness import Order, SampleRandom
 
 
 class TrainLoader:
@@ -80,7 +80,7 @@ class TrainLoader:
 
         Close the iterator (or let it go out of scope) to end its threads early. Raises DataError.
         """
-        order = self._order(epoch)
+        order = Order(self.seed, epoch, self._num_images)
 
         def groups() -> Iterator[tuple[Tensor, list[Chunk]]]:
             for step in range(start_step, self.steps_per_epoch):
@@ -105,14 +105,11 @@ class TrainLoader:
 
     def indices(self, epoch: int, step: int) -> Tensor:
         """(B,) int64: which images make up a batch of an epoch."""
-        return self._part(self._order(epoch), step)
+        return self._part(Order(self.seed, epoch, self._num_images), step)
 
-    def _order(self, epoch: int) -> Tensor:
-        order = epoch_order(self.seed, epoch, self._num_images)
-        return order if self._rows is None else self._rows[order]
-
-    def _part(self, order: Tensor, step: int) -> Tensor:
-        return order[step * self.batch_size : (step + 1) * self.batch_size]
+    def _part(self, order: Order, step: int) -> Tensor:
+        places = order[step * self.batch_size : (step + 1) * self.batch_size]
+        return places if self._rows is None else self._rows[places]
 
     def _finish(self, epoch: int, indices: Tensor, parts: Sequence[Prepared]) -> Batch:
         views = self._maker.finish(parts)

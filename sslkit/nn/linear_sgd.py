@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslkit.randomness import epoch_order
+from sslkit.randomness import Order
 
 from .logistic_regression import LinearClassifiers
 from .standardised import Standardised
@@ -44,7 +44,7 @@ def fit_by_sgd(
     state = _Momentum(data, num_classes, lr, weight_decay, momentum)
     kept = next(data.blocks()) if data.fits else None
     for epoch in range(epochs):
-        order = epoch_order(seed, epoch, count)
+        order = Order(seed, epoch, count)[:]
         for step in range(steps):
             rows = order[step * size : (step + 1) * size]
             factor = 0.5 * (1.0 + math.cos(math.pi * (epoch * steps + step) / (epochs * steps)))

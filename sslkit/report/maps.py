@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sslkit.randomness import epoch_order, random_subset
+from sslkit.randomness import Order, random_subset
 
 from .projection import METHODS, Projection
 
@@ -123,7 +123,7 @@ def _legend_columns(entries: int, most: int) -> int:
 
 
 def _shuffled(rows: Tensor, seed: int) -> Tensor:
-    return rows[epoch_order(seed, 0, len(rows))]
+    return rows[Order(seed, 0, len(rows))[:]]
 
 
 def _short(name: str) -> str:

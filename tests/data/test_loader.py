@@ -11,7 +11,7 @@ from sslkit.data.cached_split import CachedSplit
 from sslkit.data.loader import TrainLoader
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError, RecipeError
-from sslkit.randomness import SampleRandom, epoch_order
+from sslkit.randomness import Order, SampleRandom
 
 
 def loader_of(reader, augmentation, num_threads=0, batch_size=8, **options):
@@ -81,7 +81,7 @@ def test_batches_follow_the_keyed_order_and_leave_out_the_last_part(fixed, crop_
     loader = loader_of(fixed(), crop_augmentation())
     assert loader.steps_per_epoch == 6
     batches = list(loader.epoch(2))
-    order = epoch_order(0, 2, 50)
+    order = Order(0, 2, 50)[:]
     assert torch.equal(torch.cat([batch.indices for batch in batches]), order[:48])
     assert torch.equal(batches[0].labels, order[:8] % 3)
     view = batches[0].views[0]

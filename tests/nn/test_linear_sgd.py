@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sslkit.nn import standardised
 from sslkit.nn.linear_sgd import fit_by_sgd
 from sslkit.nn.standardised import Standardised, feature_scale
-from sslkit.randomness import epoch_order
+from sslkit.randomness import Order
 
 EPOCHS, BATCH, SEED = 3, 16, 11
 
@@ -36,7 +36,7 @@ def by_torch(data: Standardised, lr: float, weight_decay: float) -> tuple[Tensor
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
     steps = len(data) // BATCH
     for epoch in range(EPOCHS):
-        order = epoch_order(SEED, epoch, len(data))
+        order = Order(SEED, epoch, len(data))[:]
         for step in range(steps):
             batch = order[step * BATCH : (step + 1) * BATCH]
             done = (epoch * steps + step) / (EPOCHS * steps)

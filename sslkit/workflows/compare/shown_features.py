@@ -19,7 +19,7 @@ from sslkit.evaluation.features import count_not_finite, extract
 from sslkit.experiment.encoder import load_encoder
 from sslkit.experiment.networks import make_method, missing_untrained, without_starting_weights
 from sslkit.experiment.samples import build_backbone
-from sslkit.randomness import epoch_order, random_subset, seeded
+from sslkit.randomness import Order, random_subset, seeded
 from sslkit.recipe import Recipe
 from sslkit.report.comparison.gallery import Thumbnail, choose_queries, thumbnail
 from sslkit.report.comparison.record import RunRecord
@@ -51,7 +51,7 @@ class ShownImages:
             labels, len(self.shown), 0 if test is None else _QUERIES, _SEED
         )
         chosen = random_subset(_SEED, "neighbours/gallery", len(self.train), _GALLERY)
-        self.gallery = chosen[epoch_order(_SEED, 0, len(chosen))]
+        self.gallery = chosen[Order(_SEED, 0, len(chosen))[:]]
 
     def queries_shown(self) -> list[Thumbnail]:
         """The queries as small pictures."""
