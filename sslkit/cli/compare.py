@@ -92,7 +92,6 @@ def compare(
     Recipes are run first. A command that was stopped goes on where it was when it is given
     again."""
     from sslkit.engine.display import make_display
-    from sslkit.report.comparison.page import comparison_document
     from sslkit.report.comparison.tables import print_comparison
     from sslkit.report.projection import parse_methods
     from sslkit.workflows.compare.compare import compare as make_comparison
@@ -118,11 +117,9 @@ def compare(
         inputs, override or [], baseline=baseline, time_tolerance=time_tolerance,
         pictures=pictures, **given,
     )  # fmt: skip
-    found = outcome.comparison
     if as_json:
-        document = comparison_document(found, outcome.folder) if found else {}
-        print_json({"folder": str(outcome.folder), "status": outcome.status, **document})
-    elif found is not None:
-        print_comparison(found, outcome.folder)
+        print_json(outcome.to_json())
+    elif outcome.comparison is not None:
+        print_comparison(outcome.comparison, outcome.page)
     if outcome.status != "finished":
         raise typer.Exit(1)

@@ -11,14 +11,15 @@ import pytest
 
 from sslkit.errors import RunFolderError
 from sslkit.evaluation.statistics import Interval
-from sslkit.report.comparison.agreement import Match, Terms, disagreements
 from sslkit.report.comparison.figures import mean_curve, seed_curves
-from sslkit.report.comparison.notes import find_notes
-from sslkit.report.comparison.page import html_page, write_comparison
-from sslkit.report.comparison.record import read_run, seconds_at
-from sslkit.report.comparison.table import Arm, Comparison, Row
+from sslkit.report.comparison.model import Arm, Comparison, Match, Row
+from sslkit.report.comparison.page import html_page
 from sslkit.report.comparison.tables import cell, print_comparison, text_tables
 from sslkit.report.final_results import main_metrics
+from sslkit.workflows.compare.agreement import Terms, disagreements
+from sslkit.workflows.compare.arm_statistics import make_comparison
+from sslkit.workflows.compare.comparison_folder import write_comparison
+from sslkit.workflows.compare.records import read_run, seconds_at
 from tests.report.run_folders import make_run
 
 A, B = (0.50, 0.52, 0.57), (0.55, 0.58, 0.59)
@@ -47,7 +48,7 @@ def row_of(comparison: Comparison, label: str) -> Row:
 
 def test_statistics_are_those_worked_out_by_hand(two_arms: list[Arm]) -> None:
     # A: mean 0.53, squares 0.0026 / 2 / 3, t(2) = 4.302653; B - A: 0.05, 0.06, 0.02.
-    comparison = Comparison("x", two_arms, "a")
+    comparison = make_comparison("x", two_arms, "a")
     a, b = row_of(comparison, "a"), row_of(comparison, "b")
     assert a.mean == pytest.approx((0.53, 0.53 - 0.0895670, 0.53 + 0.0895670), abs=1e-6)
     assert a.against_baseline is None
@@ -66,7 +67,7 @@ def test_statistics_are_those_worked_out_by_hand(two_arms: list[Arm]) -> None:
 
 
 def test_costs_are_means_over_seeds(two_arms: list[Arm]) -> None:
-    a, b = Comparison("x", two_arms, "a").costs
+    a, b = make_comparison("x", two_arms, "a").costs
     assert a.training_seconds == pytest.approx(IMAGES / 100)
     assert b.training_seconds == pytest.approx(IMAGES / 50)
     assert (b.images_per_second, b.peak_memory_mb, b.evaluation_seconds) == (50, 103, 7)
@@ -76,7 +77,7 @@ def test_costs_are_means_over_seeds(two_arms: list[Arm]) -> None:
 def test_only_shared_seeds_are_paired(tmp_path: Path) -> None:
     first = [make_run(tmp_path, "a", seed, 0.5) for seed in (0, 1)]
     second = [make_run(tmp_path, "b", seed, top1) for seed, top1 in ((1, 0.6), (2, 0.9))]
-    comparison = Comparison("x", [arm("a", first), arm("b", second)], "a")
+    comparison = make_comparison("x", [arm("a", first), arm("b", second)], "a")
     b = row_of(comparison, "b")
     assert b.pairs == 1
     assert b.against_baseline is not None
@@ -85,18 +86,18 @@ def test_only_shared_seeds_are_paired(tmp_path: Path) -> None:
 
 
 def test_one_run_has_no_interval_and_says_so(tmp_path: Path) -> None:
-    comparison = Comparison("x", [arm("a", [make_run(tmp_path, "a", 0, 0.5)])], "a")
+    comparison = make_comparison("x", [arm("a", [make_run(tmp_path, "a", 0, 0.5)])], "a")
     assert comparison.to_json(tmp_path)["accuracies"][0]["low"] is None
-    assert "n = 1, so no interval over seeds: a." in find_notes(comparison)
+    assert "n = 1, so no interval over seeds: a." in comparison.notes
     assert "[" not in str(text_tables(comparison)[0][2][0][3])
 
 
 def test_two_runs_have_no_interval_and_say_so(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, "a", seed, 0.5 + 0.1 * seed) for seed in (0, 1)]
-    comparison = Comparison("x", [arm("a", runs)], "a")
+    comparison = make_comparison("x", [arm("a", runs)], "a")
     assert comparison.to_json(tmp_path)["accuracies"][0]["low"] is None
     assert comparison.to_json(tmp_path)["intervals_over"] == "seeds"
-    assert "n = 2, so no interval over seeds: a." in find_notes(comparison)
+    assert "n = 2, so no interval over seeds: a." in comparison.notes
     title, _, rows = text_tables(comparison)[0]
     assert "over seeds" in title
     assert rows[0][3] == "55.0"
@@ -105,7 +106,7 @@ def test_two_runs_have_no_interval_and_say_so(tmp_path: Path) -> None:
 def test_intervals_over_seeds_stay_within_0_and_100(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, "a", seed, top1) for seed, top1 in enumerate((0.99, 1.0, 0.93))]
     low = [make_run(tmp_path, "b", seed, top1) for seed, top1 in enumerate((0.0, 0.05, 0.01))]
-    comparison = Comparison("x", [arm("a", runs), arm("b", low)], "a")
+    comparison = make_comparison("x", [arm("a", runs), arm("b", low)], "a")
     a, b = row_of(comparison, "a").mean, row_of(comparison, "b").mean
     assert a.high == 1.0
     assert a.low < 0.93
@@ -115,13 +116,13 @@ def test_intervals_over_seeds_stay_within_0_and_100(tmp_path: Path) -> None:
 
 def test_equal_seeds_have_no_interval_without_a_width(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, "a", seed, 1.0) for seed in range(3)]
-    comparison = Comparison("x", [arm("a", runs)], "a")
+    comparison = make_comparison("x", [arm("a", runs)], "a")
     assert text_tables(comparison)[0][2][0][3] == "100.0"
-    assert any("is equal for all 3 seeds" in note for note in find_notes(comparison))
+    assert any("is equal for all 3 seeds" in note for note in comparison.notes)
 
 
 def test_matched_time_reads_the_curves_where_the_fastest_ended(two_arms: list[Arm]) -> None:
-    comparison = Comparison("x", two_arms, "a", "time")
+    comparison = make_comparison("x", two_arms, "a", "time")
     assert comparison.time_limit == pytest.approx(IMAGES / 100)
     a, b = row_of(comparison, "a"), row_of(comparison, "b")
     assert a.values == pytest.approx(A)  # its own end
@@ -129,7 +130,7 @@ def test_matched_time_reads_the_curves_where_the_fastest_ended(two_arms: list[Ar
     assert b.values == pytest.approx((0.30, 0.31, 0.32))
     assert (a.epochs, b.epochs) == (3, 1)
     assert b.seconds == pytest.approx(IMAGES / 3 / 50)
-    notes = "\n".join(find_notes(comparison))
+    notes = "\n".join(comparison.notes)
     assert "the fastest run ended after 2.9 s of training" in notes
     assert "in the middle of its learning-rate schedule: b." in notes
 
@@ -137,9 +138,9 @@ def test_matched_time_reads_the_curves_where_the_fastest_ended(two_arms: list[Ar
 def test_matched_time_without_evaluations_on_the_way_is_not_available(tmp_path: Path) -> None:
     fast = arm("a", [make_run(tmp_path, "a", 0, 0.5, speed=100)])
     slow = arm("b", [make_run(tmp_path, "b", 0, 0.6, speed=50)])
-    comparison = Comparison("x", [fast, slow], "a", "time")
+    comparison = make_comparison("x", [fast, slow], "a", "time")
     assert [row.arm for row in comparison.rows] == ["a"]
-    assert any("b: not available at that time: knn/top1" in note for note in find_notes(comparison))
+    assert any("b: not available at that time: knn/top1" in note for note in comparison.notes)
 
 
 def test_times_that_are_nearly_equal_count_as_equal(tmp_path: Path) -> None:
@@ -147,9 +148,13 @@ def test_times_that_are_nearly_equal_count_as_equal(tmp_path: Path) -> None:
         arm(name, [make_run(tmp_path, name, 0, top1, speed=speed)])
         for name, top1, speed in (("a", 0.5, 100.0), ("b", 0.6, 95.0), ("c", 0.7, 90.0))
     ]
-    assert [row.arm for row in Comparison("x", arms, "a", "time").rows] == ["a", "b"]
-    assert [row.arm for row in Comparison("x", arms, "a", "time", 0.12).rows] == ["a", "b", "c"]
-    assert [row.arm for row in Comparison("x", arms, "a", "time", 0.0).rows] == ["a"]
+    assert [row.arm for row in make_comparison("x", arms, "a", "time").rows] == ["a", "b"]
+    assert [row.arm for row in make_comparison("x", arms, "a", "time", 0.12).rows] == [
+        "a",
+        "b",
+        "c",
+    ]
+    assert [row.arm for row in make_comparison("x", arms, "a", "time", 0.0).rows] == ["a"]
 
 
 def test_failed_seeds_and_other_machines_are_noted(tmp_path: Path) -> None:
@@ -159,7 +164,7 @@ def test_failed_seeds_and_other_machines_are_noted(tmp_path: Path) -> None:
     environment["packages"]["torch"] = "2.1"
     (second / "environment.json").write_text(json.dumps(environment))
     broken = Arm("b", [read_run(second)], {1: "the loss is nan"})
-    notes = "\n".join(find_notes(Comparison("x", [arm("a", [first]), broken], "a")))
+    notes = "\n".join(make_comparison("x", [arm("a", [first]), broken], "a").notes)
     assert "b: seed 1 has no result and is left out (the loss is nan)" in notes
     assert "Times are not comparable" in notes
     assert "different versions of torch: 2.0, 2.1" in notes
@@ -170,8 +175,8 @@ def test_other_precisions_of_evaluation_are_noted(tmp_path: Path) -> None:
         arm(name, [make_run(tmp_path, name, 0, 0.5, overrides=overrides)])
         for name, overrides in (("a", []), ("b", []), ("c", ["evaluation_precision=bf16"]))
     )
-    assert "precisions" not in "\n".join(find_notes(Comparison("x", [one, same], "a")))
-    notes = "\n".join(find_notes(Comparison("x", [one, other], "a")))
+    assert "precisions" not in "\n".join(make_comparison("x", [one, same], "a").notes)
+    notes = "\n".join(make_comparison("x", [one, other], "a").notes)
     assert "Measured in different precisions (evaluation_precision): a: fp32, c: bf16." in notes
 
 
@@ -229,7 +234,7 @@ def test_every_protocol_is_compared_by_its_main_metrics(tmp_path: Path) -> None:
             "dense": {"miou": 0.3, "ap50": 0.2, "ap": 0.1, "boxes": 9.0},
             "plugin": {"error": 12.5, "other": 1.0}}  # fmt: skip
     runs = [make_run(tmp_path, "a", seed, 0.5, more=more) for seed in (0, 1)]
-    comparison = Comparison("x", [arm("a", runs)], "a")
+    comparison = make_comparison("x", [arm("a", runs)], "a")
     assert comparison.metrics == [
         "eval/knn/top1", "eval/retrieval/recall_at_1", "eval/retrieval/map",
         "eval/dense/miou", "eval/dense/ap50", "eval/dense/ap", "eval/plugin/error",
@@ -289,7 +294,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(
 ) -> None:
     two_arms[1] = Arm("<script>alert(1)</script> & b", two_arms[1].records)
     out = tmp_path / "out"
-    written = write_comparison(Comparison("x <y>", two_arms, "a"), out)
+    written = write_comparison(make_comparison("x <y>", two_arms, "a"), out)
     text = (out / "comparison.html").read_text()
     page = Page()
     page.feed(text)
@@ -310,14 +315,14 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(
         "learning_curves.svg", "accuracy_against_time.svg", "final_accuracies.svg",
     }  # fmt: skip
     before = {path: path.read_bytes() for path in written}
-    write_comparison(Comparison("x <y>", two_arms, "a"), out)
+    write_comparison(make_comparison("x <y>", two_arms, "a"), out)
     assert {path: path.read_bytes() for path in written} == before  # the same bytes again
 
 
 def test_markdown_and_terminal(
     two_arms: list[Arm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    comparison = Comparison("x", two_arms, "a")
+    comparison = make_comparison("x", two_arms, "a")
     write_comparison(comparison, tmp_path / "out")
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert "| knn top1 | a | 3 | 53.0 [44.0, 62.0] | baseline |" in text
@@ -336,6 +341,6 @@ def test_what_is_rounded_to_zero_has_no_minus() -> None:
 def test_the_page_names_each_protocol_once_above_its_rows(
     two_arms: list[Arm], tmp_path: Path
 ) -> None:
-    page = html_page(Comparison("x", two_arms, "a"), [])
+    page = html_page(make_comparison("x", two_arms, "a"), [])
     assert page.count('<th scope="rowgroup" colspan="6">knn top1</th>') == 1
     assert "<td>knn top1</td>" not in page  # a narrow screen has no room for it beside the score

@@ -13,13 +13,15 @@ from matplotlib.legend import Legend
 
 from sslkit.evaluation.results import ComparisonRow, Estimate
 from sslkit.report.comparison.figures import draw_all
-from sslkit.report.comparison.page import html_page, write_comparison
+from sslkit.report.comparison.model import Comparison
+from sslkit.report.comparison.page import html_page
 from sslkit.report.comparison.svg import Picture
-from sslkit.report.comparison.table import Comparison
 from sslkit.report.figures import draw_accuracies, draw_curves
 from sslkit.report.maps import choose_images, draw_map
 from sslkit.report.projection import project
 from sslkit.runs.metrics_file import MetricLine
+from sslkit.workflows.compare.arm_statistics import make_comparison
+from sslkit.workflows.compare.comparison_folder import write_comparison
 from tests.report.run_folders import make_run
 from tests.report.test_comparison import arm
 
@@ -43,7 +45,7 @@ def eight_arms(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
         )
         for number in range(8)
     ]  # fmt: skip
-    return Comparison("eight", arms, arms[0].label)
+    return make_comparison("eight", arms, arms[0].label)
 
 
 def reports() -> dict[str, Figure]:

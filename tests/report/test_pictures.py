@@ -22,12 +22,13 @@ from sslkit.report.comparison.gallery import (
     same_class,
     thumbnail,
 )
-from sslkit.report.comparison.page import write_comparison
-from sslkit.report.comparison.record import read_run
-from sslkit.report.comparison.table import Arm, Comparison
+from sslkit.report.comparison.model import Arm, Comparison
 from sslkit.report.maps import CLASSES, choose_images, draw_map
 from sslkit.report.projection import parse_methods, project
+from sslkit.workflows.compare.arm_statistics import make_comparison
+from sslkit.workflows.compare.comparison_folder import write_comparison
 from sslkit.workflows.compare.pictures import PictureOptions, make_pictures
+from sslkit.workflows.compare.records import read_run
 from sslkit.workflows.train import start
 from tests.report.test_comparison import Page
 
@@ -174,7 +175,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def compared(runs: list[Path]) -> Comparison:
-    return Comparison("x", [Arm(path.name[:1], [read_run(path)]) for path in runs], "a")
+    return make_comparison("x", [Arm(path.name[:1], [read_run(path)]) for path in runs], "a")
 
 
 def test_pictures_of_real_runs_are_in_the_page(runs: list[Path], tmp_path: Path) -> None:

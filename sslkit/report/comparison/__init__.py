@@ -1,4 +1,2 @@
-"""What a comparison looks like: tables, figures, the gallery, the page.
-
-Not here: running its arms, and what is read of finished runs to compare them
-(`workflows/compare`)."""
+"""How a comparison looks: tables, figures, pictures and the page. It renders what
+`sslkit.workflows.compare` read and computed, and does neither itself."""

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sslkit.evaluation.statistics import Interval, mean_interval
 from sslkit.report.final_results import bounds, in_percent
 
-from .record import Point
-from .table import SUBJECTS, Arm, Comparison
+from .model import SUBJECTS, Arm, Comparison, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

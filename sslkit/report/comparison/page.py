@@ -1,24 +1,19 @@
-"""The files of a comparison: one HTML page that needs nothing from elsewhere, Markdown, JSON."""
+"""A comparison as one HTML page that needs nothing from elsewhere."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
-from pathlib import Path
-from typing import Any
 
 from sslkit.recipe import hashed_view
 from sslkit.recipe.yaml_positions import dump_document
-from sslkit.runs.atomic import write_atomic
 
 from .figures import draw_all
-from .notes import find_notes
+from .model import Comparison
 from .svg import Picture, svg_text
-from .table import Comparison
-from .tables import GROUP, Table, heading, markdown, text_tables
+from .tables import GROUP, Table, heading, text_tables
 
 _CAPTIONS = {
     "learning_curves": "Learning curves: mean over seeds, each seed as a thin line and, from three "
@@ -42,34 +37,13 @@ svg{max-width:100%;height:auto}pre{background:#f3f5f8;padding:.8rem;overflow-x:a
 """
 _ONE_PANEL = 360.0
 """Width of a figure that has one, points, at most."""
-_XML_HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 # A browser refuses whatever a mistake in this file would load.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def comparison_document(comparison: Comparison, folder: Path) -> dict[str, Any]:
-    """What `comparison.json` holds; paths in it count from `folder`."""
-    return {**comparison.to_json(folder), "notes": find_notes(comparison)}
-
-
-def write_comparison(
-    comparison: Comparison, folder: Path, pictures: Sequence[Picture] = ()
-) -> list[Path]:
-    """Writes comparison.json, comparison.md, comparison.html and figures; returns their paths.
-    pictures: further figures, which need more than the numbers."""
-    every = [*_drawn(comparison), *pictures]
-    document = json.dumps(comparison_document(comparison, folder), indent=2, allow_nan=False) + "\n"
-    files = {
-        **{f"figures/{picture.name}.svg": _XML_HEAD + picture.svg for picture in every},
-        "comparison.json": document,
-        "comparison.md": markdown(comparison, every),
-        "comparison.html": html_page(comparison, every),
-    }
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text)
-    return [folder / name for name in files]
+def comparison_pictures(comparison: Comparison) -> list[Picture]:
+    """The figures of the numbers."""
+    return list(_drawn(comparison))
 
 
 def html_page(comparison: Comparison, pictures: Sequence[Picture]) -> str:
@@ -92,9 +66,9 @@ def _page(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[str]:
     yield f"<h1>{escape(comparison.name)}</h1><p>{escape(heading(comparison))}</p>"
     for table in text_tables(comparison):
         yield from _table(table)
-    if find_notes(comparison):
+    if comparison.notes:
         yield "<h2>Notes</h2><ul>"
-        yield from (f"<li>{escape(note)}</li>" for note in find_notes(comparison))
+        yield from (f"<li>{escape(note)}</li>" for note in comparison.notes)
         yield "</ul>"
     for picture in pictures:
         caption = f"<figcaption>{escape(picture.caption)}</figcaption>"

@@ -12,9 +12,8 @@ from sslkit.report.final_results import in_percent
 from sslkit.report.report import markdown_table
 from sslkit.report.terminal import display_path
 
-from .notes import find_notes
+from .model import Comparison
 from .svg import Picture
-from .table import Comparison
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, column heads, rows."""
@@ -37,14 +36,14 @@ def heading(comparison: Comparison) -> str:
     )
 
 
-def print_comparison(comparison: Comparison, folder: Path) -> None:
-    """Tables and notes on the terminal, and where the files are."""
+def print_comparison(comparison: Comparison, page: Path) -> None:
+    """Tables and notes on the terminal, and where the report is."""
     print(f"{comparison.name}: {heading(comparison)}")
     for title, heads, rows in text_tables(comparison):
         print_table(heads, rows, title=title)
-    for note in find_notes(comparison):
+    for note in comparison.notes:
         print(f"note: {note}")
-    print(f"report: {display_path(folder / 'comparison.html')}")
+    print(f"report: {display_path(page)}")
 
 
 def markdown(comparison: Comparison, pictures: Sequence[Picture]) -> str:
@@ -61,9 +60,9 @@ def _markdown(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[s
         yield f"{title}:"
         yield ""
         yield from markdown_table(heads, ([_escaped(cell) for cell in row] for row in rows))
-    if find_notes(comparison):
+    if comparison.notes:
         yield ""
-        yield from (f"- {note}" for note in find_notes(comparison))
+        yield from (f"- {note}" for note in comparison.notes)
     for picture in pictures:
         yield f"\n![{picture.name.replace('_', ' ')}](figures/{picture.name}.svg)"
         yield f"\n{picture.caption}"

@@ -1,4 +1,2 @@
-"""Comparing experiments, and holding one against its expectations: what `sslkit compare` and
-`sslkit verify` do.
-
-Not here: the page and its figures (`report/comparison`), and statistics (`evaluation`)."""
+"""`sslkit compare`: the runs that it makes, what it reads of them, and the statistics over seeds.
+How that looks is `sslkit.report.comparison`."""

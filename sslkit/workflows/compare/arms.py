@@ -14,9 +14,11 @@ from sslkit.errors import RecipeError
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
 from sslkit.recipe import Recipe, find_recipe, flatten, load_recipe, recipe_hash
-from sslkit.report.comparison.agreement import Terms
-from sslkit.report.comparison.record import RunRecord, protocol_settings
+from sslkit.report.comparison.model import RunRecord
 from sslkit.runs.folder import sanitise_name
+
+from .agreement import Terms
+from .records import protocol_settings
 
 _OPENING, _CLOSING, _QUOTES = "{[", "}]", "\"'"
 _MAX_NAME = 100

@@ -7,22 +7,22 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sslkit.engine.display import Display
 from sslkit.errors import RecipeError, SSLKitError
 from sslkit.parallel.world import find_world
-from sslkit.report.comparison.agreement import Match, Terms, disagreements
-from sslkit.report.comparison.page import write_comparison
-from sslkit.report.comparison.record import RunRecord, read_run
-from sslkit.report.comparison.table import Arm, Comparison
+from sslkit.report.comparison.model import Arm, Comparison, Match, RunRecord
 
+from .agreement import Terms, disagreements
+from .arm_statistics import make_comparison
 from .arms import Identity, PlannedArm, identity, label_runs, plan_arms, planned_terms
-from .comparison_folder import ComparisonFolder, default_path
+from .comparison_folder import PAGE, ComparisonFolder, default_path, write_comparison
 from .devices import Device, shared
 from .groups import Groups
 from .pictures import PictureOptions, make_pictures
 from .process import Job, StoppedError, run_jobs
+from .records import read_run
 
 _ALL_PICTURES = PictureOptions()
 _SHARED = "shared_device"
@@ -40,6 +40,16 @@ class Outcome:
     """`failed`: some run has no result; the table says which."""
     comparison: Comparison | None = None
     """None where it was stopped."""
+
+    @property
+    def page(self) -> Path:
+        """The report for people; there where there is a comparison."""
+        return self.folder / PAGE
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        document = self.comparison.to_json(self.folder) if self.comparison else {}
+        return {"folder": str(self.folder), "status": self.status, **document}
 
 
 def compare(
@@ -78,17 +88,17 @@ def compare(
             display.message("stopped; the same command goes on from here")
             return Outcome(folder.path, "stopped")
         arms = collect(labels, planned, given, folder, failed)
-        comparison = Comparison(
+        refuse_unlike_runs(arms, match)
+        comparison = make_comparison(
             folder.path.name, arms, baseline or arms[0].label, match, time_tolerance
         )
-        refuse_what_cannot_be_shown(comparison)
         drawn, notes = make_pictures(comparison, pictures, display)
         if folder.manifest.get(_SHARED):
             notes.append(
                 "Some runs were made at the same time on one device, so that they took longer than "
                 "they would have alone."
             )
-        comparison = replace(comparison, remarks=notes)
+        comparison = replace(comparison, notes=[*comparison.notes, *notes])
         report = write_comparison(comparison, folder.path, drawn)
         groups.close([arm.recipe.tracking for arm in planned], report)
         return Outcome(folder.path, "failed" if failed else "finished", comparison)
@@ -211,14 +221,14 @@ def collect(
     return arms
 
 
-def refuse_what_cannot_be_shown(comparison: Comparison) -> None:
+def refuse_unlike_runs(arms: Sequence[Arm], match: Match) -> None:
     """Raises SSLKitError where no run has a result, and RecipeError where runs turned out to
     differ in what must be equal, such as data that changed between two of them."""
-    records = [record for arm in comparison.arms for record in arm.records]
+    records = [record for arm in arms for record in arm.records]
     if not records:
         reasons = [f"{arm.label}: seed {seed}: {reason}"
-                   for arm in comparison.arms for seed, reason in arm.failed.items()]  # fmt: skip
+                   for arm in arms for seed, reason in arm.failed.items()]  # fmt: skip
         raise SSLKitError("\n".join(reasons))
-    problems = disagreements([Terms.of_run(record) for record in records], comparison.match)
+    problems = disagreements([Terms.of_run(record) for record in records], match)
     if problems:
         raise RecipeError(*problems)

@@ -21,6 +21,10 @@ from filelock import FileLock
 from sslkit.errors import RecipeError, RunFolderError
 from sslkit.files import read_json, reason
 from sslkit.recipe import load_recipe
+from sslkit.report.comparison.model import Comparison
+from sslkit.report.comparison.page import comparison_pictures, html_page
+from sslkit.report.comparison.svg import Picture
+from sslkit.report.comparison.tables import markdown
 from sslkit.runs.atomic import remove_leftovers, write_atomic
 from sslkit.runs.endings import is_finished
 from sslkit.runs.folder import find_runs, lock_folder, new_run_id, sanitise_name, unlock_folder
@@ -28,6 +32,9 @@ from sslkit.runs.folder import find_runs, lock_folder, new_run_id, sanitise_name
 from .arms import Identity, PlannedArm, identity
 
 _MANIFEST = "manifest.json"
+PAGE = "comparison.html"
+"""The report of a comparison, for people."""
+_XML_HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 
 
 class ComparisonFolder:
@@ -111,6 +118,26 @@ class ComparisonFolder:
                 recipe = load_recipe(run.recipe)
                 found[identity(recipe), recipe.seed] = run.path
         return found
+
+
+def write_comparison(
+    comparison: Comparison, folder: Path, pictures: Sequence[Picture] = ()
+) -> list[Path]:
+    """Writes JSON, Markdown, the HTML page and figures; returns their paths. pictures: further
+    figures, which need more than the numbers."""
+    every = [*comparison_pictures(comparison), *pictures]
+    document = comparison.to_json(folder)
+    files = {
+        **{f"figures/{picture.name}.svg": _XML_HEAD + picture.svg for picture in every},
+        "comparison.json": json.dumps(document, indent=2, allow_nan=False) + "\n",
+        "comparison.md": markdown(comparison, every),
+        PAGE: html_page(comparison, every),
+    }
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+    return [folder / name for name in files]
 
 
 def default_path(arms: Sequence[PlannedArm], runs: Iterable[Path]) -> Path:

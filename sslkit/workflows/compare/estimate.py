@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.engine.display import Display, EachOnce
-from sslkit.report.comparison.agreement import Match
+from sslkit.report.comparison.model import Match
 from sslkit.workflows.plan import make_plan
 
 from .compare import planned_and_given

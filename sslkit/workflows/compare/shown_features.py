@@ -22,7 +22,7 @@ from sslkit.experiment.samples import build_backbone
 from sslkit.randomness import Order, random_subset, seeded
 from sslkit.recipe import Recipe
 from sslkit.report.comparison.gallery import Thumbnail, choose_queries, thumbnail
-from sslkit.report.comparison.record import RunRecord
+from sslkit.report.comparison.model import RunRecord
 from sslkit.report.maps import choose_images, class_name
 from sslkit.runs.environment_file import read_environment
 from sslkit.workflows.pack import available_cores

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from sslkit.errors import CheckpointError, RunFolderError
 from sslkit.evaluation.collector import named_evaluators
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
+from sslkit.report.comparison.model import Point, RunRecord, Score
 from sslkit.report.cost import training_clock
 from sslkit.report.final_results import main_metrics
 from sslkit.runs.endings import SavedResults, SavedScore, read_results
@@ -22,63 +22,6 @@ from sslkit.runs.folder import RunFolder
 from sslkit.runs.metrics_file import MetricLine, read_lines
 
 _ONLINE = "train/online_probe/top1"
-
-
-@dataclass(frozen=True)
-class Point:
-    """One value of a learning curve."""
-
-    step: int
-    epoch: float
-    seconds: float
-    """Of training up to this step, evaluation not counted."""
-    value: float
-
-
-@dataclass(frozen=True)
-class Score:
-    """A main metric after the last epoch, and what the baselines reach."""
-
-    trained: float
-    pixels: float | None = None
-    untrained: float | None = None
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """A finished run, as far as a comparison needs it."""
-
-    path: Path
-    recipe: Recipe
-    hash: str
-    data: Mapping[str, str]
-    """Split -> fingerprint."""
-    steps: int
-    epochs: float
-    images_seen: int
-    """Optimiser steps times the batch size; 0 for weights that were only measured."""
-    scores: Mapping[str, Score]
-    """`eval/knn/top1` -> values after the last epoch, for the main metrics of every protocol."""
-    curves: Mapping[str, Sequence[Point]]
-    """Metric -> its values during the run, the last one included."""
-    training_seconds: float
-    evaluation_seconds: float | None
-    images_per_second: float | None
-    """Median over log steps."""
-    peak_memory_mb: float | None
-    machine: str
-    """Device and processor or accelerator."""
-    versions: Mapping[str, str]
-    """Distributions that change numbers -> version."""
-
-    @property
-    def seed(self) -> int:
-        return self.recipe.seed
-
-    def last(self, metric: str) -> Point:
-        """What it came to after the last epoch."""
-        value = self.scores[metric].trained
-        return Point(self.steps, self.epochs, self.training_seconds, value)
 
 
 def read_run(path: Path) -> RunRecord:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sslkit.evaluation.statistics import FEWEST, no_spread
-
-from .table import Comparison
+from sslkit.report.comparison.model import Comparison
 
 
 def find_notes(comparison: Comparison) -> list[str]:
@@ -17,7 +16,6 @@ def find_notes(comparison: Comparison) -> list[str]:
         *_matched_time(comparison),
         *_not_measured(comparison),
         *_unlike_conditions(comparison),
-        *comparison.remarks,
     ]
 
 

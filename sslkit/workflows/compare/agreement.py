@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from .record import RunRecord, protocol_settings
+from sslkit.report.comparison.model import Match, RunRecord
 
-Match = Literal["epochs", "time"]
-"""The budget that arms share: images seen, or seconds of training."""
+from .records import protocol_settings
 
 
 @dataclass(frozen=True)
