@@ -125,7 +125,9 @@ def on_ranks(work: Callable[[World], T], size: int = 2) -> list[T | BaseExceptio
         except BaseException as error:
             ends[rank.rank] = error
 
-    threads = [threading.Thread(target=go, args=(rank,)) for rank in ranks]
+    threads = [
+        threading.Thread(target=go, args=(rank,), name=f"rank {rank.rank}") for rank in ranks
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
