@@ -42,7 +42,16 @@ from .evaluation import (
 from .kinds import INTERFACES
 from .losses import Loss, LossInput, rewards_collapse
 from .method import Apart, Method, ParamGroup, StepOutput
-from .networks import Backbone, FeatureStage, Head, NoFeatureMapsError, Preprocess
+from .networks import (
+    Backbone,
+    FeatureStage,
+    Head,
+    NoFeatureMapsError,
+    NoTimmModelError,
+    Preprocess,
+    StartingWeights,
+    TimmModel,
+)
 from .optimization import Optimizer, OptimizerConfig, optimizer_groups, set_group_rules
 from .run_files import RunFiles
 from .samples import SampleSpec, ViewSpec, largest_view, torch_dtype
@@ -84,6 +93,7 @@ __all__ = [
     "Method",
     "MetricPoint",
     "NoFeatureMapsError",
+    "NoTimmModelError",
     "Optimizer",
     "OptimizerConfig",
     "ParamGroup",
@@ -99,8 +109,10 @@ __all__ = [
     "ScheduledNumber",
     "Slot",
     "SplitReader",
+    "StartingWeights",
     "StepOutput",
     "Subject",
+    "TimmModel",
     "Tracker",
     "UnreadableImageError",
     "ViewSpec",

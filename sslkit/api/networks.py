@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -45,13 +46,44 @@ class NoFeatureMapsError(Exception):
     """Raised by `Backbone.feature_maps` where a backbone has none; the message is one line."""
 
 
+@dataclass(frozen=True)
+class StartingWeights:
+    """What a network starts from that is not random."""
+
+    source: str
+    """What to call it: the file, or the name of the model whose published weights they are."""
+    path: Path | None = None
+    """The file or folder, where it is one."""
+    image_size: int | None = None
+    """Side of the images that the weights were trained on, pixels, where it is known."""
+
+
+@dataclass(frozen=True)
+class TimmModel:
+    """What `timm.create_model` makes a network from."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    """`img_size` among them is left out where the model takes any."""
+
+
+class NoTimmModelError(Exception):
+    """Raised by `Backbone.timm_model` where there is none; the message is one line."""
+
+
 class Backbone(Component, nn.Module, ABC):
     """An encoder, (B, C, S, S) images in [0, 1] to (B, num_features). Owns its normalisation.
 
     Constructed as `cls(config, channels=C, image_size=S)`, where S is the side of the largest view.
     One of other samples (`takes_images = False`) is constructed as `cls(config, shape=(C, ...))`,
     the shape of the largest view, and takes views in training and whole samples when it is
-    measured: pixels in [0, 1], anything else as the reader gives it."""
+    measured: pixels in [0, 1], anything else as the reader gives it.
+
+    It is built under a generator that is seeded by the recipe, from which random weights must come,
+    several times: to train, to measure the untrained baseline (`without_weights`), and to load what
+    was trained. What it starts from is asked of the class, before anything is built. In evaluation
+    mode `forward` changes nothing and gives each image the same features in any batch; all calls
+    come from one thread."""
 
     kind = "backbone"
     takes_images: ClassVar[bool] = True
@@ -96,10 +128,42 @@ class Backbone(Component, nn.Module, ABC):
         return self.preprocess if self.takes_images else None
 
     @classmethod
-    def architecture(cls, config: Any) -> Any:
+    def starting_weights(cls, config: Any) -> StartingWeights | None:
+        """Where the network starts, if not from random weights; None where it does. Loads nothing.
+
+        A run says so, and takes the untrained baseline from `without_weights`."""
+        return None
+
+    @classmethod
+    def without_weights(cls, config: Any) -> Any:
         """`config` without its starting weights: what builds the network that trained weights are
-        loaded into."""
-        return config
+        loaded into, and the untrained baseline. Must not need what the weights came from."""
+        old = getattr(cls, "architecture", None)  # its name in interface 1
+        return config if old is None else old(config)
+
+    @classmethod
+    def from_weights(cls, block: Mapping[str, Any], weights: Path) -> Mapping[str, Any] | None:
+        """The block of a recipe, as it stands there, started from a file of weights instead of what
+        it starts from; None where the backbone takes no such file. For `sslkit eval WEIGHTS`."""
+        return None
+
+    @classmethod
+    def published(cls, model: str) -> Mapping[str, Any] | None:
+        """The fields of the block that is a model with its published weights, prepared as it was
+        trained; None where the backbone knows no such name. For `sslkit eval --backbone MODEL`."""
+        return None
+
+    @classmethod
+    def label(cls, config: Any) -> str | None:
+        """What to call the network in tags, tables and model cards; None: by the component's name.
+        A family of models gives the model's."""
+        return None
+
+    def timm_model(self) -> TimmModel:
+        """The model of timm that takes `export_state` as its weights, for exports in timm's layout.
+
+        Raises NoTimmModelError where there is none."""
+        raise NoTimmModelError(f"the backbone {type(self).__name__} is no model of timm")
 
 
 class Head(Component, nn.Module, ABC):

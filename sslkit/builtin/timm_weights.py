@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import nn
 from sslkit.builtin.timm_source import HUB, LOCAL, is_elsewhere, read_saved_model, saved_weights
 from sslkit.errors import CheckpointError
 from sslkit.nn.weights import FittingWeights, fit_weights, read_weights
+
+_INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def model_problem(name: str, *, pretrained: bool) -> str | None:
@@ -54,7 +57,7 @@ def has_weights(name: str) -> bool:
     return is_elsewhere(name) or bool(timm.is_model_pretrained(name))
 
 
-def starting_weights(model: nn.Module, config: Any) -> FittingWeights | None:
+def read_starting_weights(model: nn.Module, config: Any) -> FittingWeights | None:
     """Weights of a file that fit the model; None where the recipe names no file. timm's own
     converter is tried where they do not fit (it resamples position embeddings and renames the
     layers of original releases). Raises CheckpointError."""
@@ -86,3 +89,28 @@ def trained_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]
         return read_saved_model(name).statistics
     known = timm.get_pretrained_cfg(name)
     return None if known is None else (tuple(known.mean), tuple(known.std))
+
+
+def trained_size(name: str) -> int | None:
+    """Side of the images that the published weights were trained on, if known."""
+    import timm
+
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return None if known is None else int(known.input_size[-1])
+
+
+def published_fields(name: str) -> Mapping[str, Any] | None:
+    """The fields of a backbone that is this model with its published weights, and the normalisation
+    and interpolation that it was trained with; None where timm has no such model."""
+    import timm
+
+    if is_elsewhere(name):
+        return {"model": name, "pretrained": True}
+    if not timm.is_model(name):
+        return None
+    fields: dict[str, Any] = {"model": name, "pretrained": True}
+    if (known := timm.get_pretrained_cfg(name)) is not None:
+        fields["normalize"] = {"mean": list(known.mean), "std": list(known.std)}
+        if known.interpolation in _INTERPOLATIONS:
+            fields["interpolation"] = known.interpolation
+    return fields

@@ -201,5 +201,6 @@ def _method_numbers(t: Training) -> str:
 
 
 def _starting_weights(t: Training) -> str:
-    source = t.run.params.get("backbone.weights")
-    return f"backbone.weights={source}" if source else "how backbone and method are initialised"
+    if t.starts_from is None:
+        return "how backbone and method are initialised"
+    return f"{t.starts_from}, from which the backbone starts"

@@ -106,6 +106,8 @@ class Training:
     state_check: StateCheck
     scheduled: Mapping[str, ScheduledNumber] = field(default_factory=dict)
     """Name in the log -> each number of the recipe that follows a schedule of its own."""
+    starts_from: str | None = None
+    """What the backbone starts from; None for random weights."""
     keep_failure: Callable[[FailureRecord], object] = lambda record: None
     """Writes the record of a step that was not finite into the run folder."""
     meter: LossMeter = field(init=False)

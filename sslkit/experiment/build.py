@@ -31,6 +31,7 @@ from .networks import (
     compile_backbones,
     initial_method,
     say_missing_untrained,
+    starting_source,
     without_starting_weights,
 )
 from .resolve import _LOG_STEPS, settle
@@ -180,6 +181,7 @@ def build(
         contract=contract,
         state_check=StateCheck(method, optimization),
         scheduled=scheduled_numbers(recipe),
+        starts_from=starting_source(recipe),
         keep_failure=lambda record: write_failure(folder, record),
     )
     return Experiment(recipe, facts, folder, runtime, stores, loader, suite, training, no_untrained)

@@ -30,7 +30,7 @@ def save_encoder(experiment: Experiment) -> Path:
     """Writes the encoder of a run: its weights under the names that other tools expect, and what it
     takes to build it again. Raises TrainingError."""
     encoder, slot = experiment.method.encoder, experiment.recipe.backbone
-    config = slot.cls.architecture(slot.config)
+    config = slot.cls.without_weights(slot.config)
     described = EncoderDescription(
         backbone={"name": slot.name, **config.model_dump(mode="json")},
         preprocess=described_preparation(encoder) or {},

@@ -39,7 +39,7 @@ def missing_untrained(recipe: Recipe, facts: RunFacts) -> str | None:
     slot = recipe.backbone
     return (
         f"backbone '{slot.name}' of {slot.distribution} {slot.version} has the same weights under "
-        f"two seeds, so they are not random; {slot.cls.__name__}.architecture must give a "
+        f"two seeds, so they are not random; {slot.cls.__name__}.without_weights must give a "
         "config that loads none"
     )
 
@@ -54,6 +54,12 @@ def say_missing_untrained(recipe: Recipe, facts: RunFacts, display: Display) -> 
     return reason
 
 
+def starting_source(recipe: Recipe) -> str | None:
+    """What the backbone starts from, in words; None for random weights."""
+    found = recipe.backbone.cls.starting_weights(recipe.backbone.config)
+    return found.source if found is not None else None
+
+
 def without_starting_weights(recipe: Recipe) -> Recipe:
     """The recipe with a backbone that is built without loading or downloading weights."""
     return recipe.model_copy(update={"backbone": without_weights(recipe.backbone)})
@@ -61,7 +67,7 @@ def without_starting_weights(recipe: Recipe) -> Recipe:
 
 def without_weights(backbone: Slot[Backbone]) -> Slot[Backbone]:
     """The backbone alone, in the same way."""
-    config = backbone.cls.architecture(backbone.config)
+    config = backbone.cls.without_weights(backbone.config)
     return Slot(backbone.cls, backbone.name, config, backbone.distribution, backbone.version)
 
 

@@ -42,7 +42,9 @@ class Change:
     """True: the base class still honours the old member, so that it is warned of, not refused."""
 
 
-CHANGES: tuple[Change, ...] = ()
+CHANGES: tuple[Change, ...] = (
+    Change("backbone", "architecture", "without_weights(config)", works=True),
+)
 """What a class written for an earlier interface may still define."""
 
 

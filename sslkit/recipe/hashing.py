@@ -52,8 +52,8 @@ def recipe_hash(recipe: Recipe) -> str:
 
 
 def backbone_name(recipe: Recipe) -> str:
-    """What to call the backbone: the model, where it is one of a family such as timm's."""
-    return str(getattr(recipe.backbone.config, "model", recipe.backbone.name))
+    """What to call the backbone: the model, where it is one of a family."""
+    return recipe.backbone.cls.label(recipe.backbone.config) or recipe.backbone.name
 
 
 def hashed_view(recipe: Recipe) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def test_import_takes_back_what_export_gave() -> None:
 
 def test_the_architecture_needs_no_starting_weights() -> None:
     config = TimmBackbone.Config(model="resnet18", stem="small", weights=Path("gone.pth"))
-    rebuilt = TimmBackbone.architecture(config)
+    rebuilt = TimmBackbone.without_weights(config)
     assert rebuilt == TimmBackbone.Config(model="resnet18", stem="small")
 
 

@@ -188,7 +188,7 @@ def test_weights_of_a_folder_are_never_left_out_in_silence(folder: Path) -> None
 
 def test_the_untrained_baseline_of_a_folder_is_untrained(folder: Path) -> None:
     config = TimmBackbone.Config(model=f"local-dir:{folder}", pretrained=True)
-    bare = TimmBackbone.architecture(config)
+    bare = TimmBackbone.without_weights(config)
     (folder / "config.json").unlink()  # a finished run needs the folder no more
     assert (bare.model, bare.pretrained, bare.weights) == (MODEL, False, None)
     assert bare.model_args == {"global_pool": "avg"}

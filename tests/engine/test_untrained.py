@@ -40,7 +40,7 @@ def is_left_out(run: Path, messages: list[str]) -> None:
     (first,) = [text for text in messages if text.startswith("warning: no untrained baseline")]
     assert "backbone 'timm' of sslkit" in first
     assert "same weights under two seeds" in first
-    assert "TimmBackbone.architecture" in first
+    assert "TimmBackbone.without_weights" in first
     assert messages.index(first) < 3
     assert "No untrained baseline: backbone 'timm'" in (run / "report.md").read_text()
     results = json.loads((run / "results.json").read_text())
@@ -51,7 +51,7 @@ def is_left_out(run: Path, messages: list[str]) -> None:
 
 def test_starting_weights_without_architecture(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = one_step(tiny).run_dir
-    monkeypatch.setattr(TimmBackbone, "architecture", Backbone.architecture)
+    monkeypatch.setattr(TimmBackbone, "without_weights", Backbone.without_weights)
     display = Talking()
     second = one_step(tiny, f"backbone.weights={first}", display=display).run_dir
     is_left_out(second, display.messages)

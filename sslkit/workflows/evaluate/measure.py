@@ -79,12 +79,3 @@ def protocol_overrides(recipe_file: Path, protocols: Sequence[str] | None) -> li
     known = {block.get("name"): block for block in reversed(blocks)}
     chosen = [known.get(name, {"name": name}) for name in protocols]
     return [CommandOverride(f"evaluate={json.dumps(chosen)}", f"--protocol {','.join(protocols)}")]
-
-
-def say_timm_model(path: Path) -> str:
-    """What to do where a path that is not there is the name of a timm model."""
-    import timm
-
-    if not timm.is_model(str(path)):
-        return ""
-    return f"; timm's model is measured by --backbone {path} --recipe RECIPE"

@@ -32,7 +32,8 @@ from sslkit.runs.evaluations import write_evaluation
 from sslkit.runs.folder import RunFolder, lies_in_a_run, run_folder_of
 from sslkit.tracking.log import add_to_run, sync
 
-from .measure import Measured, measure, metrics_of, protocol_overrides, say_timm_model
+from .measure import Measured, measure, metrics_of, protocol_overrides
+from .published import say_published
 
 
 def evaluate_run(
@@ -93,7 +94,7 @@ def _calibrate(method: Method, path: Path, recipe: Recipe, store: CachedSplit) -
 def _refuse_others(path: Path) -> None:
     """Raises CheckpointError where the path is neither a run folder nor a checkpoint in one."""
     if not path.exists():
-        raise CheckpointError(f"{path}: no such run folder or checkpoint{say_timm_model(path)}")
+        raise CheckpointError(f"{path}: no such run folder or checkpoint{say_published(path)}")
     if path.is_file() and not lies_in_a_run(path):
         raise CheckpointError(
             f"{path}: is no checkpoint in a run folder; to measure it as weights, name the recipe "

@@ -39,7 +39,8 @@ from sslkit.runs.evaluations import write_weights_evaluation
 from sslkit.runs.folder import RunFolder, lies_in_a_run
 from sslkit.tracking.log import RunLog
 
-from .measure import Measured, measure, metrics_of, protocol_overrides, say_timm_model
+from .measure import Measured, measure, metrics_of, protocol_overrides
+from .published import published_block, say_published, started_from
 
 _MEASURED = (
     "name",
@@ -54,7 +55,6 @@ _MEASURED_IN_TRAIN = ("train.channels_last", "train.device")
 """Fields of a recipe that the measurement of a weight file depends on."""
 _EAGER = {"compile": False, "compile_augmentation": False, "cuda_graphs": False}
 """Fields that only speed up training, and that a machine may lack the compiler for."""
-_INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def evaluate_weights(
@@ -71,13 +71,14 @@ def evaluate_weights(
     tracker.
 
     weights: a timm weight file, an encoder.safetensors, a run folder or an export for timm; None:
-    what the recipe's backbone starts from. model: a timm model for the weights, normalised as timm
-    says; with its published weights where there is no file.
+    what the recipe's backbone starts from. model: the name of a model that an installed
+    backbone knows, such as timm's, prepared as it was trained; with its published weights where
+    there is no file.
 
     Raises RecipeError, CheckpointError and DataError."""
     find_world()  # refuses several processes, which would write the same folder
     if weights is not None and not weights.exists():
-        known = say_timm_model(weights)
+        known = say_published(weights)
         raise CheckpointError(f"{weights}: no such weight file or run folder{known}")
     if weights is not None and weights.is_file() and lies_in_a_run(weights):
         raise CheckpointError(
@@ -99,7 +100,7 @@ def evaluate_weights(
     for advice in find_warnings(chosen, facts):
         if advice.path.startswith("backbone."):
             display.message(f"warning: {advice}")
-    if warning := _other_size(chosen, model, facts):
+    if warning := _other_size(chosen, facts):
         display.message(f"warning: {warning}")
     results = measure(chosen, facts, stores, method, display, weights=True)
     try:
@@ -114,17 +115,14 @@ def _starting_backbone(given: Any, weights: Path | None, model: str | None) -> l
     """The override that puts the weights into a backbone. given: the block of the recipe, not
     validated; None where it has none."""
     if model is not None:
-        block = {"name": "timm", "model": model, **_timm_preprocessing(model)}
-        block |= {"pretrained": True} if weights is None else {"weights": str(weights)}
+        block: Any = published_block(model)
     elif weights is None:
         return []
     else:
-        own = _own_block(weights)
-        if own is None and not isinstance(given, dict):
-            return []  # which is found when the recipe is validated
-        block = {**(own or given), "weights": str(weights)}
-        block |= {"pretrained": False} if block.get("pretrained") else {}
-    return [f"backbone={json.dumps(block)}"]
+        block = _own_block(weights) or given
+    if weights is not None:
+        block = started_from(block, weights) if isinstance(block, dict) else None
+    return [] if block is None else [f"backbone={json.dumps(block)}"]
 
 
 def _own_block(weights: Path) -> dict[str, Any] | None:
@@ -138,32 +136,15 @@ def _own_block(weights: Path) -> dict[str, Any] | None:
         return None
 
 
-def _timm_preprocessing(model: str) -> dict[str, Any]:
-    """Normalisation and interpolation that a timm model was trained with."""
-    import timm
-
-    known = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
-    if known is None:
-        return {}
-    found: dict[str, Any] = {"normalize": {"mean": list(known.mean), "std": list(known.std)}}
-    if known.interpolation in _INTERPOLATIONS:
-        found["interpolation"] = known.interpolation
-    return found
-
-
-def _other_size(recipe: Recipe, model: str | None, facts: RunFacts) -> str | None:
-    """A warning where timm's own weights would be measured in another size."""
-    import timm
-
-    pretrained = getattr(recipe.backbone.config, "pretrained", False)
-    if model is None or not pretrained or not timm.is_model(model):
-        return None
-    trained = timm.get_pretrained_cfg(model).input_size[-1]
+def _other_size(recipe: Recipe, facts: RunFacts) -> str | None:
+    """A warning where weights would be measured in another size than they were trained in."""
+    start = recipe.backbone.cls.starting_weights(recipe.backbone.config)
+    trained = start.image_size if start is not None else None
     here = largest_view(facts.views, facts.channels)[-1]
-    if trained == here:
+    if trained is None or trained == here:
         return None
     return (
-        f"{model} was trained at {trained} px and sees {here} px here; "
+        f"{backbone_name(recipe)} was trained at {trained} px and sees {here} px here; "
         f"-o augmentation.size={trained} measures it there"
     )
 
@@ -171,18 +152,18 @@ def _other_size(recipe: Recipe, model: str | None, facts: RunFacts) -> str | Non
 def _name(recipe: Recipe, weights: Path | None) -> str:
     """What to call the weights. Raises RecipeError where there are none, or others: a network would
     be measured as if it were another one."""
-    config = recipe.backbone.config
-    start: Path | None = getattr(config, "weights", None)
-    if weights is not None and start != weights:
+    start = recipe.backbone.cls.starting_weights(recipe.backbone.config)
+    file = start.path if start is not None else None
+    if weights is not None and file != weights:
         raise RecipeError(f"-o backbone: would replace {weights}, the weights to be measured")
+    if file is not None:
+        around = file.absolute().parent.name
+        return around if file.name in (ENCODER_FILE, TIMM_FILE) else file.stem
     if start is not None:
-        around = start.absolute().parent.name
-        return around if start.name in (ENCODER_FILE, TIMM_FILE) else start.stem
-    if getattr(config, "pretrained", False):
         return backbone_name(recipe)
     raise RecipeError(
         f"backbone: '{recipe.backbone.name}' starts from no weights; "
-        "give a weight file, --backbone NAME of timm, or set backbone.weights"
+        "give a weight file, --backbone MODEL, or a backbone that starts from weights"
     )
 
 

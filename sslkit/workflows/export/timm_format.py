@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sslkit.api import NoTimmModelError
 from sslkit.errors import ExportError
 from sslkit.nn.weights import TIMM_FILE
 
@@ -41,21 +42,17 @@ def write(source: ExportSource, folder: Path) -> None:
 
 
 def timm_model(source: ExportSource) -> tuple[str, dict[str, Any], nn.Module]:
-    """Name and arguments of `timm.create_model` for the network of a `{name: timm}` block, and the
-    model that they make, without memory. Raises ExportError."""
+    """Name and arguments of `timm.create_model` for the network, and the model that they make,
+    without memory. Raises ExportError."""
     import timm
 
-    block = source.backbone
-    _refuse_others(source, block)
-    name = str(block["model"])
-    wanted = {
-        "img_size": source.encoder.preprocess.size,
-        "patch_size": block["patch_size"],
-        "global_pool": block["pool"],
-        "in_chans": source.channels if source.channels != 3 else None,
-        **block["model_args"],
-    }
-    arguments = {key: value for key, value in wanted.items() if value is not None}
+    try:
+        found = source.encoder.timm_model()
+    except NoTimmModelError as error:
+        raise ExportError(
+            f"--format timm: {error}; use --format onnx or --format torch-export"
+        ) from error
+    name, arguments = found.name, dict(found.arguments)
     with torch.device("meta"):
         try:
             model = timm.create_model(name, num_classes=0, **arguments)
@@ -65,20 +62,6 @@ def timm_model(source: ExportSource) -> tuple[str, dict[str, Any], nn.Module]:
             del arguments["img_size"]  # it takes any size, as ResNets do
             model = timm.create_model(name, num_classes=0, **arguments)
     return model.pretrained_cfg["architecture"], arguments, model
-
-
-def _refuse_others(source: ExportSource, block: Mapping[str, Any]) -> None:
-    name = str(block["name"])
-    others = "use --format onnx or --format torch-export"
-    if source.distribution != "sslkit" or name.rpartition(":")[2] != "timm":
-        raise ExportError(
-            f"--format timm: the backbone '{name}' of {source.distribution} is no model of timm; "
-            f"{others}"
-        )
-    if block["stem"] != "default":
-        raise ExportError(
-            f"--format timm: timm has no {block['model']} with stem: {block['stem']}; {others}"
-        )
 
 
 def _config(
