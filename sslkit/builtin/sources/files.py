@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sslkit.api import HasEncoded, ImageReader, UnreadableImageError
 from sslkit.builtin.sources.decoding import decode_image, image_size
+from sslkit.builtin.sources.path_table import PathTable
 from sslkit.builtin.sources.paths import common_size, missing, sample_positions
 from sslkit.builtin.sources.regular_files import is_inside, is_regular, read_image_file, shown
 from sslkit.errors import DataError, RecipeError
@@ -35,8 +36,8 @@ _MAX_FOLDERS = 1 << 21
 class Found:
     """What a search through a folder brought up."""
 
-    images: list[tuple[str, ...]] = field(default_factory=list)
-    """Path parts below the folder, in order of their names, folder by folder."""
+    images: PathTable = field(default_factory=PathTable)
+    """Paths below the folder, in order of their names, folder by folder."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Ending -> number of the files without an image's ending, and of what is no file: links that
     lead nowhere, devices."""
@@ -89,7 +90,7 @@ def _search(folder: Path, parts: tuple[str, ...], above: set[tuple[int, int]], t
             f"data: cannot list {shown(folder)}: {error.strerror}; check its permissions and the "
             "disk"
         ) from error
-    folders = []
+    folders, place_of_all = [], "/".join(parts)
     for entry in entries:
         name = entry.name
         if name.startswith("."):
@@ -102,7 +103,7 @@ def _search(folder: Path, parts: tuple[str, ...], above: set[tuple[int, int]], t
         if suffix not in IMAGE_SUFFIXES:
             to.ignored[suffix] += 1
         elif _is(entry, os.DirEntry.is_file):
-            to.images.append((*parts, name))
+            to.images.add(place_of_all, name)
         else:
             to.ignored[_NO_FILE] += 1
     for name in folders:
@@ -134,7 +135,7 @@ class FileReader(ImageReader, HasEncoded):
         notes: Sequence[str] = (),
     ) -> None:
         self._root = str(root)
-        self._paths = paths
+        self._paths = paths if isinstance(paths, PathTable) else PathTable(paths)
         self.channels = channels
         self.labels = labels
         self.class_names = class_names

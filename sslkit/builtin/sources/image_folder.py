@@ -52,7 +52,6 @@ class ImageFolder(DataSource):
             _refuse_splits(f"data.{split}", root, found)
         if split == "test":
             _refuse_nested(self.config.train, root)
-        paths = ["/".join(parts) for parts in found.images]
         details = {
             "labels": "none" if self._classes is None else "folders",
             "ignored_files": found.ignored.total(),
@@ -60,13 +59,17 @@ class ImageFolder(DataSource):
         }
         channels, notes = self.config.channels, found.note(root)
         if self._classes is None:
-            return FileReader(root, paths, channels, None, None, details, notes)
+            return FileReader(root, found.images, channels, None, None, details, notes)
         names = self._classes
         position = {name: index for index, name in enumerate(names)}
         self._check_classes(f"data.{split}", root, found, position)
-        labels = np.array([position[parts[0]] for parts in found.images], dtype=np.int64)
+        runs = list(found.images.runs())
+        labels = np.repeat(
+            np.array([position[run.folder] for run in runs], dtype=np.int64),
+            [run.stop - run.start for run in runs],
+        )
         shown_names = tuple(map(shown, names))
-        return FileReader(root, paths, channels, labels, shown_names, details, notes)
+        return FileReader(root, found.images, channels, labels, shown_names, details, notes)
 
     @cached_property
     def _train(self) -> Found:
@@ -77,8 +80,9 @@ class ImageFolder(DataSource):
         """The class names, by which `auto` is decided for both splits; None without labels."""
         if self.config.labels == "none":
             return None
-        names = sorted({parts[0] for parts in self._train.images if len(parts) == 2})
-        in_classes = all(len(parts) == 2 for parts in self._train.images)
+        folders = [run.folder for run in self._train.images.runs()]
+        names = sorted({folder for folder in folders if is_class_folder(folder)})
+        in_classes = all(map(is_class_folder, folders))
         if self.config.labels == "auto" and not (in_classes and len(names) >= 2):
             return None
         return tuple(names)
@@ -86,13 +90,13 @@ class ImageFolder(DataSource):
     def _check_classes(
         self, field: str, root: Path, found: Found, position: dict[str, int]
     ) -> None:
-        for parts in found.images:
-            if len(parts) != 2:
+        for run in found.images.runs():
+            if not is_class_folder(run.folder):
                 raise RecipeError(
-                    f"{field}: {shown(root.joinpath(*parts))} is not in a class folder; {_LAYOUT}; "
-                    "move it, or set data.labels=none"
+                    f"{field}: {shown(root / found.images[run.start])} is not in a class folder; "
+                    f"{_LAYOUT}; move it, or set data.labels=none"
                 )
-        unknown = sorted({parts[0] for parts in found.images} - position.keys())
+        unknown = sorted({run.folder for run in found.images.runs()} - position.keys())
         if unknown:
             names = ", ".join(map(shown, unknown[:5]))
             raise RecipeError(
@@ -102,10 +106,15 @@ class ImageFolder(DataSource):
             )
 
 
+def is_class_folder(folder: str) -> bool:
+    """Whether it lies exactly one level below the folder of the split."""
+    return bool(folder) and "/" not in folder
+
+
 def _refuse_splits(field: str, root: Path, found: Found) -> None:
     """Raises RecipeError where the folders of the top level are splits rather than
     classes."""
-    tops = sorted({parts[0] for parts in found.images if len(parts) > 1})
+    tops = sorted({run.folder.partition("/")[0] for run in found.images.runs() if run.folder})
     splits = {name: split for name in tops if (split := folder_split(name))}
     if len(set(splits.values())) < 2:
         return
