@@ -171,3 +171,14 @@ def test_only_the_run_folder_knows_the_names_of_its_files() -> None:
                 known.setdefault(place, []).append(text)
     assert not {place: texts for place, texts in known.items()
                 if not place.startswith(THEIR_OWNERS)}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_docstrings_name_the_thing(path: Path) -> None:
+    """`path: str` is documented as "The path of the field", not as "Of the field"."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            text = str(node.value.value)
+            assert not text.startswith(("Of ", "By ", "With ")), (
+                f"{path.name}:{node.lineno}: {text}"
+            )

@@ -81,7 +81,7 @@ class RunFacts:
 
     num_images: int
     channels: int
-    """Of a sample; 0 where it has no axis of channels."""
+    """Channels of a sample; 0 where it has no axis of channels."""
     image_size: tuple[int, int] | None
     """(height, width) where all images have the same, else None."""
     num_classes: int | None

@@ -81,7 +81,7 @@ class EvaluationImages(ABC):
     @property
     @abstractmethod
     def preprocess(self) -> Preprocess:
-        """Of the encoder: what `preprocessed` does."""
+        """How the encoder's images are prepared: what `preprocessed` does."""
 
     precision: Precision
     """Number format of activations in evaluation; see `autocast`."""

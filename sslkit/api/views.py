@@ -28,7 +28,8 @@ class Geometry:
     flip: Tensor
     """(B,) bool: mirror left-right after resizing."""
     size: int | tuple[int, int]
-    """Of the result, as in its ViewSpec: the side of a square, or (height, width), pixels."""
+    """The size of the result, as in its ViewSpec: the side of a square, or (height, width), in
+    pixels."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Antialiased when it shrinks."""
 

@@ -145,7 +145,8 @@ class InfoNCE(Loss):
 
 
 def _odd_temperature(temperatures: Sequence[float]) -> Iterator[tuple[str, str]]:
-    """Of those over a run. Cosines differ by at most 2, so logits by at most 2 / temperature."""
+    """Warns of a temperature that is odd at any point of a run. Cosines differ by at most 2, so
+    logits by at most 2 / temperature."""
     low, high = _USUAL_TEMPERATURES
     temperature = next((value for value in temperatures if not low <= value <= high), None)
     if temperature is None:

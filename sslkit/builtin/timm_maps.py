@@ -30,7 +30,7 @@ def feature_stages(model: nn.Module) -> tuple[FeatureStage, ...]:
 
 
 def _spared(model: nn.Module) -> tuple[int, int]:
-    """By how much less than as published a ResNet's first convolution and its max-pool shrink."""
+    """How much less than as published a ResNet's first convolution and its max-pool shrink."""
     strides = stem_strides(model)
     if strides is None or strides == (2, 2):
         return 1, 1

@@ -34,7 +34,7 @@ class SavedModel:
     architecture: str
     """Name of the model in timm."""
     arguments: Mapping[str, bool | int | float | str]
-    """Of `timm.create_model`."""
+    """Arguments of `timm.create_model`."""
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None
     """Mean and standard deviation by which its images were normalised."""
 

@@ -57,7 +57,7 @@ class Settings(_Record):
     """Side of the square that the centre of each image was cut to, after its shorter side had been
     resized to it with antialiasing. None: the images are as the source gave them."""
     interpolation: Interpolation
-    """Of the resize."""
+    """The filter of the resize."""
 
 
 class Unreadable(_Record):

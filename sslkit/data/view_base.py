@@ -37,9 +37,9 @@ class Prepared:
     params: list[Params]
     targets: Mapping[str, Tensor]
     images: tuple[Tensor, ...] = ()
-    """Of the whole batch, shared by its chunks: V tensors of crops (B, C, S_v, S_v), uint8, or of
-    finished views, float32; or one of whole samples (B, *shape); empty where those are on the
-    device already."""
+    """Those of the whole batch, shared by its chunks: V tensors of crops (B, C, S_v, S_v), uint8,
+    or of finished views, float32; or one of whole samples (B, *shape); empty where those are on
+    the device already."""
     geometry: Sequence[Geometry] = ()
     """The crop of each view of images."""
 
@@ -134,7 +134,7 @@ class Chunk:
     """The rows of a batch that are prepared together."""
 
     random: SampleRandom
-    """Of these rows only; `random.indices` says which images."""
+    """Randomness of these rows only; `random.indices` says which images."""
     places: tuple[Tensor, ...] = ()
     """Where the images or crops of these rows go: parts of the tensors of the whole batch."""
     batch: tuple[Tensor, ...] = ()

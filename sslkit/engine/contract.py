@@ -246,7 +246,7 @@ class ViewShape:
 
     @classmethod
     def of(cls, spec: ViewSpec, rows: int, channels: int, bounded: bool) -> ViewShape:
-        """Of a view of so many samples, which have so many channels."""
+        """The shape of a view of so many samples, which have so many channels."""
         return cls((rows, *spec.shape(channels)), spec.dtype, bounded)
 
     def fits(self, view: Tensor) -> bool:

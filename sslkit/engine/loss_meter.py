@@ -50,9 +50,9 @@ class LossMeter:
         self._world = world
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
-        """Of the steps that `check` has not seen."""
+        """Gradient norms of the steps that `check` has not seen."""
         self.last_norm: Tensor | float = math.nan
-        """Of the last step."""
+        """Gradient norm of the last step."""
         self.restart_clock()
 
     def restart_clock(self) -> None:

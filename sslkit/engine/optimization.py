@@ -51,7 +51,7 @@ class Optimization:
         self.schedule = schedule
         self.peak_lr = scaled_lr(config, batch_size)
         self.lr = self.peak_lr
-        """Of the coming step, or of the step under way."""
+        """Learning rate of the coming step, or of the step under way."""
         self.max_grad_norm = max_grad_norm
         self.scaler = scaler
         self.groups = method.param_groups()

@@ -73,5 +73,5 @@ def _all_finite(tensors: Iterator[Tensor]) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In a number format that reductions know on every device."""
+    """The tensor in a number format that reductions know on every device."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor

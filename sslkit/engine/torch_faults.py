@@ -31,7 +31,7 @@ class Convolution:
     """A convolution and the map that it works on."""
 
     name: str
-    """Of the module."""
+    """The name of the module."""
     map_size: tuple[int, ...]
     kernel: tuple[int, ...]
     stride: tuple[int, ...]

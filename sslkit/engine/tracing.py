@@ -17,7 +17,7 @@ class Place:
     """A module whose input, output or gradient is the first that is not finite."""
 
     name: str
-    """Of the module in the method, such as `backbone.model.conv1`; empty: the method itself."""
+    """The module in the method, such as `backbone.model.conv1`; empty: the method itself."""
     module: nn.Module
     what: str
     """"the output of", "the gradient at the input of" and the like."""

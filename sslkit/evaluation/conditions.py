@@ -15,15 +15,15 @@ class Conditions:
     """How the numbers of an evaluation came about."""
 
     precision: Precision
-    """Of everything that was computed: `evaluation_precision` of the recipe."""
+    """The number format of all computation: `evaluation_precision` of the recipe."""
     batch_statistics: Literal["calibrated", "given"] | None
-    """Of the trained encoder: those of training images, as for every other, or those that weights
+    """Those of the trained encoder: from training images, as for every other, or those that weights
     came with; None without BatchNorm."""
     no_untrained: str | None = None
     """Why there is no untrained baseline, where one was asked for."""
 
     def to_json(self) -> dict[str, str | None]:
-        """For results.json."""
+        """As `results.json` keeps it."""
         return {
             "precision": self.precision,
             "batch_statistics": self.batch_statistics,
@@ -31,7 +31,7 @@ class Conditions:
         }
 
     def sentences(self) -> list[str]:
-        """For people, one line each."""
+        """The same for people, one line each."""
         precision = f"Measured in {_NAMES[self.precision]}"
         if self.batch_statistics == "calibrated":
             first = f"{precision}, every encoder with the batch statistics of training images."

@@ -38,7 +38,7 @@ class Watched:
 
     probe: OnlineProbe | None = None
     maker: ViewMaker | None = None
-    """Of the training views."""
+    """What makes the training views."""
     peek: EmbeddingMonitor | None = None
     """Into the method."""
 

@@ -43,7 +43,7 @@ class Minima(NamedTuple):
     passes: int
     """Over the data."""
     found: tuple[bool, ...]
-    """Of each problem, whether it is solved, at least as far as float32 tells; not where its
+    """Whether each problem is solved, at least as far as float32 tells; not where its
     iterations were used up."""
 
 

@@ -60,7 +60,7 @@ class LinearClassifiers:
         return torch.cat(parts).T
 
     def judge(self, queries: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each classifier, which predictions are right, (P, M) bool, and the sum of the cross
+        """Which predictions of each classifier are right, (P, M) bool, and the sum of the cross
         entropies (P,), float64 on the CPU, on queries (M, F) with labels (M,)."""
         problems, num_classes, _ = self.weight.shape
         rows = max(1, _BLOCK_ELEMENTS // (problems * num_classes))
@@ -219,7 +219,7 @@ def fit_penalties(
 
 
 class LossGradient(NamedTuple):
-    """Of A classifiers on all rows."""
+    """Loss and gradient of A classifiers on all rows."""
 
     losses: Tensor  # (A,) float64, on the CPU
     """Mean cross entropies."""
@@ -288,7 +288,7 @@ def search_penalties(
 
 
 def _shared_gradient(blocks: Blocks, weight: Tensor, bias: Tensor, num_rows: int) -> LossGradient:
-    """Of A problems on the same rows."""
+    """Loss and gradient of A problems on the same rows."""
     problems, num_classes, width = weight.shape
     columns = problems * num_classes
     flat, by_weight = weight.flatten(0, 1), weight.new_zeros(columns, width)

@@ -108,7 +108,7 @@ def _metadata(header: bytes) -> dict[str, Any]:
 
 
 def _digest(file: BinaryIO, header: bytes, found: re.Match[bytes]) -> str:
-    """Of the whole file, with zeros in the place of the digest."""
+    """The digest of the whole file, with zeros in its own place."""
     blank = header[: found.start(1)] + _PLACEHOLDER + header[found.end(1) :]
     digest = hashlib.sha256(len(header).to_bytes(8, "little") + blank)
     file.seek(8 + len(header))

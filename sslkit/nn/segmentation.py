@@ -133,7 +133,7 @@ def _prepared(blocks: Blocks) -> tuple[Curvature, int, float]:
 
 
 def _gradient(blocks: Blocks, weight: Tensor, bias: Tensor, known: float) -> LossGradient:
-    """Of A problems on the same positions."""
+    """Loss and gradient of A problems on the same positions."""
     problems, num_classes, width = weight.shape
     columns = problems * num_classes
     flat, by_weight = weight.flatten(0, 1), weight.new_zeros(columns, width)

@@ -31,7 +31,7 @@ class Advice:
     """A warning: it runs, and is rarely meant."""
 
     path: str
-    """Of the field, dotted."""
+    """The dotted path of the field."""
     message: str
     """What it is and what to do."""
 

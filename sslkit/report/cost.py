@@ -34,7 +34,7 @@ class RunCost:
         return {"perf/evaluation_share": self.share}
 
     def to_json(self) -> dict[str, Any]:
-        """For results.json."""
+        """As `results.json` keeps it."""
         return {
             "training_seconds": self.training,
             "evaluation_seconds": self.evaluation,

@@ -24,7 +24,7 @@ def bounds(key: str, *, difference: bool = False) -> tuple[float, float]:
 
 
 def main_metrics(metrics: Iterable[str]) -> list[str]:
-    """Of the metrics of one protocol, in its order, those by which arms are compared: its scores
+    """Those of a protocol's metrics, in their order, by which arms are compared: its scores
     or, where it has none, the first. A name with a slash is a diagnostic and never one of them."""
     own = [metric for metric in metrics if "/" not in metric]
     return [metric for metric in own if is_score(metric)] or own[:1]

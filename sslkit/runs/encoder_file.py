@@ -30,7 +30,7 @@ class EncoderDescription:
     """The fields of `sslkit.api.Preprocess`; none for an encoder of other samples."""
     recipe_hash: str
     channels: int | None = None
-    """Of the images that it takes."""
+    """Channels of the images that it takes."""
     image_size: int | None = None
     """Side of the images in pixels."""
     shape: Sequence[int] | None = None

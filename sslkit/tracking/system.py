@@ -87,7 +87,7 @@ class SystemSampler:
 
 
 def _gpu(device: torch.device) -> dict[str, float]:
-    """Of the training device alone: the others belong to other ranks."""
+    """Use of the training device alone: the others belong to other ranks."""
     if device.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         free, total = torch.cuda.mem_get_info(device)
         values = {

@@ -52,7 +52,7 @@ class EmbeddedFile:
     path: Path
     rows: int
     width: int
-    """Of a feature."""
+    """Numbers in a feature."""
     labels: bool
     left_out: int
     """Unreadable images, which have no row."""

@@ -100,7 +100,7 @@ class Steps:
 
     first_loss: float
     seconds: list[float]
-    """Of each step, data and optimiser included."""
+    """What each step took, data and optimiser included."""
 
     @property
     def warm(self) -> list[float]:

@@ -209,7 +209,7 @@ def _loss(detector: Any, batch: Sequence[Sample]) -> Tensor:
 
 
 def learning_rate(config: Detection.Config, step: int) -> float:
-    """For the step that follows `step` finished ones."""
+    """The learning rate of the step that follows `step` finished ones."""
     warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
     drops = sum(step >= part * config.steps for part in _DROPS)
     return float(config.lr * warm * 0.1**drops)

@@ -155,7 +155,7 @@ class Chosen:
     """A classifier and how it was chosen."""
 
     classifier: LinearClassifiers
-    """Of one problem, fitted on all rows."""
+    """The classifier of one problem, fitted on all rows."""
     candidate: Candidate
     selection_top1: float
     """Accuracy of the candidate on the held-out rows, fitted on the others."""

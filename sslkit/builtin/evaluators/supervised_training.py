@@ -54,8 +54,8 @@ class FineTuningConfig(ComponentConfig):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Part of the target that is spread over all classes."""
     augmentation: Slot[Augmentation] | None = None
-    """Of the training images; one view. null: random resized crop and flip (`crop_flip`) at the
-    size that the encoder is evaluated at."""
+    """What training images go through; one view. null: random resized crop and flip (`crop_flip`)
+    at the size that the encoder is evaluated at."""
 
     def problems_with_views(self) -> Iterator[tuple[str, str]]:
         """What `Component.problems` yields where the augmentation does not suit."""

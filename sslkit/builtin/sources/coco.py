@@ -70,11 +70,11 @@ class Instances:
     """What a file of instances says."""
 
     names: tuple[str, ...]
-    """Of the categories, by ascending id."""
+    """Names of the categories, by ascending id."""
     files: tuple[str, ...]
-    """Of the images, by ascending id; paths below the folder of the images."""
+    """Files of the images, by ascending id; paths below the folder of the images."""
     boxes: tuple[Boxes, ...]
-    """Of each image."""
+    """The objects of each image."""
 
 
 class COCOReader(FileReader, HasBoxes):

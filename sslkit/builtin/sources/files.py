@@ -157,7 +157,7 @@ class FileReader(ImageReader, HasEncoded):
         return self._paths[index]
 
     def encoded_sizes(self) -> NDArray[np.int64]:
-        """Of the files; 0 for one that has vanished."""
+        """Bytes of each file; 0 for one that has vanished."""
         return self._sizes
 
     @cached_property

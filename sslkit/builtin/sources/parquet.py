@@ -142,7 +142,7 @@ class ParquetReader(ImageReader, HasEncoded):
         return f"{path.name} row {row}"
 
     def encoded_sizes(self) -> NDArray[np.int64]:
-        """Of the rows; 0 for those that only name a file."""
+        """Bytes of each row; 0 for those that only name a file."""
         return self._column.sizes()
 
     def encoded(self, index: int) -> memoryview:

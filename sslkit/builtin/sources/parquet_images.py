@@ -119,7 +119,7 @@ class ImageColumn:
             return [] if first is None else _split(pa.Table.from_batches([first])[self.name])
 
     def digest(self) -> bytes:
-        """Of each shard its size, its footer (rows, offsets, sizes and statistics of every column
+        """A hash of each shard's size, footer (rows, offsets, sizes and statistics of every column
         chunk) and 16 blocks of 4 KiB."""
         digest = hashlib.blake2b(self.name.encode(), digest_size=16)
         for shard in self.shards:

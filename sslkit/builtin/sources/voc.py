@@ -147,7 +147,7 @@ class VOCReader(FileReader):
 
 
 class VOCMasks(VOCReader, HasMasks):
-    """With masks."""
+    """The images with their masks."""
 
     mask_classes = (BACKGROUND, *CLASSES)
 
@@ -169,7 +169,7 @@ class VOCMasks(VOCReader, HasMasks):
 
 
 class VOCBoxes(VOCReader, HasBoxes):
-    """With boxes."""
+    """The images with their boxes."""
 
     box_classes = CLASSES
 

@@ -42,7 +42,7 @@ class Thumbnail:
     """A data URI."""
     label: int | None
     name: str
-    """Of its class; empty where that is not known."""
+    """The name of its class; empty where that is not known."""
 
 
 @dataclass(frozen=True)

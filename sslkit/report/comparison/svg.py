@@ -22,7 +22,7 @@ class Picture:
     """A figure of a comparison."""
 
     name: str
-    """Of its file, without the ending."""
+    """The name of its file, without the ending."""
     svg: str
     """The `<svg>` element."""
     caption: str

@@ -24,7 +24,7 @@ class PictureOptions:
     """What is to be drawn beside the numbers."""
 
     maps: Sequence[str] = ("pca", "tsne")
-    """Of `sslkit.report.projection.METHODS`."""
+    """Names in `sslkit.report.projection.METHODS`."""
     neighbours: int = 6
     """Shown for each query; 0: none."""
 

@@ -85,7 +85,7 @@ def load(folder: Path) -> tuple[Embed, ...]:
 
 
 def usage(source: ExportSource) -> str:
-    """For the model card."""
+    """How to use it, for the model card."""
     return f"""\
 import onnxruntime
 

@@ -38,7 +38,7 @@ class Difference:
         return self.largest / self.scale if self.scale > 0.0 else self.largest
 
     def words(self) -> str:
-        """For the end of a sentence that says that the features are equal."""
+        """The end of a sentence that says that the features are equal."""
         return f"to {self.relative:.1e} of their scale" if self.largest else "to the bit"
 
 

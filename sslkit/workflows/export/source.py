@@ -37,7 +37,7 @@ class ExportSource:
     """What it was trained on."""
     recipe_hash: str
     recipe: Recipe | None
-    """Of the run around it; None where there is none that can be read."""
+    """The recipe of the run around it; None where there is none that can be read."""
     alone: str
     """Why there is no recipe; empty where there is one."""
     run: Path | None

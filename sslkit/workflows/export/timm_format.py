@@ -102,7 +102,7 @@ def load(folder: Path) -> tuple[Embed, ...]:
 
 
 def usage(source: ExportSource) -> str:
-    """For the model card."""
+    """How to use it, for the model card."""
     name, arguments, _ = timm_model(source)
     further = "".join(f", {key}={value!r}" for key, value in arguments.items())
     return f"""\

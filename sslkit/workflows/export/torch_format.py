@@ -92,7 +92,7 @@ def _pickled(path: Path) -> Iterator[str]:
 
 
 def usage(source: ExportSource) -> str:
-    """For the model card."""
+    """How to use it, for the model card."""
     return f"""\
 import torch
 
