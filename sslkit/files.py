@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_JSON_BYTES = 16 << 20
-"""Of one document. Parsed, the worst of that size takes about 500 MB for a moment."""
+"""Bytes of one document. Parsed, the worst of that size takes about 500 MB for a moment."""
 _CHUNK_BYTES = 1 << 20
 _OPEN = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # a FIFO would wait

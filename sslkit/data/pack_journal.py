@@ -21,7 +21,7 @@ from sslkit.files import read_bytes
 
 _FLUSH_EVERY_S = 1.0
 _MAX_BYTES = 256 << 20
-"""Of a journal: that of a million blocks of 4 MiB."""
+"""Bytes of a journal: that of a million blocks of 4 MiB."""
 
 
 class BlockRecord(BaseModel):

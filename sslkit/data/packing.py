@@ -47,7 +47,7 @@ from sslkit.errors import DataError, RecipeError
 from sslkit.recipe import find_recipe, load_recipe
 
 _SEED = 0
-"""Of the choice of what replaces an unreadable image: a pack is the same for all runs."""
+"""Seed of the choice of what replaces an unreadable image: a pack is the same for all runs."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the split, the number of its images that are done, and that of all."""

@@ -24,7 +24,7 @@ from sslkit.api.schedules import checked_factor
 from sslkit.errors import PluginError
 
 _SMALLEST_SCALE = 1.0
-"""Of the loss in float16. A gradient that is not finite at this scale was not made so by it."""
+"""Scale of the loss in float16. A gradient that is not finite at it was not made so by it."""
 
 
 def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:

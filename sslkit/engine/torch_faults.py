@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 _TRIES = 40
 """Whether the memory that is left unset is memory that was filled is up to the allocator."""
 _CHANNELS = 64
-"""Of the convolution that is tried: small gradients lie in memory that was used before."""
+"""Channels of the convolution that is tried: small gradients lie in memory that was used before."""
 _FILLED = (1, 2, 1, 4) * 4
 """Sizes of what is filled, in weights: torch's own buffers are wider, and padded to blocks."""
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

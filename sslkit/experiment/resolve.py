@@ -14,7 +14,7 @@ _LOG_STEPS = 50
 
 
 _LEAST_POINTS = 10
-"""Of a curve, where the run has as many steps."""
+"""Points of a curve, where the run has as many steps."""
 
 
 def resolve(recipe: Recipe) -> Recipe:

@@ -25,7 +25,8 @@ _FLAT = 1e-12
 """Part of the largest curvature below which an axis is flat: a millionth of the largest spread,
 which is about what float32 rounds to."""
 _LEAST_SHRINKAGE = 1e-9
-"""Of the Hessian from where every class is equally likely, as the preconditioner sees it."""
+"""Shrinkage of the Hessian from where every class is equally likely, as the
+preconditioner sees it."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ _GROWING = re.compile(rb"c(?:builtins|__builtin__)\n(bytearray)\n|c_codecs\n(enc
 """What `weights_only` calls with any argument, and what makes gigabytes of a few bytes."""
 _MAX_PICKLE_BYTES = 256 << 20
 _MAX_DIRECTORY_BYTES = 64 << 20
-"""Of the list of files in an archive: about 100 bytes for each tensor."""
+"""Bytes of the list of files in an archive: about 100 bytes for each tensor."""
 _END, _END_64 = b"PK\x05\x06", b"PK\x06\x06"
 
 

@@ -25,7 +25,7 @@ _COLOURS = "tab10", "tab20"
 _SHOWN_NAME = 18
 
 _LETTER, _HANDLE = 0.07, 0.4
-"""Of the legend, inches: a letter, the dot beside a name with its space."""
+"""Widths in the legend, inches: a letter, the dot beside a name with its space."""
 
 
 @dataclass(frozen=True)

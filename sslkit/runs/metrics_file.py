@@ -26,10 +26,10 @@ SYSTEM_PREFIX = "system/"
 """Metrics of the machine. They belong to a moment, not to a step."""
 
 MAX_LOG_BYTES = 128 << 20
-"""Of the log of another run. A line at every one of 300,000 steps takes about as much."""
+"""Bytes of the log of another run. A line at every one of 300,000 steps takes about as much."""
 _MAX_LINE_BYTES = 1 << 20
 _MAX_NUMBER = 2**53
-"""Of steps and times: JSON's whole numbers, and what data bases hold."""
+"""The largest step or time: JSON's whole numbers, and what data bases hold."""
 _CHUNK_BYTES = 1 << 16
 
 

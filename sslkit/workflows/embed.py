@@ -40,7 +40,7 @@ _BATCH = 512
 _ROW_GROUP = 16 * _BATCH
 """Rows that are held until they are written."""
 _SEED = 0
-"""Of the choice of what stands in for an unreadable image, whose row is then left out."""
+"""Seed of the choice of what stands in for an unreadable image, whose row is then left out."""
 METADATA = b"sslkit"
 """Key of the schema's metadata that holds where the features come from, as JSON."""
 

@@ -31,8 +31,8 @@ def structure(name: str) -> object:
 def drawn() -> tuple[tuple[str, ...], ...]:
     """The floors of the drawing, from the top, with the marks of their rooms."""
     block = PAGE.partition("```text\n")[2].partition("```")[0]
-    floors = block.partition("\n\n")[0].split("+------------+")[1:-1]
-    cells = [re.findall(r"^\| (.{11})\|", floor, re.MULTILINE) for floor in floors]
+    floors = block.partition("\n\n")[0].split("+" + "-" * 24 + "+")[1:-1]
+    cells = [re.findall(r"^\| (.{23})\|", floor, re.MULTILINE) for floor in floors]
     return tuple(tuple(cell.strip() for cell in floor if cell.strip()) for floor in cells)
 
 

@@ -36,7 +36,7 @@ _LARGE = 1 << 24
 """Images with more pixels are decoded one at a time, however many threads there are."""
 _MAX_TILE_PIXELS = 1 << 24
 _MAX_SCANS = 200
-"""Of a progressive JPEG; encoders write about ten, and each goes through the whole image."""
+"""Scans of a progressive JPEG; encoders write about ten, and each goes through the whole image."""
 _STRIP_PIXELS = 1 << 20
 """Converted at a time, so that a large image is not in memory three times."""
 _EXIF_ORIENTATION = 0x0112

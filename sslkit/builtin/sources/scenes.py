@@ -31,7 +31,7 @@ BACKGROUND = "background"
 """Class 0 of the masks."""
 
 _VERSION = 1
-"""Of the rendering; goes up whenever pixels or annotations change."""
+"""Version of the rendering; goes up whenever pixels or annotations change."""
 _CELL = 8
 """Least side of a cell, pixels: below it thin shapes cover no pixel."""
 _DETAILS = 9

@@ -29,7 +29,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
 """The values of every factor. All are drawn independently and uniformly."""
 
 _VERSION = 1
-"""Of the rendering; goes up whenever the pixels change."""
+"""Version of the rendering; goes up whenever the pixels change."""
 
 
 class Synthetic(DataSource):

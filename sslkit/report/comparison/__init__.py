@@ -1,2 +1,4 @@
 """How a comparison looks: tables, figures, pictures and the page. It renders what
-`sslkit.workflows.compare` read and computed, and does neither itself."""
+`workflows/compare` read and computed.
+
+Not here: reading run folders, and statistics over seeds (`workflows/compare`)."""

@@ -24,9 +24,9 @@ _LINES = ("-", "--", ":", "-.")
 _SUBJECT_LINES = {"pixels": ":", "untrained": (0, (5, 2, 1, 2))}
 _GREY = "#808895"
 _LETTER, _HANDLE, _LINE = 0.085, 0.7, 0.2
-"""Of a legend, inches: a letter, the line beside a name with its space, the height of a line."""
+"""Sizes in a legend, inches: a letter, the line beside a name with space, the height of a line."""
 _MARGIN = 0.06
-"""Of a panel of curves above and below the values, as a part of their range."""
+"""Margin of a panel of curves above and below the values, as a part of their range."""
 _BAND_SEEDS = 3
 """With two, the interval is 12.7 standard errors to both sides and covers the panel."""
 _UNITS = ((2 * 3600.0, 3600.0, "h"), (600.0, 60.0, "min"), (0.0, 1.0, "s"))

@@ -26,7 +26,7 @@ class Point:
     step: int
     epoch: float
     seconds: float
-    """Of training up to this step, evaluation not counted."""
+    """Training time up to this step, evaluation not counted."""
     value: float
 
 
@@ -82,7 +82,7 @@ class Arm:
 
     label: str
     records: Sequence[RunRecord]
-    """By seed, ascending."""
+    """One for each seed, ascending."""
     failed: Mapping[int, str] = field(default_factory=dict)
     """Seed -> why its run has no result."""
 
@@ -100,7 +100,7 @@ class Row:
     """`eval/knn/top1`."""
     seeds: Sequence[int]
     values: Sequence[float]
-    """By seed."""
+    """One for each seed."""
     mean: Interval
     against_baseline: Interval | None
     """Minus the baseline arm, paired by seed; None for that arm, or where no seed is shared."""
@@ -138,7 +138,7 @@ class Comparison:
     """Seconds of training at which scores are read: those of the fastest run; None where each run
     is read at its end."""
     time_tolerance: float
-    """For matched time: by what part of the time limit a run may go beyond it."""
+    """Where time is matched: by what part of the time limit a run may go beyond it."""
     metrics: Sequence[str]
     """The main metrics that some run has, in the order of the evaluators."""
     rows: Sequence[Row]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _STYLE = {"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10}
 _DPI = 160
-"""Of what is drawn as pixels inside an SVG, such as the points of a map."""
+"""Resolution of what is drawn as pixels inside an SVG, such as the points of a map."""
 
 
 @dataclass(frozen=True)

@@ -1,2 +1,3 @@
 """`sslkit compare`: the runs that it makes, what it reads of them, and the statistics over seeds.
-How that looks is `sslkit.report.comparison`."""
+
+Not here: how that looks, and the values that it shows (`report/comparison`)."""

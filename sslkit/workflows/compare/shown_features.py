@@ -29,7 +29,7 @@ from sslkit.workflows.pack import available_cores
 
 _BATCH = 256
 _SEED = 0
-"""Of the choice of images: the same in every comparison."""
+"""Seed of the choice of images: the same in every comparison."""
 _QUERIES = 8
 _GALLERY = 4000
 """Training images among which neighbours are searched, at most."""

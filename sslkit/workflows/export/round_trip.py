@@ -16,8 +16,8 @@ from .sample_images import Probe
 from .source import ExportSource
 
 TOLERANCE = 1e-5
-"""Of the feature scale: about a hundred roundings of float32, and far below what any change of a
-weight, of the preprocessing or of an operation makes."""
+"""Difference, as a part of the feature scale: about a hundred roundings of float32, and far below
+what any change of a weight, of the preprocessing or of an operation makes."""
 
 Embed = Callable[[Tensor], Tensor]
 """(B, C, S, S) images, or (B, *shape) other samples, to (B, F) float32, for any B."""
