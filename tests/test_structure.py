@@ -111,6 +111,14 @@ def test_no_import_goes_in_a_circle() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_begins_with_an_underscore_stays_in_its_module(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.level or "sslkit" in str(node.module)):
+            private = [n.name for n in node.names if n.name.startswith("_") and n.name[1] != "_"]
+            assert not private, f"{path.name}:{node.lineno} imports {private}"
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "builtin").rglob("*.py")), ids=lambda p: p.name)
 def test_builtins_import_what_any_plugin_may(path: Path) -> None:
     for module in imports(path):

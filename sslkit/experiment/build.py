@@ -34,7 +34,7 @@ from .networks import (
     starting_source,
     without_starting_weights,
 )
-from .resolve import _LOG_STEPS, settle
+from .resolve import LOG_STEPS, settle
 from .stores import Stores, open_stores
 from .tags import run_tags
 from .trials import (
@@ -172,7 +172,7 @@ def build(
         log=NoLog(),
         display=display,
         progress=Progress(0, facts.total_steps, facts.steps_per_epoch),
-        log_every_steps=recipe.train.log_every_steps or _LOG_STEPS,
+        log_every_steps=recipe.train.log_every_steps or LOG_STEPS,
         checkpoint_every_steps=recipe.train.checkpoint_every_steps,
         checkpoint_every_epochs=recipe.train.checkpoint_every_epochs,
         micro_batch_size=recipe.train.micro_batch_size,

@@ -10,7 +10,7 @@ from sslkit.engine.runtime import (
 )
 from sslkit.recipe import Recipe
 
-_LOG_STEPS = 50
+LOG_STEPS = 50
 
 
 _LEAST_POINTS = 10
@@ -37,6 +37,6 @@ def settle(recipe: Recipe, facts: RunFacts) -> Recipe:
     """The recipe with everything that depends on the length of the run written out (law 4)."""
     if recipe.train.log_every_steps is not None:
         return recipe
-    steps = max(1, min(_LOG_STEPS, facts.total_steps // _LEAST_POINTS))
+    steps = max(1, min(LOG_STEPS, facts.total_steps // _LEAST_POINTS))
     train = recipe.train.model_copy(update={"log_every_steps": steps})
     return recipe.model_copy(update={"train": train})
