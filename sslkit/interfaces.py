@@ -14,8 +14,10 @@ RENAMED = {
     "Dataset": "DataSource",
     "DatasetConfig": "DataSourceConfig",
     "Augmentation": "ImageAugmentation",
+    "Evaluator": "FeatureEvaluator",
     "Facts": "RunFacts",
     "Images": "EvaluationImages",
+    "Subject": "FeatureInput",
 }
 """First name -> name in `sslkit.api`."""
 

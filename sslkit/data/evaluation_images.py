@@ -1,17 +1,16 @@
-"""Images for evaluation: deterministic batches of a split, pairs of augmented views, and what a
-protocol needs to train networks of its own."""
+"""Images for evaluation: deterministic batches of a split, pairs of augmented views, and what an
+evaluator needs to train networks of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from sslkit.api import Augmentation, Batch, EvaluationImages, Preprocess
+from sslkit.api import Augmentation, Batch, EvaluationImages, Preprocess, Split
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.loader import TrainLoader
 from sslkit.data.prefetch import ordered_groups
@@ -19,6 +18,7 @@ from sslkit.data.resize import prepare_for_encoder
 from sslkit.data.view_base import Chunk, ViewMaker
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError
+from sslkit.evaluation.labels import numbered_classes
 from sslkit.nn.batch_norm import calibrate_batch_norm, has_batch_statistics
 from sslkit.nn.numerics import Precision, format_for
 from sslkit.randomness import Order, SampleRandom, stream_key
@@ -56,6 +56,15 @@ def evaluation_batches(
         yield samples if preprocess is None else prepare_for_encoder(samples, preprocess)
 
 
+@dataclass(frozen=True)
+class EvaluationCompute:
+    """Where and how networks compute in evaluation."""
+
+    device: torch.device
+    precision: Precision
+    channels_last: bool
+
+
 def calibration_rows(num_images: int, seed: int) -> Tensor:
     """Positions (M,) of the training images whose batch statistics every encoder gets, in random
     order: folders are sorted by class, and batches of one class would bias the statistics."""
@@ -68,9 +77,7 @@ def calibrate(
     preprocess: Preprocess | None,
     *,
     seed: int,
-    device: torch.device,
-    precision: Precision,
-    channels_last: bool,
+    compute: EvaluationCompute,
 ) -> None:
     """Gives a network the batch statistics with which it is measured and exported, in place: those
     of up to 10,000 training images, prepared as for evaluation. See `calibrate_batch_norm`.
@@ -79,9 +86,11 @@ def calibrate(
     if not has_batch_statistics(network):
         return
     rows = calibration_rows(len(store), seed)
-    batches = evaluation_batches(store, preprocess, EVALUATION_BATCH, device, rows)
+    batches = evaluation_batches(store, preprocess, EVALUATION_BATCH, compute.device, rows)
     with closing(batches):
-        calibrate_batch_norm(network, batches, precision=precision, channels_last=channels_last)
+        calibrate_batch_norm(
+            network, batches, precision=compute.precision, channels_last=compute.channels_last
+        )
 
 
 def _decoded_batches(
@@ -170,7 +179,7 @@ def augmented_pairs(
 
 
 class StoredImages(EvaluationImages):
-    """The images of two stores, for protocols. Images that lie on the training device already, for
+    """The images of two stores, for evaluators. Images that lie on the training device already, for
     the views of the run, are used where they are."""
 
     def __init__(
@@ -178,23 +187,28 @@ class StoredImages(EvaluationImages):
         train: CachedSplit,
         test: CachedSplit | None,
         preprocess: Preprocess | None,
+        compute: EvaluationCompute,
         *,
         seed: int,
-        device: torch.device,
-        precision: Precision,
-        channels_last: bool,
+        augmentation: Augmentation,
         maker: ViewMaker | None = None,
     ) -> None:
-        """maker: of the training views, where there is one."""
-        self.device = device
+        """seed, augmentation: of the recipe. maker: of the training views, where there is one."""
+        self.device = compute.device
         self.channels = train.channels
         self._preprocess = preprocess
-        self.precision = precision
-        self.channels_last = channels_last
+        self.precision = compute.precision
+        self.channels_last = compute.channels_last
+        self._compute = compute
         self._train = train
         self._test = test
+        self.class_names = tuple(
+            train.class_names or numbered_classes(self.labels("train"), self.labels("test"))
+        )
+        self._augmentation = augmentation
         self._recipe_seed = seed
         self._seed = stream_key(seed, "evaluation", "images")[0]
+        self._run_maker = maker  # of the views of `augmentation`
         self._maker = maker
 
     @property
@@ -203,13 +217,21 @@ class StoredImages(EvaluationImages):
         if self._preprocess is None:
             raise DataError(
                 f"data: the encoder takes samples of {self._train.sample}, which are not prepared "
-                "as images are; choose protocols that train no network on images"
+                "as images are; choose evaluators that train no network on images"
             )
         return self._preprocess
 
-    def labels(self, split: Literal["train", "test"]) -> Tensor | None:
-        store = self._train if split == "train" else self._test
-        return None if store is None else store.labels
+    def _store(self, split: Split) -> CachedSplit | None:
+        return self._train if split == "train" else self._test
+
+    def num_images(self, split: Split) -> int:
+        return len(self._store(split) or ())
+
+    def labels(self, split: Split) -> Tensor:
+        store = self._store(split)
+        if store is not None and store.labels is not None:
+            return store.labels
+        return torch.full((self.num_images(split),), -1)
 
     def augmented(
         self, augmentation: Augmentation, *, batch_size: int, rows: Tensor | None = None
@@ -230,25 +252,29 @@ class StoredImages(EvaluationImages):
         return TrainingBatches(loader, self._layout)
 
     def preprocessed(
-        self, split: Literal["train", "test"], rows: Tensor | None = None, batch_size: int = 512
+        self, split: Split, rows: Tensor | None = None, batch_size: int = EVALUATION_BATCH
     ) -> Iterator[Tensor]:
-        store = self._train if split == "train" else self._test
+        store = self._store(split)
         if store is None:
-            raise DataError(f"data: there is no {split} split; choose protocols that need none")
+            raise DataError(f"data: there is no {split} split; choose evaluators that need none")
         batches = evaluation_batches(store, self._preprocess, batch_size, self.device, rows)
         with closing(batches):
             for images in batches:
                 yield images.contiguous(memory_format=format_for(images, self._layout))
 
+    def pairs(self, num: int) -> tuple[Tensor, Tensor]:
+        return augmented_pairs(
+            self._train,
+            self._augmentation,
+            num,
+            self._recipe_seed,
+            self.device,
+            self._run_maker,
+        )
+
     def calibrate(self, network: nn.Module) -> None:
         calibrate(
-            network,
-            self._train,
-            self._preprocess,
-            seed=self._recipe_seed,
-            device=self.device,
-            precision=self.precision,
-            channels_last=self.channels_last,
+            network, self._train, self._preprocess, seed=self._recipe_seed, compute=self._compute
         )
 
     @property

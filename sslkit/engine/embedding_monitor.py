@@ -1,15 +1,15 @@
-"""The embeddings of one fixed batch, for protocols that watch a method between its steps."""
+"""The embeddings of one fixed batch, for evaluators that watch a method between its steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sslkit.api import Batch, Method
+from sslkit.api import Apart, Batch, Method, MethodEmbeddings
 from sslkit.randomness import seeded
 
 from .runtime import Runtime
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .training import Loader
 
 
-class EmbeddingMonitor:
+class EmbeddingMonitor(MethodEmbeddings):
     """Embeds the first batch of a run as a training step does: its views, in training mode, with
     the statistics of the batch. Evaluation mode would show running statistics instead, which lag
     behind by many steps at the start of training. Nothing is changed: neither buffers nor modes
@@ -44,6 +44,11 @@ class EmbeddingMonitor:
         self._images = images
         self._make_untrained = make_untrained
         self._untrained: Embeddings | None = None
+
+    @property
+    def must_not_collapse(self) -> Mapping[str, Apart] | None:
+        """See `Method.must_not_collapse`."""
+        return self._method.must_not_collapse
 
     def now(self) -> Embeddings:
         """The embeddings by the method as it is."""

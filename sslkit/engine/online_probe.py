@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, ImageScores, Subject
+from sslkit.api import (
+    Evaluation,
+    Evaluator,
+    EvaluatorConfig,
+    FeatureEvaluator,
+    FeatureInput,
+    ImageScores,
+)
 from sslkit.nn.deferred import Deferred
 from sslkit.randomness import seeded
 
@@ -93,24 +100,23 @@ class OnlineProbe:
         self.optimizer.param_groups[0]["weight_decay"] = weight_decay
 
 
-class ProbeAccuracy(Evaluator):
-    """The online probe as a protocol, measured whenever another one takes features anyway."""
+class ProbeAccuracy(FeatureEvaluator):
+    """The online probe as an evaluator, measured whenever another one takes features anyway."""
 
-    baselines = False
-    uses_train = False
+    baselines = ()
+    splits = ("test",)
 
     def __init__(self, config: EvaluatorConfig, probe: OnlineProbe) -> None:
         super().__init__(config)
         self.probe = probe
 
     @classmethod
-    def beside(cls, others: Sequence[tuple[str, Evaluator]], probe: OnlineProbe) -> ProbeAccuracy:
-        """Due as often as the most frequent of the other protocols."""
-        periods = [evaluator.config.every_epochs for _, evaluator in others]
+    def beside(cls, others: Sequence[Evaluator], probe: OnlineProbe) -> ProbeAccuracy:
+        """Due as often as the most frequent of the other evaluators."""
+        periods = [evaluator.config.every_epochs for evaluator in others]
         period = min((p for p in periods if p is not None), default=None)
         return cls(EvaluatorConfig(every_epochs=period), probe)
 
-    def evaluate(self, subject: Subject) -> Evaluation:
-        assert subject.bank.test_labels is not None
-        right = self.probe.correct(subject.bank.test, subject.bank.test_labels).double()
+    def evaluate(self, given: FeatureInput) -> Evaluation:
+        right = self.probe.correct(given.bank.test, given.bank.test_labels).double()
         return Evaluation({"top1": float(right.mean())}, per_image={"top1": ImageScores(right)})

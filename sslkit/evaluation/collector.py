@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from sslkit.api import Evaluation, Evaluator
+from sslkit.api import Evaluation, Evaluator, FeatureEvaluator, SubjectName
 
 from .results import SuiteResult
 
@@ -26,6 +27,21 @@ class NamedEvaluator:
     key: str
     suffix: str  # "" or, where the recipe lists the name again, "_2"
     evaluator: Evaluator
+
+    @cached_property
+    def parts(self) -> Sequence[Evaluator]:
+        """See `Evaluator.parts`."""
+        return tuple(self.evaluator.parts())
+
+    def parts_on(self, subject: SubjectName) -> list[Evaluator]:
+        """Those of its parts that measure this subject."""
+        if subject == "trained":
+            return list(self.parts)
+        return [part for part in self.parts if subject in part.baselines]
+
+    def feature_parts_on(self, subject: SubjectName) -> list[FeatureEvaluator]:
+        """Those of its parts that read features of this subject."""
+        return [part for part in self.parts_on(subject) if isinstance(part, FeatureEvaluator)]
 
     def metric_key(self, name: str, subject: str) -> str:
         first, slash, rest = name.partition("/")
@@ -46,6 +62,29 @@ def named_evaluators(evaluators: Sequence[tuple[str, Evaluator]]) -> list[NamedE
             suffix = f"_{seen[name]}"
         found.append(NamedEvaluator(name + suffix, suffix, evaluator))
     return found
+
+
+def as_one(parts: Sequence[Evaluation]) -> Evaluation:
+    """What several parts of an evaluator found. A part that was skipped takes nothing from the
+    others, and its reason becomes a note."""
+    if len(parts) == 1:
+        return parts[0]
+    said = dict.fromkeys(
+        note for part in parts for note in (part.notes or filter(None, [part.skipped]))
+    )
+    measured = [part for part in parts if part.skipped is None]
+    if not measured:
+        return Evaluation(skipped="; ".join(said))
+    return Evaluation(
+        metrics={name: value for part in measured for name, value in part.metrics.items()},
+        draws={name: values for part in measured for name, values in part.draws.items()},
+        per_image={name: each for part in measured for name, each in part.per_image.items()},
+        resamples={name: each for part in measured for name, each in part.resamples.items()},
+        figures={name: figure for part in measured for name, figure in part.figures.items()},
+        warning="; ".join(part.warning for part in measured if part.warning) or None,
+        notes=list(said),
+        stop="; ".join(part.stop for part in measured if part.stop) or None,
+    )
 
 
 @dataclass
@@ -75,12 +114,15 @@ class Collector:
         if seconds > 0.0:
             self.timings[f"calibration/{subject}"] = seconds
 
-    def add(self, named: NamedEvaluator, subject: str, found: Evaluation) -> None:
-        if not isinstance(found, Evaluation):
-            raise TypeError(
-                f"{type(named.evaluator).__name__}.evaluate gave {type(found).__name__}; valid "
-                "is an Evaluation"
-            )
+    def add(self, named: NamedEvaluator, subject: str, parts: Sequence[Evaluation]) -> None:
+        """parts: what each part of the evaluator found."""
+        for part in parts:
+            if not isinstance(part, Evaluation):
+                raise TypeError(
+                    f"{type(named.evaluator).__name__}.evaluate gave {type(part).__name__}; valid "
+                    "is an Evaluation"
+                )
+        found = as_one(parts)
         if found.skipped is not None:
             return self.skip(named, subject, found.skipped)
         metrics = {name: float(value) for name, value in found.metrics.items()}

@@ -1,4 +1,4 @@
-"""What all subjects of an evaluation have in common, beside the protocols' settings."""
+"""What all subjects of an evaluation have in common, beside the evaluators' settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, and the two baselines that every protocol is compared with.
+"""Features of a frozen encoder, and the two baselines that every evaluator is compared with.
 
 Shapes: B images of a batch, N images of a split, C channels, S side in pixels, F feature width.
 """
@@ -95,8 +95,8 @@ def pixel_features(
     Not centred: see `centre_`. room: as for `extract`. Raises ValueError if there is no batch."""
     rows = _Rows(room)
     for images in batches:
-        shrunk = _shrink(images.float(), max_side) if images.ndim == 4 else images.float()
-        rows.add(shrunk.flatten(1))
+        images = images.float().contiguous()
+        rows.add((_shrink(images, max_side) if images.ndim == 4 else images).flatten(1))
     return rows.joined()
 
 
@@ -151,13 +151,14 @@ def _shrink(images: Tensor, max_side: int) -> Tensor:
     return F.interpolate(images, size=(height, width), mode="area")
 
 
-def centre_(bank: FeatureBank) -> None:
-    """Takes the mean of the training split from both splits, in place: pixels can be the largest
-    bank of all. They need it before cosine similarity: they are all positive, so without it every
-    pair of images looks alike."""
+def centre_(bank: FeatureBank) -> Tensor:
+    """Takes the mean of the training split, (1, F), from both splits, in place, and returns it:
+    pixels can be the largest bank of all. They need it before cosine similarity: they are all
+    positive, so without it every pair of images looks alike."""
     mean = bank.train.mean(dim=0, keepdim=True)
     bank.train.sub_(mean)
     bank.test.sub_(mean)
+    return mean
 
 
 def count_not_finite(features: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Keeps a protocol from changing anything outside itself."""
+"""Keeps an evaluator from changing anything outside itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .features import encoder_state
 
 @contextmanager
 def isolated(seed: int, key: str) -> Iterator[None]:
-    """A protocol draws from its own seed, the same for every subject, leaves the generators of
+    """An evaluator draws from its own seed, the same for every subject, leaves the generators of
     the training run alone, and computes float32 in float32."""
     with exact_float32(), seeded(seed, "evaluation", key), torch.enable_grad():
         yield
@@ -42,8 +42,8 @@ def unchanged(encoder: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
     if changed:
         raise RuntimeError(
-            f"the protocol changed the encoder ({changed[0]}); it was put back. "
-            "A protocol that trains the encoder works on a copy"
+            f"the evaluator changed the encoder ({changed[0]}); it was put back. "
+            "An evaluator that trains the encoder works on a copy"
         )
 
 

@@ -1,4 +1,4 @@
-"""The protocols of a recipe where some of them bring data of their own: one suite for each data
+"""The evaluators of a recipe where some of them bring data of their own: one suite for each data
 set, measured as one."""
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class EvaluationSuites:
     is the one that is exported."""
 
     def __init__(self, own: EvaluationSuite, others: Sequence[EvaluationSuite] = ()) -> None:
-        """own: on the data of the run. The names of all protocols are unique."""
+        """own: on the data of the run. The names of all evaluators are unique."""
         self._own = own
         self._all = (own, *others)
 
     @property
-    def protocols(self) -> tuple[str, ...]:
-        """The names of the protocols, those on the data of the run first."""
-        return tuple(name for suite in self._all for name in suite.protocols)
+    def names(self) -> tuple[str, ...]:
+        """The names of the evaluators, those on the data of the run first."""
+        return tuple(name for suite in self._all for name in suite.names)
 
     def due(self, epoch: int, final: bool) -> list[str]:
         """See `EvaluationSuite.due`."""

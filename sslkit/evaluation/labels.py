@@ -10,11 +10,11 @@ from sslkit.api import FeatureBank
 NO_LABELS = "no labels"
 
 
-def beside(labels: Tensor | None, rows: Tensor) -> Tensor | None:
+def beside(labels: Tensor, rows: Tensor) -> Tensor:
     """The labels of these rows, beside them."""
-    if labels is not None and len(labels) != len(rows):
+    if len(labels) != len(rows):
         raise ValueError(f"{len(labels)} labels for {len(rows)} images")
-    return None if labels is None else labels.to(rows.device, torch.int64)
+    return labels.to(rows.device, torch.int64)
 
 
 def numbered_classes(*labels: Tensor | None) -> list[str]:
@@ -25,14 +25,12 @@ def numbered_classes(*labels: Tensor | None) -> list[str]:
     return [str(index) for index in range(highest + 1)]
 
 
-def any_labelled(labels: Tensor | None) -> bool:
-    return labels is not None and bool((labels >= 0).any())
+def any_labelled(labels: Tensor) -> bool:
+    return bool((labels >= 0).any())
 
 
 def labelled_rows(bank: FeatureBank) -> FeatureBank:
     """The bank without the images that have no label (negative)."""
-    if bank.train_labels is None or bank.test_labels is None:
-        return bank
     train, test = bank.train_labels >= 0, bank.test_labels >= 0
     if train.all() and test.all():
         return bank
@@ -46,11 +44,9 @@ def labelled_rows(bank: FeatureBank) -> FeatureBank:
     )
 
 
-def label_problem(train_labels: Tensor | None, test_labels: Tensor | None) -> str | None:
+def label_problem(train_labels: Tensor, test_labels: Tensor) -> str | None:
     """Why no accuracy on these labels can tell a good encoder from a bad one, if so. Both (N,),
     negative where an image has none."""
-    if train_labels is None or test_labels is None:
-        return NO_LABELS
     train, test = _classes(train_labels), _classes(test_labels)
     if not len(train) or not len(test):
         return NO_LABELS

@@ -42,19 +42,19 @@ class SuiteResult:
     figures: Mapping[str, Figure] = field(default_factory=dict)
     """`<protocol>/<name>` -> figure."""
     skipped: Mapping[str, str] = field(default_factory=dict)
-    """Protocol -> why nothing was measured, for example "no labels"."""
+    """Evaluator -> why nothing was measured, for example "no labels"."""
     errors: Mapping[str, str] = field(default_factory=dict)
-    """Protocol -> traceback, for the skipped protocols that raised an exception."""
+    """Evaluator -> traceback, for the skipped evaluators that raised an exception."""
     seconds: float = 0.0
     """Wall time of the whole evaluation."""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds per part: "features/<subject>" and "<protocol>/<subject>"."""
     warnings: Mapping[str, str] = field(default_factory=dict)
-    """Protocol -> what it found wrong with the training."""
+    """Evaluator -> what it found wrong with the training."""
     stops: Mapping[str, str] = field(default_factory=dict)
-    """Protocol -> why it wants training to end."""
+    """Evaluator -> why it wants training to end."""
     notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Protocol, or "labels" -> what a reader must know beside the numbers."""
+    """Evaluator, or "labels" -> what a reader must know beside the numbers."""
 
     @property
     def cost(self) -> dict[str, float]:

@@ -138,7 +138,7 @@ def build(
     )
     check_disk_space(recipe, folder, method)
 
-    peek = EmbeddingMonitor(
+    monitor = EmbeddingMonitor(
         loader,
         method,
         runtime,
@@ -146,7 +146,7 @@ def build(
         images=recipe.train.micro_batch_size or recipe.train.batch_size,
         make_untrained=lambda: initial_method(recipe, facts, runtime),
     )
-    suite = make_suites(recipe, runtime, stores, method, Watched(probe, loader.maker, peek))
+    suite = make_suites(recipe, runtime, stores, method, Watched(probe, loader.maker, monitor))
 
     def evaluate(epoch: int) -> SuiteResult:
         stores.agree(world)

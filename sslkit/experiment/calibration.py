@@ -14,7 +14,7 @@ from torch import nn
 
 from sslkit.api import Method
 from sslkit.data.cached_split import CachedSplit
-from sslkit.data.evaluation_images import calibrate
+from sslkit.data.evaluation_images import EvaluationCompute, calibrate
 from sslkit.data.splits import open_splits
 from sslkit.engine.runtime import Runtime, resolve_device
 from sslkit.errors import CheckpointError, DataError, RecipeError
@@ -49,15 +49,8 @@ def calibrate_as_in_run(
     home = next(method.parameters()).device
     runtime = _runtime(recipe)
     runtime.prepare(network)
-    calibrate(
-        network,
-        store,
-        method.encoder.preparation,
-        seed=recipe.seed,
-        device=runtime.device,
-        precision=recipe.evaluation_precision,
-        channels_last=runtime.channels_last,
-    )
+    compute = EvaluationCompute(runtime.device, recipe.evaluation_precision, runtime.channels_last)
+    calibrate(network, store, method.encoder.preparation, seed=recipe.seed, compute=compute)
     replace(runtime, device=home).prepare(network)
 
 

@@ -1,21 +1,15 @@
-"""The protocols of a recipe on the images that they measure, and how their numbers come about."""
+"""The evaluators of a recipe on the images that they measure, and how their numbers come about."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from sslkit.api import Backbone, Method
-from sslkit.data.cached_split import CachedSplit
-from sslkit.data.evaluation_images import (
-    EVALUATION_BATCH,
-    StoredImages,
-    augmented_pairs,
-    evaluation_batches,
-)
+from sslkit.api import Backbone, Evaluator, FeatureEvaluator, ImageEvaluator, Method
+from sslkit.data.evaluation_images import EvaluationCompute, StoredImages
 from sslkit.data.view_base import ViewMaker
 from sslkit.engine.embedding_monitor import EmbeddingMonitor
 from sslkit.engine.online_probe import OnlineProbe, ProbeAccuracy
@@ -39,8 +33,8 @@ class Watched:
     probe: OnlineProbe | None = None
     maker: ViewMaker | None = None
     """What makes the training views."""
-    peek: EmbeddingMonitor | None = None
-    """Into the method."""
+    monitor: EmbeddingMonitor | None = None
+    """What the method hands to its loss."""
 
 
 def make_suites(
@@ -50,86 +44,49 @@ def make_suites(
     method: Method,
     watched: Watched | None = None,
 ) -> EvaluationSuites:
-    """The protocols of the recipe on its images, those of entries that bring images on these, and
+    """The evaluators of the recipe on its images, those of entries that bring images on these, and
     the accuracy of the online probe. watched: of a run that is under way.
 
-    Raises RecipeError where a protocol asks for a layer that the projection head lacks."""
+    Raises RecipeError where an evaluator asks for a layer that the projection head lacks."""
     watched = watched or Watched()
-    protocols = named_evaluators([(slot.name, slot.build()) for slot in recipe.evaluate])
-    check_projection(recipe, protocols, method)
-    own = [p for place, p in enumerate(protocols) if f"evaluate.{place}" not in stores.elsewhere]
-    takers = [(p.key, p.evaluator) for p in own if p.evaluator.uses_features]
+    evaluators = named_evaluators([(slot.name, slot.build()) for slot in recipe.evaluate])
+    check_projection(recipe, evaluators, method)
+    places = {f"evaluate.{place}": named for place, named in enumerate(evaluators)}
+    own = [named for path, named in places.items() if path not in stores.elsewhere]
+    takers = [named for named in own if named.feature_parts_on("trained")]
     if watched.probe is not None and takers:
-        accuracy = ProbeAccuracy.beside(takers, watched.probe)
+        accuracy = ProbeAccuracy.beside([named.evaluator for named in takers], watched.probe)
         own += named_evaluators([("online_probe", accuracy)])
 
     images = _images(recipe, runtime, stores, method, watched.maker)
+    suite = EvaluationSuite(own, images, seed=recipe.seed, embeddings=watched.monitor)
     brought = [
-        _suite(
-            [
-                protocols[place]
-                for place in range(len(protocols))
-                if stores.elsewhere.get(f"evaluate.{place}") is there
-            ],
-            recipe, runtime, there, method, images.calibrate, Watched(),
+        EvaluationSuite(
+            [named for path, named in places.items() if stores.elsewhere.get(path) is there],
+            _images(recipe, runtime, there, method, None),
+            seed=recipe.seed,
+            calibration=images,
         )
         for there in {id(each): each for each in stores.elsewhere.values()}.values()
-    ]  # fmt: skip
-    suite = _suite(own, recipe, runtime, stores, method, images.calibrate, watched)
+    ]
     return EvaluationSuites(suite, brought)
 
 
 def _images(
     recipe: Recipe, runtime: Runtime, stores: Stores, method: Method, maker: ViewMaker | None
 ) -> StoredImages:
+    """maker: of the training views, where there is one."""
+    compute = EvaluationCompute(
+        runtime.device, recipe.evaluation_precision, recipe.train.channels_last
+    )
     return StoredImages(
         stores.train,
         stores.test,
         method.encoder.preparation,
+        compute,
         seed=recipe.seed,
-        device=runtime.device,
-        precision=recipe.evaluation_precision,
-        channels_last=recipe.train.channels_last,
+        augmentation=recipe.augmentation.build(),
         maker=maker,
-    )
-
-
-def _suite(
-    protocols: Sequence[NamedEvaluator],
-    recipe: Recipe,
-    runtime: Runtime,
-    stores: Stores,
-    method: Method,
-    calibrate: Callable[[nn.Module], None],
-    watched: Watched,
-) -> EvaluationSuite:
-    train, test, peek = stores.train, stores.test, watched.peek
-    augmentation = recipe.augmentation.build()
-
-    def batches(store: CachedSplit) -> Callable[[], Iterable[Tensor]]:
-        preprocess = method.encoder.preparation
-        return lambda: evaluation_batches(store, preprocess, EVALUATION_BATCH, runtime.device)
-
-    return EvaluationSuite(
-        protocols,
-        train_batches=batches(train),
-        test_batches=batches(test) if test is not None else None,
-        train_labels=train.labels,
-        test_labels=test.labels if test is not None else None,
-        num_train=len(train),
-        num_test=len(test) if test is not None else 0,
-        device=runtime.device,
-        class_names=train.class_names or (),
-        calibrate=calibrate,
-        positive_pairs=lambda num: augmented_pairs(
-            train, augmentation, num, recipe.seed, runtime.device, watched.maker
-        ),
-        embeddings=None if peek is None else (peek.now, peek.untrained),
-        must_not_collapse=method.must_not_collapse,
-        images=_images(recipe, runtime, stores, method, watched.maker),
-        seed=recipe.seed,
-        precision=recipe.evaluation_precision,
-        channels_last=recipe.train.channels_last,
     )
 
 
@@ -161,17 +118,21 @@ def conditions(
     return Conditions(recipe.evaluation_precision, statistics, no_untrained)
 
 
-def check_projection(recipe: Recipe, protocols: Sequence[NamedEvaluator], method: Method) -> None:
-    """Raises RecipeError where a protocol asks for a layer that the projection head lacks: before
+def check_projection(recipe: Recipe, evaluators: Sequence[NamedEvaluator], method: Method) -> None:
+    """Raises RecipeError where an evaluator asks for a layer that the projection head lacks: before
     the first step, since an hour later it could only be skipped."""
     layers = len(method.projection_layers)
+    asked = [max(map(_projection_layer, named.parts), default=0) for named in evaluators]
     problems = [
-        f"evaluate.{place}: {recipe.evaluate[place].name} asks for layer "
-        f"{protocol.evaluator.projection_layer} of the projection head, and method "
-        f"'{recipe.method.name}' gives {layers or 'no'} layer{'' if layers == 1 else 's'}; "
-        f"set {f'0 to {layers}' if layers else '0'}"
-        for place, protocol in enumerate(protocols)
-        if protocol.evaluator.projection_layer > layers
+        f"evaluate.{place}: {recipe.evaluate[place].name} asks for layer {layer} of the projection "
+        f"head, and method '{recipe.method.name}' gives {layers or 'no'} "
+        f"layer{'' if layers == 1 else 's'}; set {f'0 to {layers}' if layers else '0'}"
+        for place, layer in enumerate(asked)
+        if layer > layers
     ]
     if problems:
         raise RecipeError(*problems)
+
+
+def _projection_layer(part: Evaluator) -> int:
+    return part.projection_layer if isinstance(part, FeatureEvaluator | ImageEvaluator) else 0

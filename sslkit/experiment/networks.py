@@ -45,8 +45,9 @@ def missing_untrained(recipe: Recipe, facts: RunFacts) -> str | None:
 
 
 def say_missing_untrained(recipe: Recipe, facts: RunFacts, display: Display) -> str | None:
-    """`missing_untrained`, said in the first lines, where a protocol would want the encoder."""
-    if not any(slot.cls.baselines for slot in recipe.evaluate):
+    """`missing_untrained`, said in the first lines, where an evaluator would want the encoder."""
+    parts = [part for slot in recipe.evaluate for part in slot.build().parts()]
+    if not any("untrained" in part.baselines for part in parts):
         return None
     reason = missing_untrained(recipe, facts)
     if reason is not None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslkit.api import DataSource, DataSourceConfig, RunFacts, Slot, SplitReader
+from sslkit.api import DataSource, DataSourceConfig, OwnDataEvaluator, RunFacts, Slot, SplitReader
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.examine import examine, shared_images
 from sslkit.data.splits import open_splits
@@ -49,12 +49,13 @@ class Stores:
 
 
 def brought_data(recipe: Recipe) -> dict[str, Slot[DataSource]]:
-    """Path of an entry of `evaluate` -> the data source that it brings to measure on. Protocols
-    that work on data of their own alone open it themselves."""
+    """Path of an entry of `evaluate` -> the data source that it brings to measure on. Those that
+    measure on data of their own alone open it themselves."""
     return {
         f"evaluate.{place}": data
         for place, slot in enumerate(recipe.evaluate)
-        if not slot.cls.own_data and (data := getattr(slot.config, "data", None)) is not None
+        if not issubclass(slot.cls, OwnDataEvaluator)
+        and (data := getattr(slot.config, "data", None)) is not None
     }
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import torch
 
-from sslkit.api import Augmentation, Backbone, Method, RunFacts
+from sslkit.api import Augmentation, Backbone, Method, OwnDataEvaluator, RunFacts
 from sslkit.api.schedules import checked_factor, sampled_steps
 from sslkit.data.cached_split import CachedSplit
 from sslkit.engine.repeatable import check_augmentation, check_reader
@@ -82,9 +82,9 @@ def check_repeatable(recipe: Recipe, facts: RunFacts, store: CachedSplit) -> Non
 
 
 def _on_own_data(recipe: Recipe, path: str) -> bool:
-    """Whether a component lies in a protocol that measures on other data than the run's."""
+    """Whether a component lies in an evaluator that measures on other data than the run's."""
     owners = [slot.cls for where, slot in components(recipe) if path.startswith(f"{where}.")]
-    return any(getattr(owner, "own_data", False) for owner in owners)
+    return any(issubclass(owner, OwnDataEvaluator) for owner in owners)
 
 
 def check_schedules(recipe: Recipe, facts: RunFacts) -> None:

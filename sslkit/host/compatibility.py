@@ -44,6 +44,10 @@ class Change:
 
 CHANGES: tuple[Change, ...] = (
     Change("backbone", "architecture", "without_weights(config)", works=True),
+    Change("evaluator", "uses_features", "a subclass of ImageEvaluator or OwnDataEvaluator"),
+    Change("evaluator", "own_data", "a subclass of OwnDataEvaluator"),
+    Change("evaluator", "uses_train", 'splits = ("test",) where it was False'),
+    Change("evaluator", "pixel_baseline", 'baselines = ("untrained",) where it was False'),
 )
 """What a class written for an earlier interface may still define."""
 

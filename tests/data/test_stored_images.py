@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from sslkit.api import Preprocess
+from sslkit.builtin.crop_flip import CropFlip
 from sslkit.data.cached_split import CachedSplit
-from sslkit.data.evaluation_images import StoredImages
+from sslkit.data.evaluation_images import EvaluationCompute, StoredImages
 from sslkit.data.loader import TrainLoader
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError
@@ -29,9 +30,10 @@ def stores(request, list_reader, photo):
 
 
 def images_of(stores, **changes):
-    options = {"seed": 5, "device": CPU, "precision": "fp32", "channels_last": True}
+    compute = EvaluationCompute(CPU, "fp32", changes.pop("channels_last", True))
     preprocess = Preprocess(24, 24, "bilinear", (0.5,) * 3, (0.2,) * 3)
-    return StoredImages(*stores, preprocess, **{**options, **changes})
+    options = {"seed": 5, "augmentation": CropFlip(CropFlip.Config(size=24))}
+    return StoredImages(*stores, preprocess, compute, **{**options, **changes})
 
 
 def test_epochs_are_keyed_by_seed_epoch_and_position(stores, crop_augmentation):

@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor, nn
 
 import sslkit
-from sslkit.api import Evaluation, Subject
+from sslkit.api import Evaluation, FeatureInput
 from sslkit.builtin.evaluators.knn import KNN
 from sslkit.data.evaluation_images import evaluation_batches
 from sslkit.engine.display import Silent
@@ -28,9 +28,9 @@ def seen_features(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
     evaluate = KNN.evaluate
 
-    def watch(self: KNN, subject: Subject) -> Evaluation:
-        seen[subject.name] = subject.bank.test
-        return evaluate(self, subject)
+    def watch(self: KNN, given: FeatureInput) -> Evaluation:
+        seen[given.subject] = given.bank.test
+        return evaluate(self, given)
 
     monkeypatch.setattr(KNN, "evaluate", watch)
     return seen

@@ -17,14 +17,15 @@ from sslkit.api import (
     Component,
     DataSource,
     DataSourceConfig,
-    FeatureBank,
+    Evaluation,
     FeatureStage,
     HasBoxes,
     HasMasks,
     ImageReader,
+    OwnDataEvaluator,
+    OwnDataInput,
     Preprocess,
     Slot,
-    Subject,
     resolve_component,
 )
 from sslkit.host.plugins import load_plugins
@@ -37,10 +38,9 @@ def protocol(name: str, data: dict[str, Any] | Slot[Any], **fields: Any) -> Any:
     ).build()
 
 
-def subject(encoder: nn.Module | None, seed: int = 0) -> Subject:
-    nothing = torch.empty(0, 0)
-    name: Literal["pixels", "untrained"] = "pixels" if encoder is None else "untrained"
-    return Subject(name, FeatureBank(nothing, nothing), seed, encoder)
+def measure(evaluator: OwnDataEvaluator, encoder: nn.Module, seed: int = 0) -> Evaluation:
+    """What it finds of an encoder."""
+    return evaluator.evaluate(OwnDataInput("untrained", encoder, seed, torch.device("cpu")))
 
 
 def slot(cls: type[Component], config: Any = None) -> Slot[Any]:

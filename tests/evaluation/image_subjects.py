@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sslkit.api import Evaluator, ImageReader, Preprocess, resolve_component
+from sslkit.builtin.crop_flip import CropFlip
 from sslkit.data.cached_split import CachedSplit
-from sslkit.data.evaluation_images import StoredImages
+from sslkit.data.evaluation_images import EvaluationCompute, StoredImages
 from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.host.plugins import load_plugins
@@ -80,19 +81,13 @@ class Study:
 
     def suite(self, *protocols: tuple[str, Mapping[str, Any]]) -> EvaluationSuite:
         preprocess = Preprocess(8, 8, "bilinear", (0.5,) * 3, (0.2,) * 3)
+        compute = EvaluationCompute(CPU, "fp32", channels_last=False)
         images = StoredImages(
-            self.train, self.test, preprocess,
-            seed=self.seed, device=CPU, precision="fp32", channels_last=False,
+            self.train, self.test, preprocess, compute,
+            seed=self.seed, augmentation=CropFlip(CropFlip.Config(size=8)),
         )  # fmt: skip
-        return EvaluationSuite(
-            named_evaluators([(name, protocol(name, **fields)) for name, fields in protocols]),
-            train_batches=lambda: images.preprocessed("train"),
-            test_batches=lambda: images.preprocessed("test"),
-            train_labels=self.train.labels,
-            test_labels=self.test.labels,
-            images=images,
-            seed=self.seed,
-        )
+        evaluators = [(name, protocol(name, **fields)) for name, fields in protocols]
+        return EvaluationSuite(named_evaluators(evaluators), images, seed=self.seed)
 
 
 def study(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslkit.api import Evaluator, FeatureBank, RunFacts, Subject, ViewSpec
+from sslkit.api import FeatureBank, FeatureEvaluator, FeatureInput, RunFacts, ViewSpec
 from sslkit.builtin.evaluators.clustering import Clustering
 from sslkit.builtin.evaluators.collapse import Collapse
 from sslkit.builtin.evaluators.knn import KNN
@@ -19,6 +19,7 @@ from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.report.final_results import FinalResults
+from tests.evaluation.tensor_images import TensorImages
 
 CLASSES, WIDTH = 5, 8
 
@@ -31,14 +32,14 @@ def rows(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return 3.0 * F.one_hot(labels, WIDTH) + noise, labels
 
 
-def subject(num_train: int = 300, num_test: int = 200, seed: int = 0) -> Subject:
+def subject(num_train: int = 300, num_test: int = 200, seed: int = 0) -> FeatureInput:
     train, train_labels = rows(num_train, 1)
     test, test_labels = rows(num_test, 2)
     names = [str(label) for label in range(CLASSES)]
-    return Subject("trained", FeatureBank(train, test, train_labels, test_labels, names), seed)
+    return FeatureInput("trained", FeatureBank(train, test, train_labels, test_labels, names), seed)
 
 
-def shuffled(given: Subject) -> Subject:
+def shuffled(given: FeatureInput) -> FeatureInput:
     """The same features with labels that say nothing about them."""
     bank = given.bank
     generator = torch.Generator().manual_seed(5)
@@ -115,7 +116,9 @@ def test_fewer_queries_search_the_whole_gallery() -> None:
     ],
     ids=["knn", "linear", "clustering", "retrieval-test", "retrieval-train"],
 )
-def test_shuffled_labels_are_at_chance(protocol: Evaluator, highest: dict[str, float]) -> None:
+def test_shuffled_labels_are_at_chance(
+    protocol: FeatureEvaluator, highest: dict[str, float]
+) -> None:
     """Chance is 0.2. On the true labels the same protocols are near 1."""
     truth = protocol.evaluate(subject()).metrics
     control = protocol.evaluate(shuffled(subject())).metrics
@@ -156,11 +159,7 @@ def test_beside_the_baselines_and_without_changing_the_encoder() -> None:
                 ("collapse", Collapse(Collapse.Config(policy="stop"))),
             ]
         ),
-        train_batches=lambda: torch.split(images, 16),
-        test_batches=lambda: torch.split(images.flip(0), 16),
-        train_labels=labels,
-        test_labels=labels.flip(0),
-        class_names=["red", "green", "blue"],
+        TensorImages(images, images.flip(0), labels, labels.flip(0), ["red", "green", "blue"]),
     )
     digest, generator_state = state_digest(encoder), torch.get_rng_state()
     trained, baselines = suite.run(encoder, 1, final=True), suite.baselines(encoder)

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import FeatureBank, Subject
+from sslkit.api import FeatureInput
 from sslkit.builtin.evaluators.collapse import Collapse
+from tests.evaluation.features import Pairs, unlabelled
 
 
-def subject(features: Tensor, pairs: tuple[Tensor, Tensor] | None = None) -> Subject:
-    bank = FeatureBank(features, features.new_empty(0, features.shape[1]))
-    return Subject("trained", bank, 0, None, None if pairs is None else lambda num: pairs)
+def subject(features: Tensor, pairs: tuple[Tensor, Tensor] | None = None) -> FeatureInput:
+    bank = unlabelled(features, features.new_empty(0, features.shape[1]))
+    return FeatureInput("trained", bank, 0, views=Pairs(*pairs or (features, features)))
 
 
 def test_spread_features_score_as_healthy() -> None:
@@ -33,7 +34,6 @@ def test_collapsed_features_show_it() -> None:
     assert found.metrics["collapse/std"] == pytest.approx(0.0, abs=1e-6)
     assert found.metrics["collapse/rankme"] == pytest.approx(1.0, abs=1e-3)
     assert found.metrics["collapse/uniformity"] == pytest.approx(0.0, abs=1e-6)
-    assert "collapse/alignment" not in found.metrics
     found.figures["spectrum"].canvas.draw()
 
 
@@ -49,12 +49,13 @@ def test_the_spectrum_of_healthy_features_has_no_cliff(images: int) -> None:
 
 def test_the_test_split_is_preferred_and_the_subset_is_fixed() -> None:
     generator = torch.Generator().manual_seed(0)
-    bank = FeatureBank(torch.ones(10, 8), torch.randn(300, 8, generator=generator))
+    bank = unlabelled(torch.ones(10, 8), torch.randn(300, 8, generator=generator))
+    views = Pairs(bank.test, bank.test)
     protocol = Collapse(Collapse.Config(num_images=100))
-    first = protocol.evaluate(Subject("trained", bank, 0)).metrics
+    first = protocol.evaluate(FeatureInput("trained", bank, 0, views=views)).metrics
     assert first["collapse/rankme"] > 7
-    assert protocol.evaluate(Subject("trained", bank, 0)).metrics == first
-    assert protocol.evaluate(Subject("trained", bank, 1)).metrics != first
+    assert protocol.evaluate(FeatureInput("trained", bank, 0, views=views)).metrics == first
+    assert protocol.evaluate(FeatureInput("trained", bank, 1, views=views)).metrics != first
 
 
 def test_one_image_is_skipped() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import Apart, Batch, Evaluation, FeatureBank, StepOutput, Subject
+from sslkit.api import Apart, Batch, Evaluation, FeatureInput, MethodEmbeddings, StepOutput
 from sslkit.builtin.evaluators.branches import Branch, read_branches
 from sslkit.builtin.evaluators.collapse import Collapse
 from sslkit.builtin.simclr import SimCLR
@@ -22,6 +22,7 @@ from sslkit.nn.functional import normalize
 from sslkit.runs.state import read_state
 from sslkit.workflows.execute import RunResult
 from sslkit.workflows.train import start
+from tests.evaluation.features import Pairs, unlabelled
 
 RECIPE = """\
 name: digits
@@ -140,9 +141,10 @@ def test_watching_changes_no_bit_of_the_training(tiny: Path) -> None:
 
 
 def test_policies_at_a_collapse() -> None:
-    bank = FeatureBank(torch.empty(0, 8), torch.ones(50, 8))
+    bank = unlabelled(torch.empty(0, 8), torch.ones(50, 8))
+    given = FeatureInput("trained", bank, 0, views=Pairs(bank.test, bank.test))
     found = {
-        policy: Collapse(Collapse.Config(policy=policy)).evaluate(Subject("trained", bank, 0))
+        policy: Collapse(Collapse.Config(policy=policy)).evaluate(given)
         for policy in ("warn", "stop", "off")
     }
     assert "min_std" in (found["warn"].warning or "")
@@ -153,6 +155,29 @@ def test_policies_at_a_collapse() -> None:
     assert found["off"].metrics == found["stop"].metrics
 
 
+class Known(MethodEmbeddings):
+    """Embeddings that are known."""
+
+    def __init__(
+        self,
+        now: Mapping[str, Tensor],
+        untrained: Mapping[str, Tensor],
+        must_not_collapse: Mapping[str, Apart] | None,
+    ) -> None:
+        self._found = now, untrained
+        self._must_not_collapse = must_not_collapse
+
+    @property
+    def must_not_collapse(self) -> Mapping[str, Apart] | None:
+        return self._must_not_collapse
+
+    def now(self) -> Mapping[str, Tensor]:
+        return self._found[0]
+
+    def untrained(self) -> Mapping[str, Tensor]:
+        return self._found[1]
+
+
 def evaluate(
     features: Tensor,
     now: Mapping[str, Tensor] | None = None,
@@ -160,15 +185,14 @@ def evaluate(
     must_not_collapse: Mapping[str, Apart] | None = None,
     **fields: object,
 ) -> Evaluation:
-    subject = Subject(
+    given = FeatureInput(
         "trained",
-        FeatureBank(features[:0], features),
+        unlabelled(features[:0], features),
         0,
-        embeddings=None if now is None else lambda: now,
-        untrained_embeddings=None if untrained is None else lambda: untrained,
-        must_not_collapse=must_not_collapse,
+        views=Pairs(features, features),
+        embeddings=Known(now or {}, untrained or {}, must_not_collapse),
     )
-    found = Collapse(Collapse.Config(policy="stop", **fields)).evaluate(subject)
+    found = Collapse(Collapse.Config(policy="stop", **fields)).evaluate(given)
     assert found.warning is None
     return found
 
@@ -371,5 +395,5 @@ def test_looking_leaves_the_method_as_it_was(recipe: Path, micro_batch: int | No
 
 
 def embeddings_seen_by_protocols(experiment: object, trained: bool = True) -> Mapping[str, Tensor]:
-    now, untrained = experiment.suite._own._embeddings
-    return (now if trained else untrained)()
+    embeddings = experiment.suite._own._embeddings
+    return embeddings.now() if trained else embeddings.untrained()

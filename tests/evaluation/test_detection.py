@@ -17,7 +17,7 @@ from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.scores import is_score
 from tests.data.dense_folders import scenes, write_coco, write_voc
-from tests.evaluation.dense import Averages, protocol, subject
+from tests.evaluation.dense import Averages, measure, protocol
 
 SCENES = {"name": "scenes", "label": "colour", "size": 32, "num_train": 8, "num_test": 4}
 SMALL = {
@@ -38,7 +38,7 @@ def test_a_short_training_measures_and_leaves_the_encoder_as_it_was() -> None:
     for torch_seed in (1, 2):
         torch.manual_seed(torch_seed)
         small = protocol("detection", SCENES, steps=3, **SMALL)
-        found.append(small.evaluate(subject(encoder)))
+        found.append(measure(small, encoder))
     assert found[0].skipped is None
     assert set(found[0].metrics) == {"ap", "ap50", "ap75"}
     assert all(0.0 <= value < 0.5 for value in found[0].metrics.values())
@@ -61,7 +61,7 @@ def test_a_short_training_measures_and_leaves_the_encoder_as_it_was() -> None:
 def test_it_learns_to_detect_easy_scenes() -> None:
     easy = {**SCENES, "num_train": 64, "num_test": 32, "max_objects": 2}
     fields = {**SMALL, "batch_size": 4, "pyramid_width": 32, "head_width": 64, "warmup_steps": 10}
-    found = protocol("detection", easy, steps=150, **fields).evaluate(subject(network()))
+    found = measure(protocol("detection", easy, steps=150, **fields), network())
     assert found.metrics["ap50"] > 0.25  # 0.38; after three steps it is below 0.02
     assert found.metrics["ap50"] > found.metrics["ap"] > found.metrics["ap75"]
 
@@ -72,7 +72,7 @@ def test_folders_on_disk(tmp_path: Path, source: str) -> None:
         data = {"name": "voc", "task": "detection", "root": str(write_voc(tmp_path))}
     else:
         data = {"name": "coco", "root": str(write_coco(tmp_path))}
-    found = protocol("detection", data, steps=1, **SMALL).evaluate(subject(network()))
+    found = measure(protocol("detection", data, steps=1, **SMALL), network())
     assert found.skipped is None
     assert 0.0 <= found.metrics["ap"] <= 1.0
 
@@ -81,16 +81,15 @@ def test_bad_annotations_are_found_before_training(tmp_path: Path) -> None:
     root = write_voc(tmp_path)
     (root / "VOC2012" / "Annotations" / "2012_val_000003.xml").write_text("<!DOCTYPE a><a/>")
     data = {"name": "voc", "task": "detection", "root": str(root)}
-    found = protocol("detection", data, steps=10**6, **SMALL).evaluate(subject(network()))
+    found = measure(protocol("detection", data, steps=10**6, **SMALL), network())
     assert found.skipped is not None
     assert "2012_val_000003.xml: it declares a document type" in found.skipped
 
 
 def test_pixels_are_no_start_and_the_untrained_encoder_can_be_left_out() -> None:
     lean = protocol("detection", SCENES, untrained=False, **SMALL)
-    assert lean.evaluate(subject(None)).metrics == {}
-    assert lean.evaluate(subject(network())).metrics == {}
-    assert lean.evaluate(subject(network())).skipped is None
+    assert lean.baselines == ()
+    assert protocol("detection", SCENES, **SMALL).baselines == ("untrained",)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def test_pixels_are_no_start_and_the_untrained_encoder_can_be_left_out() -> None
 def test_what_cannot_be_measured_is_skipped_with_its_reason(
     encoder: torch.nn.Module, fields: dict[str, Any], reason: str
 ) -> None:
-    found = protocol("detection", **{"data": SCENES, **SMALL, **fields}).evaluate(subject(encoder))
+    found = measure(protocol("detection", **{"data": SCENES, **SMALL, **fields}), encoder)
     assert found.skipped is not None
     assert reason in found.skipped
     assert "\n" not in found.skipped
@@ -153,7 +152,7 @@ def test_frozen_batch_norm_stays_and_the_rest_is_trained() -> None:
 
 
 def test_an_encoder_with_one_map_makes_a_pyramid_of_one_level() -> None:
-    found = protocol("detection", SCENES, steps=1, **SMALL).evaluate(subject(Averages()))
+    found = measure(protocol("detection", SCENES, steps=1, **SMALL), Averages())
     assert found.skipped is None
 
 

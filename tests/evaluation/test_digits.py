@@ -12,6 +12,7 @@ from sslkit.builtin.evaluators.knn import KNN
 from sslkit.builtin.evaluators.linear import Linear
 from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.suite import EvaluationSuite
+from tests.evaluation.tensor_images import TensorImages
 
 
 def test_baselines_on_digits_are_where_they_are_known_to_be() -> None:
@@ -35,10 +36,7 @@ def test_baselines_on_digits_are_where_they_are_known_to_be() -> None:
                 ("few_label", FewLabel(FewLabel.Config(labels_per_class=(5,), draws=10))),
             ]
         ),
-        train_batches=lambda: torch.split(images[train], 500),
-        test_batches=lambda: torch.split(images[test], 500),
-        train_labels=labels[train],
-        test_labels=labels[test],
+        TensorImages(images[train], images[test], labels[train], labels[test]),
     )
     metrics = suite.baselines(untrained).metrics
     assert metrics["eval/knn/top1_pixels"] > 0.93

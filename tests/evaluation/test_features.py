@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslkit.api import FeatureBank
 from sslkit.evaluation import features
 from sslkit.evaluation.features import (
     BankSpec,
@@ -14,6 +13,7 @@ from sslkit.evaluation.features import (
     pixel_features,
     state_digest,
 )
+from tests.evaluation.features import unlabelled
 
 FP32 = {"precision": "fp32", "channels_last": False}
 
@@ -117,7 +117,7 @@ def test_pixels_are_flat_small_and_centred_on_the_training_split() -> None:
     expected = large.unfold(2, 2, 2).unfold(3, 3, 3).mean(dim=(-1, -2)).flatten(1)
     torch.testing.assert_close(pixel_features([large]), expected)
     train, test = torch.rand(10, 4), torch.rand(6, 4) + 3.0
-    bank = FeatureBank(train.clone(), test.clone())
+    bank = unlabelled(train.clone(), test.clone())
     centre_(bank)
     torch.testing.assert_close(bank.train.mean(dim=0), torch.zeros(4), atol=1e-6, rtol=0)
     torch.testing.assert_close(bank.test, test - train.mean(dim=0))

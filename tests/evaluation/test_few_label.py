@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import FeatureBank, RunFacts, Subject
+from sslkit.api import FeatureBank, FeatureInput, RunFacts
 from sslkit.builtin.evaluators import few_label
 from sslkit.builtin.evaluators.few_label import FewLabel, draw_labelled
 from sslkit.evaluation.statistics import mean_interval, paired_difference
@@ -26,7 +26,7 @@ def bank(spread: float, *, classes: int = 4, num: int = 200, noise_seed: int = 0
 
 
 def measured(data: FeatureBank, **config: object) -> dict[str, list[float]]:
-    found = FewLabel(FewLabel.Config(**config)).evaluate(Subject("trained", data, seed=0))
+    found = FewLabel(FewLabel.Config(**config)).evaluate(FeatureInput("trained", data, seed=0))
     assert found.skipped is None
     for name, values in found.draws.items():
         assert found.metrics[name] == pytest.approx(math.fsum(values) / len(values))
@@ -77,7 +77,7 @@ def test_subjects_share_their_draws_and_other_seeds_do_not(monkeypatch: pytest.M
     monkeypatch.setattr(few_label, "_scored", spy)
     protocol = FewLabel(FewLabel.Config(labels_per_class=(5,)))
     for seed, spread in ((0, 0.5), (0, 2.0), (1, 0.5)):
-        protocol.evaluate(Subject("trained", bank(spread), seed))
+        protocol.evaluate(FeatureInput("trained", bank(spread), seed))
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
 
@@ -102,20 +102,20 @@ def test_intervals_cover_the_mean_of_many_draws() -> None:
 
 def test_small_classes_leave_sizes_out_and_say_so() -> None:
     data = bank(0.5, num=24)  # 6 images per class
-    given = FewLabel(FewLabel.Config()).evaluate(Subject("trained", data, seed=0))
+    given = FewLabel(FewLabel.Config()).evaluate(FeatureInput("trained", data, seed=0))
     assert list(given.metrics) == ["top1_1", "top1_5"]
     assert given.notes == [
         "10 labels per class left out: 4 of 4 classes have fewer (the smallest 6)"
     ]
     protocol = FewLabel(FewLabel.Config(labels_per_class=(7,)))
-    found = protocol.evaluate(Subject("trained", data, seed=0))
+    found = protocol.evaluate(FeatureInput("trained", data, seed=0))
     assert found.skipped == (
         "the smallest class has 6 labelled training images, fewer than any of [7]"
     )
 
 
 def test_scores_of_images_are_means_over_draws() -> None:
-    found = FewLabel(FewLabel.Config()).evaluate(Subject("trained", bank(1.0), seed=0))
+    found = FewLabel(FewLabel.Config()).evaluate(FeatureInput("trained", bank(1.0), seed=0))
     for name, value in found.metrics.items():
         scores = found.per_image[name].values
         assert float(scores.mean()) == pytest.approx(value)

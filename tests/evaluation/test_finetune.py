@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import EvaluationImages, FeatureBank, RunFacts, Subject, ViewSpec
+from sslkit.api import EvaluationImages, ImageInput, RunFacts, ViewSpec
 from sslkit.builtin.evaluators.finetune import Finetune
 from sslkit.builtin.evaluators.supervised_training import Classifier, FineTuningConfig
 from sslkit.builtin.evaluators.supervised_training import _train as train
 from sslkit.evaluation.features import state_digest
 from tests.evaluation.image_subjects import Network, projection, protocol, study
 
-NOTHING = FeatureBank(torch.empty(0, 0), torch.empty(0, 0), class_names=["0", "1", "2"])
 QUICK: dict[str, Any] = {"epochs": 4, "batch_size": 32, "optimizer": {"name": "sgd", "lr": 0.1}}
 
 
@@ -110,8 +109,8 @@ def test_a_loss_that_diverges_is_reported() -> None:
 def test_learning_rates_fall_with_depth_and_the_classifier_has_its_own() -> None:
     given = study().suite()
     layers = projection()
-    subject = Subject("trained", None, 0, Network(), images=given._images, projection_layers=layers)  # type: ignore[arg-type]
-    classifier = Classifier(subject, 1, num_classes=3)
+    subject = ImageInput("trained", Network(), given._images, 0, layers)
+    classifier = Classifier(subject, 1)
     groups = classifier.param_groups(layer_decay=0.5, head_lr_scale=3.0)
     assert [group.lr_scale for group in groups] == [0.125, 0.25, 0.5, 3.0]
     assert [[name for name, _ in group.params] for group in groups[:2]] == [
@@ -130,8 +129,8 @@ def test_a_small_decay_moves_the_stem_less() -> None:
     for decay in (1.0, 0.01):
         config = protocol("finetune", **{**QUICK, "layer_decay": decay}).config
         assert isinstance(config, FineTuningConfig)
-        subject = Subject("trained", NOTHING, 0, Network(), images=given._images)
-        network = Classifier(subject, 0, num_classes=3)
+        subject = ImageInput("trained", Network(), given._images, 0)
+        network = Classifier(subject, 0)
         train(network, subject.images, config, torch.arange(64), epochs=1)
         change = network.encoder.stem[0].weight - subject.encoder.stem[0].weight
         moved[decay] = float(change.detach().norm())

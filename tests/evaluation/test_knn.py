@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import FeatureBank, RunFacts, Subject
+from sslkit.api import FeatureBank, FeatureInput, RunFacts
 from sslkit.builtin.evaluators.knn import KNN
 from sslkit.nn import classification
 from sslkit.nn.classification import knn_correct, mean_class_accuracy, nearest_rows, top1_accuracy
@@ -122,7 +122,7 @@ def test_collapsed_features_are_at_chance() -> None:
     assert right.tolist() == pytest.approx([0.2] * 9)
 
 
-def _subject(labels: Tensor, test_labels: Tensor, num: int = 600) -> Subject:
+def _subject(labels: Tensor, test_labels: Tensor, num: int = 600) -> FeatureInput:
     generator = torch.Generator().manual_seed(0)
     centres = 3.0 * torch.randn(4, 12, generator=generator)
     true, true_test = torch.arange(num) % 4, torch.arange(400) % 4
@@ -133,7 +133,7 @@ def _subject(labels: Tensor, test_labels: Tensor, num: int = 600) -> Subject:
         test_labels,
         list("abcd"),
     )
-    return Subject("trained", bank, seed=0)
+    return FeatureInput("trained", bank, seed=0)
 
 
 def test_protocol_learns_labels_and_is_at_chance_with_shuffled_ones() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import Evaluator, FeatureBank, Subject
+from sslkit.api import FeatureBank, FeatureEvaluator, FeatureInput
 from sslkit.builtin.evaluators import linear_solvers
 from sslkit.builtin.evaluators.knn import KNN
 from sslkit.builtin.evaluators.linear import Linear
@@ -34,11 +34,13 @@ def clusters(num: int, spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
     return centres[labels] + spread * torch.randn(num, 8, generator=generator), labels
 
 
-def subject(train_labels: Tensor | None = None) -> Subject:
+def subject(train_labels: Tensor | None = None) -> FeatureInput:
     train, labels = clusters(400, spread=0.7)
     test, test_labels = clusters(200, spread=0.7, seed=1)
     labels = labels if train_labels is None else train_labels
-    return Subject("trained", FeatureBank(train, test, labels, test_labels, list("abcd")), seed=0)
+    return FeatureInput(
+        "trained", FeatureBank(train, test, labels, test_labels, list("abcd")), seed=0
+    )
 
 
 def test_separable_classes_are_separated_and_shuffled_labels_stay_at_chance() -> None:
@@ -75,7 +77,9 @@ def test_the_test_split_has_no_part_in_the_fit_or_the_choice(
     other = FeatureBank(
         given.bank.train, given.bank.test, given.bank.train_labels, wrong, list("abcd")
     )
-    second = Linear(Linear.Config(selection_folds=5)).evaluate(Subject("trained", other, seed=0))
+    second = Linear(Linear.Config(selection_folds=5)).evaluate(
+        FeatureInput("trained", other, seed=0)
+    )
     assert second.metrics["top1"] < 0.01
     for chosen in ("l2", "selection_top1"):
         assert second.metrics[chosen] == first.metrics[chosen]
@@ -110,7 +114,7 @@ def test_equal_accuracies_go_to_the_lowest_cross_entropy() -> None:
     train, labels = clusters(400, spread=0.05)
     bank = FeatureBank(train, train, labels, labels, list("abcd"))
     grid = (10.0, 1.0, 1e-2, 1e-4)  # all of them right everywhere
-    found = Linear(Linear.Config(l2=grid)).evaluate(Subject("trained", bank, seed=0)).metrics
+    found = Linear(Linear.Config(l2=grid)).evaluate(FeatureInput("trained", bank, seed=0)).metrics
     assert found["selection_top1"] == 1.0
     assert found["l2"] == 1e-4  # the surer the better, where nothing is wrong
     noisy = train + 1.3 * torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
@@ -138,11 +142,13 @@ def test_the_seed_of_the_selection_hardly_moves_the_accuracy() -> None:
     test, test_labels = overlapping(1000, 1)
     bank = FeatureBank(train, test, labels, test_labels, [str(c) for c in range(10)])
     found = [
-        Linear(Linear.Config()).evaluate(Subject("trained", bank, seed=seed)).metrics
+        Linear(Linear.Config()).evaluate(FeatureInput("trained", bank, seed=seed)).metrics
         for seed in range(5)
     ]
     best = max(
-        Linear(Linear.Config(l2=(l2,))).evaluate(Subject("trained", bank, seed=0)).metrics["top1"]
+        Linear(Linear.Config(l2=(l2,)))
+        .evaluate(FeatureInput("trained", bank, seed=0))
+        .metrics["top1"]
         for l2 in Linear.Config().l2
     )
     accuracies = [each["top1"] for each in found]
@@ -152,7 +158,7 @@ def test_the_seed_of_the_selection_hardly_moves_the_accuracy() -> None:
 
 def test_one_image_per_class_is_skipped_with_the_reason() -> None:
     bank = FeatureBank(torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3), list("abc"))
-    found = Linear(Linear.Config()).evaluate(Subject("trained", bank, seed=0))
+    found = Linear(Linear.Config()).evaluate(FeatureInput("trained", bank, seed=0))
     assert found.skipped == "no class has two labelled images to choose settings with"
 
 
@@ -240,7 +246,7 @@ def test_turned_features_have_the_optimum_of_the_features(monkeypatch: pytest.Mo
 def test_a_fit_that_does_not_reach_its_optimum_is_reported() -> None:
     train, labels = overlapping(500, 0)
     bank = FeatureBank(train, train, labels, labels, [str(c) for c in range(10)])
-    given = Subject("trained", bank, seed=0)
+    given = FeatureInput("trained", bank, seed=0)
     found = Linear(Linear.Config(l2=(1e-5,), max_iterations=3)).evaluate(given)
     assert "raise max_iterations" in found.notes[0]
     assert not Linear(Linear.Config(l2=(1e-5,))).evaluate(given).notes
@@ -351,17 +357,17 @@ def test_sgd_chooses_on_held_out_training_rows(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "protocol", [Linear(Linear.Config(layer=1)), KNN(KNN.Config(k=5, layer=1))]
 )
-def test_probes_measure_layers_of_the_projection_head(protocol: Evaluator) -> None:
+def test_probes_measure_layers_of_the_projection_head(protocol: FeatureEvaluator) -> None:
     blind = torch.nn.Linear(8, 3)
     torch.nn.init.zeros_(blind.weight)
     sharp = torch.nn.Linear(8, 4)
     with torch.no_grad():
         sharp.weight.copy_(torch.eye(4, 8))
     assert protocol.projection_layer == 1
-    assert not protocol.pixel_baseline
+    assert protocol.baselines == ("untrained",)
     for layer, low, high in ((sharp, 0.9, 1.0), (blind, 0.0, 0.4)):
         given = replace(subject(), projection_layers=(layer,))
         found = protocol.evaluate(given).metrics
         assert low <= found["top1_projector_1"] <= high
         assert all(name.endswith("_projector_1") for name in found)
-    assert Linear(Linear.Config()).pixel_baseline
+    assert Linear(Linear.Config()).baselines == ("pixels", "untrained")

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 import sslkit
-from sslkit.api import IGNORED_PIXEL, RunFacts, SplitReader
+from sslkit.api import IGNORED_PIXEL, PixelInput, RunFacts, SplitReader
 from sslkit.builtin.evaluators.encoder_maps import Source
 from sslkit.builtin.evaluators.segmentation import Segmentation, take_positions
 from sslkit.builtin.timm_backbone import TimmBackbone
@@ -22,7 +22,8 @@ from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.nn.segmentation import mean_intersection_over_union, pixel_confusion
 from sslkit.report.final_results import FinalResults
 from tests.data.dense_folders import write_voc
-from tests.evaluation.dense import Averages, changed, protocol, subject
+from tests.evaluation.dense import Averages, changed, measure, protocol
+from tests.evaluation.tensor_images import TensorImages
 
 COLOURS = {"name": "scenes", "label": "colour", "size": 32, "num_train": 48, "num_test": 24}
 
@@ -43,9 +44,9 @@ def chance(data: dict[str, Any], constant: int = 0) -> float:
 
 
 def test_features_that_know_the_classes_and_features_that_hardly_do() -> None:
-    known = protocol("segmentation", COLOURS).evaluate(subject(Averages(stride=2)))
-    untrained = protocol("segmentation", COLOURS, stage=1).evaluate(subject(network()))
-    pixels = protocol("segmentation", COLOURS).evaluate(subject(None))
+    known = measure(protocol("segmentation", COLOURS), Averages(stride=2))
+    untrained = measure(protocol("segmentation", COLOURS, stage=1), network())
+    pixels = protocol("segmentation", COLOURS).evaluate_pixels(PixelInput(0, torch.device("cpu")))
     by_chance = chance(COLOURS)
     assert by_chance < 0.15
     assert known.metrics["miou"] > 0.5
@@ -66,7 +67,7 @@ def test_masks_of_other_images_stay_at_chance() -> None:
             return reader.mask(index)
         return reader.mask((index + 1) % len(reader))
 
-    found = protocol("segmentation", changed(COLOURS, next_mask)).evaluate(subject(Averages()))
+    found = measure(protocol("segmentation", changed(COLOURS, next_mask)), Averages())
     assert found.metrics["miou"] < chance(COLOURS) + 0.02
 
 
@@ -81,18 +82,18 @@ def test_ignored_pixels_count_nowhere() -> None:
     def nothing(reader: SplitReader, index: int) -> NDArray[np.uint8]:
         return np.full_like(reader.mask(index), IGNORED_PIXEL)
 
-    whole = protocol("segmentation", COLOURS).evaluate(subject(Averages())).metrics
-    lower = protocol("segmentation", changed(COLOURS, half)).evaluate(subject(Averages()))
+    whole = measure(protocol("segmentation", COLOURS), Averages()).metrics
+    lower = measure(protocol("segmentation", changed(COLOURS, half)), Averages())
     assert lower.metrics["miou"] != whole["miou"]
     assert lower.metrics["pixel_accuracy"] > 0.85
-    empty = protocol("segmentation", changed(COLOURS, nothing)).evaluate(subject(Averages()))
+    empty = measure(protocol("segmentation", changed(COLOURS, nothing)), Averages())
     assert empty.skipped == "needs two training images with pixels of known classes"
 
     def no_test(reader: SplitReader, index: int) -> NDArray[np.uint8]:
         tested = len(reader) == COLOURS["num_test"]
         return nothing(reader, index) if tested else reader.mask(index)
 
-    class_less = protocol("segmentation", changed(COLOURS, no_test)).evaluate(subject(Averages()))
+    class_less = measure(protocol("segmentation", changed(COLOURS, no_test)), Averages())
     assert class_less.skipped == "no test mask has a pixel of a known class"
 
 
@@ -103,7 +104,7 @@ def test_it_depends_on_the_seed_alone_and_leaves_the_encoder_as_it_was() -> None
     for torch_seed, seed in ((1, 0), (2, 0), (1, 1)):
         torch.manual_seed(torch_seed)
         few = protocol("segmentation", COLOURS, stage=1, num_positions=1200, max_iterations=20)
-        scored.append(few.evaluate(subject(encoder, seed)).metrics)
+        scored.append(measure(few, encoder, seed).metrics)
     assert scored[0] == scored[1] != scored[2]
     assert state_digest(encoder) == before
 
@@ -130,14 +131,14 @@ def test_positions_are_drawn_evenly_and_where_something_is_known() -> None:
 def test_features_that_are_not_finite_are_said_to_be() -> None:
     encoder = Averages()
     encoder.scale.data.fill_(float("nan"))
-    found = protocol("segmentation", COLOURS).evaluate(subject(encoder))
+    found = measure(protocol("segmentation", COLOURS), encoder)
     assert found.skipped == "the feature maps are not finite"
 
 
 def test_the_size_of_images_and_masks_may_differ() -> None:
     """Images are stretched; masks are scored as they are."""
     at = {
-        size: protocol("segmentation", COLOURS, size=size).evaluate(subject(Averages(stride=4)))
+        size: measure(protocol("segmentation", COLOURS, size=size), Averages(stride=4))
         for size in (32, 64)
     }
     assert at[64].metrics["miou"] > at[32].metrics["miou"] + 0.05  # a grid of twice the side
@@ -145,11 +146,11 @@ def test_the_size_of_images_and_masks_may_differ() -> None:
 
 def test_voc_from_disk(tmp_path: Path) -> None:
     data = {"name": "voc", "task": "segmentation", "root": str(write_voc(tmp_path, count=6))}
-    found = protocol("segmentation", data).evaluate(subject(Averages(stride=2)))
+    found = measure(protocol("segmentation", data), Averages(stride=2))
     assert found.skipped is None
     assert 0.0 < found.metrics["miou"] < 1.0
     (tmp_path / "VOC2012" / "SegmentationClass" / "2012_val_000001.png").write_text("x")
-    broken = protocol("segmentation", data).evaluate(subject(Averages(stride=2)))
+    broken = measure(protocol("segmentation", data), Averages(stride=2))
     assert broken.skipped is not None
     assert "2012_val_000001.png: not a whole PNG" in broken.skipped
 
@@ -177,7 +178,7 @@ def test_voc_from_disk(tmp_path: Path) -> None:
 def test_what_cannot_be_measured_is_skipped_with_its_reason(
     encoder: torch.nn.Module, fields: dict[str, Any], reason: str
 ) -> None:
-    found = protocol("segmentation", **{"data": COLOURS, **fields}).evaluate(subject(encoder))
+    found = measure(protocol("segmentation", **{"data": COLOURS, **fields}), encoder)
     assert found.skipped is not None
     assert reason in found.skipped
     assert "\n" not in found.skipped
@@ -199,14 +200,10 @@ def test_problems_are_found_before_a_run(tmp_path: Path) -> None:
 
 
 def test_it_stands_in_the_table_beside_the_baselines() -> None:
-    def batches() -> list[torch.Tensor]:
-        return [torch.rand(4, 3, 32, 32)]
-
     few = {**COLOURS, "num_train": 8, "num_test": 4}
     suite = EvaluationSuite(
         named_evaluators([("segmentation", protocol("segmentation", few, max_iterations=5))]),
-        train_batches=batches,
-        test_batches=batches,
+        TensorImages(torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32)),
     )
     trained = suite.run(Averages(), 1, final=True)
     results = FinalResults.collect(trained, suite.baselines(Averages()))

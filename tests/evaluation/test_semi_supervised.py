@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import RunFacts, Subject
+from sslkit.api import ImageInput, RunFacts
 from sslkit.builtin.evaluators import semi_supervised
 from sslkit.builtin.evaluators.linear_solvers import LBFGS, Chosen, choose_and_fit
 from sslkit.builtin.evaluators.semi_supervised import SemiSupervised
@@ -84,9 +84,9 @@ def test_all_subjects_and_both_ways_get_the_same_balanced_labels(
         probed.append(data.rows.tolist())
         return choose_and_fit(data, *args)
 
-    def tune(subject: Subject, config: Any, rows: Tensor, **kwargs: Any) -> Any:
+    def tune(given: ImageInput, config: Any, rows: Tensor, **kwargs: Any) -> Any:
         tuned.append(rows.tolist())
-        return fine_tune(subject, config, rows, **{**kwargs, "epochs": 1})
+        return fine_tune(given, config, rows, **{**kwargs, "epochs": 1})
 
     fine_tune = semi_supervised.fine_tune
     monkeypatch.setattr(semi_supervised, "choose_and_fit", fit)

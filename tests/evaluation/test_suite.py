@@ -2,14 +2,25 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Subject
+from sslkit.api import (
+    Evaluation,
+    Evaluator,
+    EvaluatorConfig,
+    FeatureEvaluator,
+    FeatureInput,
+    ImageEvaluator,
+    ImageInput,
+    OwnDataEvaluator,
+    OwnDataInput,
+    PixelInput,
+)
 from sslkit.builtin.evaluators.collapse import Collapse
 from sslkit.builtin.evaluators.few_label import FewLabel
 from sslkit.builtin.evaluators.knn import KNN
@@ -17,7 +28,9 @@ from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.results import comparison
 from sslkit.evaluation.suite import EvaluationSuite
+from sslkit.host.compatibility import misfit
 from sslkit.report.final_results import FinalResults
+from tests.evaluation.tensor_images import TensorImages
 
 NUM_TRAIN, NUM_TEST = 90, 35
 
@@ -35,22 +48,26 @@ class Pictures:
             + 0.1 * torch.randn(len(labels), 3, 1, 1, generator=generator)  # tints overlap
             for labels in (self.train_labels, self.test_labels)
         )
-        self.passes = {"train": 0, "test": 0}
+        self.images = self.with_changes()
 
-    def batches(self, split: str) -> Iterator[Tensor]:
-        self.passes[split] += 1
-        yield from torch.split(getattr(self, split), 16)
-
-    def suite(self, *evaluators: tuple[str, Evaluator], **changes: Any) -> EvaluationSuite:
+    def with_changes(self, **changes: Any) -> TensorImages:
+        """These images, or others that differ in what is named."""
         arguments: dict[str, Any] = {
-            "train_batches": lambda: self.batches("train"),
-            "test_batches": lambda: self.batches("test"),
+            "train": self.train,
+            "test": self.test,
             "train_labels": self.train_labels,
             "test_labels": self.test_labels,
             "class_names": ["red", "green", "blue"],
-            "positive_pairs": lambda num: (self.train[:num], self.train[:num].flip(3)),
         }
-        return EvaluationSuite(named_evaluators(evaluators), **{**arguments, **changes})
+        return TensorImages(**{**arguments, **changes})
+
+    @property
+    def passes(self) -> dict[str, int]:
+        return self.images.passes
+
+    def suite(self, *evaluators: tuple[str, Evaluator], **changes: Any) -> EvaluationSuite:
+        images = self.with_changes(**changes) if changes else self.images
+        return EvaluationSuite(named_evaluators(evaluators), images)
 
 
 @pytest.fixture
@@ -73,28 +90,28 @@ def few_label() -> FewLabel:
     return FewLabel(FewLabel.Config(labels_per_class=(1, 3), draws=6))
 
 
-class Recorder(Evaluator):
-    """Keeps the subjects it was given."""
+class Recorder(FeatureEvaluator):
+    """Keeps what it was given."""
 
     def __init__(self) -> None:
         super().__init__(EvaluatorConfig())
-        self.subjects: list[Subject] = []
+        self.given: list[FeatureInput] = []
 
-    def evaluate(self, subject: Subject) -> Evaluation:
-        self.subjects.append(subject)
-        return Evaluation({"random": float(torch.rand(())), "rows": len(subject.bank.test)})
+    def evaluate(self, given: FeatureInput) -> Evaluation:
+        self.given.append(given)
+        return Evaluation({"random": float(torch.rand(())), "rows": len(given.bank.test)})
 
 
 def test_schedule_and_names(pictures: Pictures) -> None:
     suite = pictures.suite(
         ("knn", knn(every_epochs=3)), ("knn", knn()), ("knn_2", knn(every_epochs=2)), ("knn", knn())
     )
-    assert suite.protocols == ("knn", "knn_3", "knn_2", "knn_4")
+    assert suite.names == ("knn", "knn_3", "knn_2", "knn_4")
     assert suite.due(0, final=False) == []
     assert suite.due(1, final=False) == []
     assert suite.due(2, final=False) == ["knn_2"]
     assert suite.due(6, final=False) == ["knn", "knn_2"]
-    assert suite.due(7, final=True) == list(suite.protocols)
+    assert suite.due(7, final=True) == list(suite.names)
     assert pictures.suite().run(encoder(), 1, final=True).metrics == {}
     assert pictures.passes == {"train": 0, "test": 0}
 
@@ -109,7 +126,7 @@ def test_one_extraction_serves_all_and_counts_the_last_partial_batch(pictures: P
     result = suite.run(encoder(), 4, final=True)
     assert pictures.passes == {"train": 1, "test": 1}
     assert result.metrics["eval/rec/rows"] == NUM_TEST
-    assert recorder.subjects[0].bank.train.shape == (NUM_TRAIN, 8)
+    assert recorder.given[0].bank.train.shape == (NUM_TRAIN, 8)
     assert result.metrics["eval/knn/top1"] > 0.9
     assert {"eval/knn_2/top1", "collapse/std", "collapse/alignment", "collapse_2/std"} <= set(
         result.metrics
@@ -119,14 +136,13 @@ def test_one_extraction_serves_all_and_counts_the_last_partial_batch(pictures: P
 
 
 def test_the_encoder_and_the_generators_stay_as_they_were(pictures: Pictures) -> None:
-    class TrainsOnTheOriginal(Evaluator):
-        def evaluate(self, subject: Subject) -> Evaluation:
-            assert subject.encoder is not None
-            assert not subject.encoder.training
-            subject.encoder.train()
-            subject.encoder(pictures.train).sum().backward()  # moves the batch statistics
-            subject.encoder[0].weight.data.add_(1.0)
-            subject.encoder.requires_grad_(False)
+    class TrainsOnTheOriginal(ImageEvaluator):
+        def evaluate(self, given: ImageInput) -> Evaluation:
+            assert not given.encoder.training
+            given.encoder.train()
+            given.encoder(pictures.train).sum().backward()  # moves the batch statistics
+            given.encoder[0].weight.data.add_(1.0)
+            given.encoder.requires_grad_(False)
             return Evaluation({"top1": 1.0})
 
     model = encoder().train()
@@ -162,7 +178,7 @@ def test_protocols_draw_alike_for_every_subject(pictures: Pictures) -> None:
 def test_without_labels_collapse_still_runs(pictures: Pictures) -> None:
     suite = pictures.suite(
         ("knn", knn()), ("collapse", Collapse(Collapse.Config())),
-        train_labels=None, test_labels=None, class_names=None,
+        train_labels=None, test_labels=None, class_names=(),
     )  # fmt: skip
     result = suite.run(encoder(), 1, final=True)
     assert result.skipped == {"knn": "no labels"}
@@ -174,15 +190,16 @@ def test_without_labels_collapse_still_runs(pictures: Pictures) -> None:
 def test_without_a_test_split_collapse_uses_the_training_split(pictures: Pictures) -> None:
     suite = pictures.suite(
         ("knn", knn()), ("collapse", Collapse(Collapse.Config())),
-        test_batches=None, test_labels=None,
+        test=None, test_labels=None,
     )  # fmt: skip
     result = suite.run(encoder(), 1, final=True)
     assert result.skipped == {"knn": "no test split"}
     assert result.metrics["collapse/rankme"] > 1.0
     # Nothing to measure: no image is read.
-    passes = dict(pictures.passes)
-    assert pictures.suite(("knn", knn()), test_batches=None).run(encoder(), 1, True).skipped
-    assert pictures.passes == passes
+    without = pictures.with_changes(test=None, test_labels=None)
+    suite = EvaluationSuite(named_evaluators([("knn", knn())]), without)
+    assert suite.run(encoder(), 1, True).skipped
+    assert without.passes == {"train": 0, "test": 0}
 
 
 def test_images_without_a_label_are_left_out_of_label_protocols(pictures: Pictures) -> None:
@@ -191,7 +208,7 @@ def test_images_without_a_label_are_left_out_of_label_protocols(pictures: Pictur
     train_labels[10:], test_labels[::2] = -1, -1
     suite = pictures.suite(("rec", recorder), train_labels=train_labels, test_labels=test_labels)
     suite.run(encoder(), 1, final=True)
-    bank = recorder.subjects[0].bank
+    bank = recorder.given[0].bank
     assert bank.train_labels.tolist() == train_labels[:10].tolist()
     assert len(bank.train) == 10
     assert bank.test_labels.tolist() == test_labels[1::2].tolist()
@@ -246,8 +263,8 @@ def test_test_classes_without_training_images_are_counted_and_said(pictures: Pic
 
 @pytest.mark.parametrize("fault", ["raises", "returns nothing", "returns text"])
 def test_a_failing_protocol_does_not_lose_the_others(pictures: Pictures, fault: str) -> None:
-    class Faulty(Evaluator):
-        def evaluate(self, subject: Subject) -> Any:
+    class Faulty(FeatureEvaluator):
+        def evaluate(self, given: FeatureInput) -> Any:
             if fault == "raises":
                 raise ZeroDivisionError("no dividend\nsecond line")
             return None if fault == "returns nothing" else Evaluation({"top1": "high"})
@@ -277,12 +294,15 @@ def test_features_that_are_not_finite_are_not_measured(pictures: Pictures) -> No
 
 
 def test_unreadable_data_is_not_swallowed(pictures: Pictures) -> None:
-    def broken() -> Iterator[Tensor]:
-        raise OSError("disk gone")
-        yield
+    class Broken(TensorImages):
+        def preprocessed(self, *args: Any, **kwargs: Any) -> Iterator[Tensor]:
+            raise OSError("disk gone")
+            yield
 
+    images = Broken(pictures.train, pictures.test, pictures.train_labels, pictures.test_labels)
+    suite = EvaluationSuite(named_evaluators([("knn", knn())]), images)
     with pytest.raises(OSError, match="disk gone"):
-        pictures.suite(("knn", knn()), test_batches=broken).run(encoder(), 1, final=True)
+        suite.run(encoder(), 1, final=True)
 
 
 def test_comparison_table_and_json(pictures: Pictures) -> None:
@@ -331,53 +351,116 @@ def test_the_training_split_is_not_encoded_where_nothing_needs_it(pictures: Pict
     assert "eval/knn/top1" in beside
 
 
-def test_protocols_on_images_alone_take_no_features(pictures: Pictures) -> None:
-    class OnImages(Recorder):
-        uses_features = False
+class OnImages(ImageEvaluator):
+    """Keeps what it was given."""
 
-        def evaluate(self, subject: Subject) -> Evaluation:
-            self.subjects.append(subject)
-            return Evaluation({"top1": 0.5})
+    def __init__(self) -> None:
+        super().__init__(EvaluatorConfig())
+        self.given: list[ImageInput] = []
 
-    alone, shown = OnImages(), object()
-    suite = pictures.suite(("images", alone), images=shown)
+    def evaluate(self, given: ImageInput) -> Evaluation:
+        self.given.append(given)
+        return Evaluation({"top1": 0.5})
+
+
+def test_evaluators_on_images_take_no_features(pictures: Pictures) -> None:
+    alone = OnImages()
+    suite = pictures.suite(("images", alone))
     trained, untrained = suite.run(encoder(), 1, final=True), encoder()
     assert pictures.passes == {"train": 0, "test": 0}
     baselines = suite.baselines(untrained)
     assert pictures.passes == {"train": 1, "test": 0}, "batch statistics of the untrained encoder"
-    assert [subject.name for subject in alone.subjects] == ["trained", "untrained"]
-    assert all(subject.images is shown for subject in alone.subjects)
-    assert alone.subjects[0].bank.train.numel() == 0
-    assert alone.subjects[0].bank.num_classes == 3
+    assert [given.subject for given in alone.given] == ["trained", "untrained"]
+    assert all(given.images is pictures.images for given in alone.given)
+    assert alone.given[1].encoder is untrained
     assert trained.metrics == {"eval/images/top1": 0.5}
     assert baselines.metrics == {"eval/images/top1_untrained": 0.5}
     assert set(trained.timings) == {"images/trained"}
 
 
 def test_pixels_of_its_own_data_are_a_baseline_without_features(pictures: Pictures) -> None:
-    class OnDataOfItsOwn(Recorder):
-        uses_features = False
-        own_data = True
+    class OnDataOfItsOwn(OwnDataEvaluator):
+        baselines = ("pixels", "untrained")
 
-        def evaluate(self, subject: Subject) -> Evaluation:
-            self.subjects.append(subject)
+        def evaluate(self, given: OwnDataInput) -> Evaluation:
+            return Evaluation({"top1": float(given.subject == "untrained")})
+
+        def evaluate_pixels(self, given: PixelInput) -> Evaluation:
             return Evaluation({"top1": 0.5})
 
-    alone = OnDataOfItsOwn()
-    suite = pictures.suite(("own", alone))
-    suite.baselines(encoder())
-    assert [subject.name for subject in alone.subjects] == ["pixels", "untrained"]
-    assert alone.subjects[0].bank.train.numel() == 0
-    assert pictures.passes == {"train": 1, "test": 0}, "batch statistics of the untrained encoder"
+    suite = pictures.suite(("own", OnDataOfItsOwn(EvaluatorConfig())), train_labels=None)
+    found = suite.baselines(encoder()).metrics
+    assert found == {"eval/own/top1_pixels": 0.5, "eval/own/top1_untrained": 1.0}
+    assert suite.run(encoder(), 1, final=True).metrics == {"eval/own/top1": 0.0}
+
+
+def test_pixels_have_augmented_views_too(pictures: Pictures) -> None:
+    class Agreement(FeatureEvaluator):
+        def evaluate(self, given: FeatureInput) -> Evaluation:
+            first, second = given.views.pairs(7)
+            assert first.shape == second.shape == (7, given.bank.train.shape[1])
+            return Evaluation({"of_rows": float((first - given.bank.train[:7]).abs().max())})
+
+    suite = pictures.suite(("agreement", Agreement(EvaluatorConfig())))
+    found = {**suite.run(encoder(), 1, True).metrics, **suite.baselines(encoder()).metrics}
+    assert len(found) == 3
+    assert max(found.values()) < 1e-5, "centred like the bank"
+
+
+class Several(Evaluator):
+    """A part on features and one on images."""
+
+    def __init__(self, *parts: Evaluator) -> None:
+        super().__init__(EvaluatorConfig())
+        self._parts = parts
+
+    def parts(self) -> Sequence[Evaluator]:
+        return self._parts
+
+
+def test_parts_are_reported_as_one_and_each_has_its_own_baselines(pictures: Pictures) -> None:
+    suite = pictures.suite(("both", Several(knn(), OnImages())))
+    trained = suite.run(encoder(), 1, final=True)
+    accuracy, constant = trained.metrics["eval/both/mean_per_class"], trained.metrics
+    assert accuracy > 0.9
+    assert constant["eval/both/top1"] == 0.5, "the last part of a name counts"
+    evaluations = suite.baselines(encoder()).evaluations
+    assert set(evaluations["pixels"]["both"].metrics) == {"top1", "mean_per_class"}
+    assert evaluations["pixels"]["both"].metrics["top1"] > 0.5
+    assert evaluations["untrained"]["both"].metrics["top1"] == 0.5
+
+
+def test_a_part_that_is_skipped_takes_nothing_from_the_others(pictures: Pictures) -> None:
+    class Skips(FeatureEvaluator):
+        def evaluate(self, given: FeatureInput) -> Evaluation:
+            return Evaluation(skipped="too few", notes=["2 are too few"])
+
+    skips = Skips(EvaluatorConfig())
+    found = pictures.suite(("both", Several(skips, OnImages()))).run(encoder(), 1, final=True)
+    assert found.metrics == {"eval/both/top1": 0.5}
+    assert found.notes == {"both": ["2 are too few"]}
+    assert not found.skipped
+    found = pictures.suite(("both", Several(skips, skips))).run(encoder(), 1, final=True)
+    assert found.skipped == {"both": "2 are too few"}
+
+
+@pytest.mark.parametrize("flag", ["uses_features", "own_data", "uses_train", "pixel_baseline"])
+def test_the_flags_of_interface_1_are_refused_with_what_to_write(flag: str) -> None:
+    body = {"evaluate": lambda self, given: Evaluation(), flag: False}
+    old = type("Old", (FeatureEvaluator,), body)
+    assert (misfit(old, Evaluator, None) or "").startswith(f"defines {flag}, which ended with")
+    assert misfit(Recorder, Evaluator, None) is None
+    with pytest.raises(TypeError, match=r"Old.baselines names subjects: .* or \(\) for none"):
+        type("Old", (FeatureEvaluator,), {"baselines": False})
 
 
 def test_layers_of_the_projection_head_are_measured_and_left_as_they_were(
     pictures: Pictures,
 ) -> None:
-    class AtLayers(Evaluator):
-        def evaluate(self, subject: Subject) -> Evaluation:
+    class AtLayers(FeatureEvaluator):
+        def evaluate(self, given: FeatureInput) -> Evaluation:
             return Evaluation(
-                {f"width_{k}": subject.projected(k).bank.train.shape[1] for k in range(3)}
+                {f"width_{k}": given.projected(k).bank.train.shape[1] for k in range(3)}
             )
 
     layers = [nn.Sequential(nn.Linear(8, 5), nn.BatchNorm1d(5), nn.ReLU()), nn.Linear(5, 2)]

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from sslkit.api import (
     Evaluation,
-    Evaluator,
     EvaluatorConfig,
     FeatureBank,
+    FeatureEvaluator,
+    FeatureInput,
     ImageScores,
     RunFacts,
-    Subject,
 )
 from sslkit.nn.clustering import (
     adjusted_rand_index,
@@ -33,7 +33,7 @@ _BLOCK_ELEMENTS = 1 << 26
 """Features normalised at once (256 MiB of float32)."""
 
 
-class Clustering(Evaluator):
+class Clustering(FeatureEvaluator):
     """k-means on L2-normalised features with as many clusters as there are classes. The clusters
     are made from the training split and no label; the images of the test split go to the nearest
     centre, and their labels then say how well clusters and classes agree. Deterministic by the
@@ -64,13 +64,12 @@ class Clustering(Evaluator):
                 f"each class; take at least {facts.num_classes}",
             )
 
-    def evaluate(self, subject: Subject) -> Evaluation:
-        bank, config = subject.bank, self.config
-        assert bank.test_labels is not None
+    def evaluate(self, given: FeatureInput) -> Evaluation:
+        bank, config = given.bank, self.config
         k = bank.num_classes
         if k < 2:
             return Evaluation(skipped=f"needs two classes, there is {k}")
-        rows = random_subset(subject.seed, "clustering", len(bank.train), config.num_images)
+        rows = random_subset(given.seed, "clustering", len(bank.train), config.num_images)
         if len(rows) < k:
             return Evaluation(skipped=f"{len(rows)} training images cannot make {k} clusters")
         features = bank.train[rows.to(bank.train.device)].to(bank.compute_device)
@@ -78,7 +77,7 @@ class Clustering(Evaluator):
         draws: dict[str, list[float]] = {"nmi": [], "ari": [], "top1": []}
         right: list[Tensor] = []
         for restart in range(config.restarts):
-            uniform = _uniform(k, subject.seed, restart)
+            uniform = _uniform(k, given.seed, restart)
             found = kmeans(features, uniform, max_iterations=config.max_iterations)
             clusters = _clusters(bank, found.centres)
             table = contingency(bank.test_labels, clusters, bank.num_classes, k)

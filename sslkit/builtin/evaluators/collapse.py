@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Subject
+from sslkit.api import Evaluation, EvaluatorConfig, FeatureEvaluator, FeatureInput
 from sslkit.builtin.evaluators.branches import Branch, read_branches
 from sslkit.nn.representation import alignment, feature_std, rankme, uniformity
 from sslkit.randomness import SampleRandom
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Collapse(Evaluator):
+class Collapse(FeatureEvaluator):
     """Watches for collapse on the representation of the test split (of the training split where
     there is no test split). Needs no labels.
 
@@ -29,7 +29,6 @@ class Collapse(Evaluator):
     arXiv:2210.02885); `collapse/uniformity`, 0 when all features are equal, towards -4 when they
     are spread out; `collapse/alignment`, the squared distance of two views of an image, 0 when
     they agree, 2 when they are unrelated (both Wang and Isola 2020, arXiv:2005.10242).
-    Alignment is left out where no augmented views are at hand.
 
     During a run also, for what the loss sees: the method's embeddings of the first batch, in
     training mode. `collapse/embedding_spread/<entry>` is the deviation of an entry of
@@ -49,8 +48,8 @@ class Collapse(Evaluator):
     Figure: `spectrum`, the singular values of the centred features."""
 
     requires_labels = False
-    baselines = False
-    uses_train = False
+    baselines = ()
+    splits = ("test",)
 
     class Config(EvaluatorConfig):
         num_images: Annotated[int, Field(ge=2)] = 2048
@@ -72,29 +71,27 @@ class Collapse(Evaluator):
         min_rankme: Annotated[float, Field(ge=0.0)] = 1.05
         """Least RankMe of the features, in dimensions. 1: one direction is all there is."""
 
-    def evaluate(self, subject: Subject) -> Evaluation:
-        features = subject.bank.test if len(subject.bank.test) else subject.bank.train
+    def evaluate(self, given: FeatureInput) -> Evaluation:
+        features = given.bank.test if len(given.bank.test) else given.bank.train
         if len(features) < 2:
             return Evaluation(skipped=f"needs two images, there is {len(features)}")
-        features = _subset(features, self.config.num_images, subject.seed)
-        features = features.to(subject.bank.compute_device)
+        features = _subset(features, self.config.num_images, given.seed)
+        features = features.to(given.bank.compute_device)
         metrics = {
             "collapse/std": float(feature_std(features)),
             "collapse/rankme": float(rankme(features)),
             "collapse/uniformity": float(uniformity(features)),
+            "collapse/alignment": float(alignment(*given.views.pairs(self.config.num_pairs))),
         }
-        if subject.positive_pairs is not None:
-            first, second = subject.positive_pairs(self.config.num_pairs)
-            metrics["collapse/alignment"] = float(alignment(first, second))
         judged: list[Branch] = []
-        if subject.embeddings is not None:
-            branches, judged = read_branches(subject.embeddings(), subject.must_not_collapse)
+        if embeddings := given.embeddings.now():
+            branches, judged = read_branches(embeddings, given.embeddings.must_not_collapse)
             if judged:
                 metrics["collapse/embedding_spread"] = min(min(each.spread) for each in judged)
             metrics |= dict(metric for branch in branches for metric in branch.metrics())
         policy, found = self.config.policy, None
         if policy != "off":
-            found = self._collapsed_branch(judged, subject)
+            found = self._collapsed_branch(judged, given)
             found = found or self._collapsed_features(metrics, features.shape[1])
         return Evaluation(
             metrics=metrics,
@@ -103,12 +100,13 @@ class Collapse(Evaluator):
             stop=found if policy == "stop" else None,
         )
 
-    def _collapsed_branch(self, branches: Sequence[Branch], subject: Subject) -> str | None:
+    def _collapsed_branch(self, branches: Sequence[Branch], given: FeatureInput) -> str | None:
         """Which entry has collapsed, and at which view, in a line; None if none has."""
         config: Collapse.Config = self.config
         before: dict[str, Branch] = {}
-        if branches and subject.untrained_embeddings is not None:
-            untrained, _ = read_branches(subject.untrained_embeddings(), subject.must_not_collapse)
+        watched = given.embeddings
+        if branches and (first := watched.untrained()):
+            untrained, _ = read_branches(first, watched.must_not_collapse)
             before = {branch.name: branch for branch in untrained}
         for branch in branches:
             for position, spread in enumerate(branch.spread):

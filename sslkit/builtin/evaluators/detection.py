@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,15 +19,15 @@ from sslkit.api import (
     Boxes,
     DataSource,
     Evaluation,
-    Evaluator,
     EvaluatorConfig,
     HasBoxes,
     ImageReader,
     NoFeatureMapsError,
+    OwnDataEvaluator,
+    OwnDataInput,
     Resamples,
     RunFacts,
     Slot,
-    Subject,
 )
 from sslkit.builtin.evaluators.dense_data import (
     AnnotatedData,
@@ -42,6 +42,7 @@ from sslkit.builtin.evaluators.encoder_maps import check_images, device_of, with
 from sslkit.errors import SSLKitError, TrainingError
 from sslkit.nn.average_precision import THRESHOLDS, Detections, Matches
 from sslkit.nn.resampling import resample
+from sslkit.nn.supervised import SupervisedTraining
 from sslkit.randomness import SampleRandom, seeded
 
 _DROPS = (3 / 4, 11 / 12)
@@ -53,7 +54,7 @@ Sample = tuple[Tensor, dict[str, Tensor]]
 """An image (C, H, W) in [0, 1], and its `boxes` (M, 4) and `labels` (M,) from 1 on."""
 
 
-class Detection(Evaluator):
+class Detection(OwnDataEvaluator):
     """Faster R-CNN with a feature pyramid (torchvision's, Ren et al. 2015, arXiv:1506.01497, and
     Lin et al. 2017, arXiv:1612.03144), all of whose layers are trained from a copy of the encoder:
     what the features are worth as a start. It brings annotated `data` of its own. The defaults
@@ -69,11 +70,6 @@ class Detection(Evaluator):
     Baseline: the untrained encoder, fine-tuned alike. There is none from raw pixels.
 
     Figure: `classes`, `ap` of each class."""
-
-    requires_labels = False
-    uses_features = False
-    own_data = True
-    pixel_baseline = False
 
     class Config(EvaluatorConfig):
         data: Slot[DataSource]
@@ -112,6 +108,11 @@ class Detection(Evaluator):
 
     config: Config
 
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if not config.untrained:
+            self.baselines = ()
+
     @classmethod
     def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         if config.max_size < max(config.sizes):
@@ -122,11 +123,9 @@ class Detection(Evaluator):
             )
         yield from data_problems(config.data, "boxes", facts)
 
-    def evaluate(self, subject: Subject) -> Evaluation:
-        if subject.encoder is None or (subject.name == "untrained" and not self.config.untrained):
-            return Evaluation()
+    def evaluate(self, given: OwnDataInput) -> Evaluation:
         try:
-            return self._evaluate(with_feature_maps(subject.encoder), subject.seed)
+            return self._evaluate(with_feature_maps(given.encoder), given.seed)
         except (SSLKitError, NoFeatureMapsError) as error:
             return Evaluation(skipped=str(error).splitlines()[0])
 
@@ -181,31 +180,30 @@ class Detection(Evaluator):
         def read(drawn: tuple[int, bool]) -> tuple[Tensor, int, bool]:
             return read_image(reader, drawn[0]), *drawn
 
+        def loss(batch: Sequence[tuple[Tensor, int, bool]]) -> Tensor:
+            truths = self._truths[0]
+            return _loss(detector, [sample(x.to(device), truths[i], flip) for x, i, flip in batch])
+
+        def set_rate(step: int) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+
+        training = SupervisedTraining(optimizer, loss, set_rate)
         drawn = draws(rows, config.steps * config.batch_size, seed)
         detector.train()
         with closing(in_order(read, drawn)) as images:
-            for step in range(config.steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step)
-                batch = [next(images) for _ in range(config.batch_size)]
-                loss = _loss(
-                    detector,
-                    [sample(x.to(device), self._truths[0][i], flip) for x, i, flip in batch],
-                )
-                value = float(loss.detach())
-                if not math.isfinite(value):
+            batches = (list(islice(images, config.batch_size)) for _ in range(config.steps))
+            for value in training.steps(batches):
+                if not bool(value.isfinite()):
                     raise TrainingError(
-                        f"the loss is {value} at step {step}; lower lr or raise warmup_steps"
+                        f"the loss is {float(value)} at step {training.finished - 1}; lower lr or "
+                        "raise warmup_steps"
                     )
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
 
 
 def _loss(detector: Any, batch: Sequence[Sample]) -> Tensor:
     images, targets = zip(*batch, strict=True)
-    with torch.enable_grad():
-        return torch.stack(list(detector(list(images), list(targets)).values())).sum()
+    return torch.stack(list(detector(list(images), list(targets)).values())).sum()
 
 
 def learning_rate(config: Detection.Config, step: int) -> float:

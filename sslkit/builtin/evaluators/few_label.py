@@ -12,12 +12,12 @@ from torch import Tensor
 
 from sslkit.api import (
     Evaluation,
-    Evaluator,
     EvaluatorConfig,
     FeatureBank,
+    FeatureEvaluator,
+    FeatureInput,
     ImageScores,
     RunFacts,
-    Subject,
 )
 from sslkit.nn.labels import grouped_by_class, random_order
 from sslkit.nn.logistic_regression import fit_logistic_regression
@@ -28,7 +28,7 @@ _BLOCK_ELEMENTS = 1 << 26
 follow from the shapes."""
 
 
-class FewLabel(Evaluator):
+class FewLabel(FeatureEvaluator):
     """Logistic regression on frozen features from a few labels per class, with many draws of
     them. It shows what pre-training is worth where full-label accuracy is near its ceiling.
 
@@ -76,10 +76,8 @@ class FewLabel(Evaluator):
                 "images",
             )
 
-    def evaluate(self, subject: Subject) -> Evaluation:
-        bank = subject.bank
-        assert bank.train_labels is not None
-        assert bank.test_labels is not None
+    def evaluate(self, given: FeatureInput) -> Evaluation:
+        bank = given.bank
         counts = _class_sizes(bank.train_labels)
         smallest = int(counts.min())
         sizes = [size for size in self.config.labels_per_class if size <= smallest]
@@ -94,7 +92,7 @@ class FewLabel(Evaluator):
             f"classes have fewer (the smallest {smallest})"
             for size in left_out
         ]
-        chosen = draw_labelled(bank.train_labels.cpu(), max(sizes), self.config.draws, subject.seed)
+        chosen = draw_labelled(bank.train_labels.cpu(), max(sizes), self.config.draws, given.seed)
         mean = bank.train.mean(dim=0)
         draws, images = {}, {}
         for size in sizes:
@@ -142,8 +140,6 @@ class _Right(NamedTuple):
 def _scored(bank: FeatureBank, mean: Tensor, chosen: Tensor, l2: float) -> _Right:
     """Every draw on the test split; chosen: (draws, rows) indices of training images, on the
     CPU."""
-    assert bank.train_labels is not None
-    assert bank.test_labels is not None
     device = bank.compute_device
     mean = mean.to(device)
 

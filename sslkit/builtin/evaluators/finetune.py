@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, RunFacts, Subject
+from sslkit.api import Evaluation, EvaluatorConfig, ImageEvaluator, ImageInput, RunFacts
 
 from .scores import classified
 from .supervised_training import DivergedError, FineTuningConfig, fine_tune
 
 
-class Finetune(Evaluator):
+class Finetune(ImageEvaluator):
     """Trains a copy of the encoder and a linear classifier on all labels, and classifies the test
     split after the last epoch; no epoch is picked and nothing is tuned. The encoder of the run is
     left as it was. Its baseline is the untrained encoder after the same fine-tuning: training from
@@ -27,8 +27,6 @@ class Finetune(Evaluator):
     drop path follow from the seed.
 
     Metrics: `top1`, `mean_per_class`, and `train_loss`, the mean of the last epoch."""
-
-    uses_features = False
 
     class Config(FineTuningConfig, EvaluatorConfig):
         epochs: PositiveInt = 30
@@ -68,12 +66,10 @@ class Finetune(Evaluator):
         inside: RunFacts = config.inner_facts(facts, facts.num_images, config.epochs)
         return inside
 
-    def evaluate(self, subject: Subject) -> Evaluation:
-        images = subject.images
-        assert images is not None
-        rows = images.labelled("train")
+    def evaluate(self, given: ImageInput) -> Evaluation:
+        rows = given.images.labelled("train")
         try:
-            found = fine_tune(subject, self.config, rows, epochs=self.config.epochs)
+            found = fine_tune(given, self.config, rows, epochs=self.config.epochs)
         except DivergedError as error:
             return Evaluation(skipped=str(error))
         scored = classified(found.predictions == found.labels, found.labels)

@@ -9,13 +9,13 @@ from typing import Any
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, RunFacts, Subject
+from sslkit.api import Evaluation, EvaluatorConfig, FeatureEvaluator, FeatureInput, RunFacts
 from sslkit.nn.classification import knn_correct
 
 from .scores import classified
 
 
-class KNN(Evaluator):
+class KNN(FeatureEvaluator):
     """Classifies each test image by the weighted vote of its nearest training images in cosine
     similarity (Wu et al. 2018, arXiv:1805.01978). The bank is the whole training split, both
     splits seen through the evaluation transform. Needs no training and has no random part: where
@@ -38,7 +38,8 @@ class KNN(Evaluator):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.projection_layer = config.layer
-        self.pixel_baseline = config.layer == 0
+        if config.layer:
+            self.baselines = ("untrained",)
 
     @classmethod
     def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
@@ -61,10 +62,8 @@ class KNN(Evaluator):
                 f"that other classes must vote; take well below {least}",
             )
 
-    def evaluate(self, subject: Subject) -> Evaluation:
-        bank = subject.projected(self.config.layer).bank
-        assert bank.train_labels is not None
-        assert bank.test_labels is not None
+    def evaluate(self, given: FeatureInput) -> Evaluation:
+        bank = given.projected(self.config.layer).bank
         correct = knn_correct(
             bank.train,
             bank.train_labels,

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, Subject
+from sslkit.api import Evaluation, EvaluatorConfig, FeatureEvaluator, FeatureInput
 from sslkit.randomness import stream_key
 
 from .linear_solvers import LBFGS, SGD, Folds, Solver, choose_and_fit, standardised_splits
 from .scores import at_layer, classified
 
 
-class Linear(Evaluator):
+class Linear(FeatureEvaluator):
     """A linear classifier on frozen features, its settings chosen by cross-validation on the
     training split and then fitted on all of it. Features are standardised by the training split. No
     augmentation; deterministic. Two solvers, each of which fits its whole grid in the same passes
@@ -67,17 +67,18 @@ class Linear(Evaluator):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.projection_layer = config.layer
-        self.pixel_baseline = config.layer == 0
+        if config.layer:
+            self.baselines = ("untrained",)
 
-    def evaluate(self, subject: Subject) -> Evaluation:
-        bank, config = subject.projected(self.config.layer).bank, self.config
+    def evaluate(self, given: FeatureInput) -> Evaluation:
+        bank, config = given.projected(self.config.layer).bank, self.config
         train, test = standardised_splits(bank)
         chosen = choose_and_fit(
             train,
             bank.num_classes,
-            self._solver(subject.seed),
+            self._solver(given.seed),
             config.selection_folds,
-            subject.seed,
+            given.seed,
         )
         if chosen is None:
             return Evaluation(skipped="no class has two labelled images to choose settings with")

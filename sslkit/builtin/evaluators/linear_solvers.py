@@ -176,8 +176,6 @@ class Chosen:
 
 def standardised_splits(bank: FeatureBank) -> tuple[Standardised, Standardised]:
     """Training and test features, both standardised by the training split, which needs no label."""
-    assert bank.train_labels is not None
-    assert bank.test_labels is not None
     device = bank.compute_device
     mean, std = (part.to(device) for part in feature_scale(bank.train))
     return (

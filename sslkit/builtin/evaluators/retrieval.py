@@ -9,12 +9,19 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from sslkit.api import Evaluation, Evaluator, EvaluatorConfig, ImageScores, RunFacts, Subject
+from sslkit.api import (
+    Evaluation,
+    EvaluatorConfig,
+    FeatureEvaluator,
+    FeatureInput,
+    ImageScores,
+    RunFacts,
+)
 from sslkit.nn.retrieval import score_retrieval
 from sslkit.randomness import random_subset
 
 
-class Retrieval(Evaluator):
+class Retrieval(FeatureEvaluator):
     """Each test image is a query; a gallery is ranked by cosine similarity to it, and the images of
     its class are the relevant ones. The gallery is the rest of the test split (the query itself is
     left out), or the whole training split. No training and no random part, but for the choice of
@@ -49,14 +56,12 @@ class Retrieval(Evaluator):
                 f"split; take at most {most}",
             )
 
-    def evaluate(self, subject: Subject) -> Evaluation:
-        bank, config = subject.bank, self.config
-        assert bank.train_labels is not None
-        assert bank.test_labels is not None
+    def evaluate(self, given: FeatureInput) -> Evaluation:
+        bank, config = given.bank, self.config
         within = config.gallery == "test"
         if within and len(bank.test) < 2:
             return Evaluation(skipped=f"needs two test images, there is {len(bank.test)}")
-        rows = random_subset(subject.seed, "retrieval", len(bank.test), config.num_queries)
+        rows = random_subset(given.seed, "retrieval", len(bank.test), config.num_queries)
         found = score_retrieval(
             bank.test[rows.to(bank.test.device)],
             bank.test_labels[rows.to(bank.test_labels.device)],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Annotated, Any
@@ -10,19 +10,20 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslkit.api import (
     DataSource,
     Evaluation,
-    Evaluator,
     EvaluatorConfig,
     ImageReader,
     NoFeatureMapsError,
+    OwnDataEvaluator,
+    OwnDataInput,
+    PixelInput,
     Resamples,
     RunFacts,
     Slot,
-    Subject,
 )
 from sslkit.builtin.evaluators.dense_data import (
     AnnotatedData,
@@ -60,7 +61,7 @@ _TOLERANCE = 1e-4
 _PIXELS_SIZE = 224
 
 
-class Segmentation(Evaluator):
+class Segmentation(OwnDataEvaluator):
     """A linear classifier of every position of a frozen feature map (a 1x1 convolution), upsampled
     to the size of the mask: what the features know of where things are. It brings annotated `data`
     of its own. Images are stretched to `size` x `size`; nothing is augmented. The classifier is a
@@ -77,9 +78,7 @@ class Segmentation(Evaluator):
 
     Figure: `classes`, the intersection over union of each class."""
 
-    requires_labels = False
-    uses_features = False
-    own_data = True
+    baselines = ("pixels", "untrained")
 
     class Config(EvaluatorConfig):
         data: Slot[DataSource]
@@ -113,25 +112,31 @@ class Segmentation(Evaluator):
     def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         yield from data_problems(config.data, "masks", facts)
 
-    def evaluate(self, subject: Subject) -> Evaluation:
-        try:
-            return self._evaluate(subject)
-        except (SSLKitError, NoFeatureMapsError) as error:
-            return Evaluation(skipped=str(error).splitlines()[0])
+    def evaluate(self, given: OwnDataInput) -> Evaluation:
+        return self._evaluate(lambda: self._encoder_source(given.encoder), given.seed)
+
+    def evaluate_pixels(self, given: PixelInput) -> Evaluation:
+        return self._evaluate(lambda: self._pixel_source(given.device), given.seed)
 
     @cached_property
     def _data(self) -> AnnotatedData:
         return open_annotated(self.config.data, "masks")
 
-    def _evaluate(self, subject: Subject) -> Evaluation:
-        data, source = self._data, self._source(subject)
+    def _evaluate(self, source: Callable[[], Source], seed: int) -> Evaluation:
+        try:
+            return self._measure(source(), seed)
+        except (SSLKitError, NoFeatureMapsError) as error:
+            return Evaluation(skipped=str(error).splitlines()[0])
+
+    def _measure(self, source: Source, seed: int) -> Evaluation:
+        data = self._data
         positions = take_positions(
-            source, data.train, len(data.classes), self.config.num_positions, subject.seed
+            source, data.train, len(data.classes), self.config.num_positions, seed
         )
         if len(positions.present) < 2:
             return Evaluation(skipped="needs two training images with pixels of known classes")
         mean, std = positions.standardise_()
-        l2, selected, start = self._select(positions, subject.seed)
+        l2, selected, start = self._select(positions, seed)
         classifier = self._fit(positions, [l2], start)
         weight = classifier.weight[0] / std
         bias = classifier.bias[0] - weight @ mean
@@ -145,7 +150,7 @@ class Segmentation(Evaluator):
                 "l2": l2,
                 "selection_miou": selected,
             },
-            resamples=resampled_scores(counts, subject.seed),
+            resamples=resampled_scores(counts, seed),
             figures={
                 "classes": class_bars(
                     data.classes, intersection_over_union(table).tolist(), "intersection over union"
@@ -153,21 +158,20 @@ class Segmentation(Evaluator):
             },
         )
 
-    def _source(self, subject: Subject) -> Source:
-        config = self.config
-        if subject.encoder is None:
-            sides = self._data.train.image_size
-            size = config.size or (min(sides) if sides else _PIXELS_SIZE)
-            patch = config.pixel_patch
-            size = max(patch, size // patch * patch)
-            unfold = partial(F.pixel_unshuffle, downscale_factor=patch)
-            return Source(unfold, size, subject.bank.compute_device)
-        encoder = with_feature_maps(subject.encoder)
-        size = config.size or encoder.preprocess.size
-        check_images(encoder, [config.stage], self._data.train.channels, (size, size))
+    def _encoder_source(self, encoder: nn.Module) -> Source:
+        config, backbone = self.config, with_feature_maps(encoder)
+        size = config.size or backbone.preprocess.size
+        check_images(backbone, [config.stage], self._data.train.channels, (size, size))
         return Source(
-            lambda x: encoder.feature_maps(x, [config.stage])[0], size, device_of(encoder)
+            lambda x: backbone.feature_maps(x, [config.stage])[0], size, device_of(backbone)
         )
+
+    def _pixel_source(self, device: torch.device) -> Source:
+        config, sides = self.config, self._data.train.image_size
+        size = config.size or (min(sides) if sides else _PIXELS_SIZE)
+        patch = config.pixel_patch
+        size = max(patch, size // patch * patch)
+        return Source(partial(F.pixel_unshuffle, downscale_factor=patch), size, device)
 
     def _select(self, positions: Positions, seed: int) -> tuple[float, float, LinearClassifiers]:
         """The best penalty, its score on the held-out positions, its classifier."""

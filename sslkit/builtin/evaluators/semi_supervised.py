@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log10
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -13,14 +13,17 @@ from torch import Tensor
 
 from sslkit.api import (
     Evaluation,
-    EvaluationImages,
     Evaluator,
     EvaluatorConfig,
+    FeatureEvaluator,
+    FeatureInput,
+    ImageEvaluator,
+    ImageInput,
     ImageScores,
     RunFacts,
-    Subject,
 )
 from sslkit.nn.labels import balanced_subset
+from sslkit.nn.standardised import Standardised
 
 from .linear_solvers import LBFGS, Folds, choose_and_fit, standardised_splits
 from .scores import at_layer
@@ -71,12 +74,6 @@ class SemiSupervised(Evaluator):
         """`probe`: parts that the chosen labels are cut into to choose `l2`, as for `linear`."""
         max_iterations: PositiveInt = 500
         """`probe`: L-BFGS iterations for each penalty, at most."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.projection_layer = config.from_layer
-        self.uses_features = "probe" in config.ways
-        self.pixel_baseline = config.from_layer == 0
 
     @classmethod
     def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
@@ -135,51 +132,10 @@ class SemiSupervised(Evaluator):
         inside: RunFacts = config.inner_facts(facts, num, epochs)
         return inside
 
-    def evaluate(self, subject: Subject) -> Evaluation:
-        config, labels = self.config, _training_labels(subject)
-        classes = int((labels.bincount() > 0).sum())
-        found = _Found()
-        probe = _Probe(subject.projected(config.from_layer), config) if self.uses_features else None
-        for place, fraction in enumerate(config.fractions):
-            total = round(fraction * len(labels))
-            if total < classes:
-                found.notes.append(
-                    f"{total} of {len(labels)} labels are fewer than {classes} classes; left out"
-                )
-                continue
-            chosen = [
-                balanced_subset(labels, total, subject.seed, draw) for draw in range(config.draws)
-            ]
-            percent = f"{100 * fraction:g}pct"
-            if probe is not None:
-                found.add(probe.measure(chosen), self._ending(percent, "probe"))
-            if "finetune" in config.ways and subject.images is not None:
-                tuned = self._finetune(subject, subject.images, chosen, config.epochs[place])
-                found.add(tuned, self._ending(percent, "finetune"))
-        return found.evaluation()
-
-    def _ending(self, percent: str, way: Way) -> str:
-        return at_layer(f"_{percent}_{way}", self.config.from_layer)
-
-    def _finetune(
-        self, subject: Subject, images: EvaluationImages, chosen: Sequence[Tensor], epochs: int
-    ) -> _Draws:
-        """Every draw; nothing but the reason where one diverged."""
-        positions = images.labelled("train")
-        found = _Draws()
-        for rows in chosen:
-            try:
-                tuned = fine_tune(
-                    subject,
-                    self.config,
-                    positions[rows],
-                    epochs=epochs,
-                    layer=self.config.from_layer,
-                )
-            except DivergedError as error:
-                return _Draws(notes=[f"fine-tuning with {len(rows)} labels: {error}"])
-            found.add(tuned.predictions == tuned.labels, {"train_loss": tuned.train_loss})
-        return found
+    def parts(self) -> Sequence[Evaluator]:
+        """One for each way."""
+        ways: dict[Way, type[_Way]] = {"probe": _Probe, "finetune": _FineTuning}
+        return [ways[way](self.config) for way in self.config.ways]
 
 
 @dataclass
@@ -197,6 +153,10 @@ class _Draws:
         self.correct.append(correct.cpu().double())
         for name, value in {"top1": float(self.correct[-1].mean()), **others}.items():
             self.values.setdefault(name, []).append(value)
+
+
+_Measure = Callable[[Sequence[Tensor], int], _Draws]
+"""Measures every draw of a fraction: of each draw, the labelled training images; which fraction."""
 
 
 @dataclass
@@ -218,47 +178,101 @@ class _Found:
     def evaluation(self) -> Evaluation:
         """Means over draws."""
         if not self.draws:
-            return Evaluation(skipped="; ".join(self.notes))
+            return Evaluation(skipped="; ".join(self.notes), notes=self.notes)
         means = {name: sum(values) / len(values) for name, values in self.draws.items()}
         return Evaluation(means, self.draws, self.per_image, notes=self.notes)
 
 
-class _Probe:
-    """Logistic regression on the features of a subject, from some of its labels."""
+class _Way(Evaluator):
+    """One way to use the labels, for every fraction of them."""
 
-    def __init__(self, subject: Subject, config: Any) -> None:
-        self._train, self._test = standardised_splits(subject.bank)
-        self._solver = LBFGS(config.l2, config.max_iterations)
-        self._num_classes = subject.bank.num_classes
-        self._folds = config.selection_folds
-        self._seed = subject.seed
+    name: ClassVar[Way]
 
-    def measure(self, chosen: Sequence[Tensor]) -> _Draws:
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.projection_layer = config.from_layer
+        if config.from_layer:
+            self.baselines = ("untrained",)
+
+    def _measure(self, labels: Tensor, seed: int, way: _Measure) -> Evaluation:
+        """labels: (N,) of the labelled training images, on the CPU."""
+        config, found = self.config, _Found()
+        classes = int((labels.bincount() > 0).sum())
+        for place, fraction in enumerate(config.fractions):
+            total = round(fraction * len(labels))
+            if total < classes:
+                found.notes.append(
+                    f"{total} of {len(labels)} labels are fewer than {classes} classes; left out"
+                )
+                continue
+            chosen = [balanced_subset(labels, total, seed, draw) for draw in range(config.draws)]
+            ending = at_layer(f"_{100 * fraction:g}pct_{self.name}", config.from_layer)
+            found.add(way(chosen, place), ending)
+        return found.evaluation()
+
+
+class _Probe(_Way, FeatureEvaluator):
+    """Logistic regression on the features, from some of the labels."""
+
+    name = "probe"
+
+    def evaluate(self, given: FeatureInput) -> Evaluation:
+        bank = given.projected(self.config.from_layer).bank
+        train, test = standardised_splits(bank)
+
+        def draws(chosen: Sequence[Tensor], place: int) -> _Draws:
+            return self._draws(train, test, bank.num_classes, given.seed, chosen)
+
+        return self._measure(bank.train_labels.cpu(), given.seed, draws)
+
+    def _draws(
+        self,
+        train: Standardised,
+        test: Standardised,
+        num_classes: int,
+        seed: int,
+        chosen: Sequence[Tensor],
+    ) -> _Draws:
         """Every draw. chosen: of each draw, the labelled training images."""
-        found = _Draws()
+        found, folds = _Draws(), self.config.selection_folds
+        solver = LBFGS(self.config.l2, self.config.max_iterations)
         for rows in chosen:
-            best = choose_and_fit(
-                self._train.select(rows), self._num_classes, self._solver, self._folds, self._seed
-            )
+            best = choose_and_fit(train.select(rows), num_classes, solver, folds, seed)
             if best is None:
                 reason = f"{len(rows)} labels are one of a class: none is left to choose l2 with"
                 return _Draws(notes=[reason])
             found.add(
-                best.predictions(self._test) == self._test.labels,
+                best.predictions(test) == test.labels,
                 {"selection_top1": best.selection_top1, "log10_l2": log10(best.candidate["l2"])},
             )
             found.notes += [note for note in best.notes if note not in found.notes]
         return found
 
 
-def _training_labels(subject: Subject) -> Tensor:
-    """(N,) labels of the labelled training images, on the CPU."""
-    if subject.images is not None:
-        labels = subject.images.labels("train")
-        assert labels is not None
-        return labels[subject.images.labelled("train")]
-    assert subject.bank.train_labels is not None
-    return subject.bank.train_labels.cpu()
+class _FineTuning(_Way, ImageEvaluator):
+    """Fine-tuning of a copy of the encoder on some of the labelled images."""
+
+    name = "finetune"
+
+    def evaluate(self, given: ImageInput) -> Evaluation:
+        labels, rows = given.images.labels("train"), given.images.labelled("train")
+
+        def draws(chosen: Sequence[Tensor], place: int) -> _Draws:
+            positions = [rows[each] for each in chosen]
+            return self._draws(given, positions, self.config.epochs[place])
+
+        return self._measure(labels[rows], given.seed, draws)
+
+    def _draws(self, given: ImageInput, chosen: Sequence[Tensor], epochs: int) -> _Draws:
+        """Every draw; nothing but the reason where one diverged."""
+        found, config = _Draws(), self.config
+        for rows in chosen:
+            try:
+                tuned = fine_tune(given, config, rows, epochs=epochs, layer=config.from_layer)
+            except DivergedError as error:
+                return _Draws(notes=[f"fine-tuning with {len(rows)} labels: {error}"])
+            found.add(tuned.predictions == tuned.labels, {"train_loss": tuned.train_loss})
+        return found
 
 
 def _images(config: Any, facts: RunFacts) -> int:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from sslkit.api import (
     Augmentation,
     Backbone,
+    Batch,
     ComponentConfig,
     EvaluationImages,
+    ImageInput,
     Optimizer,
     OptimizerConfig,
     ParamGroup,
@@ -28,13 +30,13 @@ from sslkit.api import (
     RunFacts,
     Schedule,
     Slot,
-    Subject,
     optimizer_groups,
     set_group_rules,
     slot,
 )
 from sslkit.builtin.crop_flip import CropFlip
 from sslkit.nn.layer_groups import Named, decayed_scales, groups_by_module_order
+from sslkit.nn.supervised import SupervisedTraining
 
 
 class FineTuningConfig(ComponentConfig):
@@ -91,19 +93,17 @@ class DivergedError(Exception):
 class Classifier(nn.Module):
     """An encoder, some layers of its projection head and a linear layer that starts from zero."""
 
-    def __init__(self, subject: Subject, layer: int, num_classes: int) -> None:
-        """A copy of the subject's networks. layer: how many projection layers are kept."""
+    def __init__(self, given: ImageInput, layer: int) -> None:
+        """A copy of the networks. layer: how many projection layers are kept."""
         super().__init__()
-        assert subject.images is not None
-        assert subject.encoder is not None
-        self.encoder = copy.deepcopy(subject.encoder)
-        self.projection = nn.Sequential(*map(copy.deepcopy, subject.projection_layers[:layer]))
+        self.encoder = copy.deepcopy(given.encoder)
+        self.projection = nn.Sequential(*map(copy.deepcopy, given.projection_layers[:layer]))
         for parameter in self.parameters():
             parameter.requires_grad_(True)  # a momentum teacher has none
-        head = nn.Linear(_width(self, subject.images), num_classes)
+        head = nn.Linear(_width(self, given.images), given.images.num_classes)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
-        self.head = head.to(subject.images.device)
+        self.head = head.to(given.images.device)
 
     def represent(self, images: Tensor) -> Tensor:
         """What the linear layer classifies."""
@@ -149,18 +149,17 @@ class FineTuned:
 
 
 def fine_tune(
-    subject: Subject, config: FineTuningConfig, rows: Tensor, *, epochs: int, layer: int = 0
+    given: ImageInput, config: FineTuningConfig, rows: Tensor, *, epochs: int, layer: int = 0
 ) -> FineTuned:
-    """Trains a copy of the subject's encoder on these training images and classifies the test
+    """Trains a copy of the encoder on these training images and classifies the test
     split once, after the last epoch: no epoch is chosen.
 
     rows: (n,) positions of labelled images. layer: of the projection head, from which the
     classifier takes its input. The copy is trained in training mode, in the precision of
     evaluation, and measured with the batch statistics of training images, as every encoder is.
     Raises DivergedError."""
-    images = subject.images
-    assert images is not None
-    network = Classifier(subject, layer, subject.bank.num_classes)
+    images = given.images
+    network = Classifier(given, layer)
     loss = _train(network, images, config, rows, epochs)
     images.calibrate(network)
     return FineTuned(*_predict(network, images), loss)
@@ -183,28 +182,27 @@ def _train(
     groups = network.param_groups(config.layer_decay, config.head_lr_scale)
     optimizer = config.optimizer.build().create(optimizer_groups(rules, groups, peak))
     schedule = config.schedule.build()
-    progress = Progress(0, epochs * steps, steps)
+
+    def loss(batch: Batch) -> Tensor:
+        with images.autocast():
+            logits = network(batch.views[0])
+        assert batch.labels is not None
+        return F.cross_entropy(
+            logits.float(),
+            batch.labels,
+            ignore_index=-1,  # what stands in for an unreadable image may have no label
+            label_smoothing=config.label_smoothing,
+        )
+
+    def set_rules(step: int) -> None:
+        progress = Progress(step, epochs * steps, steps)
+        set_group_rules(optimizer, rules, peak * schedule.factor(progress), peak, progress)
+
+    training = SupervisedTraining(optimizer, loss, set_rules)
     network.train()
     mean = math.nan
     for epoch in range(epochs):
-        total = torch.zeros((), device=images.device)
-        for batch in batches.epoch(epoch):
-            set_group_rules(optimizer, rules, peak * schedule.factor(progress), peak, progress)
-            with images.autocast():
-                logits = network(batch.views[0])
-            assert batch.labels is not None
-            loss = F.cross_entropy(
-                logits.float(),
-                batch.labels,
-                ignore_index=-1,  # what stands in for an unreadable image may have no label
-                label_smoothing=config.label_smoothing,
-            )
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            total += loss.detach()
-            progress = progress.next()
-        mean = float(total) / steps
+        mean = training.epoch(batches.epoch(epoch))
         if not math.isfinite(mean):
             raise DivergedError(f"the loss is {mean} in epoch {epoch + 1}; lower optimizer.lr")
     return mean
@@ -223,6 +221,4 @@ def _predict(network: Classifier, images: EvaluationImages) -> tuple[Tensor, Ten
     for part in images.preprocessed("test", rows):
         with images.autocast():
             predictions.append(network(part).argmax(dim=1))
-    labels = images.labels("test")
-    assert labels is not None
-    return torch.cat(predictions).cpu(), labels[rows]
+    return torch.cat(predictions).cpu(), images.labels("test")[rows]

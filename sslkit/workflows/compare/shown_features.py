@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sslkit.api import Backbone, DataSourceConfig, SplitReader, largest_view
 from sslkit.data.cached_split import CachedSplit
-from sslkit.data.evaluation_images import calibrate, evaluation_batches
+from sslkit.data.evaluation_images import EvaluationCompute, calibrate, evaluation_batches
 from sslkit.data.splits import open_splits
 from sslkit.engine.runtime import resolve_device
 from sslkit.errors import DataError, RecipeError
@@ -92,9 +92,7 @@ def features_of(
             images.train,
             encoder.preparation,
             seed=record.seed,
-            device=device,
-            precision="fp32",
-            channels_last=False,
+            compute=EvaluationCompute(device, "fp32", channels_last=False),
         )
 
     def features(store: CachedSplit, rows: Tensor) -> Tensor:
