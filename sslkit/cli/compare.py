@@ -110,7 +110,7 @@ def compare(
         from sslkit.report.plan import print_estimate
         from sslkit.workflows.compare.estimate import estimate
 
-        planned = estimate(inputs, override or [], **given)
+        planned = estimate(inputs, override or [], **given).to_json()
         print_json(planned) if as_json else print_estimate(planned)
         return
     outcome = make_comparison(

@@ -50,9 +50,10 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """Write the features of a data source, by the encoder of a run, to a Parquet file."""
-    from sslkit.report.nearest import find_nearest, print_nearest
+    from sslkit.report.nearest import print_nearest
     from sslkit.report.projection import parse_methods
     from sslkit.workflows.embed import draw_maps, embed_source
+    from sslkit.workflows.nearest import find_nearest
 
     if nearest is not None and out is None and Path(run).suffix == ".parquet":
         rows = find_nearest(Path(run), nearest, neighbours)

@@ -48,7 +48,8 @@ def pack(
 
     Both splits go into the file. A command that was stopped goes on where it was when it is given
     again."""
-    from sslkit.workflows.pack import pack_facts, pack_source, print_pack, verify_pack
+    from sslkit.report.pack import print_pack
+    from sslkit.workflows.pack import pack_facts, pack_source, verify_pack
 
     if verify is not None:
         found = verify_pack(verify, threads)

@@ -21,5 +21,5 @@ def plan(
     from sslkit.report.plan import print_plan
     from sslkit.workflows.plan import make_plan
 
-    found = make_plan(recipe, override or [], make_display(sys.stderr), measure=True)
+    found = make_plan(recipe, override or [], make_display(sys.stderr), measure=True).to_json()
     print_json(found) if as_json else print_plan(found, recipe=True)

@@ -83,19 +83,12 @@ def _run(
         from sslkit.report.plan import print_plan
         from sslkit.workflows.plan import make_plan
 
-        plan = make_plan(required(recipe), overrides, display)
+        plan = make_plan(required(recipe), overrides, display).to_json()
         print_json(plan) if as_json else print_plan(plan)
         return "finished"
     result = start(recipe, overrides, resume=resume, fork=fork, display=display, stop=stop)
     if as_json:
-        print_json(
-            {
-                "run_dir": str(result.run_dir),
-                "status": result.status,
-                "mlflow_run_id": result.mlflow_run_id,
-                "metrics": result.metrics,
-            }
-        )
+        print_json(result.to_json())
     else:
         print_run(result.run_dir, result.results, tracked=result.mlflow_run_id is not None)
     return result.status

@@ -20,19 +20,15 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Check recipes and their data without building anything."""
-    from sslkit.workflows.validate import find_problems
+    from sslkit.workflows.validate import validate as check_recipe
 
-    warnings: dict[str, list[str]] = {recipe: [] for recipe in recipes}
-    found = {
-        recipe: find_problems(recipe, override or [], warnings[recipe], data=not no_data)
-        for recipe in recipes
-    }
+    found = {each: check_recipe(each, override or [], data=not no_data) for each in recipes}
     if as_json:
-        print_json({recipe: list(problems) for recipe, problems in found.items()})
+        print_json({recipe: validation.to_json() for recipe, validation in found.items()})
     else:
-        for recipe, problems in found.items():
-            for warning in warnings[recipe]:
+        for recipe, validation in found.items():
+            for warning in validation.warnings:
                 print(f"{recipe}: warning: {warning}", file=sys.stderr)
-            print("\n".join(problems) if problems else f"{recipe}: ok")
-    if any(found.values()):
+            print("\n".join(validation.problems) or f"{recipe}: ok")
+    if any(validation.problems for validation in found.values()):
         raise typer.Exit(2)

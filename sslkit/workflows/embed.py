@@ -18,6 +18,7 @@ from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import evaluation_batches
 from sslkit.data.packing import data_of
 from sslkit.data.splits import open_splits
+from sslkit.engine.pack_progress import PackProgress, make_pack_progress
 from sslkit.engine.runtime import resolve_device
 from sslkit.errors import DataError, RecipeError, SSLKitError
 from sslkit.evaluation.features import count_not_finite, extract, state_digest
@@ -31,7 +32,7 @@ from sslkit.report.projection import LEAST_IMAGES, project
 from sslkit.runs.atomic import replacing
 from sslkit.runs.folder import run_folder_of
 
-from .pack import PackProgress, available_cores, make_pack_progress
+from .pack import available_cores
 
 if TYPE_CHECKING:
     import pyarrow as pa

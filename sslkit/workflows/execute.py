@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sslkit.api import Progress
 from sslkit.engine.loop import evaluate_epoch, train
@@ -47,6 +47,15 @@ class RunResult:
     mlflow_run_id: str | None
     status: Status = "finished"
     results: FinalResults | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON; the results have a file of their own."""
+        return {
+            "run_dir": str(self.run_dir),
+            "status": self.status,
+            "mlflow_run_id": self.mlflow_run_id,
+            "metrics": self.metrics,
+        }
 
 
 def ended_by_plugin(error: BaseException) -> SSLKitError:

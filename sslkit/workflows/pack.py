@@ -1,26 +1,21 @@
-"""What a person sees while data is packed, and when it is done."""
+"""`sslkit pack`: a data source in one file, and the check of such a file."""
 
 from __future__ import annotations
 
 import os
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from sslkit.data.pack import verify
 from sslkit.data.pack_format import Interpolation, PackFile, Settings
 from sslkit.data.packing import data_of, write_pack
-from sslkit.engine.display import start_bar
+from sslkit.engine.pack_progress import make_pack_progress
 from sslkit.errors import RecipeError, SSLKitError
 from sslkit.parallel.world import find_world
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
-
-_LINE_EVERY_S = 5.0
+    pass
 
 
 def pack_source(
@@ -69,82 +64,6 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-class PackProgress:
-    """Plain `key=value` lines, for logs and for machines. Called with the split, the number of its
-    images that are done, and that of all."""
-
-    def __init__(self, verb: str, stream: TextIO | None = None) -> None:
-        self.verb = verb
-        self.stream = stream or sys.stderr
-        self._split = ""
-        self._start = (0.0, 0)
-        self._last = 0.0
-
-    def __call__(self, split: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if split != self._split:
-            self._split, self._start, self._last = split, (now, done), now
-            self.begin(split, done, total)
-        elif now - self._last > _LINE_EVERY_S or done == total:
-            self._last = now
-            self.show(split, done, total, self.images_per_second(now, done))
-
-    def images_per_second(self, now: float, done: int) -> float:
-        """The mean over this split, without what was done before."""
-        start, already = self._start
-        return (done - already) / max(now - start, 1e-9)
-
-    def begin(self, split: str, done: int, total: int) -> None:
-        """A split begins, or goes on after `done` images."""
-        print(f"{self.verb}: split={split} images={done} of={total}", file=self.stream, flush=True)
-
-    def show(self, split: str, done: int, total: int, speed: float) -> None:
-        """Some time has passed."""
-        print(
-            f"{self.verb}: split={split} images={done} of={total} images_per_second={speed:.0f}",
-            file=self.stream,
-            flush=True,
-        )
-
-    def close(self) -> None:
-        """The end, for whatever reason."""
-
-
-class TerminalPackProgress(PackProgress):
-    """A bar for each split, with speed and time left."""
-
-    def __init__(self, verb: str, stream: TextIO | None = None) -> None:
-        super().__init__(verb, stream)
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
-
-    def __call__(self, split: str, done: int, total: int) -> None:
-        if split != self._split:
-            super().__call__(split, done, total)
-        elif self._bar is not None and self._task is not None:
-            speed = self.images_per_second(time.monotonic(), done)
-            self._bar.update(self._task, completed=done, note=f"{speed:,.0f} img/s")
-
-    def begin(self, split: str, done: int, total: int) -> None:
-        if self._bar is None:
-            self._bar = start_bar(self.stream)
-        self._task = self._bar.add_task(
-            f"{self.verb} {split}", total=total, completed=done, note=""
-        )
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-
-def make_pack_progress(verb: str, stream: TextIO | None = None) -> PackProgress:
-    """Bars where the stream is a terminal, plain lines elsewhere. verb: what is being done."""
-    stream = stream or sys.stderr
-    kind = TerminalPackProgress if stream.isatty() else PackProgress
-    return kind(verb, stream)
-
-
 def pack_facts(pack: PackFile) -> dict[str, object]:
     """A pack in a few facts, ready for JSON."""
     return {
@@ -163,17 +82,3 @@ def pack_facts(pack: PackFile) -> dict[str, object]:
             for name, split in pack.description.splits().items()
         },
     }
-
-
-def print_pack(pack: PackFile) -> None:
-    """The end of packing or of verifying, for a person."""
-    for name, split in pack.description.splits().items():
-        count, channels, height, width = split.shape
-        replaced = f", {len(split.unreadable)} unreadable ones replaced" if split.unreadable else ""
-        print(f"{name}: {count:,} images of {width} x {height} x {channels}{replaced}")
-        for entry in split.unreadable[:5]:
-            print(f"  {entry.image}: {entry.reason}; replaced by image {entry.replaced_by}")
-    for note in pack.description.notes:
-        print(f"warning: {note}")
-    size = pack.path.stat().st_size
-    print(f"{pack.path}: {size / 1e9:.3g} GB, fingerprints and checksums inside")

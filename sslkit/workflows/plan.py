@@ -38,9 +38,50 @@ _LIMIT_S = 30.0
 """No step is begun after this time, once one is measured."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do. Times are seconds, sizes MB (10^6 bytes)."""
+
+    recipe: str
+    recipe_hash: str
+    device: str
+    precision: str
+    images: int
+    classes: int | None
+    data: dict[str, Any]
+    """Name, sizes of the splits, classes, size of the images, memory."""
+    views: list[dict[str, Any]]
+    """Size and role of each."""
+    batch_size: int
+    micro_batch_size: int | None
+    steps_per_epoch: int
+    total_steps: int
+    parameters: dict[str, int]
+    facts: dict[str, str | int | float]
+    """What components say of themselves, such as negatives an anchor."""
+    peak_lr: float
+    lr_curve: list[dict[str, float]]
+    curves: dict[str, list[dict[str, float]]]
+    """Of the other numbers that follow a schedule."""
+    first_loss: float
+    first_step_seconds: float
+    time: dict[str, Any] | None
+    """The estimate of the whole run; None where it was not measured."""
+    peak_memory_mb: float | None
+    disk: dict[str, float]
+    statements: list[str]
+    warnings: list[dict[str, Any]]
+    """Path and message of each."""
+    resolved_recipe: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return dict(vars(self))
+
+
 def make_plan(
     recipe: str | Path, overrides: Sequence[str], display: Display, *, measure: bool = False
-) -> dict[str, Any]:
+) -> Plan:
     """Builds a recipe, takes one step on its first batch and describes what a run would do; with
     `measure` it takes a few more steps and estimates how long the run takes.
 
@@ -62,33 +103,33 @@ def make_plan(
             *(Advice("data", note) for note in experiment.stores.train.notes),
             *network_warnings(wanted, training.method),
         ]
-        return {
-            "recipe": wanted.name,
-            "recipe_hash": recipe_hash(wanted),
-            "device": str(training.runtime.device),
-            "precision": training.runtime.precision,
-            "images": facts.num_images,
-            "classes": facts.num_classes,
-            "data": describe_data(experiment),
-            "views": [{"size": view.size, "role": view.role} for view in facts.views],
-            "batch_size": facts.batch_size,
-            "micro_batch_size": wanted.train.micro_batch_size,
-            "steps_per_epoch": facts.steps_per_epoch,
-            "total_steps": facts.total_steps,
-            "parameters": count_parameters(experiment),
-            "facts": plan_facts(wanted, facts),
-            "peak_lr": training.optimization.peak_lr,
-            "lr_curve": lr_curve(training),
-            "curves": number_curves(training),
-            "first_loss": steps.first_loss,
-            "first_step_seconds": steps.seconds[0],
-            "time": estimate_time(experiment, steps) if measure else None,
-            "peak_memory_mb": training.runtime.peak_memory_mb(),
-            "disk": describe_disk(experiment),
-            "statements": statements(wanted, training.method),
-            "warnings": [asdict(warning) for warning in warnings],
-            "resolved_recipe": dump_resolved(experiment.recipe),
-        }
+        return Plan(
+            recipe=wanted.name,
+            recipe_hash=recipe_hash(wanted),
+            device=str(training.runtime.device),
+            precision=training.runtime.precision,
+            images=facts.num_images,
+            classes=facts.num_classes,
+            data=describe_data(experiment),
+            views=[{"size": view.size, "role": view.role} for view in facts.views],
+            batch_size=facts.batch_size,
+            micro_batch_size=wanted.train.micro_batch_size,
+            steps_per_epoch=facts.steps_per_epoch,
+            total_steps=facts.total_steps,
+            parameters=count_parameters(experiment),
+            facts=plan_facts(wanted, facts),
+            peak_lr=training.optimization.peak_lr,
+            lr_curve=lr_curve(training),
+            curves=number_curves(training),
+            first_loss=steps.first_loss,
+            first_step_seconds=steps.seconds[0],
+            time=estimate_time(experiment, steps) if measure else None,
+            peak_memory_mb=training.runtime.peak_memory_mb(),
+            disk=describe_disk(experiment),
+            statements=statements(wanted, training.method),
+            warnings=[asdict(warning) for warning in warnings],
+            resolved_recipe=dump_resolved(experiment.recipe),
+        )
 
 
 # --- Measured steps -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sslkit.errors import SSLKitError
@@ -12,22 +13,29 @@ from sslkit.recipe import find_recipe, load_recipe
 from sslkit.recipe.warnings import find_warnings
 
 
-def find_problems(
-    recipe: str | Path,
-    overrides: Sequence[str],
-    warnings: list[str] | None = None,
-    *,
-    data: bool = True,
-) -> tuple[str, ...]:
-    """What is wrong with a recipe or its data, one line each. warnings: takes what will run and is
-    rarely meant. data: False looks at the recipe alone, and warns of nothing."""
+@dataclass(frozen=True)
+class Validation:
+    """What was found in a recipe and its data."""
+
+    problems: tuple[str, ...]
+    """What keeps it from running, one line each."""
+    warnings: tuple[str, ...] = ()
+    """What will run and is rarely meant."""
+
+    def to_json(self) -> list[str]:
+        """The problems, ready for JSON."""
+        return list(self.problems)
+
+
+def validate(recipe: str | Path, overrides: Sequence[str], *, data: bool = True) -> Validation:
+    """Checks a recipe and its data, and builds nothing. data: False looks at the recipe alone, and
+    warns of nothing."""
     try:
         wanted = resolve(load_recipe(find_recipe(recipe), overrides))
-        facts = check(wanted) if data else None
-        if facts is None:
+        if not data:
             check_without_data(wanted)
+            return Validation(())
+        facts = check(wanted)
     except SSLKitError as error:
-        return tuple(str(error).splitlines())
-    if warnings is not None and facts is not None:
-        warnings += map(str, find_warnings(wanted, facts))
-    return ()
+        return Validation(tuple(str(error).splitlines()))
+    return Validation((), tuple(map(str, find_warnings(wanted, facts))))

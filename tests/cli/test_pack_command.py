@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sslkit.cli import main
-from sslkit.workflows.pack import TerminalPackProgress
+from sslkit.engine.pack_progress import TerminalPackProgress
 
 
 def sslkit(*words: str) -> int:

@@ -10,11 +10,11 @@ import pytest
 from sslkit.cli.app import main
 
 COMMANDS = [
-    (["validate", "quickstart"], "sslkit.workflows.validate.find_problems"),
+    (["validate", "quickstart"], "sslkit.workflows.validate.validate"),
     (["plan", "quickstart"], "sslkit.workflows.plan.make_plan"),
     (["run", "quickstart", "--dry-run"], "sslkit.workflows.plan.make_plan"),
     (["plugins", "list"], "sslkit.host.plugins._load"),
-    (["doctor"], "sslkit.report.doctor.diagnose"),
+    (["doctor"], "sslkit.workflows.doctor.diagnose"),
 ]
 
 
@@ -46,7 +46,7 @@ def test_ctrl_c_is_still_ctrl_c(
     def press(*given: object, **named: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("sslkit.workflows.validate.find_problems", press)
+    monkeypatch.setattr("sslkit.workflows.validate.validate", press)
     with pytest.raises(SystemExit) as left:
         main(["validate", "quickstart"])
     assert left.value.code in (1, 130)  # by the version of typer

@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 
 from sslkit.host.recipe_files import shipped_recipes
-from sslkit.workflows.validate import find_problems
+from sslkit.workflows.validate import validate
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_shipped_recipe_is_right_without_its_data(name: str) -> None:
-    assert find_problems(name, ["train.device=cpu"], data=False) == ()
+    assert validate(name, ["train.device=cpu"], data=False).problems == ()
 
 
 def test_data_that_are_not_there_are_not_looked_for(tiny: Path) -> None:
     absent = ["data={name: image_folder, train: /nowhere, test: /nowhere/too}"]
-    assert "/nowhere" in find_problems(tiny, absent)[0]
-    assert find_problems(tiny, absent, data=False) == ()
+    assert "/nowhere" in validate(tiny, absent).problems[0]
+    assert validate(tiny, absent, data=False).problems == ()
     dense = "evaluate=[{name: segmentation, data: {name: voc, root: /nowhere, task: segmentation}}]"
-    assert find_problems(tiny, [dense])
-    assert find_problems(tiny, [*absent, dense], data=False) == ()
+    assert validate(tiny, [dense]).problems
+    assert validate(tiny, [*absent, dense], data=False).problems == ()
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,11 @@ def test_data_that_are_not_there_are_not_looked_for(tiny: Path) -> None:
 def test_what_is_wrong_whatever_the_data_is_found(override: str, expected: str, tiny: Path) -> None:
     absent = "data={name: image_folder, train: /nowhere}"
     extra = ["augmentation.size=30"] if "vit" in override else []
-    found = find_problems(tiny, [absent, override, *extra], data=False)
+    found = validate(tiny, [absent, override, *extra], data=False).problems
     assert any(expected in line for line in found) if expected else found == ()
 
 
 def test_a_grey_backbone_is_not_blamed_without_data(tiny: Path) -> None:
     grey = "backbone.normalize={mean: [0.5], std: [0.5]}"
-    assert "but the images have 3" in find_problems(tiny, [grey])[0]
-    assert find_problems(tiny, [grey], data=False) == ()
+    assert "but the images have 3" in validate(tiny, [grey]).problems[0]
+    assert validate(tiny, [grey], data=False).problems == ()

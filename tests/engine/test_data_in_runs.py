@@ -19,7 +19,7 @@ from sslkit.workflows.embed import embed_source, read_embeddings
 from sslkit.workflows.evaluate import evaluate_run
 from sslkit.workflows.plan import make_plan
 from sslkit.workflows.train import start
-from sslkit.workflows.validate import find_problems
+from sslkit.workflows.validate import validate
 
 
 class Heard(Display):
@@ -64,7 +64,7 @@ def test_shared_images_are_told_at_once_and_in_the_report(tiny: Path, tmp_path: 
         assert line.startswith("warning: data: ")
         assert f"- data: warning: {text}" in report
     assert display.messages.index(next(m for m in display.messages if shared in m)) < 4
-    plan = make_plan(str(tiny), changes, Silent())
+    plan = make_plan(str(tiny), changes, Silent()).to_json()
     assert [w["path"] for w in plan["warnings"] if "test images" in w["message"]] == ["data"]
     for path in test.rglob("1??.png"):
         path.unlink()
@@ -78,13 +78,13 @@ def test_a_fraction_gives_an_accuracy_and_is_the_same_everywhere(
     tiny: Path, tmp_path: Path
 ) -> None:
     train = make(tmp_path / "a", 60)
-    warnings: list[str] = []
-    assert find_problems(str(tiny), overrides(train), warnings) == ()
-    assert any("knn will be skipped: there is no test split" in text for text in warnings)
-    warnings.clear()
+    found = validate(str(tiny), overrides(train))
+    assert found.problems == ()
+    assert any("knn will be skipped: there is no test split" in text for text in found.warnings)
     changes = overrides(train, test_fraction=0.2)
-    assert find_problems(str(tiny), changes, warnings) == ()
-    assert not [warning for warning in warnings if "skipped" in warning]
+    found = validate(str(tiny), changes)
+    assert found.problems == ()
+    assert not [warning for warning in found.warnings if "skipped" in warning]
     result = start(str(tiny), changes, display=Silent())
     assert "eval/knn/top1" in result.metrics
     environment = json.loads((result.run_dir / "environment.json").read_text())
@@ -148,7 +148,7 @@ def test_classes_are_counted_by_the_labels_that_occur(tiny: Path, tmp_path: Path
     train = rows(tmp_path / "x.parquet", [0, 5, 123_456] * 8)
     data = {"name": "parquet", "train": str(train)}
     changes = [f"data={json.dumps(data)}", "evaluate=[{name: few_label, labels_per_class: [10]}]"]
-    (problem,) = find_problems(str(tiny), changes)
+    (problem,) = validate(str(tiny), changes).problems
     assert "10 labels of each of 3 classes are more than the 24 training images" in str(problem)
 
 

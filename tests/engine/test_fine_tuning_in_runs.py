@@ -88,7 +88,7 @@ def test_parts_of_a_protocol_are_judged_by_its_own_steps(tiny: Path) -> None:
 
 
 def test_a_plan_states_the_cost(tiny: Path) -> None:
-    plan = make_plan(str(tiny), ["evaluate=[{name: finetune}]"], Silent(), measure=True)
+    plan = make_plan(str(tiny), ["evaluate=[{name: finetune}]"], Silent(), measure=True).to_json()
     assert plan["time"]["evaluations"] == 0, "no features are taken"
     assert plan["facts"]["fine-tuning"].startswith("30 epochs, 2,880 images")
     assert any("times the images" in warning["message"] for warning in plan["warnings"])

@@ -58,7 +58,7 @@ def test_dry_run_checks_the_tracker(tiny: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_plan_measures_warm_steps_and_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
-    plan = make_plan(str(tiny), [], Silent(), measure=True)
+    plan = make_plan(str(tiny), [], Silent(), measure=True).to_json()
     assert not (tmp_path / "runs").exists()
     time = plan["time"]
     assert time["measured_steps"] == 6  # of 8, across the end of the first epoch
@@ -79,7 +79,9 @@ def test_the_plan_measures_warm_steps_and_leaves_nothing(tiny: Path, tmp_path: P
 
 
 def test_a_run_shorter_than_the_measurement_is_planned_whole(tiny: Path) -> None:
-    plan = make_plan(str(tiny), ["train.max_steps=1", "evaluate=[]"], Silent(), measure=True)
+    plan = make_plan(
+        str(tiny), ["train.max_steps=1", "evaluate=[]"], Silent(), measure=True
+    ).to_json()
     assert plan["time"]["measured_steps"] == 1
     assert plan["time"]["evaluations"] == 0
     assert plan["time"]["feature_seconds"] == 0.0
@@ -89,7 +91,7 @@ def test_a_run_shorter_than_the_measurement_is_planned_whole(tiny: Path) -> None
 def test_the_first_step_of_the_plan_is_that_of_the_run(tiny: Path) -> None:
     options = ["train.max_steps=1", "evaluate=[]"]
     result = start(str(tiny), options, display=Silent())
-    plan = make_plan(str(tiny), options, Silent())
+    plan = make_plan(str(tiny), options, Silent()).to_json()
     assert plan["first_loss"] == pytest.approx(result.metrics["train/loss"], rel=1e-6)
     assert plan["time"] is None
 
@@ -112,7 +114,7 @@ def test_shipped_recipes_give_no_warning(name: str) -> None:
 def test_a_plan_and_a_run_say_the_same_warnings(tiny: Path) -> None:
     wrong = ["schedule.warmup_epochs=9", "augmentation.blur=true", "augmentation.blur_kernel=3",
              "optimizer={name: sgd, lr: 3.0}", "evaluate.0.k=20"]  # fmt: skip
-    plan = make_plan(str(tiny), wrong, Silent())
+    plan = make_plan(str(tiny), wrong, Silent()).to_json()
     found = [Advice(**warning) for warning in plan["warnings"]]
     expected = ["augmentation.blur", "optimizer.lr", "schedule.warmup_epochs", "evaluate.0.k"]
     assert paths(found) == expected
@@ -251,7 +253,9 @@ def test_durations(seconds: float, words: str) -> None:
 def test_the_table_names_everything(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sslkit.report.plan import print_plan
 
-    print_plan(make_plan(str(tiny), ["evaluate.0.k=20"], Silent(), measure=True), recipe=True)
+    print_plan(
+        make_plan(str(tiny), ["evaluate.0.k=20"], Silent(), measure=True).to_json(), recipe=True
+    )
     out = capsys.readouterr().out
     for part in (
         "micro_batch_size: null", "negatives per anchor", "30", "median of 6 steps", "evaluations",

@@ -76,7 +76,7 @@ def test_a_resumed_run_has_the_same_bits(tiny: Path) -> None:
 
 
 def test_the_plan_shows_the_curve(tiny: Path) -> None:
-    plan = make_plan(str(tiny), ["train.max_steps=11", "evaluate=[]", COSINE], Silent())
+    plan = make_plan(str(tiny), ["train.max_steps=11", "evaluate=[]", COSINE], Silent()).to_json()
     points = plan["curves"]["weight_decay"]
     assert [point["step"] for point in points] == list(range(11))
     assert points[0]["value"] == pytest.approx(0.04)

@@ -28,7 +28,7 @@ from sslkit.runs.checkpoint import Checkpoints, load
 from sslkit.workflows.evaluate import evaluate_run
 from sslkit.workflows.plan import make_plan
 from sslkit.workflows.train import start
-from sslkit.workflows.validate import find_problems
+from sslkit.workflows.validate import validate
 
 
 def test_not_finite_loss_stops_the_run(tiny: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_greyscale_images_train(tiny: Path) -> None:
         "augmentation.grayscale_probability=0", "backbone.normalize=none", "train.max_steps=2",
     ]  # fmt: skip
     assert start(str(tiny), changes, display=Silent()).status == "finished"
-    (problem,) = find_problems(str(tiny), changes[:1] + changes[3:])[:1]
+    (problem,) = validate(str(tiny), changes[:1] + changes[3:]).problems[:1]
     assert "augmentation.saturation" in problem
 
 
@@ -207,7 +207,7 @@ def test_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_dry_run_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
-    plan = make_plan(str(tiny), [], Silent())
+    plan = make_plan(str(tiny), [], Silent()).to_json()
     assert not (tmp_path / "runs").exists()
     assert plan["total_steps"] == 18
     assert plan["parameters"]["encoder"] < plan["parameters"]["trainable"]

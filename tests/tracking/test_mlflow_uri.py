@@ -23,7 +23,7 @@ from sslkit.builtin.mlflow_uri import (
 )
 from sslkit.errors import RecipeError, hide_logins
 from sslkit.recipe import load_recipe
-from sslkit.report.doctor import diagnose
+from sslkit.workflows.doctor import diagnose
 
 FACTS = RunFacts(100, 1, (8, 8), 10, 10, 10, 100)
 SECRET = "s3cr3tpw"  # noqa: S105
@@ -104,7 +104,7 @@ def test_login_of_the_environment_goes_to_the_client_alone(monkeypatch: pytest.M
     }
     with pytest.raises(ConnectionError, match=r"^http://127\.0\.0\.1:9: "):
         mlflow_store.probe(tracker.uri)
-    assert SECRET not in json.dumps(diagnose())
+    assert SECRET not in json.dumps(diagnose().to_json())
     assert SECRET not in " ".join(tracker.ui_command("127.0.0.1", 5000) or ())
 
 
@@ -114,7 +114,7 @@ def test_login_of_a_database_stays_in_the_environment(monkeypatch: pytest.Monkey
     assert not list(MLflowTracker.problems(tracker.config, FACTS))
     assert tracker.named_store() is None
     assert SECRET not in " ".join(tracker.ui_command("127.0.0.1", 5000) or ())
-    assert SECRET not in json.dumps(diagnose())
+    assert SECRET not in json.dumps(diagnose().to_json())
 
 
 @pytest.mark.parametrize("uri", [f"http://{SECRET}@host", f"http://u:{SECRET}@h/?x=1", "ftp://x"])
