@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from .component import Component
 from .data import Batch
 from .method import Method
@@ -88,7 +90,17 @@ class Tracker(Component, ABC):
 
 
 class Callback(Component):
-    """Watches a run. Runs only where a recipe lists it, and must not change results."""
+    """Watches a run, and may return numbers to log. Constructed as `cls(config)`; runs only where a
+    recipe lists it.
+
+    All hooks are called in the thread that trains, by the first rank alone, without gradients and
+    under random numbers of their own, so that drawing some changes nothing. A callback must not
+    change results: writing to a parameter, a buffer, a gradient or a view, or changing the mode of
+    a module, ends the run with a message. Tensors are valid during the call: clone what is kept. A
+    callback has no state in checkpoints; after a resume it begins anew with `on_start`.
+
+    Numbers (floats, or tensors of one element) are logged as `callback/<name>/<key>`, with the name
+    in the recipe, into `metrics.jsonl` and, where they are finite, the tracker."""
 
     kind = "callback"
 
@@ -96,13 +108,28 @@ class Callback(Component):
         self.config = config
 
     def on_start(self, run: RunView, method: Method) -> None:
-        """Before the first step, also after a resume."""
+        """Before the first step, also after a resume. `method` may be kept, to look at."""
 
     def on_batch(self, run: RunView, batch: Batch, progress: Progress) -> None:
-        """After the views of a batch are made, before the step."""
+        """After the views of a batch are made, before the step; every step."""
 
-    def on_step(self, run: RunView, metrics: Mapping[str, float], progress: Progress) -> None:
-        """At log steps."""
+    def on_gradients(
+        self, run: RunView, gradients: Mapping[str, Tensor], progress: Progress
+    ) -> Mapping[str, float | Tensor] | None:
+        """At log steps, when the gradients of the whole batch are complete, in their true size and
+        after `Method.after_backward`; before clipping and the optimiser. By the names of the
+        method's parameters, those that have one. In float16 they may not be finite; the step is
+        then skipped."""
+        return None
 
-    def on_evaluation(self, run: RunView, metrics: Mapping[str, float], progress: Progress) -> None:
-        """After the protocols of an epoch ran."""
+    def on_step(
+        self, run: RunView, metrics: Mapping[str, float], progress: Progress
+    ) -> Mapping[str, float | Tensor] | None:
+        """At log steps, after the step."""
+        return None
+
+    def on_evaluation(
+        self, run: RunView, metrics: Mapping[str, float], progress: Progress
+    ) -> Mapping[str, float | Tensor] | None:
+        """After the evaluators of an epoch ran."""
+        return None

@@ -46,8 +46,7 @@ def train(training: Training, stop: StopSignals) -> None:
     while t.progress.step < t.progress.total_steps and not stop.agree(world):
         epoch, start = divmod(t.progress.step, t.progress.steps_per_epoch)
         for batch in t.loader.epoch(epoch, start):
-            for callback in t.callbacks:
-                callback.on_batch(t.run, batch, t.progress)
+            t.callbacks.on_batch(t, batch)
 
             lr = t.optimization.set_rules(t.progress)
             log_due = is_logged(t, t.progress.next())
@@ -122,8 +121,7 @@ def evaluate_epoch(t: Training, epoch: int, stop: StopSignals) -> None:
     metrics = found.logged
     t.log.log(metrics, t.progress.step)
     t.display.metrics(metrics, t.progress.step)
-    for callback in t.callbacks:
-        callback.on_evaluation(t.run, metrics, t.progress)
+    log_numbers(t, t.callbacks.on_evaluation(t, metrics))
     for protocol, warning in found.warnings.items():
         t.display.message(f"warning: epoch {epoch}: {protocol}: {warning}")
     for protocol, reason in found.stops.items():
@@ -151,6 +149,7 @@ def log_training(t: Training, lr: float, step_metrics: Mapping[str, Tensor | flo
         **read,
         **{f"train/{name}": value for name, value in t.optimization.metrics().items()},
         **scheduled_metrics(t),
+        **t.callbacks.take_numbers(),
         "perf/images_per_second": speed,
         "perf/data_wait_fraction": min(t.loader.wait_s / seconds, 1.0),
         "perf/peak_memory_mb": t.runtime.peak_memory_mb(),
@@ -158,8 +157,13 @@ def log_training(t: Training, lr: float, step_metrics: Mapping[str, Tensor | flo
     t.loader.wait_s = 0.0
     t.log.log(metrics, t.progress.step)
     t.display.metrics(metrics, t.progress.step)
-    for callback in t.callbacks:
-        callback.on_step(t.run, metrics, t.progress)
+    log_numbers(t, t.callbacks.on_step(t, metrics))
+
+
+def log_numbers(t: Training, numbers: Mapping[str, float]) -> None:
+    """Logs what callbacks returned, if anything."""
+    if numbers:
+        t.log.log(numbers, t.progress.step)
 
 
 def scheduled_metrics(t: Training) -> dict[str, float]:

@@ -38,6 +38,8 @@ def train_step(
         embeddings, output = forward_backward(t, batch, log=log)
         t.optimization.unscale()
         t.method.after_backward(t.progress)
+        if log and len(t.callbacks):
+            t.callbacks.on_gradients(t)
         t.meter.add(output.loss, t.optimization.clip(), len(batch))
         if t.reads_each_step or t.contract.open:
             t.meter.check(t.progress.step + 1, t.optimization.overflows)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from sslkit.api import Batch, Callback, Method, Progress, RunView, ScheduledNumber
+from sslkit.api import Batch, Method, Progress, RunView, ScheduledNumber
 from sslkit.runs.checkpoint import Checkpoints
 from sslkit.runs.endings import FailureRecord
 
+from .callbacks import Callbacks
 from .contract import Contract
 from .display import Display
 from .loss_meter import LossMeter
@@ -87,7 +88,7 @@ class Training:
     method: Method
     optimization: Optimization
     probe: OnlineProbe | None
-    callbacks: Sequence[Callback]
+    callbacks: Callbacks
     checkpoints: Checkpoints
     log: Log
     display: Display

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sslkit.api import ImageAugmentation, Method, Progress, RunFacts, RunView
 from sslkit.data.loader import TrainLoader
+from sslkit.engine.callbacks import Callbacks
 from sslkit.engine.contract import Contract
 from sslkit.engine.display import Display
 from sslkit.engine.embedding_monitor import EmbeddingMonitor
@@ -167,7 +168,7 @@ def build(
         method=method,
         optimization=optimization,
         probe=probe,
-        callbacks=[callback.build() for callback in recipe.callbacks if world.is_first],
+        callbacks=make_callbacks(recipe, world),
         checkpoints=Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints),
         log=NoLog(),
         display=display,
@@ -185,6 +186,12 @@ def build(
         keep_failure=lambda record: write_failure(folder, record),
     )
     return Experiment(recipe, facts, folder, runtime, stores, loader, suite, training, no_untrained)
+
+
+def make_callbacks(recipe: Recipe, world: World) -> Callbacks:
+    """The callbacks of the recipe, which the first rank calls."""
+    watching = recipe.callbacks if world.is_first else ()
+    return Callbacks([(slot.name.rpartition(":")[2], slot.build()) for slot in watching])
 
 
 def make_probe(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslkit.api import Progress
-from sslkit.engine.loop import evaluate_epoch, train
+from sslkit.engine.loop import evaluate_epoch, log_numbers, train
 from sslkit.engine.memory import (
     building_needs_less,
     evaluation_needs_less,
@@ -148,8 +148,7 @@ def advance(experiment: Experiment, stop: StopSignals) -> None:
     training = experiment.training
     progress = training.progress
     training.display.start(progress.total_steps, progress.step)
-    for callback in training.callbacks:
-        callback.on_start(training.run, training.method)
+    training.callbacks.on_start(training)
     if at_epoch_end(progress) and not was_evaluated(experiment.folder, progress.step):
         evaluate_epoch(training, progress.epochs_done, stop)
     train(training, stop)
@@ -191,8 +190,7 @@ def finish(experiment: Experiment, log: RunLog | NoLog) -> FinalResults:
     cost = run_cost(list(read_lines(folder.metrics)), step, experiment.facts.batch_size, last)
     if metrics and not was_evaluated(folder, step):
         log.log({**metrics, **total_cost(last), **cost.metrics}, step)
-        for callback in training.callbacks:
-            callback.on_evaluation(training.run, metrics, training.progress)
+        log_numbers(training, training.callbacks.on_evaluation(training, metrics))
 
     measured = conditions(experiment.recipe, encoder, experiment.no_untrained)
     results = FinalResults.collect(trained, baselines, cost if metrics else None, measured)
