@@ -24,6 +24,7 @@ from .data import DataSource
 from .evaluation_inputs import FeatureInput, ImageInput, OwnDataInput, PixelInput, Split
 
 Baseline = Literal["pixels", "untrained"]
+"""What is measured beside the trained encoder."""
 
 
 @dataclass(frozen=True)

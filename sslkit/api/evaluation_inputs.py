@@ -24,9 +24,11 @@ from .networks import Preprocess
 from .views import Augmentation
 
 Split = Literal["train", "test"]
+"""A split of the run's images."""
 SubjectName = Literal["trained", "untrained", "pixels"]
 """What is measured: the trained encoder, the untrained one, or raw pixels."""
 EncoderName = Literal["trained", "untrained"]
+"""What is measured, where pixels are not."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import Apart, Batch, Evaluation, FeatureInput, MethodEmbeddings, StepOutput
+from sslkit.api import (
+    Apart,
+    Batch,
+    Evaluation,
+    FeatureInput,
+    MethodEmbeddings,
+    Progress,
+    StepOutput,
+)
 from sslkit.builtin.evaluators.branches import Branch, read_branches
 from sslkit.builtin.evaluators.collapse import Collapse
 from sslkit.builtin.simclr import SimCLR
@@ -60,7 +68,9 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def attract(self: SimCLR, embeddings: Mapping[str, Tensor], batch: Batch) -> StepOutput:
+def attract(
+    self: SimCLR, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+) -> StepOutput:
     """A Siamese network without stop-gradient, predictor or negatives: views of an image are
     pulled together, and nothing keeps images apart."""
     first, second = (normalize(view) for view in embeddings["z"].unbind(dim=1))
