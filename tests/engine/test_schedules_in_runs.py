@@ -81,7 +81,7 @@ def test_the_plan_shows_the_curve(tiny: Path) -> None:
     assert [point["step"] for point in points] == list(range(11))
     assert points[0]["value"] == pytest.approx(0.04)
     assert points[-1]["value"] == pytest.approx(decay(10, 11))
-    assert make_plan(str(tiny), ["train.max_steps=1", "evaluate=[]"], Silent())["curves"] == {}
+    assert make_plan(str(tiny), ["train.max_steps=1", "evaluate=[]"], Silent()).curves == {}
 
 
 def test_a_schedule_that_leaves_the_bounds_is_refused_before_the_run(
