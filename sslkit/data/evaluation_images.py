@@ -15,6 +15,7 @@ from sslkit.data.cached_split import CachedSplit
 from sslkit.data.loader import TrainLoader
 from sslkit.data.prefetch import ordered_groups
 from sslkit.data.resize import prepare_for_encoder
+from sslkit.data.sampler import ShuffledSampler
 from sslkit.data.view_base import Chunk, ViewMaker
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError
@@ -239,15 +240,12 @@ class StoredImages(EvaluationImages):
         if self._maker is None:
             self._maker = view_maker(self._train, augmentation, self.device)
         rows = None if rows is None else rows.cpu()
+        count = len(self._train) if rows is None else len(rows)
         loader = TrainLoader(
-            self._train,
-            augmentation,
-            batch_size=min(batch_size, len(self._train) if rows is None else len(rows)),
+            self._maker.with_augmentation(augmentation),
+            ShuffledSampler(len(self._train), min(batch_size, count), self._seed, rows),
             seed=self._seed,
-            device=self.device,
             num_threads=self._train.num_threads,
-            maker=self._maker.with_augmentation(augmentation),
-            rows=rows,
         )
         return TrainingBatches(loader, self._layout)
 

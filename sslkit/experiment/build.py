@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from sslkit.api import ImageAugmentation, Method, Progress, RunFacts, RunView
 from sslkit.data.loader import TrainLoader
+from sslkit.data.sampler import ShuffledSampler
+from sslkit.data.views import view_maker
 from sslkit.engine.callbacks import Callbacks
 from sslkit.engine.contract import Contract
 from sslkit.engine.display import Display
@@ -105,13 +107,12 @@ def build(
     augmentation = recipe.augmentation.build()
     check_repeatable(recipe, facts, stores.train)
     loader = TrainLoader(
-        stores.train,
-        augmentation,
-        batch_size=recipe.train.batch_size,
+        view_maker(
+            stores.train, augmentation, runtime.device, compiled=runtime.compiled_augmentation
+        ),
+        ShuffledSampler(len(stores.train), recipe.train.batch_size, recipe.seed),
         seed=recipe.seed,
-        device=runtime.device,
         num_threads=recipe.train.loader_threads,
-        compiled=runtime.compiled_augmentation,
     )
 
     method = initial_method(recipe, facts, runtime)

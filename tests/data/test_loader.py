@@ -8,19 +8,17 @@ import torch
 
 from sslkit.data import views
 from sslkit.data.cached_split import CachedSplit
-from sslkit.data.loader import TrainLoader
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError, RecipeError
 from sslkit.randomness import Order, SampleRandom
+from tests.data.loaders import train_loader
 
 
 def loader_of(reader, augmentation, num_threads=0, batch_size=8, **options):
     store = CachedSplit(
         reader, max_corrupt_fraction=0.2, seed=0, num_threads=2, retry_waits=(0.0,), **options
     )
-    return TrainLoader(
-        store, augmentation, batch_size=batch_size, seed=0, device="cpu", num_threads=num_threads
-    )
+    return train_loader(store, augmentation, batch_size, seed=0, num_threads=num_threads)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from sslkit.api import DataSource, DataSourceConfig, ImageReader, Preprocess, Sl
 from sslkit.data import pack_format
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import augmented_pairs, evaluation_batches
-from sslkit.data.loader import TrainLoader
 from sslkit.data.pack import Pack, verify
 from sslkit.data.pack_format import (
     Description,
@@ -29,6 +28,7 @@ from sslkit.data.pack_format import (
 )
 from sslkit.data.packing import write_pack
 from sslkit.errors import DataError, RecipeError
+from tests.data.loaders import train_loader
 
 AS_IS = Settings(size=None, interpolation="bilinear")
 
@@ -69,9 +69,7 @@ def pack(readers, tmp_path):
 
 
 def loader_of(reader, augmentation, num_threads):
-    return TrainLoader(
-        store_of(reader), augmentation, batch_size=8, seed=0, device="cpu", num_threads=num_threads
-    )
+    return train_loader(store_of(reader), augmentation, 8, seed=0, num_threads=num_threads)
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -9,9 +9,9 @@ from sslkit.api import Preprocess
 from sslkit.builtin.crop_flip import CropFlip
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import EvaluationCompute, StoredImages
-from sslkit.data.loader import TrainLoader
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError
+from tests.data.loaders import train_loader
 
 CPU = torch.device("cpu")
 
@@ -63,7 +63,7 @@ def test_epochs_are_keyed_by_seed_epoch_and_position(stores, crop_augmentation):
 
 def test_views_and_order_are_not_those_of_the_run(stores, crop_augmentation):
     augmentation = crop_augmentation((16,))
-    loader = TrainLoader(stores[0], augmentation, batch_size=8, seed=5, device=CPU, num_threads=0)
+    loader = train_loader(stores[0], augmentation, 8, seed=5)
     mine = next(iter(images_of(stores).augmented(augmentation, batch_size=8).epoch(0)))
     assert not torch.equal(next(loader.epoch(0)).indices, mine.indices)
 
