@@ -16,9 +16,9 @@ COUNT, LENGTH = 50, 40
 class Waves(SplitReader):
     """Series (2, LENGTH), or tokens (LENGTH,)."""
 
-    def __init__(self, dtype="float32", tokens=False, count=COUNT):
+    def __init__(self, dtype="float32", tokens=False, count=COUNT, seed=3):
         self.spec = SampleSpec((LENGTH,) if tokens else (2, LENGTH), dtype)
-        generator = np.random.default_rng(3)
+        generator = np.random.default_rng(seed)
         drawn = generator.normal(size=(count, *self.spec.shape)) * 30
         self.values = drawn.astype(dtype)
         self.labels = np.arange(count) % 3
