@@ -54,7 +54,7 @@ from .evaluation_inputs import (
     SubjectName,
 )
 from .kinds import INTERFACES
-from .losses import Loss, LossInput, rewards_collapse
+from .losses import Loss, LossInput, missing_parts, rewards_collapse
 from .method import Apart, Method, ParamGroup, StepOutput
 from .networks import (
     Backbone,
@@ -144,6 +144,7 @@ __all__ = [
     "ViewSpec",
     "expand_paths",
     "largest_view",
+    "missing_parts",
     "optimizer_groups",
     "resolve_component",
     "rewards_collapse",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     pass
-from .component import Component
+from .component import Component, Slot
 from .schedules import Progress
 
 
@@ -20,21 +20,46 @@ from .schedules import Progress
 class LossInput:
     """What a method hands to its loss. Embeddings are unnormalised unless the loss says so."""
 
-    views: tuple[Tensor, ...]
-    """V tensors (B, D): row i of each is a view of image i."""
+    views: tuple[Tensor, ...] = ()
+    """V tensors (B, D): row i of each is a view of image i, and all play the same part."""
     labels: Tensor | None = None
     """(B,) int64; present where the loss requires "labels"."""
     negatives: Tensor | None = None
     """(K, D) further negatives, such as a queue; present where the loss requires "negatives"."""
+    online: tuple[Tensor, ...] = ()
+    """What the trained network gives, a tensor (B, D) for each view; where the loss requires
+    "online"."""
+    target: tuple[Tensor, ...] = ()
+    """What it is to give, such as pixels or tokens; where the loss requires "target"."""
+    teacher: tuple[Tensor, ...] = ()
+    """What a teacher gives, for the views that it sees; where the loss requires "teacher"."""
     progress: Progress | None = None
     """Where training stands, for losses whose numbers follow a schedule; None outside a run."""
 
+    def detach(self) -> LossInput:
+        """The same without gradient."""
+        found: dict[str, Any] = {}
+        for part in ("views", "online", "target", "teacher"):
+            found[part] = tuple(tensor.detach() for tensor in getattr(self, part))
+        for part in ("labels", "negatives"):
+            tensor = getattr(self, part)
+            found[part] = None if tensor is None else tensor.detach()
+        return replace(self, **found)
+
+
+LossPart = Literal["labels", "negatives", "online", "target", "teacher"]
+
 
 class Loss(Component, nn.Module, ABC):
-    """A loss on embeddings: a scalar, computed in float32. Constructed as `cls(config)`."""
+    """A loss on embeddings: a scalar, computed in float32. Constructed as `cls(config)`.
+
+    `forward` is given the whole batch, whatever the micro-batches, and may be called several times
+    a step, so that it changes no state. State, such as a centre, lives in buffers, which
+    checkpoints hold, and changes in `after_step`."""
 
     kind = "loss"
-    requires: ClassVar[frozenset[Literal["labels", "negatives"]]] = frozenset()
+    requires: ClassVar[frozenset[LossPart]] = frozenset()
+    """Parts of its input that it cannot do without, beside views."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -47,6 +72,11 @@ class Loss(Component, nn.Module, ABC):
         """Scalars worth watching, without gradient; called at log steps only."""
         return {}
 
+    def after_step(self, progress: Progress, inputs: Sequence[LossInput]) -> None:
+        """Called once after each optimiser step, before `Method.after_step`, without gradients.
+        inputs: what `forward` was given in the step, one for each call, as `StepOutput.losses`
+        says. progress: `progress.step` counts the step."""
+
 
 def rewards_collapse(loss: Loss) -> bool:
     """Whether a loss is no higher when all embeddings are equal than when each image has its own:
@@ -57,9 +87,15 @@ def rewards_collapse(loss: Loss) -> bool:
     try:
         with torch.no_grad():
             equal = apart[:1].expand(4, 8)
-            collapsed = loss(LossInput((equal, equal), labels, negatives, first))
-            return bool(
-                collapsed <= loss(LossInput((apart, apart), labels, negatives, first)) + 1e-6
-            )
+            collapsed = loss(LossInput((equal, equal), labels, negatives, progress=first))
+            healthy = loss(LossInput((apart, apart), labels, negatives, progress=first))
+            return bool(collapsed <= healthy + 1e-6)
     except Exception:  # a plugin's, which may need other embeddings: no reason to warn
         return False
+
+
+def missing_parts(slot: Slot[Loss], given: Collection[str] = ("labels",)) -> list[str]:
+    """Why a method that gives its loss these parts, beside views, cannot use this loss; for
+    `Component.problems`."""
+    missing = sorted(slot.cls.requires - set(given))
+    return [f"{slot.name} needs {', '.join(missing)}, which this method has not"] if missing else []

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     pass
 from .component import Component, RunFacts
 from .data import Batch
+from .losses import Loss, LossInput
 from .networks import Backbone
 from .schedules import Progress
 
@@ -30,6 +31,9 @@ class StepOutput:
     those of the step whose loss they stand beside."""
     carry: Any = None
     """Handed to `after_step`, for example the keys that enter a queue."""
+    losses: Sequence[tuple[Loss, LossInput]] = ()
+    """Each call of a loss with its input, for losses that keep state: `Loss.after_step` is called
+    with them."""
 
 
 @dataclass(frozen=True)

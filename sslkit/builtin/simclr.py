@@ -21,6 +21,7 @@ from sslkit.api import (
     RunFacts,
     Slot,
     StepOutput,
+    missing_parts,
     rewards_collapse,
     slot,
 )
@@ -66,8 +67,8 @@ class SimCLR(Method):
         requires = config.loss.cls.requires
         if "labels" in requires and facts.num_classes is None:
             yield "loss", f"{config.loss.name} needs labels, and the data has none"
-        if "negatives" in requires:
-            yield "loss", f"{config.loss.name} needs a queue of negatives, which simclr has not"
+        for reason in missing_parts(config.loss):
+            yield "loss", reason
 
     @classmethod
     def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
@@ -118,5 +119,7 @@ class SimCLR(Method):
         loss = self.loss(LossInput(z.unbind(dim=1), batch.labels, progress=progress))
         watched = LossInput(z.detach().unbind(dim=1), batch.labels, progress=progress)
         return StepOutput(
-            self.config.loss_weight * loss, metrics=Deferred(lambda: self.loss.metrics(watched))
+            self.config.loss_weight * loss,
+            metrics=Deferred(lambda: self.loss.metrics(watched)),
+            losses=[(self.loss, watched)],
         )

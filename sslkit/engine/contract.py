@@ -137,6 +137,15 @@ class Contract:
                 f"{who} gave {describe(output.metrics)} as metrics; valid is a mapping of a name "
                 "to a number"
             )
+        stated = {id(loss) for loss, _ in output.losses}
+        for module in method.modules() if self.open else ():
+            if not isinstance(module, Loss) or id(module) in stated:
+                continue
+            if type(module).after_step is not Loss.after_step:
+                raise PluginError(
+                    f"{who} says nothing of its loss {type(module).__name__}, which changes after "
+                    "each step; give StepOutput(..., losses=[(self.loss, inputs)])"
+                )
         loss = output.loss
         if not isinstance(loss, Tensor) or loss.ndim > 0 or not loss.is_floating_point():
             found = describe(loss)

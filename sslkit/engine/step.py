@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sslkit.api import Batch, StepOutput
+from sslkit.api import Batch, Loss, LossInput, StepOutput
 from sslkit.randomness import seeded
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def train_step(
         t.contract.check_numbers(t.method, embeddings, output)
         t.contract.close()
         t.optimization.step()
+        update_losses(t, output)
         t.method.after_step(t.progress.next(), output.carry)
 
     if t.probe is None or batch.labels is None:
@@ -54,6 +55,16 @@ def train_step(
     world = t.runtime.world
     features = world.gather(embeddings["features"].detach())
     return output, t.probe.step(features, world.gather(batch.labels), factor)
+
+
+def update_losses(t: Training, output: StepOutput) -> None:
+    """Lets every loss that keeps state see its inputs of the step, once."""
+    calls: dict[Loss, list[LossInput]] = {}
+    for loss, inputs in output.losses:
+        calls.setdefault(loss, []).append(inputs.detach())
+    with torch.no_grad():
+        for loss, given in calls.items():
+            loss.after_step(t.progress.next(), given)
 
 
 def forward_backward(

@@ -24,6 +24,7 @@ from sslkit.api import (
     ScheduledNumber,
     Slot,
     StepOutput,
+    missing_parts,
     scheduled,
     slot,
 )
@@ -77,8 +78,8 @@ class BYOL(Method):
             yield "", f"byol needs 2 views, but the augmentation makes {len(facts.views)}"
         if facts.batch_size < 2:
             yield "", "byol needs train.batch_size >= 2: its heads use batch statistics"
-        if "negatives" in config.loss.cls.requires:
-            yield "loss", f"{config.loss.name} needs a queue of negatives, which byol has not"
+        for reason in missing_parts(config.loss):
+            yield "loss", reason
 
     @classmethod
     def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
@@ -134,12 +135,14 @@ class BYOL(Method):
                 (prediction[:, view], target[:, 1 - view]), batch.labels, progress=progress
             )
 
-        directions = [self.loss(inputs(prediction, view)) for view in (0, 1)]
+        given = [inputs(prediction, view) for view in (0, 1)]
+        directions = [self.loss(each) for each in given]
         watched = inputs(prediction.detach(), 0)
         metrics = Deferred(
             lambda: {**self.loss.metrics(watched), "target_std": feature_std(target[:, 0])}
         )
-        return StepOutput(self.config.loss_weight * torch.stack(directions).sum(), metrics)
+        loss = self.config.loss_weight * torch.stack(directions).sum()
+        return StepOutput(loss, metrics, losses=[(self.loss, each) for each in given])
 
     def after_step(self, progress: Progress, carry: Any) -> None:
         momentum = self.config.teacher_momentum.at(progress.previous())

@@ -23,6 +23,7 @@ from sslkit.api import (
     ScheduledNumber,
     Slot,
     StepOutput,
+    missing_parts,
     rewards_collapse,
     scheduled,
     slot,
@@ -77,8 +78,8 @@ class MoCoV3(Method):
             yield "", f"moco_v3 needs 2 views, but the augmentation makes {views}"
         if facts.batch_size < 2:
             yield "", "moco_v3 needs train.batch_size >= 2: the other images are its negatives"
-        if "negatives" in loss.cls.requires:
-            yield "loss", f"{loss.name} needs a queue of negatives, which moco_v3 has not"
+        for reason in missing_parts(loss):
+            yield "loss", reason
         if getattr(loss.config, "symmetric", False):
             yield (
                 "loss.symmetric",
@@ -160,11 +161,13 @@ class MoCoV3(Method):
             """The queries of one view and, as their keys, those of the other."""
             return LossInput((query[:, view], key[:, 1 - view]), batch.labels, progress=progress)
 
-        directions = [self.loss(inputs(query, view)) for view in (0, 1)]
+        given = [inputs(query, view) for view in (0, 1)]
+        directions = [self.loss(each) for each in given]
         watched = inputs(query.detach(), 0)
         return StepOutput(
             self._scale(progress) * torch.stack(directions).sum(),
             metrics=Deferred(lambda: self.loss.metrics(watched)),
+            losses=[(self.loss, each) for each in given],
         )
 
 

@@ -200,14 +200,18 @@ class MoCoV1(Method):
         queries = embeddings["query"].unbind(dim=1)
         keys = normalize(embeddings["key"].detach()).unbind(dim=1)
         negatives = self.queue.features
-        directions = [
-            self.loss(LossInput((query, key), batch.labels, negatives, progress))
+        given = [
+            LossInput((query, key), batch.labels, negatives, progress=progress)
             for query, key in zip(queries, keys, strict=True)
         ]
-        watched = LossInput((queries[0].detach(), keys[0]), batch.labels, negatives, progress)
+        directions = [self.loss(each) for each in given]
+        watched = LossInput(
+            (queries[0].detach(), keys[0]), batch.labels, negatives, progress=progress
+        )
         return StepOutput(
             self.config.loss_weight * torch.stack(directions).sum(),
             metrics=Deferred(lambda: self.loss.metrics(watched)),
+            losses=[(self.loss, each) for each in given],
             carry=torch.cat(keys),
         )
 
@@ -240,6 +244,6 @@ def ignores_negatives(loss: Loss) -> bool:
     views = (rows, rows + rows.roll(1, dims=1))
     labels, first = torch.arange(4), Progress(0, 1, 1)
     with torch.no_grad():
-        near = loss(LossInput(views, labels, rows + rows.roll(2, dims=1), first))
-        far = loss(LossInput(views, labels, -rows, first))
+        near = loss(LossInput(views, labels, rows + rows.roll(2, dims=1), progress=first))
+        far = loss(LossInput(views, labels, -rows, progress=first))
     return bool(near == far)

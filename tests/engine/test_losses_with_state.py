@@ -1,0 +1,93 @@
+"""A loss with roles and a centre, as DINO's: changed once a step, by the whole batch, and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sslkit.api import ComponentConfig, Loss, LossInput, Progress, Slot, missing_parts
+from sslkit.builtin.losses import NTXent
+from sslkit.engine.display import Silent
+from sslkit.errors import PluginError
+from sslkit.runs.checkpoint import load
+from sslkit.workflows.train import start
+
+SHORT = ["train.max_steps=3", "evaluate=[]"]
+
+
+class Centred(Loss):
+    """DINO's cross entropy with a centre (Caron et al. 2021, arXiv 2104.14294, equation 4)."""
+
+    requires = frozenset({"online", "teacher"})
+    centre: Tensor
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.register_buffer("centre", torch.zeros(1, 3))
+
+    def forward(self, inputs: LossInput) -> Tensor:
+        (online,), (teacher,) = inputs.online, inputs.teacher
+        target = ((teacher.detach() - self.centre) / 0.04).softmax(dim=1)
+        return -(target * (online / 0.1).log_softmax(dim=1)).sum(dim=1).mean()
+
+    def after_step(self, progress: Progress, inputs: Sequence[LossInput]) -> None:
+        mean = torch.cat([part for each in inputs for part in each.teacher]).mean(dim=0)
+        self.centre.lerp_(mean[None], 0.1)
+
+
+def test_the_centre_and_the_roles() -> None:
+    loss, teacher = Centred(ComponentConfig()), torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    online = torch.zeros(2, 3, requires_grad=True)
+    inputs = LossInput(online=(online,), teacher=(teacher,))
+    assert loss(inputs).item() == pytest.approx(torch.tensor(3.0).log().item())
+    loss.after_step(Progress(1, 2, 2), [inputs.detach()])
+    torch.testing.assert_close(loss.centre, torch.tensor([[0.05, 0.1, 0.0]]))
+    assert "centre" in loss.state_dict()
+    assert not inputs.detach().online[0].requires_grad
+    slot = Slot(Centred, "centred", ComponentConfig(), "mine", "1")
+    assert missing_parts(slot) == ["centred needs online, teacher, which this method has not"]
+    assert missing_parts(slot, ("online", "teacher")) == []
+
+
+def with_state(monkeypatch: pytest.MonkeyPatch, seen: list[tuple[int, int, int]]) -> None:
+    """Gives NT-Xent a buffer that counts steps."""
+    plain = NTXent.__init__
+
+    def init(self: Any, config: Any) -> None:
+        plain(self, config)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def after_step(self: Any, progress: Progress, inputs: Sequence[LossInput]) -> None:
+        seen.append((progress.step, len(inputs), len(inputs[0].views[0])))
+        self.steps += 1
+
+    monkeypatch.setattr(NTXent, "__init__", init)
+    monkeypatch.setattr(NTXent, "after_step", after_step)
+
+
+@pytest.mark.parametrize("size", ["null", "8"])
+def test_it_is_told_once_a_step_of_the_whole_batch(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    seen: list[tuple[int, int, int]] = []
+    with_state(monkeypatch, seen)
+    run = start(str(tiny), [*SHORT, f"train.micro_batch_size={size}"], display=Silent()).run_dir
+    assert seen == [(1, 1, 16), (2, 1, 16), (3, 1, 16)]
+    assert load(run / "checkpoints" / "step-00000003.pt")["method"]["loss.steps"] == 3
+
+
+def test_a_method_that_forgets_its_loss_is_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sslkit.builtin import simclr
+
+    with_state(monkeypatch, [])
+    made = simclr.StepOutput
+    monkeypatch.setattr(simclr, "StepOutput", lambda loss, metrics, losses: made(loss, metrics))
+    with pytest.raises(PluginError, match="says nothing of its loss NTXent"):
+        start(str(tiny), SHORT, display=Silent())
