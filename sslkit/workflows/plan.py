@@ -98,11 +98,7 @@ def make_plan(
         )  # the tracker is only started by a log
         training = experiment.training
         steps = take_steps(training, _COLD_STEPS + _MEASURED_STEPS if measure else 1)
-        warnings = [
-            *find_warnings(wanted, facts),
-            *(Advice("data", note) for note in experiment.stores.train.notes),
-            *network_warnings(wanted, training.method),
-        ]
+        warnings = _warnings(experiment)
         return Plan(
             recipe=wanted.name,
             recipe_hash=recipe_hash(wanted),
@@ -130,6 +126,15 @@ def make_plan(
             warnings=[asdict(warning) for warning in warnings],
             resolved_recipe=dump_resolved(experiment.recipe),
         )
+
+
+def _warnings(experiment: Experiment) -> list[Advice]:
+    recipe = experiment.recipe
+    return [
+        *find_warnings(recipe, experiment.facts),
+        *(Advice("data", note) for note in experiment.stores.train.notes),
+        *network_warnings(recipe, experiment.method),
+    ]
 
 
 # --- Measured steps -------------------------------------------------------------------------------
