@@ -26,7 +26,7 @@ from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
 from sslkit.parallel.world import OneProcess
-from sslkit.recipe import dump_resolved, find_recipe, load_recipe, recipe_hash
+from sslkit.recipe import Recipe, dump_resolved, find_recipe, load_recipe, recipe_hash
 from sslkit.recipe.warnings import Advice, find_warnings, network_warnings, plan_facts, statements
 from sslkit.runs.folder import RunFolder
 
@@ -98,7 +98,7 @@ def make_plan(
         )  # the tracker is only started by a log
         training = experiment.training
         steps = take_steps(training, _COLD_STEPS + _MEASURED_STEPS if measure else 1)
-        warnings = _warnings(experiment)
+        warnings = _warnings(wanted, experiment)
         return Plan(
             recipe=wanted.name,
             recipe_hash=recipe_hash(wanted),
@@ -128,8 +128,7 @@ def make_plan(
         )
 
 
-def _warnings(experiment: Experiment) -> list[Advice]:
-    recipe = experiment.recipe
+def _warnings(recipe: Recipe, experiment: Experiment) -> list[Advice]:
     return [
         *find_warnings(recipe, experiment.facts),
         *(Advice("data", note) for note in experiment.stores.train.notes),
