@@ -58,6 +58,11 @@ def test_nothing_names_a_folder_of_a_developer() -> None:
     assert found == []
 
 
+def test_no_file_holds_the_marks_of_a_merge() -> None:
+    marks = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
+    assert [path for path in text_files() if marks.search(path.read_text("utf-8"))] == []
+
+
 @pytest.mark.parametrize(
     ("line", "is_one"),
     [
