@@ -21,12 +21,14 @@ from sslkit.nn.numerics import Precision, autocast
 from .data import Batch
 from .method import Apart
 from .networks import Preprocess
+from .samples import SampleSpec
 from .views import Augmentation
 
 Split = Literal["train", "test"]
-"""A split of the run's images."""
-SubjectName = Literal["trained", "untrained", "pixels"]
-"""What is measured: the trained encoder, the untrained one, or raw pixels."""
+"""A split of the run\'s images."""
+SubjectName = Literal["trained", "untrained", "pixels", "raw"]
+"""What is measured: the trained encoder, the untrained one, or the samples themselves, which are
+`pixels` of images and `raw` of anything else."""
 EncoderName = Literal["trained", "untrained"]
 """What is measured, where pixels are not."""
 
@@ -101,6 +103,8 @@ class FeatureInput:
     None for pixels, and where the method gives none."""
     views: AugmentedViews = field(default_factory=AugmentedViews)
     embeddings: MethodEmbeddings = field(default_factory=MethodEmbeddings)
+    noun: str = "image"
+    """What a row of the bank is, for what people read: `image`, or `sample` of anything else."""
 
     def projected(self, layer: int) -> FeatureInput:
         """The same with the output of layer `layer` of the projection head as the bank; 0: as it
@@ -181,6 +185,8 @@ class EvaluationImages(ABC):
     device: torch.device
     """The training device, where every batch is."""
     channels: int
+    sample: SampleSpec = SampleSpec((None, None, None))
+    """What they are: images, or other samples."""
 
     @property
     @abstractmethod

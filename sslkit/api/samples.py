@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -47,6 +48,16 @@ class SampleSpec:
     def is_image(self) -> bool:
         """Whether these are pixels: (C, H, W) uint8, which stand for values in [0, 1]."""
         return self.dtype == "uint8" and len(self.shape) == 3
+
+    @property
+    def noun(self) -> str:
+        """What one is called in what people read; its plural has an s."""
+        return "image" if self.is_image else "sample"
+
+    @property
+    def raw(self) -> Literal["pixels", "raw"]:
+        """Name of the baseline that is the samples themselves, without a network."""
+        return "pixels" if self.is_image else "raw"
 
     def fits(self, shape: Sequence[int], dtype: str) -> bool:
         """Whether a sample of this shape, channels first, and this type is one of these."""

@@ -197,6 +197,7 @@ class StoredImages(EvaluationImages):
         """seed, augmentation: of the recipe. maker: of the training views, where there is one."""
         self.device = compute.device
         self.channels = train.channels
+        self.sample = train.sample
         self._preprocess = preprocess
         self.precision = compute.precision
         self.channels_last = compute.channels_last

@@ -37,7 +37,8 @@ class NamedEvaluator:
         """Those of its parts that measure this subject."""
         if subject == "trained":
             return list(self.parts)
-        return [part for part in self.parts if subject in part.baselines]
+        baseline = "pixels" if subject == "raw" else subject
+        return [part for part in self.parts if baseline in part.baselines]
 
     def feature_parts_on(self, subject: SubjectName) -> list[FeatureEvaluator]:
         """Those of its parts that read features of this subject."""

@@ -21,6 +21,8 @@ class Conditions:
     came with; None without BatchNorm."""
     no_untrained: str | None = None
     """Why there is no untrained baseline, where one was asked for."""
+    noun: str = "image"
+    """What was measured on: see `SampleSpec.noun`."""
 
     def to_json(self) -> dict[str, str | None]:
         """As `results.json` keeps it."""
@@ -34,11 +36,13 @@ class Conditions:
         """The same for people, one line each."""
         precision = f"Measured in {_NAMES[self.precision]}"
         if self.batch_statistics == "calibrated":
-            first = f"{precision}, every encoder with the batch statistics of training images."
+            first = (
+                f"{precision}, every encoder with the batch statistics of training {self.noun}s."
+            )
         elif self.batch_statistics == "given":
             first = (
                 f"{precision}, the weights with the batch statistics that they came with, the "
-                "untrained encoder with those of training images."
+                f"untrained encoder with those of training {self.noun}s."
             )
         else:
             first = f"{precision}."

@@ -30,7 +30,7 @@ def any_labelled(labels: Tensor) -> bool:
 
 
 def labelled_rows(bank: FeatureBank) -> FeatureBank:
-    """The bank without the images that have no label (negative)."""
+    """The bank without the rows that have no label (negative)."""
     train, test = bank.train_labels >= 0, bank.test_labels >= 0
     if train.all() and test.all():
         return bank
@@ -44,29 +44,29 @@ def labelled_rows(bank: FeatureBank) -> FeatureBank:
     )
 
 
-def label_problem(train_labels: Tensor, test_labels: Tensor) -> str | None:
+def label_problem(train_labels: Tensor, test_labels: Tensor, noun: str = "image") -> str | None:
     """Why no accuracy on these labels can tell a good encoder from a bad one, if so. Both (N,),
-    negative where an image has none."""
+    negative where there is none. noun: what one of them belongs to."""
     train, test = _classes(train_labels), _classes(test_labels)
     if not len(train) or not len(test):
         return NO_LABELS
     for split, classes in (("training", train), ("test", test)):
         if len(classes) == 1:
-            return f"all labelled {split} images are of one class, so that every answer is right"
+            return f"all labelled {split} {noun}s are of one class, so that every answer is right"
     if not torch.isin(test, train).any():
-        return "no test image is of a class that the training images have"
+        return f"no test {noun} is of a class that the training {noun}s have"
     return None
 
 
-def label_notes(train_labels: Tensor, test_labels: Tensor) -> list[str]:
+def label_notes(train_labels: Tensor, test_labels: Tensor, noun: str = "image") -> list[str]:
     """What a reader must know of these labels beside the numbers."""
     test = test_labels[test_labels >= 0].cpu()
     absent = test[~torch.isin(test, _classes(train_labels))]
     if not len(absent):
         return []
     return [
-        f"{len(absent):,} of {len(test):,} test images are of {len(_classes(absent))} "
-        "classes without a training image, and count as wrong"
+        f"{len(absent):,} of {len(test):,} test {noun}s are of {len(_classes(absent))} "
+        f"classes without a training {noun}, and count as wrong"
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sslkit.api import Evaluation, ImageScores
@@ -24,8 +24,8 @@ from .statistics import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SUBJECTS = ("pixels", "untrained", "trained")
-"""The order of columns."""
+SUBJECTS = ("pixels", "raw", "untrained", "trained")
+"""In the order of columns. Only one of the first two is there: see `SampleSpec.raw`."""
 COST = "perf/evaluation_seconds"
 """Wall time of an evaluation; with `_features` or `_<protocol>`, that of a part."""
 
@@ -99,6 +99,8 @@ class Estimate:
     draws: int = 1
     images: int | None = None
     """Test images that the interval is over; None where it is over draws alone."""
+    noun: str = "image"
+    """What these are: see `SampleSpec.noun`."""
 
     @property
     def over(self) -> str | None:
@@ -106,7 +108,7 @@ class Estimate:
         if self.low is None:
             return None
         parts = [f"{self.draws:,} draws"] if self.draws >= FEWEST else []
-        return ", ".join([*parts, *([f"{self.images:,} images"] if self.images else [])])
+        return ", ".join([*parts, *([f"{self.images:,} {self.noun}s"] if self.images else [])])
 
     def to_json(self) -> dict[str, float | int | str | None]:
         return {
@@ -138,11 +140,21 @@ class ComparisonRow:
         }
 
 
-def comparison(trained: SuiteResult, baselines: SuiteResult | None = None) -> list[ComparisonRow]:
+def comparison(
+    trained: SuiteResult, baselines: SuiteResult | None = None, noun: str = "image"
+) -> list[ComparisonRow]:
     """The table "pixels / untrained / trained": one row per metric of the trained encoder, in the
-    order of the protocols. Protocols that were skipped have no row."""
+    order of the protocols. Protocols that were skipped have no row. noun: what was measured on."""
     found = {**(baselines.evaluations if baselines else {}), **trained.evaluations}
-    return list(_rows(found))
+    return [_named(row, noun) for row in _rows(found)]
+
+
+def _named(row: ComparisonRow, noun: str) -> ComparisonRow:
+    values, differences = (
+        {name: replace(found, noun=noun) for name, found in estimates.items()}
+        for estimates in (row.values, row.differences)
+    )
+    return replace(row, values=values, differences=differences)
 
 
 def _rows(found: Mapping[str, Mapping[str, Evaluation]]) -> Iterator[ComparisonRow]:

@@ -1,4 +1,4 @@
-"""The subjects of an evaluation, which are the trained encoder, the untrained one and raw pixels,
+"""The subjects of an evaluation, which are the trained encoder, the untrained one and raw samples,
 and what evaluators are given of them."""
 
 from __future__ import annotations
@@ -124,8 +124,9 @@ class EncoderSubject(Subject):
         seed, layers = self._seed, self._layers
         match evaluator:
             case FeatureEvaluator():
+                noun = self._images.sample.noun
                 return evaluator.evaluate(
-                    FeatureInput(self.name, bank, seed, layers, self, self._embeddings)
+                    FeatureInput(self.name, bank, seed, layers, self, self._embeddings, noun)
                 )
             case ImageEvaluator():
                 return evaluator.evaluate(
@@ -138,13 +139,12 @@ class EncoderSubject(Subject):
         raise _no_kind(evaluator)
 
 
-class PixelSubject(Subject):
-    """Raw pixels, mean-centred."""
-
-    name: SubjectName = "pixels"
+class RawSubject(Subject):
+    """The samples themselves, mean-centred: pixels of images."""
 
     def __init__(self, images: EvaluationImages, seed: int) -> None:
         super().__init__(images, seed)
+        self.name = images.sample.raw
         self.networks = nn.Sequential()
         self._mean: Tensor | None = None
 
@@ -164,7 +164,10 @@ class PixelSubject(Subject):
     def evaluate(self, evaluator: Evaluator, bank: FeatureBank) -> Evaluation:
         match evaluator:
             case FeatureEvaluator():
-                return evaluator.evaluate(FeatureInput(self.name, bank, self._seed, views=self))
+                noun = self._images.sample.noun
+                return evaluator.evaluate(
+                    FeatureInput(self.name, bank, self._seed, views=self, noun=noun)
+                )
             case OwnDataEvaluator():
                 return evaluator.evaluate_pixels(PixelInput(self._seed, self._images.device))
         raise _no_kind(evaluator)

@@ -31,7 +31,7 @@ from .features import count_not_finite, eval_mode, extract
 from .isolation import isolated, unchanged
 from .labels import NO_LABELS, any_labelled, label_notes, label_problem, labelled_rows
 from .results import SuiteResult
-from .subjects import EncoderSubject, PixelSubject, Subject
+from .subjects import EncoderSubject, RawSubject, Subject
 
 NO_TEST_SPLIT = "no test split"
 
@@ -112,14 +112,14 @@ class EvaluationSuite:
     def baselines(
         self, untrained: nn.Module | None, projection_layers: Sequence[nn.Module] = ()
     ) -> SuiteResult:
-        """Measures mean-centred pixels and the untrained encoder, `calibrated`, with every
-        evaluator that asks for them. untrained: None where there is no such encoder."""
+        """Measures the samples themselves, mean-centred, and the untrained encoder, `calibrated`,
+        with every evaluator that asks for them. untrained: None where there is no such encoder."""
         report = Collector("of the baselines")
-        pixels = self._measurable(self._evaluators, "pixels", report)
+        raw = self._measurable(self._evaluators, self._images.sample.raw, report)
         encoder = self._evaluators if untrained is not None else []
         encoder = self._measurable(encoder, "untrained", report)
-        if pixels:
-            self._measure(pixels, PixelSubject(self._images, self._seed), report)
+        if raw:
+            self._measure(raw, RawSubject(self._images, self._seed), report)
         if encoder and untrained is not None:
             with self.calibrated(untrained, projection_layers) as seconds:
                 report.calibrated("untrained", seconds)
@@ -162,7 +162,7 @@ class EvaluationSuite:
             return wanted
         reason = self._label_problem()
         if reason is None:
-            if notes := label_notes(self._images.labels("train"), self._images.labels("test")):
+            if notes := self._label_notes():
                 report.notes["labels"] = notes
             return wanted
         for named in on_labels:
@@ -175,7 +175,11 @@ class EvaluationSuite:
             return NO_LABELS
         if not self._images.num_images("test"):
             return NO_TEST_SPLIT
-        return label_problem(train, self._images.labels("test"))
+        return label_problem(train, self._images.labels("test"), self._images.sample.noun)
+
+    def _label_notes(self) -> list[str]:
+        images = self._images
+        return label_notes(images.labels("train"), images.labels("test"), images.sample.noun)
 
     # --- One subject ---------------------------------------------------------------------------
 
@@ -207,8 +211,9 @@ class EvaluationSuite:
         if broken:
             total = len(bank.train) + len(bank.test)
             for named in evaluators:
+                noun = self._images.sample.noun
                 report.skip(
-                    named, subject.name, f"features of {broken} of {total} images not finite"
+                    named, subject.name, f"features of {broken} of {total} {noun}s not finite"
                 )
             return
         labelled = labelled_rows(bank)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from sslkit.api import Backbone, Evaluator, FeatureEvaluator, ImageEvaluator, Method
+from sslkit.api import Backbone, Evaluator, FeatureEvaluator, ImageEvaluator, Method, SampleSpec
 from sslkit.data.evaluation_images import EvaluationCompute, StoredImages
 from sslkit.data.view_base import ViewMaker
 from sslkit.engine.embedding_monitor import EmbeddingMonitor
@@ -109,13 +109,18 @@ def untrained_networks(
 
 
 def conditions(
-    recipe: Recipe, encoder: nn.Module, no_untrained: str | None, *, given: bool = False
+    recipe: Recipe,
+    encoder: nn.Module,
+    sample: SampleSpec,
+    no_untrained: str | None,
+    *,
+    given: bool = False,
 ) -> Conditions:
-    """How the numbers of an evaluation come about. given: whether the encoder is measured with the
-    batch statistics that its weights came with."""
+    """How the numbers of an evaluation come about. sample: what it measures on. given: whether the
+    encoder is measured with the batch statistics that its weights came with."""
     kind: Literal["calibrated", "given"] = "given" if given else "calibrated"
     statistics = kind if has_batch_statistics(encoder) else None
-    return Conditions(recipe.evaluation_precision, statistics, no_untrained)
+    return Conditions(recipe.evaluation_precision, statistics, no_untrained, sample.noun)
 
 
 def check_projection(recipe: Recipe, evaluators: Sequence[NamedEvaluator], method: Method) -> None:

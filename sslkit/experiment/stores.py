@@ -130,7 +130,8 @@ def _open(recipe: Recipe, data: Slot[DataSource], field: str, display: Display) 
     train = open_store(recipe, data, splits.train)
     test = None if splits.test is None else open_store(recipe, data, splits.test)
     sizes = f"{len(train):,} training"
-    sizes += f" and {len(test):,} test images" if test else " images, no test split"
+    nouns = f"{train.sample.noun}s"
+    sizes += f" and {len(test):,} test {nouns}" if test else f" {nouns}, no test split"
     display.message(f"{field}: {data.name}, {sizes}, {train.place}")
     train.notes = tuple(examine(train, test))
     for note in train.notes:

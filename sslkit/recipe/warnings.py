@@ -65,7 +65,10 @@ def _unmeasurable(cls: type[Evaluator], facts: RunFacts) -> str | None:
     if not facts.num_classes:
         return "it needs labels, the data has none"
     if len(facts.class_sizes) == 1:
-        return "all labelled training images are of one class, so that every answer is right"
+        return (
+            f"all labelled training {facts.sample.noun}s are of one class, so that every answer is "
+            "right"
+        )
     if facts.num_test_images == 0:
         return "there is no test split; name one, or set data.test_fraction=0.2"
     return None if facts.test_has_labels else "it needs labels, the test split has none"
@@ -81,23 +84,24 @@ def _training_warnings(recipe: Recipe, facts: RunFacts) -> Iterator[Advice]:
     if rest > _LARGE_REST * facts.num_images:
         yield Advice(
             "train.batch_size",
-            f"{rest:,} of {facts.num_images:,} images ({rest / facts.num_images:.0%}) do not fill "
+            f"{rest:,} of {facts.num_images:,} {facts.sample.noun}s "
+            f"({rest / facts.num_images:.0%}) do not fill "
             f"a batch of {facts.batch_size:,} and are left out of each epoch (others each time); "
             f"take {facts.num_images // (facts.num_images // facts.batch_size + 1):,} or fewer",
         )
 
 
-def network_warnings(recipe: Recipe, method: nn.Module) -> list[Advice]:
-    """Warnings that only the built networks allow."""
+def network_warnings(recipe: Recipe, method: nn.Module, noun: str = "image") -> list[Advice]:
+    """Warnings that only the built networks allow. noun: of the samples, see `SampleSpec.noun`."""
     size, layers = recipe.train.micro_batch_size, batch_norm_layers(method)
     if layers == 0:
         return []
     if size is None or size >= recipe.train.batch_size:
-        return list(_few_for_statistics("train.batch_size", recipe.train.batch_size, layers))
+        return list(_few_for_statistics(recipe.train.batch_size, layers, noun))
     return [
         Advice(
             "train.micro_batch_size",
-            f"the {layers} BatchNorm layers see {size:,} images at a time, not "
+            f"the {layers} BatchNorm layers see {size:,} {noun}s at a time, not "
             f"{recipe.train.batch_size:,}, which makes another gradient (its cosine with the true "
             "one, as a ResNet-18 starts, is 0.5 to 0.96 at half a batch of 256 and falls with the "
             "size); backbone.recompute=true (timm) and networks without BatchNorm are exact",
@@ -105,11 +109,11 @@ def network_warnings(recipe: Recipe, method: nn.Module) -> list[Advice]:
     ]
 
 
-def _few_for_statistics(path: str, images: int, layers: int) -> Iterator[Advice]:
+def _few_for_statistics(images: int, layers: int, noun: str) -> Iterator[Advice]:
     if images < _FEW_FOR_STATISTICS:
         yield Advice(
-            path,
-            f"{layers} BatchNorm layers have statistics of {images} images, which are little but "
+            "train.batch_size",
+            f"{layers} BatchNorm layers have statistics of {images} {noun}s, which are little but "
             f"noise; raise it to {_FEW_FOR_STATISTICS} or more",
         )
 
@@ -131,11 +135,11 @@ def plan_facts(recipe: Recipe, facts: RunFacts) -> dict[str, str | int | float]:
     return known
 
 
-def statements(recipe: Recipe, method: nn.Module) -> list[str]:
+def statements(recipe: Recipe, method: nn.Module, noun: str = "image") -> list[str]:
     """What the run's randomness and batch statistics depend on (see the guarantees)."""
     train, layers = recipe.train, batch_norm_layers(method)
     lines = [
-        "order, augmentation and masks depend on seed, epoch and image alone: the same on any "
+        f"order, augmentation and masks depend on seed, epoch and {noun} alone: the same on any "
         "device and for any number of threads and ranks",
         "initialisation, dropout and drop path come from generators seeded for each step: exact "
         "on resume, not the same for another number of ranks",
@@ -148,7 +152,7 @@ def statements(recipe: Recipe, method: nn.Module) -> list[str]:
     images = train.micro_batch_size or train.batch_size
     what = "micro-batch" if images < train.batch_size else "batch"
     lines.append(
-        f"batch statistics: {layers} BatchNorm layers, over each {what} of {images:,} images, its "
+        f"batch statistics: {layers} BatchNorm layers, over each {what} of {images:,} {noun}s, its "
         "views together or apart as the method sends them through"
         if layers
         else "batch statistics: none; micro-batches change nothing but rounding"

@@ -11,7 +11,7 @@ from sslkit.runs.metrics_file import MetricLine
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = {"pixels": "#b0b7c3", "untrained": "#e3a857", "trained": "#2f6db5"}
+_COLOURS = {"pixels": "#b0b7c3", "raw": "#b0b7c3", "untrained": "#e3a857", "trained": "#2f6db5"}
 _PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("loss", ("train/loss",)),
     ("learning rate", ("train/lr",)),

@@ -1,4 +1,4 @@
-"""The final measurements of a run: trained encoder beside pixels and the untrained encoder."""
+"""The final measurements of a run: trained encoder beside raw samples and the untrained encoder."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class FinalResults:
         conditions: Conditions | None = None,
     ) -> FinalResults:
         """Puts the results of the trained encoder and of the baselines side by side."""
-        return cls(comparison(trained, baselines), trained, baselines, cost, conditions)
+        noun = conditions.noun if conditions else "image"
+        return cls(comparison(trained, baselines, noun), trained, baselines, cost, conditions)
 
     def sentences(self) -> list[str]:
         """How the numbers came about and what they cost, one line each."""
@@ -69,14 +70,16 @@ class FinalResults:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Column heads and rows of accuracies and the like, in percent, with 95 % intervals."""
+        raw = "raw" if any("raw" in row.values for row in self.rows) else "pixels"
+        subjects = [name for name in SUBJECTS if name == raw or name not in ("pixels", "raw")]
         heads = [
-            "protocol", *SUBJECTS, "trained - pixels", "trained - untrained", "intervals over",
+            "protocol", *subjects, f"trained - {raw}", "trained - untrained", "intervals over",
         ]  # fmt: skip
         rows = [
             [
                 f"{row.protocol} {row.metric}",
-                *(_cell(row.values.get(subject)) for subject in SUBJECTS),
-                _cell(row.differences.get("pixels"), signed=True),
+                *(_cell(row.values.get(subject)) for subject in subjects),
+                _cell(row.differences.get(raw), signed=True),
                 _cell(row.differences.get("untrained"), signed=True),
                 row.values["trained"].over or "-",
             ]

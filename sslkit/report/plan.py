@@ -39,12 +39,12 @@ def print_plan(plan: Mapping[str, Any], *, recipe: bool = False) -> None:
 
 
 def _rows(plan: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    parameters, disk = plan["parameters"], plan["disk"]
+    parameters, disk, noun = plan["parameters"], plan["disk"], plan["data"]["noun"]
     yield "recipe hash", plan["recipe_hash"]
     yield "device", f"{plan['device']}, {plan['precision']}"
     yield "data", _data_words(plan["data"])
     yield "views", ", ".join(f"{v['role']} {ViewSpec(v['size'])}" for v in plan["views"])
-    batch = f"{plan['batch_size']:,} images a step"
+    batch = f"{plan['batch_size']:,} {noun}s a step"
     if plan["micro_batch_size"]:
         batch += f", in micro-batches of {plan['micro_batch_size']:,}"
     yield "batch", batch
@@ -58,7 +58,7 @@ def _rows(plan: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     )
     yield "first step", f"loss {plan['first_loss']:.4f}, {plan['first_step_seconds']:.2f} s"
     if plan["time"] is not None:
-        yield from _time_rows(plan["time"])
+        yield from _time_rows(plan["time"], noun)
     where = "of the process" if plan["device"] == "cpu" else "of the device"
     yield "peak memory", f"{plan['peak_memory_mb']:,.0f} MB {where}"
     yield (
@@ -68,10 +68,10 @@ def _rows(plan: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     )
 
 
-def _time_rows(time: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def _time_rows(time: Mapping[str, Any], noun: str) -> Iterable[tuple[str, str]]:
     yield (
         "step",
-        f"{time['step_seconds']:.3g} s, {time['images_per_second']:,.0f} images/s "
+        f"{time['step_seconds']:.3g} s, {time['images_per_second']:,.0f} {noun}s/s "
         f"(median of {time['measured_steps']} steps)",
     )
     yield (
@@ -83,10 +83,10 @@ def _time_rows(time: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 def _data_words(data: Mapping[str, Any]) -> str:
     size = " x ".join(map(str, data["image_size"])) + " px" if data["image_size"] else "any size"
-    size = size if data["is_image"] else data["sample"]
+    size = size if data["noun"] == "image" else data["sample"]
     words = [
         f"{data['name']}: {data['train']:,} training and {data['test']:,} test "
-        f"{'images' if data['is_image'] else 'samples'}, {size}"
+        f"{data['noun']}s, {size}"
     ]
     if data["classes"]:
         low, high = data["images_per_class"]

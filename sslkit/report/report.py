@@ -50,7 +50,7 @@ def _markdown(
     yield ""
     yield (
         f"{recipe.method.name} with {backbone_name(recipe)} on {recipe.data.name} "
-        f"({facts.num_images:,} images), {recipe.train.epochs} epochs of "
+        f"({facts.num_images:,} {facts.sample.noun}s), {recipe.train.epochs} epochs of "
         f"{facts.steps_per_epoch:,} steps, batch {facts.batch_size:,}. "
         f"Recipe hash `{recipe_hash(recipe)}`; the whole recipe is in `recipe.resolved.yaml`, the "
         "machine and the versions in `environment.json`."
@@ -76,17 +76,17 @@ def _markdown(
         yield f"- {protocol}: warning: {found}"
     for note in notes:
         yield f"- data: warning: {note}"
-    yield from _cost(lines, results)
+    yield from _cost(lines, results, facts.sample.noun)
     for figure in figures:
         yield f"\n![{figure.stem}](figures/{figure.name})"
 
 
-def _cost(lines: Sequence[MetricLine], results: FinalResults) -> Iterable[str]:
+def _cost(lines: Sequence[MetricLine], results: FinalResults, noun: str) -> Iterable[str]:
     speeds = [line.metrics["perf/images_per_second"] for line in lines
               if "perf/images_per_second" in line.metrics]  # fmt: skip
     if speeds:
         middle = sorted(speeds)[len(speeds) // 2]
-        yield f"Training: {middle:,.0f} images/s (median over log steps)."
+        yield f"Training: {middle:,.0f} {noun}s/s (median over log steps)."
     yield (
         f"Last evaluation: {results.trained.seconds:.1f} s, "
         f"baselines: {results.baselines.seconds:.1f} s."

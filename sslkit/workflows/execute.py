@@ -192,7 +192,9 @@ def finish(experiment: Experiment, log: RunLog | NoLog) -> FinalResults:
         log.log({**metrics, **total_cost(last), **cost.metrics}, step)
         log_numbers(training, training.callbacks.on_evaluation(training, metrics))
 
-    measured = conditions(experiment.recipe, encoder, experiment.no_untrained)
+    measured = conditions(
+        experiment.recipe, encoder, experiment.facts.sample, experiment.no_untrained
+    )
     results = FinalResults.collect(trained, baselines, cost if metrics else None, measured)
     recipe, facts = experiment.recipe, experiment.facts
     notes = (*facts.data_notes, *experiment.stores.train.notes)

@@ -122,7 +122,7 @@ def make_plan(
             time=estimate_time(experiment, steps) if measure else None,
             peak_memory_mb=training.runtime.peak_memory_mb(),
             disk=describe_disk(experiment),
-            statements=statements(wanted, training.method),
+            statements=statements(wanted, training.method, facts.sample.noun),
             warnings=[asdict(warning) for warning in warnings],
             resolved_recipe=dump_resolved(experiment.recipe),
         )
@@ -132,7 +132,7 @@ def _warnings(recipe: Recipe, experiment: Experiment) -> list[Advice]:
     return [
         *find_warnings(recipe, experiment.facts),
         *(Advice("data", note) for note in experiment.stores.train.notes),
-        *network_warnings(recipe, experiment.method),
+        *network_warnings(recipe, experiment.method, experiment.facts.sample.noun),
     ]
 
 
@@ -250,7 +250,7 @@ def describe_data(experiment: Experiment) -> dict[str, Any]:
         "channels": facts.channels,
         "image_size": list(facts.image_size) if facts.image_size else None,
         "sample": str(facts.sample),
-        "is_image": facts.sample.is_image,
+        "noun": facts.sample.noun,
         "in_memory_mb": resident.nbytes / 1e6 if resident is not None else None,
         "left_out_per_epoch": facts.num_images % facts.batch_size,
     }

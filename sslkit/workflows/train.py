@@ -102,7 +102,9 @@ def _start(
     with held_by_first(world, lambda: RunFolder.create(loaded.runs_dir, loaded.name)) as folder:
         with removed_on_failure(folder), explained_memory(loaded):
             experiment = build(loaded, facts, folder, display, world)
-            for warning in network_warnings(loaded, experiment.method):
+            for warning in network_warnings(
+                loaded, experiment.method, experiment.facts.sample.noun
+            ):
                 display.message(f"warning: {warning}")
             if state is not None:
                 refuse_ended(state, facts, f"{fork}")

@@ -32,7 +32,7 @@ def opened(train: Path, split: Any = "train", **fields: Any) -> SeriesReader:
     return found
 
 
-# --- Layouts --------------------------------------------------------------------------------------
+# --- Layouts -------------------------------------------------------------------------------------
 
 
 def test_classes_are_folders(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
     assert len({before, changed, opened(root).fingerprint()}) == 3
 
 
-# --- Types ----------------------------------------------------------------------------------------
+# --- Types ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float64", ">f4", "float16", "int16", "uint8"])
@@ -158,7 +158,7 @@ def test_a_large_file_is_mapped_and_not_read(tmp_path: Path) -> None:
     assert int(done.stdout) < 20_000  # KiB
 
 
-# --- Damaged and hostile files --------------------------------------------------------------------
+# --- Damaged and hostile files -------------------------------------------------------------------
 
 
 def npy(header: bytes, body: bytes = b"", version: bytes = b"\x01\x00") -> bytes:

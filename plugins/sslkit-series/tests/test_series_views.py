@@ -40,7 +40,7 @@ def some(count: int = 64, channels: int = 2, length: int = LENGTH) -> Tensor:
     return torch.randn(count, channels, length, generator=generator)
 
 
-# --- Crop and resampling --------------------------------------------------------------------------
+# --- Crop and resampling -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [7, 24, 40, 57])
@@ -95,7 +95,7 @@ def test_parts_lie_inside_and_reach_both_ends() -> None:
     assert (start / fits).mean() == pytest.approx(0.5, abs=0.02)
 
 
-# --- Amplitude, offset, jitter --------------------------------------------------------------------
+# --- Amplitude, offset, jitter -------------------------------------------------------------------
 
 
 def test_amplitude_and_offset_are_those_drawn() -> None:
@@ -145,7 +145,7 @@ def test_normal_values_have_a_vector() -> None:
     assert torch.equal(keyed_normal(words, 9)[:, :5], found)
 
 
-# --- Keys -----------------------------------------------------------------------------------------
+# --- Keys ----------------------------------------------------------------------------------------
 
 
 def test_a_view_depends_on_sample_epoch_and_view_alone() -> None:
@@ -182,7 +182,7 @@ class _Make(torch.nn.Module):
         return self.views.make(0, series, params)
 
 
-# --- Fields ---------------------------------------------------------------------------------------
+# --- Fields --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

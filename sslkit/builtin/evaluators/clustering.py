@@ -60,8 +60,8 @@ class Clustering(FeatureEvaluator):
         if facts.num_classes and config.num_images < facts.num_classes:
             yield (
                 "num_images",
-                f"{config.num_images} images cannot make {facts.num_classes} clusters, one for "
-                f"each class; take at least {facts.num_classes}",
+                f"{config.num_images} {facts.sample.noun}s cannot make {facts.num_classes} "
+                f"clusters, one for each class; take at least {facts.num_classes}",
             )
 
     def evaluate(self, given: FeatureInput) -> Evaluation:
@@ -71,7 +71,9 @@ class Clustering(FeatureEvaluator):
             return Evaluation(skipped=f"needs two classes, there is {k}")
         rows = random_subset(given.seed, "clustering", len(bank.train), config.num_images)
         if len(rows) < k:
-            return Evaluation(skipped=f"{len(rows)} training images cannot make {k} clusters")
+            return Evaluation(
+                skipped=f"{len(rows)} training {given.noun}s cannot make {k} clusters"
+            )
         features = bank.train[rows.to(bank.train.device)].to(bank.compute_device)
         features = F.normalize(features, dim=1)
         draws: dict[str, list[float]] = {"nmi": [], "ari": [], "top1": []}

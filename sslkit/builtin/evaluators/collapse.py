@@ -74,7 +74,7 @@ class Collapse(FeatureEvaluator):
     def evaluate(self, given: FeatureInput) -> Evaluation:
         features = given.bank.test if len(given.bank.test) else given.bank.train
         if len(features) < 2:
-            return Evaluation(skipped=f"needs two images, there is {len(features)}")
+            return Evaluation(skipped=f"needs two {given.noun}s, there is {len(features)}")
         features = _subset(features, self.config.num_images, given.seed)
         features = features.to(given.bank.compute_device)
         metrics = {
@@ -92,7 +92,7 @@ class Collapse(FeatureEvaluator):
         policy, found = self.config.policy, None
         if policy != "off":
             found = self._collapsed_branch(judged, given)
-            found = found or self._collapsed_features(metrics, features.shape[1])
+            found = found or self._collapsed_features(metrics, features.shape[1], given.noun)
         return Evaluation(
             metrics=metrics,
             figures={"spectrum": _spectrum(features)},
@@ -115,9 +115,9 @@ class Collapse(FeatureEvaluator):
                 was = min(old.spread[position], 1.0) if old is not None else 0.0
                 if spread < config.min_embedding_spread * was:
                     return (
-                        f"the embeddings of different images are nearly equal ({where}): their "
-                        f"spread is {spread:.2g}, was {was:.2g} before training, and must stay "
-                        f"above {config.min_embedding_spread:g} of that (min_embedding_spread)"
+                        f"the embeddings of different {given.noun}s are nearly equal ({where}): "
+                        f"their spread is {spread:.2g}, was {was:.2g} before training, and must "
+                        f"stay above {config.min_embedding_spread:g} of that (min_embedding_spread)"
                     )
             for position, in_use in enumerate(branch.in_use):
                 if in_use < config.min_prototypes:
@@ -128,13 +128,15 @@ class Collapse(FeatureEvaluator):
                     )
         return None
 
-    def _collapsed_features(self, metrics: Mapping[str, float], width: int) -> str | None:
+    def _collapsed_features(
+        self, metrics: Mapping[str, float], width: int, noun: str
+    ) -> str | None:
         """What is wrong with the features, in a line; None if nothing is."""
         config: Collapse.Config = self.config
         std = metrics["collapse/std"] * math.sqrt(width)
         if std < config.min_std:
             return (
-                f"the features of different images are nearly equal: their std is {std:.2g} of "
+                f"the features of different {noun}s are nearly equal: their std is {std:.2g} of "
                 f"1 / sqrt({width}), and must stay above {config.min_std:g} (min_std)"
             )
         rank = metrics["collapse/rankme"]

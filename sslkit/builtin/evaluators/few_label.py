@@ -62,7 +62,7 @@ class FewLabel(FeatureEvaluator):
             yield (
                 "labels_per_class",
                 f"{max(sizes)} labels of each of {facts.num_classes} classes are more than the "
-                f"{facts.num_images} training images; take at most {most}",
+                f"{facts.num_images} training {facts.sample.noun}s; take at most {most}",
             )
 
     @classmethod
@@ -73,7 +73,7 @@ class FewLabel(FeatureEvaluator):
             yield (
                 "labels_per_class",
                 f"{above} will be left out: the smallest class has {least} labelled training "
-                "images",
+                f"{facts.sample.noun}s",
             )
 
     def evaluate(self, given: FeatureInput) -> Evaluation:
@@ -84,8 +84,8 @@ class FewLabel(FeatureEvaluator):
         left_out = sorted(set(self.config.labels_per_class) - set(sizes))
         if not sizes:
             return Evaluation(
-                skipped=f"the smallest class has {smallest} labelled training images, fewer than "
-                f"any of {left_out}"
+                skipped=f"the smallest class has {smallest} labelled training {given.noun}s, fewer "
+                f"than any of {left_out}"
             )
         notes = [
             f"{size} labels per class left out: {int((counts < size).sum())} of {len(counts)} "

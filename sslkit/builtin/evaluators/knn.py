@@ -47,7 +47,7 @@ class KNN(FeatureEvaluator):
         if facts.num_classes is not None and config.k > bank:
             yield (
                 "k",
-                f"k {config.k} is above the bank of {bank} labelled training images; "
+                f"k {config.k} is above the bank of {bank} labelled training {facts.sample.noun}s; "
                 f"take at most {bank}",
             )
 
@@ -58,8 +58,8 @@ class KNN(FeatureEvaluator):
         if least and config.k > least:
             yield (
                 "k",
-                f"{config.k} neighbours are more than the {least} images of the smallest class, so "
-                f"that other classes must vote; take well below {least}",
+                f"{config.k} neighbours are more than the {least} {facts.sample.noun}s of the "
+                f"smallest class, so that other classes must vote; take well below {least}",
             )
 
     def evaluate(self, given: FeatureInput) -> Evaluation:
@@ -75,15 +75,15 @@ class KNN(FeatureEvaluator):
             device=bank.compute_device,
         )
         found = classified(correct, bank.test_labels, self.config.layer)
-        return replace(found, notes=list(self._notes(bank.train_labels)))
+        return replace(found, notes=list(self._notes(bank.train_labels, given.noun)))
 
-    def _notes(self, labels: Tensor) -> Iterator[str]:
+    def _notes(self, labels: Tensor, noun: str) -> Iterator[str]:
         k, sizes = self.config.k, labels.bincount()
         if k > len(labels):
-            yield f"k {k} is above the bank of {len(labels)} labelled images: all of them voted"
+            yield f"k {k} is above the bank of {len(labels)} labelled {noun}s: all of them voted"
         elif small := int(((sizes > 0) & (sizes < k)).sum()):
             least = int(sizes[sizes > 0].min())
             yield (
-                f"k {k} is more than the training images of {small} of {int((sizes > 0).sum())} "
+                f"k {k} is more than the training {noun}s of {small} of {int((sizes > 0).sum())} "
                 f"classes (the smallest has {least}): other classes must vote"
             )

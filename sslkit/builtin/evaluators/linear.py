@@ -81,7 +81,9 @@ class Linear(FeatureEvaluator):
             given.seed,
         )
         if chosen is None:
-            return Evaluation(skipped="no class has two labelled images to choose settings with")
+            return Evaluation(
+                skipped=f"no class has two labelled {given.noun}s to choose settings with"
+            )
         found = classified(chosen.predictions(test) == test.labels, test.labels, config.layer)
         extra = {
             **chosen.candidate,

@@ -52,15 +52,15 @@ class Retrieval(FeatureEvaluator):
         if most > 0 and max(config.k) > most:
             yield (
                 "k",
-                f"{max(config.k)} is above the gallery of {most} images of the {config.gallery} "
-                f"split; take at most {most}",
+                f"{max(config.k)} is above the gallery of {most} {facts.sample.noun}s of the "
+                f"{config.gallery} split; take at most {most}",
             )
 
     def evaluate(self, given: FeatureInput) -> Evaluation:
         bank, config = given.bank, self.config
         within = config.gallery == "test"
         if within and len(bank.test) < 2:
-            return Evaluation(skipped=f"needs two test images, there is {len(bank.test)}")
+            return Evaluation(skipped=f"needs two test {given.noun}s, there is {len(bank.test)}")
         rows = random_subset(given.seed, "retrieval", len(bank.test), config.num_queries)
         found = score_retrieval(
             bank.test[rows.to(bank.test.device)],
@@ -72,8 +72,9 @@ class Retrieval(FeatureEvaluator):
             device=bank.compute_device,
         )
         if not found.queries:
+            a_noun = f"{'an' if given.noun == 'image' else 'a'} {given.noun}"
             return Evaluation(
-                skipped=f"no query has an image of its class in the {config.gallery} split"
+                skipped=f"no query has {a_noun} of its class in the {config.gallery} split"
             )
         scores = {f"recall_at_{k}": values for k, values in found.recalls.items()}
         scores["map"] = found.precisions
@@ -83,13 +84,13 @@ class Retrieval(FeatureEvaluator):
                 name: ImageScores(_at(rows, values, len(bank.test)))
                 for name, values in scores.items()
             },
-            notes=self._notes(bank.test if within else bank.train, within),
+            notes=self._notes(bank.test if within else bank.train, within, given.noun),
         )
 
-    def _notes(self, gallery: Tensor, within: bool) -> list[str]:
+    def _notes(self, gallery: Tensor, within: bool, noun: str) -> list[str]:
         size = len(gallery) - within
         above = [k for k in self.config.k if k > size]
-        return [f"k {above} is above the {size} images of the gallery"] if above else []
+        return [f"k {above} is above the {size} {noun}s of the gallery"] if above else []
 
 
 def _at(rows: Tensor, values: Tensor, total: int) -> Tensor:

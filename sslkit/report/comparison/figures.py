@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 COLOURS = ("#2f6db5", "#d1662b", "#3c8d53", "#8a5aa8", "#b8860b", "#c0437a", "#4f9da6", "#6b6b6b")
 """By arm, in their order; from the ninth on they repeat with another line."""
 _LINES = ("-", "--", ":", "-.")
-_SUBJECT_LINES = {"pixels": ":", "untrained": (0, (5, 2, 1, 2))}
+_SUBJECT_LINES = {"pixels": ":", "raw": ":", "untrained": (0, (5, 2, 1, 2))}
 _GREY = "#808895"
 _LETTER, _HANDLE, _LINE = 0.085, 0.7, 0.2
 """Sizes in a legend, inches: a letter, the line beside a name with space, the height of a line."""

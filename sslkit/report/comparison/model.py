@@ -16,7 +16,8 @@ from sslkit.recipe import Recipe
 
 Match = Literal["epochs", "time"]
 """The budget that arms share: images seen, or seconds of training."""
-SUBJECTS = ("pixels", "untrained")
+SUBJECTS = ("pixels", "raw", "untrained")
+"""The baselines; only one of the first two is there, see `SampleSpec.raw`."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Score:
 
     trained: float
     pixels: float | None = None
+    raw: float | None = None
     untrained: float | None = None
 
 
@@ -106,7 +108,7 @@ class Row:
     """Minus the baseline arm, paired by seed; None for that arm, or where no seed is shared."""
     pairs: int
     against: Mapping[str, Interval]
-    """`pixels`, `untrained` -> minus this baseline, paired by run; absent where not measured."""
+    """Name in `SUBJECTS` -> minus this baseline, paired by run; absent where not measured."""
     epochs: float
     """After how many epochs it was measured, the mean over seeds."""
     seconds: float
@@ -146,6 +148,16 @@ class Comparison:
     costs: Sequence[Cost]
     notes: Sequence[str] = ()
     """What a reader must know beside the numbers, one sentence each."""
+
+    @property
+    def raw(self) -> Literal["pixels", "raw"]:
+        """Name of the baseline without a network: see `SampleSpec.raw`."""
+        return "raw" if any("raw" in row.against for row in self.rows) else "pixels"
+
+    @property
+    def noun(self) -> str:
+        """What the arms were trained on: see `SampleSpec.noun`."""
+        return "sample" if self.raw == "raw" else "image"
 
     def to_json(self, folder: Path) -> dict[str, Any]:
         """Everything except the curves; None stands for what is not known, such as the interval

@@ -29,7 +29,7 @@ def text_tables(comparison: Comparison) -> list[Table]:
 def heading(comparison: Comparison) -> str:
     """What is compared, and how, in one line."""
     runs = sum(len(arm.records) for arm in comparison.arms)
-    budget = "images seen" if comparison.match == "epochs" else "training time"
+    budget = f"{comparison.noun}s seen" if comparison.match == "epochs" else "training time"
     return (
         f"{_count(len(comparison.arms), 'arm')}, {_count(runs, 'run')}, matched by {budget}, "
         f"baseline {comparison.baseline}."
@@ -77,7 +77,7 @@ def _scores(comparison: Comparison) -> Table:
         "n",
         "score",
         "minus baseline",
-        "minus pixels",
+        f"minus {comparison.raw}",
         "minus untrained",
     ]
     if comparison.time_limit is not None:
@@ -92,7 +92,7 @@ def _scores(comparison: Comparison) -> Table:
             "baseline"
             if row.arm == comparison.baseline
             else cell(row.metric, row.against_baseline, signed=True),
-            cell(row.metric, row.against.get("pixels"), signed=True),
+            cell(row.metric, row.against.get(comparison.raw), signed=True),
             cell(row.metric, row.against.get("untrained"), signed=True),
         ]
         if row.against_baseline is not None and row.pairs < len(row.values):
@@ -104,7 +104,10 @@ def _scores(comparison: Comparison) -> Table:
 
 
 def _costs(comparison: Comparison) -> Table:
-    heads = ["arm", "runs", "images seen", "training", "evaluation", "images/s", "peak memory"]
+    nouns = f"{comparison.noun}s"
+    heads = [
+        "arm", "runs", f"{nouns} seen", "training", "evaluation", f"{nouns}/s", "peak memory",
+    ]  # fmt: skip
     rows = [
         [
             cost.arm,

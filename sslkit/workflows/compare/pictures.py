@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sslkit.engine.display import Display
+from sslkit.errors import SSLKitError
 from sslkit.host.plugin_errors import describe_failure
 from sslkit.report.comparison.gallery import Neighbours, gallery_svg, nearest, same_class
 from sslkit.report.comparison.model import Comparison, RunRecord
@@ -39,6 +40,8 @@ def make_pictures(
     first = next(arm.records[0] for arm in comparison.arms if arm.records)
     try:
         images = ShownImages(first.recipe)
+    except SSLKitError as error:
+        return [], [f"No maps and no neighbours: {error}."]
     except Exception as error:  # the data may be gone, and their plugin too
         return [], [f"No maps and no neighbours: {describe_failure(error)}."]
     found, notes = [], []

@@ -12,7 +12,7 @@ from typing import Any
 from sslkit.errors import CheckpointError, RunFolderError
 from sslkit.evaluation.collector import named_evaluators
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
-from sslkit.report.comparison.model import Point, RunRecord, Score
+from sslkit.report.comparison.model import SUBJECTS, Point, RunRecord, Score
 from sslkit.report.cost import training_clock
 from sslkit.report.final_results import main_metrics
 from sslkit.runs.endings import SavedResults, SavedScore, read_results
@@ -141,8 +141,8 @@ def _scores(rows: Sequence[SavedScore]) -> dict[str, Score]:
     for row in rows:
         values = {subject: found.value for subject, found in row.values.items() if found}
         if row.metric in main_metrics(metrics[row.evaluator]) and "trained" in values:
-            others = values.get("pixels"), values.get("untrained")
-            scores[f"eval/{row.evaluator}/{row.metric}"] = Score(values["trained"], *others)
+            others = {subject: values.get(subject) for subject in SUBJECTS}
+            scores[f"eval/{row.evaluator}/{row.metric}"] = Score(values["trained"], **others)
     return scores
 
 

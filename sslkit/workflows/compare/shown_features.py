@@ -147,7 +147,7 @@ def _device(recipe: Recipe) -> torch.device:
 
 def _open(recipe: Recipe, reader: SplitReader) -> CachedSplit:
     if not reader.sample.is_image:
-        raise DataError(f"pictures show images, and the samples are {reader.sample}")
+        raise DataError(f"the samples are {reader.sample}, which nothing here draws")
     config = recipe.data.config
     assert isinstance(config, DataSourceConfig)
     return CachedSplit(

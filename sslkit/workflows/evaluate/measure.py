@@ -60,7 +60,7 @@ def measure(
     if missing is None:
         untrained = initial_method(without_starting_weights(recipe), facts, runtime)
     networks = untrained_networks(untrained, with_projection=not weights)
-    measured = conditions(recipe, method.encoder, missing, given=weights)
+    measured = conditions(recipe, method.encoder, facts.sample, missing, given=weights)
     return FinalResults.collect(trained, suite.baselines(*networks), conditions=measured)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from sslkit.errors import CheckpointError, RunFolderError
@@ -35,7 +36,7 @@ def model_card(chosen: Format, source: ExportSource, difference: Difference, pro
         _training(source),
         _results(source),
         _check(chosen, difference, probe),
-        _use(),
+        _use(source.sample.noun),
     ]
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
 
@@ -44,7 +45,7 @@ def _front_matter(chosen: Format, source: ExportSource) -> Iterator[str]:
     yield "---"
     if chosen.name == "timm":
         yield "library_name: timm"
-    yield "pipeline_tag: image-feature-extraction"
+    yield f"pipeline_tag: {'image-' if source.sample.is_image else ''}feature-extraction"
     yield "tags:"
     method = [] if source.recipe is None else [_plain(source.recipe.method.name)]
     yield from (f"- {tag}" for tag in ("self-supervised-learning", "sslkit", *method))
@@ -52,19 +53,20 @@ def _front_matter(chosen: Format, source: ExportSource) -> Iterator[str]:
 
 
 def _title(source: ExportSource) -> Iterator[str]:
-    recipe, width = source.recipe, source.encoder.num_features
+    recipe, width, noun = source.recipe, source.encoder.num_features, source.sample.noun
+    each = f"{width:,} features {'an' if noun == 'image' else 'a'} {noun}"
     name = source.run.name if source.run is not None else source.path.name
     yield f"# Encoder of {name}"
     yield ""
     if recipe is None:
-        yield f"An image encoder, {_backbone(source)}: {width:,} features an image."
+        yield f"An encoder of {noun}s, {_backbone(source)}: {each}."
         return
     yield (
         f"{backbone_name(recipe)}, trained without labels by {_plain(recipe.method.name)} on "
-        f"{recipe.data.name}: {width:,} features an image."
+        f"{recipe.data.name}: {each}."
         if not recipe.method.cls.requires_labels
         else f"{backbone_name(recipe)}, trained by {_plain(recipe.method.name)}, which uses "
-        f"labels, on {recipe.data.name}: {width:,} features an image."
+        f"labels, on {recipe.data.name}: {each}."
     )
 
 
@@ -147,7 +149,8 @@ def _environment(source: ExportSource) -> Iterator[str]:
         return
     splits = ", ".join(f"{split} `{value}`" for split, value in prints.items())
     yield (
-        f"- data: {source.recipe.data.name}, {facts.get('num_images')} training images "
+        f"- data: {source.recipe.data.name}, {facts.get('num_images')} training "
+        f"{source.sample.noun}s "
         f"(fingerprints: {splits})"
     )
     versions = ", ".join(f"{name} {packages[name]}" for name in _PACKAGES if name in packages)
@@ -161,9 +164,9 @@ def _results(source: ExportSource) -> Iterator[str]:
         yield "Not measured: results are those of the end of a run, in its folder."
         return
     assert source.recipe is not None
-    folder = RunFolder(source.run)
+    folder, noun, raw = RunFolder(source.run), source.sample.noun, source.sample.raw
     try:
-        rows = [_row(score) for score in read_results(folder).scores]
+        rows = [_row(score, noun, raw) for score in read_results(folder).scores]
     except (OSError, RunFolderError):
         yield f"Not known: {folder.results.name} of the run cannot be read."
         return
@@ -172,28 +175,29 @@ def _results(source: ExportSource) -> Iterator[str]:
         return
     yield (
         f"One run, seed {source.recipe.seed}, last epoch, as `{folder.results.name}` has it. In "
-        "brackets the 95 % interval, and what it is over: test images, or a protocol's draws; it "
+        f"brackets the 95 % interval, and what it is over: test {noun}s, or a protocol's draws; it "
         "says nothing about other seeds. `untrained` is the same network before the first step, "
-        "`pixels` the images themselves. The settings of the protocols are in the recipe, under "
+        f"`{raw}` the {noun}s themselves. The settings of the protocols are in the recipe, under "
         "`evaluate`."
     )
     yield ""
-    yield from markdown_table(["protocol", "metric", "this encoder", "untrained", "pixels"], rows)
+    yield from markdown_table(["protocol", "metric", "this encoder", "untrained", raw], rows)
 
 
-def _row(score: SavedScore) -> list[str]:
-    cells = [_estimate(score.values.get(name)) for name in ("trained", "untrained", "pixels")]
+def _row(score: SavedScore, noun: str, raw: str) -> list[str]:
+    subjects = ("trained", "untrained", raw)
+    cells = [_estimate(score.values.get(name), noun) for name in subjects]
     return [score.evaluator, score.metric, *cells]
 
 
-def _estimate(found: Estimate | None) -> str:
+def _estimate(found: Estimate | None, noun: str) -> str:
     if found is None:
         return "-"
     text = f"{found.value:.4g}"
     if found.low is not None and found.high is not None:
         text += f" [{found.low:.4g}, {found.high:.4g}]"
-        if found.over:
-            text += f", {found.over}"
+        if over := replace(found, noun=noun).over:
+            text += f", {over}"
     return text
 
 
@@ -210,13 +214,13 @@ def _check(chosen: Format, difference: Difference, probe: Probe) -> Iterator[str
     )
 
 
-def _use() -> Iterator[str]:
+def _use(noun: str) -> Iterator[str]:
     yield "## Intended use"
     yield ""
     yield (
-        "Features for images like those it was trained on: retrieval, clustering, a linear "
+        f"Features for {noun}s like those it was trained on: retrieval, clustering, a linear "
         "classifier, the start of fine-tuning. Measure it on your own data before you rely on it; "
-        "it has whatever bias its training images have."
+        f"it has whatever bias its training {noun}s have."
     )
     yield ""
     yield "## Licence"

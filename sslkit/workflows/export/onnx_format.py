@@ -18,10 +18,10 @@ from torch import Tensor
 
 from sslkit.errors import ExportError
 
-from .preprocessing import INPUT, OUTPUT
+from .preprocessing import OUTPUT, input_name, input_words
 from .round_trip import Embed
 from .source import ExportSource
-from .torch_format import dynamic_shapes, example, shape
+from .torch_format import dynamic_shapes, example
 
 FILE = "encoder.onnx"
 MODULES = ("onnx", "onnxscript", "onnxruntime")
@@ -40,7 +40,7 @@ def write(source: ExportSource, folder: Path) -> None:
                 folder / FILE,
                 dynamo=True,
                 dynamic_shapes=dynamic_shapes(),
-                input_names=[INPUT],
+                input_names=[input_name(source)],
                 output_names=[OUTPUT],
                 external_data=weights > _LARGEST_FILE,
                 verbose=False,
@@ -78,7 +78,7 @@ def load(folder: Path) -> tuple[Embed, ...]:
     )
 
     def embed(images: Tensor) -> Tensor:
-        (features,) = session.run([OUTPUT], {INPUT: images.numpy()})
+        (features,) = session.run([OUTPUT], {session.get_inputs()[0].name: images.numpy()})
         return torch.from_numpy(features)
 
     return (embed,)
@@ -86,9 +86,10 @@ def load(folder: Path) -> tuple[Embed, ...]:
 
 def usage(source: ExportSource) -> str:
     """How to use it, for the model card."""
+    name = input_name(source)
     return f"""\
 import onnxruntime
 
 encoder = onnxruntime.InferenceSession("{FILE}")
-# images: (B, {shape(source)}) float32, values in [0, 1], a NumPy array
-(features,) = encoder.run(["{OUTPUT}"], {{"{INPUT}": images}})"""
+# {name}: {input_words(source)}, a NumPy array
+(features,) = encoder.run(["{OUTPUT}"], {{"{name}": {name}}})"""

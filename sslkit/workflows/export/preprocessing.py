@@ -12,8 +12,20 @@ from sslkit.api import Backbone, Preprocess
 from .source import ExportSource
 
 FILE = "preprocess.json"
-INPUT, OUTPUT = "images", "features"
-"""Names of the input and the output of a graph."""
+OUTPUT = "features"
+"""Name of the output of a graph."""
+
+
+def input_name(source: ExportSource) -> str:
+    """Name of the input of a graph."""
+    return f"{source.sample.noun}s"
+
+
+def input_words(source: ExportSource) -> str:
+    """Shape and values of the input, for the model card."""
+    shape = ", ".join(map(str, source.shape))
+    values = "float32, values in [0, 1]" if source.sample.is_image else source.sample.dtype
+    return f"(B, {shape}) {values}"
 
 
 def describe(source: ExportSource, file: str, normalization_inside: bool) -> dict[str, Any]:
@@ -22,7 +34,7 @@ def describe(source: ExportSource, file: str, normalization_inside: bool) -> dic
     return {
         "file": file,
         "input": {
-            "name": INPUT,
+            "name": input_name(source),
             "shape": ["batch", *source.shape],
             "dtype": "float32" if is_image else source.sample.dtype,
             "range": [0.0, 1.0] if is_image else None,

@@ -22,7 +22,7 @@ from torch.export import Dim
 from sslkit.errors import ExportError
 from sslkit.experiment.samples import measured_dtype
 
-from .preprocessing import INPUT
+from .preprocessing import input_name, input_words
 from .round_trip import Embed
 from .source import ExportSource
 
@@ -93,11 +93,12 @@ def _pickled(path: Path) -> Iterator[str]:
 
 def usage(source: ExportSource) -> str:
     """How to use it, for the model card."""
+    name = input_name(source)
     return f"""\
 import torch
 
 encoder = torch.export.load("{FILE}").module()
-features = encoder({INPUT})  # {INPUT}: (B, {shape(source)}) float32, values in [0, 1]"""
+features = encoder({name})  # {name}: {input_words(source)}"""
 
 
 def shape(source: ExportSource) -> str:
