@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sslkit.api import Batch, Loss
 from sslkit.errors import TrainingError
-from sslkit.runs.endings import FailureRecord
+from sslkit.runs.endings import FailureRecord, write_failure
 
 from .loss_meter import NotFiniteError, NotFiniteOnAnotherRankError
 from .step import forward_backward, on_device_layout, step_randomness
@@ -133,13 +133,13 @@ def find_reason(t: Training, batch: Batch) -> Reason:
 
 def way_on(t: Training) -> str:
     """How to look at the step again, unless that is being done, and where to go on from."""
-    paths = t.checkpoints.paths()
+    paths = t.output.checkpoints.paths()
     way = "There is no checkpoint yet"
     if paths:
         way = f"Last good checkpoint: {paths[-1]} (--fork starts a new run from it)"
     if t.is_replay:
         return way
-    return f"{way}; sslkit run --resume {t.run.run_dir} --dry-run repeats the step"
+    return f"{way}; sslkit run --resume {t.output.run.run_dir} --dry-run repeats the step"
 
 
 def keep_record(t: Training, step: int, what: str, loss: float, grad_norm: float) -> None:
@@ -147,19 +147,20 @@ def keep_record(t: Training, step: int, what: str, loss: float, grad_norm: float
     epoch, position = divmod(max(step - 1, 0), t.progress.steps_per_epoch)
     if not t.runtime.world.is_first:
         return
-    paths = t.checkpoints.paths()
-    t.keep_failure(
+    paths = t.output.checkpoints.paths()
+    write_failure(
+        t.output.folder,
         FailureRecord(
             step=step,
             first=what,
             loss=loss,
             grad_norm=grad_norm,
             lr=t.optimization.lr,
-            seed=t.seed,
-            recipe_hash=t.run.tags.get("sslkit.recipe_hash"),
+            seed=t.learner.seed,
+            recipe_hash=t.output.run.tags.get("sslkit.recipe_hash"),
             checkpoint=paths[-1].name if paths else None,
             batch_indices=tuple(t.loader.indices(epoch, position).tolist()),
-        )
+        ),
     )
 
 
@@ -194,13 +195,13 @@ def _method_numbers(t: Training) -> str:
     """The fractional numbers of the method's block, one of which may be too small or too large."""
     found = [
         f"{name}={value:g}"
-        for name, value in t.run.params.items()
+        for name, value in t.output.run.params.items()
         if name.startswith("method.") and isinstance(value, float)
     ]
     return f"see {', '.join(found[:6])}" if found else "see the loss of the method"
 
 
 def _starting_weights(t: Training) -> str:
-    if t.starts_from is None:
+    if t.learner.starts_from is None:
         return "how backbone and method are initialised"
-    return f"{t.starts_from}, from which the backbone starts"
+    return f"{t.learner.starts_from}, from which the backbone starts"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sslkit.api import Batch, Progress, StepOutput
+from sslkit.api import Batch, StepOutput
 from sslkit.errors import TrainingError
 
 from .failure import explain_step, refuse_odd_state
@@ -23,7 +23,7 @@ def save(t: Training) -> Path:
     """Writes a checkpoint of the current step, on rank 0. Raises TrainingError where the state is
     not finite: what is kept is good to go on from."""
     refuse_odd_state(t)
-    path = t.runtime.world.once(lambda: t.checkpoints.save(t.progress.step, t.state_dict()))
+    path = t.runtime.world.once(lambda: t.output.checkpoints.save(t.progress.step, t.state_dict()))
     t.saved_step = t.progress.step
     return path
 
@@ -46,19 +46,18 @@ def train(training: Training, stop: StopSignals) -> None:
     while t.progress.step < t.progress.total_steps and not stop.agree(world):
         epoch, start = divmod(t.progress.step, t.progress.steps_per_epoch)
         for batch in t.loader.epoch(epoch, start):
-            t.callbacks.on_batch(t, batch)
+            t.output.callbacks.on_batch(t, batch)
 
             lr = t.optimization.set_rules(t.progress)
-            log_due = is_logged(t, t.progress.next())
+            log_due = t.pace.logs(t.progress.next())
             output, probe_metrics = checked_step(t, batch, log=log_due)
             t.progress = t.progress.next()
-            t.display.advance(t.progress.step)
+            t.output.display.advance(t.progress.step)
             if compiling_since is not None:
                 log_compilation(t, compiling_since, output.loss)
                 compiling_since = None
 
-            step, done = t.progress.step, t.progress.step == t.progress.total_steps
-            save_due = done or _divides(t.checkpoint_every_steps, step)
+            done, save_due = t.progress.step == t.progress.total_steps, t.pace.saves(t.progress)
             if log_due or save_due:
                 check_steps(t)
             if log_due:
@@ -102,7 +101,7 @@ def finish_epoch(t: Training, stop: StopSignals) -> None:
     if t.progress.step == t.progress.total_steps:
         return
     epoch = t.progress.epochs_done
-    if epoch % t.checkpoint_every_epochs == 0 or t.evaluation_due(epoch):
+    if t.pace.saves_epoch(epoch) or t.evaluation.is_due(epoch):
         save(t)
     evaluate_epoch(t, epoch, stop)
 
@@ -112,28 +111,22 @@ def evaluate_epoch(t: Training, epoch: int, stop: StopSignals) -> None:
     its checkpoint already, so that a stop cuts them off; a resume runs them again.
 
     Raises TrainingError where a protocol finds that training should end."""
-    if not t.evaluation_due(epoch):
+    if not t.evaluation.is_due(epoch):
         return
     with t.runtime.eager(), stop.stopping_at_once(t.runtime.world):
         t.evaluating = True
-        found = t.evaluate(epoch)
+        found = t.evaluation.run(epoch, t.progress.step)
         t.evaluating = False
     metrics = found.logged
-    t.log.log(metrics, t.progress.step)
-    t.display.metrics(metrics, t.progress.step)
-    log_numbers(t, t.callbacks.on_evaluation(t, metrics))
+    t.output.log.log(metrics, t.progress.step)
+    t.output.display.metrics(metrics, t.progress.step)
+    log_numbers(t, t.output.callbacks.on_evaluation(t, metrics))
     for protocol, warning in found.warnings.items():
-        t.display.message(f"warning: epoch {epoch}: {protocol}: {warning}")
+        t.output.display.message(f"warning: epoch {epoch}: {protocol}: {warning}")
     for protocol, reason in found.stops.items():
         raise TrainingError(f"epoch {epoch}: stopped by {protocol}: {reason}. {_way_on(t)}")
     t.meter.restart_clock()
     t.loader.wait_s = 0.0
-
-
-def is_logged(t: Training, progress: Progress) -> bool:
-    """Whether the last step done is logged."""
-    step = progress.step
-    return step % t.log_every_steps == 0 or step == progress.total_steps
 
 
 def log_training(t: Training, lr: float, step_metrics: Mapping[str, Tensor | float]) -> None:
@@ -149,27 +142,27 @@ def log_training(t: Training, lr: float, step_metrics: Mapping[str, Tensor | flo
         **read,
         **{f"train/{name}": value for name, value in t.optimization.metrics().items()},
         **scheduled_metrics(t),
-        **t.callbacks.take_numbers(),
+        **t.output.callbacks.take_numbers(),
         "perf/images_per_second": speed,
         "perf/data_wait_fraction": min(t.loader.wait_s / seconds, 1.0),
         "perf/peak_memory_mb": t.runtime.peak_memory_mb(),
     }
     t.loader.wait_s = 0.0
-    t.log.log(metrics, t.progress.step)
-    t.display.metrics(metrics, t.progress.step)
-    log_numbers(t, t.callbacks.on_step(t, metrics))
+    t.output.log.log(metrics, t.progress.step)
+    t.output.display.metrics(metrics, t.progress.step)
+    log_numbers(t, t.output.callbacks.on_step(t, metrics))
 
 
 def log_numbers(t: Training, numbers: Mapping[str, float]) -> None:
     """Logs what callbacks returned, if anything."""
     if numbers:
-        t.log.log(numbers, t.progress.step)
+        t.output.log.log(numbers, t.progress.step)
 
 
 def scheduled_metrics(t: Training) -> dict[str, float]:
     """The numbers that follow a schedule, as they were in the step just taken."""
     taken = t.progress.previous()
-    return {f"train/{name}": number.at(taken) for name, number in t.scheduled.items()}
+    return {f"train/{name}": number.at(taken) for name, number in t.pace.scheduled.items()}
 
 
 def log_compilation(t: Training, since: float, loss: Tensor) -> None:
@@ -177,19 +170,15 @@ def log_compilation(t: Training, since: float, loss: Tensor) -> None:
     measured speed."""
     loss.item()  # waits for the device
     seconds = time.perf_counter() - since
-    t.display.message(f"compiled: the first step took {seconds:.1f} s")
-    t.log.log({"perf/first_step_seconds": seconds}, t.progress.step)
+    t.output.display.message(f"compiled: the first step took {seconds:.1f} s")
+    t.output.log.log({"perf/first_step_seconds": seconds}, t.progress.step)
     t.meter.restart_clock()
     t.loader.wait_s = 0.0
 
 
-def _divides(every: int | None, step: int) -> bool:
-    return every is not None and step % every == 0
-
-
 def _way_on(t: Training) -> str:
-    saved = t.checkpoints.paths()[-1]
+    saved = t.output.checkpoints.paths()[-1]
     return (
         f"Saved in {saved}; mend the cause and start a new run, or go on all the same: "
-        f"sslkit run --resume {t.run.run_dir} (to the next evaluation)"
+        f"sslkit run --resume {t.output.run.run_dir} (to the next evaluation)"
     )

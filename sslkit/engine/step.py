@@ -32,29 +32,29 @@ def train_step(
     component gave in the first step breaks its contract."""
     t.runtime.begin_step()
     batch = on_device_layout(t, batch)
-    with step_randomness(t, micro_batch=0), t.contract.watching(t.method):
-        t.contract.check_batch(batch)
+    with step_randomness(t, micro_batch=0), t.learner.contract.watching(t.method):
+        t.learner.contract.check_batch(batch)
         t.method.before_step(t.progress)
         embeddings, output = forward_backward(t, batch, log=log)
         t.optimization.unscale()
         t.method.after_backward(t.progress)
-        if log and len(t.callbacks):
-            t.callbacks.on_gradients(t)
+        if log and len(t.output.callbacks):
+            t.output.callbacks.on_gradients(t)
         t.meter.add(output.loss, t.optimization.clip(), len(batch))
-        if t.reads_each_step or t.contract.open:
+        if t.reads_each_step or t.learner.contract.open:
             t.meter.check(t.progress.step + 1, t.optimization.overflows)
-        t.contract.check_numbers(t.method, embeddings, output)
-        t.contract.close()
+        t.learner.contract.check_numbers(t.method, embeddings, output)
+        t.learner.contract.close()
         t.optimization.step()
         update_losses(t, output)
         t.method.after_step(t.progress.next(), output.carry)
 
-    if t.probe is None or batch.labels is None:
+    if t.learner.probe is None or batch.labels is None:
         return output, {}
     factor = t.optimization.schedule.factor(t.progress)
     world = t.runtime.world
     features = world.gather(embeddings["features"].detach())
-    return output, t.probe.step(features, world.gather(batch.labels), factor)
+    return output, t.learner.probe.step(features, world.gather(batch.labels), factor)
 
 
 def update_losses(t: Training, output: StepOutput) -> None:
@@ -71,8 +71,8 @@ def forward_backward(
     t: Training, batch: Batch, *, log: bool = False
 ) -> tuple[Embeddings, StepOutput]:
     """Embeddings and loss of a batch, and the gradient, times the scale of the loss."""
-    if t.micro_batch_size is not None and t.micro_batch_size < len(batch):
-        return backward_in_parts(t, batch, t.micro_batch_size, log=log)
+    if t.learner.micro_batch_size is not None and t.learner.micro_batch_size < len(batch):
+        return backward_in_parts(t, batch, t.learner.micro_batch_size, log=log)
     world = t.runtime.world
     # Ranks are micro-batches: each embeds under its own randomness, and all else is alike on all.
     with nullcontext() if world.size == 1 else step_randomness(t, 0, world.rank):
@@ -86,7 +86,7 @@ def embed(t: Training, batch: Batch) -> Embeddings:
     """The method's embeddings, computed in the precision of the run and given in float32."""
     with t.runtime.autocast():
         embeddings = t.method.embed(batch)
-    t.contract.check_embeddings(t.method, embeddings, len(batch))
+    t.learner.contract.check_embeddings(t.method, embeddings, len(batch))
     return {name: full_precision(value) for name, value in embeddings.items()}
 
 
@@ -98,15 +98,15 @@ def objective(
 
     Raises PluginError where the loss cannot be minimised."""
     output = t.method.objective(embeddings, batch, t.progress)
-    t.contract.check_output(t.method, output)
-    wanted = log or t.contract.open
+    t.learner.contract.check_output(t.method, output)
+    wanted = log or t.learner.contract.open
     return replace(output, metrics=read_metrics(t, output.metrics) if wanted else {})
 
 
 def read_metrics(t: Training, metrics: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:
     """The values of metrics, cut loose from whatever they are computed from or share memory with,
     without waiting for the device. Random numbers that they draw are not those of training."""
-    with torch.no_grad(), seeded(t.seed, "metrics", t.progress.step):
+    with torch.no_grad(), seeded(t.learner.seed, "metrics", t.progress.step):
         return {
             name: value.detach().clone() if isinstance(value, Tensor) else value
             for name, value in metrics.items()
@@ -179,7 +179,9 @@ def _detached(embeddings: Embeddings) -> Embeddings:
 def step_randomness(t: Training, micro_batch: int, rank: int = 0) -> AbstractContextManager[None]:
     """The scope of library randomness in one micro-batch of the coming step. rank: the rank whose
     images these are; 0 for what all ranks do alike, on the whole batch."""
-    return seeded(t.seed, "train", t.progress.step, "micro_batch", micro_batch, "rank", rank)
+    return seeded(
+        t.learner.seed, "train", t.progress.step, "micro_batch", micro_batch, "rank", rank
+    )
 
 
 def full_precision(value: Tensor) -> Tensor:

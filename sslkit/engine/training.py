@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sslkit.api import Batch, Method, Progress, RunView, ScheduledNumber
 from sslkit.runs.checkpoint import Checkpoints
-from sslkit.runs.endings import FailureRecord
+from sslkit.runs.folder import RunFolder
 
 from .callbacks import Callbacks
 from .contract import Contract
@@ -77,63 +77,117 @@ class NoLog:
         pass
 
 
+class Evaluation(Protocol):
+    """The evaluators of a run on its way."""
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether one of them is due when so many epochs are done."""
+
+    def run(self, epoch: int, step: int) -> Findings:
+        """Runs those that are due then, at the step that ends the epoch."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When things happen, and what changes over the run."""
+
+    log_every_steps: int
+    checkpoint_every_steps: int | None
+    checkpoint_every_epochs: int
+    scheduled: Mapping[str, ScheduledNumber]
+    """Name in the log -> each number of the recipe that follows a schedule of its own."""
+
+    def logs(self, progress: Progress) -> bool:
+        """Whether the last step done is logged."""
+        step = progress.step
+        return step % self.log_every_steps == 0 or step == progress.total_steps
+
+    def saves(self, progress: Progress) -> bool:
+        """Whether a checkpoint of the last step done is made."""
+        every, step = self.checkpoint_every_steps, progress.step
+        return step == progress.total_steps or (every is not None and step % every == 0)
+
+    def saves_epoch(self, epoch: int) -> bool:
+        """Whether one is made when so many epochs are done."""
+        return epoch % self.checkpoint_every_epochs == 0
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What is trained, and what a step needs of it."""
+
+    method: Method
+    optimization: Optimization
+    probe: OnlineProbe | None
+    contract: Contract
+    """What components promise each other, checked in the first step."""
+    seed: int
+    micro_batch_size: int | None
+    """Images that go through the networks at a time; None: the whole batch."""
+    starts_from: str | None
+    """What the backbone starts from; None for random weights."""
+
+
+@dataclass
+class Output:
+    """Where the run leaves what it finds, and who is told."""
+
+    run: RunView
+    folder: RunFolder
+    checkpoints: Checkpoints
+    display: Display
+    callbacks: Callbacks
+    """Empty on all ranks but the first."""
+    log: Log = field(default_factory=NoLog)
+
+
 @dataclass
 class Training:
     """Everything that training consists of, made by `sslkit.experiment.build.build`."""
 
-    run: RunView
-    seed: int
     runtime: Runtime
     loader: Loader
-    method: Method
-    optimization: Optimization
-    probe: OnlineProbe | None
-    callbacks: Callbacks
-    checkpoints: Checkpoints
-    log: Log
-    display: Display
+    learner: Learner
     progress: Progress
-    log_every_steps: int
-    checkpoint_every_steps: int | None
-    checkpoint_every_epochs: int
-    micro_batch_size: int | None
-    """Images that go through the networks at a time; None: the whole batch."""
-    evaluation_due: Callable[[int], bool]
-    """Whether a protocol is due when so many epochs are done."""
-    evaluate: Callable[[int], Findings]
-    """Runs the protocols that are due then."""
-    contract: Contract
-    """What components promise each other, checked in the first step."""
-    state_check: StateCheck
-    scheduled: Mapping[str, ScheduledNumber] = field(default_factory=dict)
-    """Name in the log -> each number of the recipe that follows a schedule of its own."""
-    starts_from: str | None = None
-    """What the backbone starts from; None for random weights."""
-    keep_failure: Callable[[FailureRecord], object] = lambda record: None
-    """Writes the record of a step that was not finite into the run folder."""
+    pace: Pace
+    evaluation: Evaluation
+    output: Output
+
+    state_check: StateCheck = field(init=False)
     meter: LossMeter = field(init=False)
-    reads_each_step: bool = False
+    reads_each_step: bool = field(init=False)
     """Whether loss and gradient are looked at before every step of the optimiser: always on a CPU,
     where it costs nothing."""
-    is_replay: bool = False
+    is_replay: bool = field(default=False, init=False)
     """Whether steps are only being repeated, to see where they go wrong."""
-    evaluating: bool = False
-    """Whether protocols are under way."""
-    began_at: int = 0
+    evaluating: bool = field(default=False, init=False)
+    """Whether evaluators are at work."""
+    began_at: int = field(default=0, init=False)
     """The step that this process began at."""
-    saved_step: int | None = None
+    saved_step: int | None = field(default=None, init=False)
     """The step of the newest checkpoint."""
 
     def __post_init__(self) -> None:
+        self.state_check = StateCheck(self.method, self.optimization)
         self.meter = LossMeter(self.runtime.world)
-        self.reads_each_step |= self.runtime.device.type == "cpu"
+        self.reads_each_step = self.runtime.device.type == "cpu"
+
+    @property
+    def method(self) -> Method:
+        """What is trained."""
+        return self.learner.method
+
+    @property
+    def optimization(self) -> Optimization:
+        """What trains it."""
+        return self.learner.optimization
 
     def state_dict(self) -> dict[str, Any]:
         """All state that the next step depends on; the rest is a function of the step's number."""
         return {
             "method": self.method.state_dict(),
             "optimization": self.optimization.state_dict(),
-            "probe": self.probe.state_dict() if self.probe else None,
+            "probe": self.learner.probe.state_dict() if self.learner.probe else None,
             "meter": self.meter.state_dict(),
             "steps_per_epoch": self.progress.steps_per_epoch,
         }
@@ -142,8 +196,8 @@ class Training:
         """Restores a checkpoint."""
         self.method.load_state_dict(state["method"])
         self.optimization.load_state_dict(state["optimization"])
-        if self.probe and state["probe"] is not None:
-            self.probe.load_state_dict(state["probe"])
+        if self.learner.probe and state["probe"] is not None:
+            self.learner.probe.load_state_dict(state["probe"])
         self.meter.load_state_dict(state["meter"], self.runtime.device)
         self.progress = replace(self.progress, step=state["step"])
         self.saved_step = self.began_at = state["step"]

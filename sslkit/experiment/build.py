@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from sslkit.api import ImageAugmentation, Method, Progress, RunFacts, RunView
 from sslkit.data.loader import TrainLoader
@@ -18,18 +19,16 @@ from sslkit.engine.runtime import (
     Runtime,
     make_runtime,
 )
-from sslkit.engine.state_check import StateCheck
-from sslkit.engine.training import NoLog, Training
+from sslkit.engine.training import Learner, NoLog, Output, Pace, Training
 from sslkit.evaluation.joined import EvaluationSuites
-from sslkit.evaluation.results import SuiteResult
 from sslkit.parallel.world import World
 from sslkit.recipe import Recipe, components, flatten, scheduled_numbers
 from sslkit.runs.checkpoint import Checkpoints
-from sslkit.runs.endings import write_failure, write_stop, write_unreadable
+from sslkit.runs.endings import write_unreadable
 from sslkit.runs.folder import RunFolder
 from sslkit.tracking.log import RunLog
 
-from .measuring import Watched, evaluate_calibrated, make_suites
+from .measuring import Watched, make_suites
 from .networks import (
     compile_backbones,
     initial_method,
@@ -37,7 +36,8 @@ from .networks import (
     starting_source,
     without_starting_weights,
 )
-from .resolve import LOG_STEPS, settle
+from .resolve import settle
+from .run_evaluation import RunEvaluation
 from .stores import Stores, open_stores
 from .tags import run_tags
 from .trials import (
@@ -56,13 +56,16 @@ class Experiment:
     recipe: Recipe
     facts: RunFacts
     folder: RunFolder
-    runtime: Runtime
     stores: Stores
-    loader: TrainLoader
     suite: EvaluationSuites
     training: Training
     no_untrained: str | None
     """Why there is no untrained encoder to compare with, where there is none."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """Where and how it computes."""
+        return self.training.runtime
 
     @property
     def method(self) -> Method:
@@ -83,8 +86,8 @@ class Experiment:
         if not self.folder.writable:
             return NoLog()
         self.folder.truncate_metrics(self.training.progress.step)
-        log = RunLog(self.folder, self.recipe.tracking.build(), self.training.run)
-        self.training.log = log
+        log = RunLog(self.folder, self.recipe.tracking.build(), self.training.output.run)
+        self.training.output.log = log
         return log
 
     def untrained(self) -> Method | None:
@@ -104,22 +107,47 @@ def build(
     runtime = make_runtime(recipe.train, world)
     stores = open_stores(recipe, display)
     no_untrained = say_missing_untrained(recipe, facts, display)
-    augmentation = recipe.augmentation.build()
     check_repeatable(recipe, facts, stores.train)
-    loader = TrainLoader(
-        view_maker(
-            stores.train, augmentation, runtime.device, compiled=runtime.compiled_augmentation
-        ),
-        ShuffledSampler(len(stores.train), recipe.train.batch_size, recipe.seed),
-        seed=recipe.seed,
-        num_threads=recipe.train.loader_threads,
-    )
+    loader = make_loader(recipe, runtime, stores)
 
     method = initial_method(recipe, facts, runtime)
     check_encoder(recipe, facts, runtime, method.encoder)
     check_convolutions(recipe, facts, runtime, method.encoder)
     if runtime.compiled:
         compile_backbones(method, cuda_graphs=runtime.cuda_graphs)
+    learner = make_learner(recipe, facts, runtime, method)
+    check_schedules(recipe, facts)
+    check_disk_space(recipe, folder, method)
+
+    monitor = make_monitor(recipe, facts, runtime, loader, method)
+    watched = Watched(learner.probe, loader.maker, monitor)
+    suites = make_suites(recipe, runtime, stores, method, watched)
+    training = Training(
+        runtime,
+        loader,
+        learner,
+        Progress(0, facts.total_steps, facts.steps_per_epoch),
+        make_pace(recipe),
+        RunEvaluation(suites, method, stores, folder, world),
+        make_output(recipe, folder, display, world),
+    )
+    return Experiment(recipe, facts, folder, stores, suites, training, no_untrained)
+
+
+def make_loader(recipe: Recipe, runtime: Runtime, stores: Stores) -> TrainLoader:
+    """The training batches."""
+    compiled = runtime.compiled_augmentation
+    maker = view_maker(stores.train, recipe.augmentation.build(), runtime.device, compiled=compiled)
+    return TrainLoader(
+        maker,
+        ShuffledSampler(len(stores.train), recipe.train.batch_size, recipe.seed),
+        seed=recipe.seed,
+        num_threads=recipe.train.loader_threads,
+    )
+
+
+def make_learner(recipe: Recipe, facts: RunFacts, runtime: Runtime, method: Method) -> Learner:
+    """What is trained, with all that a step needs."""
     optimization = Optimization(
         method,
         recipe.optimizer.build(),
@@ -128,7 +156,6 @@ def build(
         max_grad_norm=recipe.train.max_grad_norm,
         scaler=runtime.make_scaler(),
     )
-    check_schedules(recipe, facts)
     probe = make_probe(recipe, facts, runtime, method)
     contract = Contract(
         {slot.cls: path for path, slot in components(recipe)},
@@ -138,55 +165,53 @@ def build(
         probe_width=method.encoder.num_features if probe else None,
         hook_backbones=not runtime.compiled,
     )
-    check_disk_space(recipe, folder, method)
+    return Learner(
+        method,
+        optimization,
+        probe,
+        contract,
+        recipe.seed,
+        recipe.train.micro_batch_size,
+        starting_source(recipe),
+    )
 
-    monitor = EmbeddingMonitor(
+
+def make_monitor(
+    recipe: Recipe, facts: RunFacts, runtime: Runtime, loader: TrainLoader, method: Method
+) -> EmbeddingMonitor:
+    """What shows the embeddings of one batch to evaluators."""
+    return EmbeddingMonitor(
         loader,
         method,
         runtime,
         seed=recipe.seed,
         images=recipe.train.micro_batch_size or recipe.train.batch_size,
-        make_untrained=lambda: initial_method(recipe, facts, runtime),
+        make_untrained=partial(initial_method, recipe, facts, runtime),
     )
-    suite = make_suites(recipe, runtime, stores, method, Watched(probe, loader.maker, monitor))
 
-    def evaluate(epoch: int) -> SuiteResult:
-        stores.agree(world)
-        return world.once(lambda: evaluate_here(epoch))
 
-    def evaluate_here(epoch: int) -> SuiteResult:
-        found = evaluate_calibrated(suite, method, epoch, final=False)
-        if found.stops:  # before they are logged: a kill between the two forgets nothing
-            write_stop(folder, training.progress.step, found.stops)
-        return found
-
-    view = RunView(folder.path, f"{recipe.name}-s{recipe.seed}", flatten(recipe), run_tags(recipe))
-    training = Training(
-        run=view,
-        seed=recipe.seed,
-        runtime=runtime,
-        loader=loader,
-        method=method,
-        optimization=optimization,
-        probe=probe,
-        callbacks=make_callbacks(recipe, world),
-        checkpoints=Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints),
-        log=NoLog(),
-        display=display,
-        progress=Progress(0, facts.total_steps, facts.steps_per_epoch),
-        log_every_steps=recipe.train.log_every_steps or LOG_STEPS,
-        checkpoint_every_steps=recipe.train.checkpoint_every_steps,
-        checkpoint_every_epochs=recipe.train.checkpoint_every_epochs,
-        micro_batch_size=recipe.train.micro_batch_size,
-        evaluate=evaluate,
-        evaluation_due=lambda epoch: bool(suite.due(epoch, final=False)),
-        contract=contract,
-        state_check=StateCheck(method, optimization),
-        scheduled=scheduled_numbers(recipe),
-        starts_from=starting_source(recipe),
-        keep_failure=lambda record: write_failure(folder, record),
+def make_pace(recipe: Recipe) -> Pace:
+    """When things happen. recipe: settled."""
+    train = recipe.train
+    assert train.log_every_steps is not None
+    return Pace(
+        train.log_every_steps,
+        train.checkpoint_every_steps,
+        train.checkpoint_every_epochs,
+        scheduled_numbers(recipe),
     )
-    return Experiment(recipe, facts, folder, runtime, stores, loader, suite, training, no_untrained)
+
+
+def make_output(recipe: Recipe, folder: RunFolder, display: Display, world: World) -> Output:
+    """Where results go; the log is opened when the run begins."""
+    name = f"{recipe.name}-s{recipe.seed}"
+    return Output(
+        RunView(folder.path, name, flatten(recipe), run_tags(recipe)),
+        folder,
+        Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints),
+        display,
+        make_callbacks(recipe, world),
+    )
 
 
 def make_callbacks(recipe: Recipe, world: World) -> Callbacks:

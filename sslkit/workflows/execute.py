@@ -84,7 +84,7 @@ def execute(experiment: Experiment, stop: StopSignals) -> RunResult:
             raise ended_by_plugin(error) from error
         if not is_finished(folder.path):
             raise SSLKitError(how_to_go_on(experiment, f"{stop.requested}, at once")) from None
-        experiment.training.display.message(
+        experiment.training.output.display.message(
             f"{stop.requested} came after the run was finished: all is in {folder.path}; what its "
             f"tracker misses is sent by: sslkit sync {folder.path}"
         )
@@ -126,10 +126,10 @@ def _execute(
                 write_traceback(folder, traceback.format_exc())
             raise
         finally:
-            training.display.close()
+            training.output.display.close()
             experiment.write_unreadable()
         if results is None:
-            training.display.message(how_to_go_on(experiment, stop.requested or "SIGINT"))
+            training.output.display.message(how_to_go_on(experiment, stop.requested or "SIGINT"))
         log.finish("killed" if results is None else "finished")
     return log, results
 
@@ -147,12 +147,12 @@ def advance(experiment: Experiment, stop: StopSignals) -> None:
     """Trains from the current step on, after the evaluation that a stop may have cut off."""
     training = experiment.training
     progress = training.progress
-    training.display.start(progress.total_steps, progress.step)
-    training.callbacks.on_start(training)
+    training.output.display.start(progress.total_steps, progress.step)
+    training.output.callbacks.on_start(training)
     if at_epoch_end(progress) and not was_evaluated(experiment.folder, progress.step):
         evaluate_epoch(training, progress.epochs_done, stop)
     train(training, stop)
-    training.display.close()
+    training.output.display.close()
 
 
 def how_to_go_on(experiment: Experiment, reason: str) -> str:
@@ -162,7 +162,7 @@ def how_to_go_on(experiment: Experiment, reason: str) -> str:
     if saved is None:
         kept = "nothing saved yet, so it begins again"
     else:
-        kept = f"saved in {training.checkpoints.paths()[-1].name}"
+        kept = f"saved in {training.output.checkpoints.paths()[-1].name}"
         if saved < progress.step:
             kept += f", steps from {saved + 1} on are made again"
     return (
@@ -175,7 +175,7 @@ def finish(experiment: Experiment, log: RunLog | NoLog) -> FinalResults:
     """Measures the last epoch beside the baselines; writes encoder, results and report."""
     folder, training, suite = experiment.folder, experiment.training, experiment.suite
     encoder, layers = experiment.method.encoder, experiment.method.projection_layers
-    training.display.message("evaluating the last epoch and the baselines")
+    training.output.display.message("evaluating the last epoch and the baselines")
     training.evaluating = True
     with training.runtime.eager():
         with suite.calibrated(encoder, layers) as seconds:  # what is measured is what is exported
@@ -184,13 +184,13 @@ def finish(experiment: Experiment, log: RunLog | NoLog) -> FinalResults:
             trained = suite.run(encoder, epochs, True, layers, calibration_seconds=seconds)
         baselines = suite.baselines(*untrained_networks(experiment.untrained()))
     for protocol, found in {**trained.warnings, **trained.stops}.items():
-        training.display.message(f"warning: the last epoch: {protocol}: {found}")
+        training.output.display.message(f"warning: the last epoch: {protocol}: {found}")
     metrics = {**trained.metrics, **baselines.metrics}
     step, last = training.progress.step, [trained, baselines]
     cost = run_cost(list(read_lines(folder.metrics)), step, experiment.facts.batch_size, last)
     if metrics and not was_evaluated(folder, step):
         log.log({**metrics, **total_cost(last), **cost.metrics}, step)
-        log_numbers(training, training.callbacks.on_evaluation(training, metrics))
+        log_numbers(training, training.output.callbacks.on_evaluation(training, metrics))
 
     measured = conditions(
         experiment.recipe, encoder, experiment.facts.sample, experiment.no_untrained

@@ -298,7 +298,7 @@ def number_curves(training: Training) -> dict[str, list[dict[str, float]]]:
     points = [replace(progress, step=step) for step in curve_steps(progress.total_steps)]
     return {
         name: [{"step": point.step, "value": number.at(point)} for point in points]
-        for name, number in training.scheduled.items()
+        for name, number in training.pace.scheduled.items()
     }
 
 

@@ -77,7 +77,9 @@ def replay(path: Path, overrides: Sequence[str], display: Display) -> Replay:
         if state is not None:
             restore(experiment, state, str(path))
         training = experiment.training
-        training.checkpoints = Checkpoints(folder.checkpoints, keep=1)  # for messages; none is made
+        training.output.checkpoints = Checkpoints(
+            folder.checkpoints, keep=1
+        )  # for messages; none is made
         start = training.progress.step
         end = record.step if record else min(start + 1, facts.total_steps)
         display.message(f"repeating steps {start + 1} to {end}")

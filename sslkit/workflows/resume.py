@@ -56,7 +56,7 @@ def resume_run(
         with explained_memory(wanted):
             experiment = build(wanted, facts, folder, display, world)
         refuse_other_data(experiment)
-        state, damaged = experiment.training.checkpoints.load_newest()
+        state, damaged = experiment.training.output.checkpoints.load_newest()
         for message in damaged:
             display.message(f"warning: {message}; going on from the checkpoint before it")
         if state is None:
@@ -75,7 +75,7 @@ def record_resume(experiment: Experiment) -> None:
     if changed:
         first = [f"{name} {old} -> {new}"[:80] for name, (old, new) in list(changed.items())[:6]]
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-        experiment.training.display.message(
+        experiment.training.output.display.message(
             f"warning: {', '.join(first)}{more}: changed since this run was last started; from "
             f"step {step} on its numbers may not be those of a run without a stop"
         )

@@ -141,11 +141,11 @@ def _checkpoint(recipe: Recipe, steps: int) -> dict[str, Any]:
     experiment = build_experiment(recipe)
     training = experiment.training
     clock = Clock(training, steps - 1, lead_steps=1)
-    training.display = clock
+    training.output.display = clock
     with experiment.folder:
         train(training, clock.begin())
         save(training)
-        state, damaged = training.checkpoints.load_newest()
+        state, damaged = training.output.checkpoints.load_newest()
     if state is None or damaged:
         raise AssertionError(f"the checkpoint cannot be read: {damaged}")
     return state

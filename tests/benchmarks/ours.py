@@ -89,7 +89,7 @@ class TrainRun:
         if training.runtime.compiles:  # then the first step of a block ends with a wait
             lead_steps = max(2, lead_steps)
         self.clock = Clock(training, steps, lead_steps)
-        training.display = self.clock
+        training.output.display = self.clock
         self._open = ExitStack()
         self._open.callback(shutil.rmtree, self.experiment.folder.path, ignore_errors=True)
         self._open.enter_context(self.experiment.folder)

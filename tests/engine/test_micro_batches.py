@@ -104,7 +104,7 @@ def test_second_pass_repeats_the_randomness_of_the_first(
     reference, batch = make(*overrides, double=True)
     parts = []
     for number in range(4):
-        with seeded(reference.seed, "train", 0, "micro_batch", number, "rank", 0):
+        with seeded(reference.learner.seed, "train", 0, "micro_batch", number, "rank", 0):
             parts.append(embed(reference, batch.select(slice(4 * number, 4 * number + 4))))
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     loss = reference.method.objective(whole, batch, Progress(0, 1, 1)).loss
