@@ -212,7 +212,7 @@ def test_weights_that_are_not_finite_are_refused_at_the_start(tiny: Path, tmp_pa
         with pytest.raises(TrainingError) as caught:
             begin()
         assert "before step 1: the weights 'backbone.model.layer1.0.conv1" in str(caught.value)
-        assert "backbone.weights=" in str(caught.value)
+        assert "weights.pth, from which the backbone starts" in str(caught.value)
         assert "optimizer.lr" not in str(caught.value)
 
 
