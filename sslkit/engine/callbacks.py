@@ -19,10 +19,17 @@ Numbers = dict[str, float]
 class Watched(Protocol):
     """The training, as far as callbacks are concerned."""
 
-    run: RunView
-    method: Method
-    seed: int
-    progress: Progress
+    @property
+    def run(self) -> RunView: ...
+
+    @property
+    def method(self) -> Method: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def progress(self) -> Progress: ...
 
 
 class Callbacks:
@@ -45,13 +52,11 @@ class Callbacks:
 
     def on_start(self, t: Watched) -> None:
         """See `Callback.on_start`."""
-        self._call(t, "on_start", lambda each: each.on_start(t.output.run, t.method))
+        self._call(t, "on_start", lambda each: each.on_start(t.run, t.method))
 
     def on_batch(self, t: Watched, batch: Batch) -> None:
         """See `Callback.on_batch`."""
-        self._call(
-            t, "on_batch", lambda each: each.on_batch(t.output.run, batch, t.progress), batch
-        )
+        self._call(t, "on_batch", lambda each: each.on_batch(t.run, batch, t.progress), batch)
 
     def on_gradients(self, t: Watched) -> None:
         """See `Callback.on_gradients`. The numbers are kept for `take_numbers`."""
@@ -61,7 +66,7 @@ class Callbacks:
             if parameter.grad is not None
         }
         self._of_gradients = self._call(
-            t, "on_gradients", lambda each: each.on_gradients(t.output.run, gradients, t.progress)
+            t, "on_gradients", lambda each: each.on_gradients(t.run, gradients, t.progress)
         )
 
     def take_numbers(self) -> Numbers:
@@ -71,14 +76,12 @@ class Callbacks:
 
     def on_step(self, t: Watched, metrics: Mapping[str, float]) -> Numbers:
         """See `Callback.on_step`."""
-        return self._call(
-            t, "on_step", lambda each: each.on_step(t.output.run, metrics, t.progress)
-        )
+        return self._call(t, "on_step", lambda each: each.on_step(t.run, metrics, t.progress))
 
     def on_evaluation(self, t: Watched, metrics: Mapping[str, float]) -> Numbers:
         """See `Callback.on_evaluation`."""
         return self._call(
-            t, "on_evaluation", lambda each: each.on_evaluation(t.output.run, metrics, t.progress)
+            t, "on_evaluation", lambda each: each.on_evaluation(t.run, metrics, t.progress)
         )
 
     def _call(
@@ -89,7 +92,7 @@ class Callbacks:
             if getattr(type(callback), hook) is getattr(Callback, hook):
                 continue
             before = dict(_marks(t, batch))
-            with torch.no_grad(), seeded(t.learner.seed, "callback", name, t.progress.step):
+            with torch.no_grad(), seeded(t.seed, "callback", name, t.progress.step):
                 found = call(callback)
             who = f"callback '{name}': {type(callback).__name__}.{hook}"
             _refuse_changes(who, before, dict(_marks(t, batch)))

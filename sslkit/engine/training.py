@@ -173,6 +173,16 @@ class Training:
         self.reads_each_step = self.runtime.device.type == "cpu"
 
     @property
+    def run(self) -> RunView:
+        """The run as plugins see it."""
+        return self.output.run
+
+    @property
+    def seed(self) -> int:
+        """The seed of the recipe."""
+        return self.learner.seed
+
+    @property
     def method(self) -> Method:
         """What is trained."""
         return self.learner.method
