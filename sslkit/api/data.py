@@ -9,10 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import (
-    Field,
-    NonNegativeInt,
-)
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from sslkit.nn.boxes import Boxes

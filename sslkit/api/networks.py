@@ -6,14 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from sslkit.nn.layer_groups import Named, groups_by_module_order
 
-if TYPE_CHECKING:
-    pass
 from .component import Component
 
 

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import (
-    Field,
-    PositiveInt,
-)
+from pydantic import Field, PositiveInt
 
-if TYPE_CHECKING:
-    pass
 from .component import Component, ComponentConfig, RunFacts
 from .method import ParamGroup
 from .schedules import Bounds, Progress, ScheduledNumber, scheduled

@@ -15,10 +15,7 @@ from sslkit.engine.display import Display
 from sslkit.engine.embedding_monitor import EmbeddingMonitor
 from sslkit.engine.online_probe import OnlineProbe
 from sslkit.engine.optimization import Optimization
-from sslkit.engine.runtime import (
-    Runtime,
-    make_runtime,
-)
+from sslkit.engine.runtime import Runtime, make_runtime
 from sslkit.engine.training import Learner, NoLog, Output, Pace, Training
 from sslkit.evaluation.joined import EvaluationSuites
 from sslkit.parallel.world import World

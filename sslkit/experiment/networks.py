@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from sslkit.api import Backbone, Method, RunFacts, Slot
 from sslkit.engine.display import Display
-from sslkit.engine.runtime import (
-    Runtime,
-)
+from sslkit.engine.runtime import Runtime
 from sslkit.errors import RecipeError
 from sslkit.evaluation.untrained import holds_weights
 from sslkit.nn.recompute import is_recomputed

@@ -11,9 +11,7 @@ from sslkit.api import Augmentation, Backbone, Method, OwnDataEvaluator, RunFact
 from sslkit.api.schedules import checked_factor, sampled_steps
 from sslkit.data.cached_split import CachedSplit
 from sslkit.engine.repeatable import check_augmentation, check_reader
-from sslkit.engine.runtime import (
-    Runtime,
-)
+from sslkit.engine.runtime import Runtime
 from sslkit.engine.torch_faults import Convolution, find_faulty, recorded_convolutions
 from sslkit.errors import PluginError, RecipeError
 from sslkit.evaluation.features import eval_mode

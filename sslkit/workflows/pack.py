@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import cast, get_args
 
 from sslkit.data.pack import verify
 from sslkit.data.pack_format import Interpolation, PackFile, Settings
@@ -13,9 +13,6 @@ from sslkit.data.packing import data_of, write_pack
 from sslkit.engine.pack_progress import make_pack_progress
 from sslkit.errors import RecipeError, SSLKitError
 from sslkit.parallel.world import find_world
-
-if TYPE_CHECKING:
-    pass
 
 
 def pack_source(

@@ -9,25 +9,14 @@ from typing import Any
 from sslkit.api import RunFacts
 from sslkit.engine.display import Display
 from sslkit.engine.signals import StopSignals
-from sslkit.errors import (
-    CheckpointError,
-    RecipeError,
-    RunFolderError,
-)
+from sslkit.errors import CheckpointError, RecipeError, RunFolderError
 from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
 from sslkit.experiment.description import describe_run
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import restore
 from sslkit.parallel.world import World
-from sslkit.recipe import (
-    Recipe,
-    components,
-    find_recipe,
-    hashed_view,
-    load_recipe,
-    recipe_hash,
-)
+from sslkit.recipe import Recipe, components, find_recipe, hashed_view, load_recipe, recipe_hash
 from sslkit.runs.endings import forget_endings, is_finished
 from sslkit.runs.environment_file import add_resume, is_fork, read_environment
 from sslkit.runs.folder import RunFolder, find_runs, held_by_first

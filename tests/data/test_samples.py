@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslkit.api import (
-    HasBoxes,
-    HasEncoded,
-    HasMasks,
-    ImageReader,
-    SampleSpec,
-    ViewSpec,
-)
+from sslkit.api import HasBoxes, HasEncoded, HasMasks, ImageReader, SampleSpec, ViewSpec
 from sslkit.builtin.sources.scenes import Scenes
 from sslkit.data.evaluation_images import augmented_pairs, evaluation_batches
 from sslkit.data.examine import examine

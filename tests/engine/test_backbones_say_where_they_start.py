@@ -8,13 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sslkit.api import (
-    Backbone,
-    ComponentConfig,
-    NoTimmModelError,
-    Slot,
-    StartingWeights,
-)
+from sslkit.api import Backbone, ComponentConfig, NoTimmModelError, Slot, StartingWeights
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.errors import CheckpointError, RecipeError
 from sslkit.experiment.networks import starting_source, without_starting_weights

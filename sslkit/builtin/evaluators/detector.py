@@ -35,10 +35,7 @@ class Pyramid(nn.Module):
 
     def __init__(self, encoder: Backbone, stages: Sequence[int], width: int, frozen: bool) -> None:
         """frozen: BatchNorm keeps the statistics and the weights that the encoder has."""
-        from torchvision.ops.feature_pyramid_network import (
-            FeaturePyramidNetwork,
-            LastLevelMaxPool,
-        )
+        from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
         super().__init__()
         self.encoder = copy.deepcopy(encoder)

@@ -19,11 +19,7 @@ from sslkit.experiment.networks import (
 )
 from sslkit.experiment.stores import Stores
 from sslkit.parallel.world import OneProcess
-from sslkit.recipe import (
-    CommandOverride,
-    Recipe,
-    read_field,
-)
+from sslkit.recipe import CommandOverride, Recipe, read_field
 from sslkit.report.final_results import FinalResults
 
 

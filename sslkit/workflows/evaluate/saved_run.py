@@ -11,19 +11,12 @@ from sslkit.data.cached_split import CachedSplit
 from sslkit.engine.display import Display
 from sslkit.errors import CheckpointError, RecipeError, SSLKitError, TrackingError
 from sslkit.experiment.calibration import calibrate_as_in_run
-from sslkit.experiment.networks import (
-    without_starting_weights,
-)
+from sslkit.experiment.networks import without_starting_weights
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import load_method
 from sslkit.experiment.stores import Stores, class_sizes, open_stores
 from sslkit.parallel.world import find_world
-from sslkit.recipe import (
-    Recipe,
-    check_recipe,
-    hashed_view,
-    load_recipe,
-)
+from sslkit.recipe import Recipe, check_recipe, hashed_view, load_recipe
 from sslkit.report.final_results import FinalResults
 from sslkit.runs.checkpoint import Checkpoints
 from sslkit.runs.endings import is_finished

@@ -12,9 +12,7 @@ from sslkit.engine.display import Display
 from sslkit.errors import CheckpointError, RecipeError, RunFolderError
 from sslkit.evaluation.features import state_digest
 from sslkit.experiment.check import check_measuring
-from sslkit.experiment.networks import (
-    make_method,
-)
+from sslkit.experiment.networks import make_method
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.stores import Stores, open_stores
 from sslkit.experiment.tags import run_tags

@@ -12,13 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.api import (
-    DataSource,
-    DataSourceConfig,
-    SampleSpec,
-    SplitReader,
-    UnreadableImageError,
-)
+from sslkit.api import DataSource, DataSourceConfig, SampleSpec, SplitReader, UnreadableImageError
 from sslkit.errors import DataError, RecipeError
 
 from .npy import BadSeriesError, map_series
