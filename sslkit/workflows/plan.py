@@ -62,7 +62,7 @@ class Plan:
     peak_lr: float
     lr_curve: list[dict[str, float]]
     curves: dict[str, list[dict[str, float]]]
-    """Of the other numbers that follow a schedule."""
+    """The course of each other number that follows a schedule."""
     first_loss: float
     first_step_seconds: float
     time: dict[str, Any] | None

@@ -24,9 +24,9 @@ class ComparisonEstimate:
     finished_runs: int
     """Runs that were given."""
     arms: list[dict[str, Any]]
-    """Of each arm: its seeds and those that are missing; steps, seconds and MB of a run."""
+    """Each arm: its seeds and those that are missing; steps, seconds and MB of a run."""
     runs: int
-    """That are missing; what follows is their total."""
+    """Runs that are missing; what follows is their total."""
     steps: int
     seconds: float
     """Where several devices work side by side, that of equal shares."""
