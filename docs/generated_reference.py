@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sslkit import api, environment_variables
-from sslkit.api import INTERFACES, Slot
+from sslkit.api import INTERFACES, ScheduledNumber, Slot
 from sslkit.errors import PluginError
 from sslkit.host import hookspecs
 from sslkit.host.plugins import HOOK_KINDS, load_plugins
@@ -196,6 +196,8 @@ def yaml_words(value: Any) -> str:
     """A default as a recipe would write it, on one line."""
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
+    if isinstance(value, ScheduledNumber):
+        value = value.dump()
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, Mapping):

@@ -10,7 +10,7 @@ import generated_reference as reference
 import pytest
 from pages import DOCS, REPOSITORY
 
-from sslkit.api import resolve_component
+from sslkit.api import ImageAugmentation, resolve_component
 from sslkit.engine.display import Silent
 from sslkit.host.plugins import load_plugins
 from sslkit.recipe import find_recipe, load_recipe, shipped_recipes
@@ -112,8 +112,12 @@ def test_a_page_gives_every_field_with_its_default(method: str) -> None:
 
 
 def recipes_of(method: str) -> list[str]:
+    """The recipes of a method on images; those of other samples stand in their package's README."""
+    recipes = {name: load_recipe(path) for name, path in shipped_files().items()}
     return [
-        name for name, path in shipped_files().items() if load_recipe(path).method.name == method
+        name
+        for name, recipe in recipes.items()
+        if recipe.method.name == method and issubclass(recipe.augmentation.cls, ImageAugmentation)
     ]
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sslkit.api import Evaluation, FeatureInput
 from sslkit.builtin.augmented_views import AugmentedViews
 from sslkit.builtin.losses import NTXent
 from sslkit.builtin.sources.synthetic import SyntheticReader
@@ -135,12 +136,12 @@ def test_a_signal_cuts_an_evaluation_off(tiny: Path, monkeypatch: pytest.MonkeyP
 
     evaluate, seen = KNN.evaluate, []
 
-    def interrupted(self: KNN, subject: Any) -> Any:
-        seen.append(subject.name)
+    def interrupted(self: KNN, given: FeatureInput) -> Evaluation:
+        seen.append(given.subject)
         if len(seen) == 1:
             signal.raise_signal(signal.SIGTERM)
             pytest.fail("it went on")
-        return evaluate(self, subject)
+        return evaluate(self, given)
 
     monkeypatch.setattr(KNN, "evaluate", interrupted)
     stopped = start(str(tiny), ["train.epochs=2"], display=Silent())
@@ -274,7 +275,7 @@ def test_data_without_memory(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_evaluation_without_memory(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslkit.evaluation.suite.extract", too_much)
+    monkeypatch.setattr("sslkit.evaluation.subjects.extract", too_much)
     with pytest.raises(TrainingError, match=r"^evaluation: out of memory on cpu; all is saved"):
         start(str(tiny), ["train.epochs=1"], display=Silent())
 

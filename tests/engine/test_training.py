@@ -164,7 +164,7 @@ def test_a_loss_that_is_no_loss(
 
 
 def test_an_encoder_that_misstates_its_width(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslkit.builtin.timm_backbone._width", lambda model: 99)
+    monkeypatch.setattr("sslkit.builtin.timm_backbone.feature_width", lambda model: 99)
     with pytest.raises(PluginError, match=r"'timm' of sslkit .* its num_features 99"):
         start(str(tiny), [], display=Silent())
     assert not list((tiny.parent / "runs").iterdir())  # nothing is left of a run that never began

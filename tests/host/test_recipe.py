@@ -88,7 +88,7 @@ ACME_PARTS = """
             if facts.num_images == 1:
                 raise RuntimeError("a bug of the check")
         def embed(self, batch): return {}
-        def objective(self, embeddings, batch): return None
+        def objective(self, embeddings, batch, progress): return None
 
     class Watch(Callback): ...
 """

@@ -220,13 +220,13 @@ def test_a_logged_accuracy_is_against_the_queue_that_the_loss_saw(
     by_hand = []
     original = MoCoV1.objective
 
-    def watched(self: MoCoV1, embeddings: dict[str, torch.Tensor], batch: Any) -> Any:
+    def watched(self: MoCoV1, embeddings: Any, batch: Any, progress: Any) -> Any:
         query, key = (functional.normalize(embeddings[n][:, 0], dim=1) for n in ("query", "key"))
         own = (query * key).sum(dim=1)
         by_hand.append(
             float((own > (query @ self.queue.features.T).max(dim=1).values).float().mean())
         )
-        return original(self, embeddings, batch)
+        return original(self, embeddings, batch, progress)
 
     monkeypatch.setattr(MoCoV1, "objective", watched)
     settings = ("train.log_every_steps=1", "train.max_steps=4", "evaluate=[]")
