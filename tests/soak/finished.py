@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from sslkit.builtin.mlflow_store import chart_key
+
 TIMED = ("perf/", "system/")
 """Measurements, which differ in every run."""
 
@@ -102,7 +104,7 @@ def store_faults(store: Path, run: Path) -> list[str]:
         found.append(f"the store holds runs {[status for _, status in runs]}")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     expected = {
-        (key, line["step"]): value
+        (chart_key(key), line["step"]): value
         for line in lines
         for key, value in line["metrics"].items()
         if not key.startswith("system/") and math.isfinite(float(value))
