@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from sslkit.builtin.mlflow_store import chart_key
 from tests.conftest import REPOSITORY
 from tests.soak.attempt import InputId
 from tests.soak.fence import SECRET
@@ -259,7 +260,8 @@ def test_a_store_that_differs_is_seen(
         database.execute("CREATE TABLE metrics (key, step, value, is_nan)")
         database.execute("INSERT INTO runs VALUES ('a', 'FINISHED')")
         for line in lines:
-            rows = [(key, line["step"], value, 0) for key, value in line["metrics"].items()]
+            named = {chart_key(key): value for key, value in line["metrics"].items()}
+            rows = [(key, line["step"], value, 0) for key, value in named.items()]
             database.executemany("INSERT INTO metrics VALUES (?, ?, ?, ?)", rows)
         database.commit()
         assert store_faults(store, finished) == []
