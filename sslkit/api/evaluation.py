@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import PositiveInt
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from sslkit.errors import PluginError
+
 from .component import Component, ComponentConfig, Slot
 from .data import DataSource
 from .evaluation_inputs import FeatureInput, ImageInput, OwnDataInput, PixelInput, Split
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 Baseline = Literal["pixels", "untrained"]
 """What is measured beside the trained encoder."""
@@ -180,5 +184,9 @@ class OwnDataEvaluator(Evaluator):
         """Measures one encoder, or what becomes of a copy of it."""
 
     def evaluate_pixels(self, given: PixelInput) -> Evaluation:
-        """Measures raw pixels; called where `baselines` has them."""
-        raise NotImplementedError(f"{type(self).__name__} has no pixel baseline")
+        """Measures raw pixels; called where `baselines` has them. Raises PluginError where a class
+        does not define it; like all that an evaluator raises, it is reported and ends no run."""
+        raise PluginError(
+            f"{type(self).__name__} names raw samples in `baselines` and does not measure them; "
+            "define evaluate_pixels, or leave them out"
+        )

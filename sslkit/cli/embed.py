@@ -10,42 +10,44 @@ import typer
 from .options import DEVICES, SPLITS, AsJson, Overrides, one_of
 from .output import print_json
 
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|FEATURES",
+        help="A run folder, a checkpoint or an encoder.safetensors; with --nearest a file that "
+        "this command wrote, too.",
+    ),
+]
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RECIPE|DATA",
+        help="A recipe, whose data is taken, or a data block: '{name: digits}'. Default: the "
+        "data of the run.",
+    ),
+]
+Out = Annotated[Path | None, typer.Option("-O", "--out", help="The Parquet file to write.")]
+Split = Annotated[str, typer.Option(help="The images to take: train or test.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Maps = Annotated[
+    str, typer.Option("--map", metavar="pca,tsne,umap|none", help="Draw maps beside the file too.")
+]
+Nearest = Annotated[
+    str | None,
+    typer.Option(metavar="IMAGE", help="Show the nearest images of this one: a path, or an index."),
+]
+Neighbours = Annotated[int, typer.Option(min=1, max=1000, help="With --nearest: how many to show.")]
+
 
 def embed(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN|FEATURES",
-            help="A run folder, a checkpoint or an encoder.safetensors; with --nearest a file that "
-            "this command wrote, too.",
-        ),
-    ],
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RECIPE|DATA",
-            help="A recipe, whose data is taken, or a data block: '{name: digits}'. Default: the "
-            "data of the run.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("-O", "--out", help="The Parquet file to write.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="The images to take: train or test.")] = "train",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    maps: Annotated[
-        str,
-        typer.Option("--map", metavar="pca,tsne,umap|none", help="Draw maps beside the file too."),
-    ] = "none",
-    nearest: Annotated[
-        str | None,
-        typer.Option(
-            metavar="IMAGE", help="Show the nearest images of this one: a path, or an index."
-        ),
-    ] = None,
-    neighbours: Annotated[
-        int, typer.Option(min=1, max=1000, help="With --nearest: how many to show.")
-    ] = 10,
+    run: Run,
+    source: Source = None,
+    out: Out = None,
+    split: Split = "train",
+    device: Device = "auto",
+    maps: Maps = "none",
+    nearest: Nearest = None,
+    neighbours: Neighbours = 10,
     override: Overrides = None,
     as_json: AsJson = False,
 ) -> None:

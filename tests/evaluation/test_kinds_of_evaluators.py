@@ -14,10 +14,21 @@ from torch import Tensor
 
 import sslkit
 from sslkit import api
-from sslkit.api import DataSource, DataSourceConfig, EvaluationImages, Evaluator
+from sslkit.api import (
+    DataSource,
+    DataSourceConfig,
+    Evaluation,
+    EvaluationImages,
+    Evaluator,
+    EvaluatorConfig,
+    OwnDataEvaluator,
+    OwnDataInput,
+    PixelInput,
+)
 from sslkit.builtin.crop_flip import CropFlip
 from sslkit.data.evaluation_images import EvaluationCompute, StoredImages
 from sslkit.engine.display import Silent
+from sslkit.errors import PluginError
 from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.experiment.stores import open_stores
@@ -104,3 +115,14 @@ def test_on_data_of_its_own(shown: dict[str, type[Evaluator]]) -> None:
     trained, baselines = given.run(Network(), 1, final=True), given.baselines(Network())
     assert 0.5 < trained.metrics["eval/shown/similarity"] < 1.0
     assert set(baselines.metrics) == {"eval/shown/similarity_untrained"}
+
+
+def test_raw_samples_that_nobody_measures_are_said_with_what_to_write() -> None:
+    class Forgetful(OwnDataEvaluator):
+        baselines = ("pixels",)
+
+        def evaluate(self, given: OwnDataInput) -> Evaluation:
+            return Evaluation()
+
+    with pytest.raises(PluginError, match=r"Forgetful names raw samples .* define evaluate_pixels"):
+        Forgetful(EvaluatorConfig()).evaluate_pixels(PixelInput(0, torch.device("cpu")))
