@@ -7,6 +7,7 @@ that), so this is the list that the page of the reference shows.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import RecipeError
@@ -20,18 +21,18 @@ class Variable:
     about: str
     """What it decides, in one sentence."""
 
-    def text(self) -> str | None:
-        """Its value; None where it is not set."""
-        return os.environ.get(self.name)
+    def text(self, environ: Mapping[str, str] | None = None) -> str | None:
+        """Its value, in the environment of this process or in that given; None where not set."""
+        return (os.environ if environ is None else environ).get(self.name)
 
-    def number(self) -> int | None:
+    def number(self, environ: Mapping[str, str] | None = None) -> int | None:
         """Its value as a whole number, 0 or more; None where it is not set, or is empty.
 
         Raises RecipeError for anything else."""
-        text = self.text()
+        text = self.text(environ)
         if not text:
             return None
-        if not (text.isascii() and text.isdecimal()):
+        if not (text.isascii() and text.isdecimal() and len(text) <= 18):
             raise RecipeError(f"{self.name}: '{text[:40]}' is no whole number; correct or unset it")
         return int(text)
 
@@ -42,11 +43,44 @@ class Variable:
 
 WORLD_SIZE = Variable("WORLD_SIZE", "How many processes torchrun has started.")
 RANK = Variable("RANK", "Which of them this one is, from 0.")
-SLURM_NTASKS = Variable("SLURM_NTASKS", "How many tasks a SLURM job or step has.")
-SLURM_STEP_NUM_TASKS = Variable(
-    "SLURM_STEP_NUM_TASKS", "How many tasks srun has started; counts before SLURM_NTASKS."
+LOCAL_WORLD_SIZE = Variable("LOCAL_WORLD_SIZE", "How many of them are on this machine.")
+LOCAL_RANK = Variable("LOCAL_RANK", "Which of those this one is, from 0: the number of its device.")
+MASTER_ADDR = Variable(
+    "MASTER_ADDR", "The machine of rank 0; under srun it counts before what SLURM says."
 )
+MASTER_PORT = Variable(
+    "MASTER_PORT", "The port there; under srun, where it is not set, it follows from the job."
+)
+TORCHELASTIC_RUN_ID = Variable("TORCHELASTIC_RUN_ID", "torchrun's name of the job.")
+TORCHELASTIC_RESTART_COUNT = Variable(
+    "TORCHELASTIC_RESTART_COUNT", "How often torchrun has started the processes anew."
+)
+
+SLURM_JOB_ID = Variable("SLURM_JOB_ID", "The number of the job, which a requeue keeps.")
+SLURM_NTASKS = Variable("SLURM_NTASKS", "How many tasks a SLURM job has.")
+SLURM_JOB_NUM_NODES = Variable("SLURM_JOB_NUM_NODES", "How many machines it has.")
+SLURM_RESTART_COUNT = Variable("SLURM_RESTART_COUNT", "How often it was requeued.")
+SLURM_STEP_ID = Variable("SLURM_STEP_ID", "Which srun of the job has started this process.")
+SLURM_STEP_NUM_TASKS = Variable("SLURM_STEP_NUM_TASKS", "How many tasks that srun has started.")
 SLURM_PROCID = Variable("SLURM_PROCID", "Which of them this one is, from 0.")
+SLURM_STEP_TASKS_PER_NODE = Variable(
+    "SLURM_STEP_TASKS_PER_NODE", "How many of them are on each machine, like `2(x3),1`."
+)
+SLURM_LOCALID = Variable(
+    "SLURM_LOCALID", "Which of those on this machine this one is, from 0: the number of its device."
+)
+SLURM_NODEID = Variable("SLURM_NODEID", "Which of the machines this one is, from 0.")
+SLURM_STEP_NODELIST = Variable(
+    "SLURM_STEP_NODELIST", "The machines, like `node[01-03,7],x1`; rank 0 is on the first."
+)
+SLURM_DISTRIBUTION = Variable(
+    "SLURM_DISTRIBUTION", "In which order tasks lie on machines; `arbitrary` needs MASTER_ADDR."
+)
+
+OMPI_COMM_WORLD_SIZE = Variable(
+    "OMPI_COMM_WORLD_SIZE", "How many processes Open MPI's mpirun has started; refused above 1."
+)
+PMI_SIZE = Variable("PMI_SIZE", "How many another mpirun has started; refused above 1.")
 
 MLFLOW_TRACKING_URI = Variable(
     "MLFLOW_TRACKING_URI",
@@ -86,9 +120,26 @@ RECORDED = (
 ALL = (
     WORLD_SIZE,
     RANK,
+    LOCAL_WORLD_SIZE,
+    LOCAL_RANK,
+    MASTER_ADDR,
+    MASTER_PORT,
+    TORCHELASTIC_RUN_ID,
+    TORCHELASTIC_RESTART_COUNT,
+    SLURM_JOB_ID,
     SLURM_NTASKS,
+    SLURM_JOB_NUM_NODES,
+    SLURM_RESTART_COUNT,
+    SLURM_STEP_ID,
     SLURM_STEP_NUM_TASKS,
     SLURM_PROCID,
+    SLURM_STEP_TASKS_PER_NODE,
+    SLURM_LOCALID,
+    SLURM_NODEID,
+    SLURM_STEP_NODELIST,
+    SLURM_DISTRIBUTION,
+    OMPI_COMM_WORLD_SIZE,
+    PMI_SIZE,
     MLFLOW_TRACKING_URI,
     *RECORDED,
 )
