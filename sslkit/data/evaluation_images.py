@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from sslkit.data.views import view_maker
 from sslkit.errors import DataError
 from sslkit.evaluation.labels import numbered_classes
 from sslkit.nn.batch_norm import calibrate_batch_norm, has_batch_statistics
-from sslkit.nn.numerics import Precision, format_for
+from sslkit.nn.compute import Compute
+from sslkit.nn.numerics import format_for
 from sslkit.randomness import Order, SampleRandom, stream_key
 
 EVALUATION_BATCH = 512
@@ -57,15 +58,6 @@ def evaluation_batches(
         yield samples if preprocess is None else prepare_for_encoder(samples, preprocess)
 
 
-@dataclass(frozen=True)
-class EvaluationCompute:
-    """Where and how networks compute in evaluation."""
-
-    device: torch.device
-    precision: Precision
-    channels_last: bool
-
-
 def calibration_rows(num_images: int, seed: int) -> Tensor:
     """Positions (M,) of the training images whose batch statistics every encoder gets, in random
     order: folders are sorted by class, and batches of one class would bias the statistics."""
@@ -78,7 +70,7 @@ def calibrate(
     preprocess: Preprocess | None,
     *,
     seed: int,
-    compute: EvaluationCompute,
+    compute: Compute,
 ) -> None:
     """Gives a network the batch statistics with which it is measured and exported, in place: those
     of up to 10,000 training images, prepared as for evaluation. See `calibrate_batch_norm`.
@@ -188,7 +180,7 @@ class StoredImages(EvaluationImages):
         train: CachedSplit,
         test: CachedSplit | None,
         preprocess: Preprocess | None,
-        compute: EvaluationCompute,
+        compute: Compute,
         *,
         seed: int,
         augmentation: Augmentation,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sslkit.api import Apart, Batch, Method, MethodEmbeddings
+from sslkit.nn.compute import Compute
 from sslkit.randomness import seeded
 
-from .runtime import Runtime
 from .step import Embeddings, full_precision
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class EmbeddingMonitor(MethodEmbeddings):
         self,
         loader: Loader,
         method: Method,
-        runtime: Runtime,
+        compute: Compute,
         *,
         seed: int,
         images: int,
@@ -39,7 +39,7 @@ class EmbeddingMonitor(MethodEmbeddings):
         make_untrained: the method before its first step, on the device."""
         self._loader = loader
         self._method = method
-        self._runtime = runtime
+        self._compute = compute
         self._seed = seed
         self._images = images
         self._make_untrained = make_untrained
@@ -65,18 +65,18 @@ class EmbeddingMonitor(MethodEmbeddings):
         batch = next(self._loader.epoch(0)).select(slice(0, self._images))
         self._loader.wait_s = waited  # that wait was not training's
         with seeded(self._seed, "evaluation", "embeddings"):
-            return embed_unchanged(method, self._runtime, batch)
+            return embed_unchanged(method, self._compute, batch)
 
 
-def embed_unchanged(method: Method, runtime: Runtime, batch: Batch) -> Embeddings:
+def embed_unchanged(method: Method, compute: Compute, batch: Batch) -> Embeddings:
     """The method's embeddings in training mode, without gradient; its modes and buffers are put
     back to what they were."""
     modes = [(module, module.training) for module in method.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
-    views: tuple[Tensor, ...] = tuple(runtime.layout(view) for view in batch.views)
+    views: tuple[Tensor, ...] = tuple(compute.layout(view) for view in batch.views)
     method.train()
     try:
-        with torch.no_grad(), runtime.autocast():
+        with torch.no_grad(), compute.autocast():
             found = method.embed(replace(batch, views=views))
         return {name: full_precision(value) for name, value in found.items()}
     finally:

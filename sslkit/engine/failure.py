@@ -59,13 +59,13 @@ def explain_step(t: Training, found: NotFiniteError, batch: Batch | None) -> Tra
 def _reason(t: Training, batch: Batch | None) -> Reason:
     if batch is None:
         return Reason("where that began is found by repeating the step", "")
-    with t.runtime.eager():
+    with t.compute.eager():
         return find_reason(t, batch)
 
 
 def _first_of_ranks(t: Training, found: T | None) -> T | None:
     """What the first rank that found something found; all ranks call this together."""
-    everywhere = t.runtime.world.collect(found)
+    everywhere = t.compute.world.collect(found)
     return next((each for each in everywhere if each is not None), None)
 
 
@@ -145,7 +145,7 @@ def way_on(t: Training) -> str:
 def keep_record(t: Training, step: int, what: str, loss: float, grad_norm: float) -> None:
     """Keeps the record of the step that was not finite, on rank 0. step: counted from 1."""
     epoch, position = divmod(max(step - 1, 0), t.progress.steps_per_epoch)
-    if not t.runtime.world.is_first:
+    if not t.compute.world.is_first:
         return
     paths = t.output.checkpoints.paths()
     write_failure(
@@ -178,7 +178,7 @@ def _remedy(t: Training, place: Place) -> str:
     reach = _reach(place.module)
     if reach > _LARGE:
         return f"its weights reach {reach:.2g}: lower optimizer.lr, or set train.max_grad_norm"
-    if t.runtime.precision == "fp16":
+    if t.compute.precision == "fp16":
         return "float16 ends at 65504: set train.precision=bf16 or fp32"
     odd = first_odd(iter(place.module.named_buffers(recurse=False)))
     if odd and not place.module.training:

@@ -14,6 +14,7 @@ from sslkit.errors import TrainingError
 
 from .failure import explain_step, refuse_odd_state
 from .loss_meter import NotFiniteError
+from .peak_memory import peak_memory_mb
 from .signals import StopSignals
 from .step import train_step
 from .training import Training
@@ -23,7 +24,7 @@ def save(t: Training) -> Path:
     """Writes a checkpoint of the current step, on rank 0. Raises TrainingError where the state is
     not finite: what is kept is good to go on from."""
     refuse_odd_state(t)
-    path = t.runtime.world.once(lambda: t.output.checkpoints.save(t.progress.step, t.state_dict()))
+    path = t.compute.world.once(lambda: t.output.checkpoints.save(t.progress.step, t.state_dict()))
     t.saved_step = t.progress.step
     return path
 
@@ -34,14 +35,14 @@ def train(training: Training, stop: StopSignals) -> None:
     Raises TrainingError when loss, gradient, weights or other state are not finite, and PluginError
     where what a component gives in the first step breaks its contract."""
     t = training
-    world = t.runtime.world
+    world = t.compute.world
     t.method.train()
     if world.size == 1:  # the others would wait for the batch that a rank gives up
         t.loader.give_up = stop.overdue
     refuse_odd_state(t)
     t.meter.restart_clock()
     lr = t.optimization.set_rules(t.progress)
-    compiling_since = time.perf_counter() if t.runtime.compiles else None
+    compiling_since = time.perf_counter() if t.compute.compiles else None
 
     while t.progress.step < t.progress.total_steps and not stop.agree(world):
         epoch, start = divmod(t.progress.step, t.progress.steps_per_epoch)
@@ -113,7 +114,7 @@ def evaluate_epoch(t: Training, epoch: int, stop: StopSignals) -> None:
     Raises TrainingError where a protocol finds that training should end."""
     if not t.evaluation.is_due(epoch):
         return
-    with t.runtime.eager(), stop.stopping_at_once(t.runtime.world):
+    with t.compute.eager(), stop.stopping_at_once(t.compute.world):
         t.evaluating = True
         found = t.evaluation.run(epoch, t.progress.step)
         t.evaluating = False
@@ -145,7 +146,7 @@ def log_training(t: Training, lr: float, step_metrics: Mapping[str, Tensor | flo
         **t.output.callbacks.take_numbers(),
         "perf/images_per_second": speed,
         "perf/data_wait_fraction": min(t.loader.wait_s / seconds, 1.0),
-        "perf/peak_memory_mb": t.runtime.peak_memory_mb(),
+        "perf/peak_memory_mb": peak_memory_mb(t.compute.device),
     }
     t.loader.wait_s = 0.0
     t.output.log.log(metrics, t.progress.step)

@@ -30,7 +30,7 @@ def train_step(
     Raises NotFiniteError before the optimiser's step, so that the state is still that before it;
     on an accelerator only in the first step, since asking it makes it wait. PluginError: what a
     component gave in the first step breaks its contract."""
-    t.runtime.begin_step()
+    t.compute.begin_step()
     batch = on_device_layout(t, batch)
     with step_randomness(t, micro_batch=0), t.learner.contract.watching(t.method):
         t.learner.contract.check_batch(batch)
@@ -52,7 +52,7 @@ def train_step(
     if t.learner.probe is None or batch.labels is None:
         return output, {}
     factor = t.optimization.schedule.factor(t.progress)
-    world = t.runtime.world
+    world = t.compute.world
     features = world.gather(embeddings["features"].detach())
     return output, t.learner.probe.step(features, world.gather(batch.labels), factor)
 
@@ -73,7 +73,7 @@ def forward_backward(
     """Embeddings and loss of a batch, and the gradient, times the scale of the loss."""
     if t.learner.micro_batch_size is not None and t.learner.micro_batch_size < len(batch):
         return backward_in_parts(t, batch, t.learner.micro_batch_size, log=log)
-    world = t.runtime.world
+    world = t.compute.world
     # Ranks are micro-batches: each embeds under its own randomness, and all else is alike on all.
     with nullcontext() if world.size == 1 else step_randomness(t, 0, world.rank):
         embeddings = embed(t, batch)
@@ -84,7 +84,7 @@ def forward_backward(
 
 def embed(t: Training, batch: Batch) -> Embeddings:
     """The method's embeddings, computed in the precision of the run and given in float32."""
-    with t.runtime.autocast():
+    with t.compute.autocast():
         embeddings = t.method.embed(batch)
     t.learner.contract.check_embeddings(t.method, embeddings, len(batch))
     return {name: full_precision(value) for name, value in embeddings.items()}
@@ -115,7 +115,7 @@ def read_metrics(t: Training, metrics: Mapping[str, Tensor | float]) -> dict[str
 
 def on_device_layout(t: Training, batch: Batch) -> Batch:
     """The batch with its views in the memory format of the networks."""
-    return replace(batch, views=tuple(t.runtime.layout(view) for view in batch.views))
+    return replace(batch, views=tuple(t.compute.layout(view) for view in batch.views))
 
 
 def backward_in_parts(
@@ -134,7 +134,7 @@ def backward_in_parts(
 
     def embed_part(number: int) -> Embeddings:
         part = batch.select(parts[number])
-        with step_randomness(t, micro_batch=number, rank=t.runtime.world.rank):
+        with step_randomness(t, micro_batch=number, rank=t.compute.world.rank):
             return embed(t, part)
 
     before = [buffer.clone() for buffer in t.method.buffers()]

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from sslkit.api import Batch, Method, Progress, RunView, ScheduledNumber
+from sslkit.nn.compute import Compute
 from sslkit.runs.checkpoint import Checkpoints
 from sslkit.runs.folder import RunFolder
 
@@ -19,7 +20,6 @@ from .display import Display
 from .loss_meter import LossMeter
 from .online_probe import OnlineProbe
 from .optimization import Optimization
-from .runtime import Runtime
 from .state_check import StateCheck
 
 
@@ -145,7 +145,7 @@ class Output:
 class Training:
     """Everything that training consists of, made by `sslkit.experiment.build.build`."""
 
-    runtime: Runtime
+    compute: Compute
     loader: Loader
     learner: Learner
     progress: Progress
@@ -169,8 +169,8 @@ class Training:
 
     def __post_init__(self) -> None:
         self.state_check = StateCheck(self.method, self.optimization)
-        self.meter = LossMeter(self.runtime.world)
-        self.reads_each_step = self.runtime.device.type == "cpu"
+        self.meter = LossMeter(self.compute.world)
+        self.reads_each_step = self.compute.device.type == "cpu"
 
     @property
     def run(self) -> RunView:
@@ -208,6 +208,6 @@ class Training:
         self.optimization.load_state_dict(state["optimization"])
         if self.learner.probe and state["probe"] is not None:
             self.learner.probe.load_state_dict(state["probe"])
-        self.meter.load_state_dict(state["meter"], self.runtime.device)
+        self.meter.load_state_dict(state["meter"], self.compute.device)
         self.progress = replace(self.progress, step=state["step"])
         self.saved_step = self.began_at = state["step"]

@@ -10,14 +10,15 @@ from sslkit.data.loader import TrainLoader
 from sslkit.data.sampler import ShuffledSampler
 from sslkit.data.views import view_maker
 from sslkit.engine.callbacks import Callbacks
+from sslkit.engine.compute_settings import make_compute
 from sslkit.engine.contract import Contract
 from sslkit.engine.display import Display
 from sslkit.engine.embedding_monitor import EmbeddingMonitor
 from sslkit.engine.online_probe import OnlineProbe
 from sslkit.engine.optimization import Optimization
-from sslkit.engine.runtime import Runtime, make_runtime
 from sslkit.engine.training import Learner, NoLog, Output, Pace, Training
 from sslkit.evaluation.joined import EvaluationSuites
+from sslkit.nn.compute import Compute
 from sslkit.parallel.world import World
 from sslkit.recipe import Recipe, components, flatten, scheduled_numbers
 from sslkit.runs.checkpoint import Checkpoints
@@ -60,9 +61,9 @@ class Experiment:
     """Why there is no untrained encoder to compare with, where there is none."""
 
     @property
-    def runtime(self) -> Runtime:
+    def compute(self) -> Compute:
         """Where and how it computes."""
-        return self.training.runtime
+        return self.training.compute
 
     @property
     def method(self) -> Method:
@@ -93,7 +94,7 @@ class Experiment:
         if self.no_untrained is not None:
             return None
         bare = without_starting_weights(self.recipe)
-        return initial_method(bare, self.facts, self.runtime)
+        return initial_method(bare, self.facts, self.compute)
 
 
 def build(
@@ -101,26 +102,26 @@ def build(
 ) -> Experiment:
     """Builds a resolved recipe whose facts `check` found, in a run folder."""
     recipe = settle(recipe, facts)
-    runtime = make_runtime(recipe.train, world)
+    compute = make_compute(recipe.train, world)
     stores = open_stores(recipe, display)
     no_untrained = say_missing_untrained(recipe, facts, display)
     check_repeatable(recipe, facts, stores.train)
-    loader = make_loader(recipe, runtime, stores)
+    loader = make_loader(recipe, compute, stores)
 
-    method = initial_method(recipe, facts, runtime)
-    check_encoder(recipe, facts, runtime, method.encoder)
-    check_convolutions(recipe, facts, runtime, method.encoder)
-    if runtime.compiled:
-        compile_backbones(method, cuda_graphs=runtime.cuda_graphs)
-    learner = make_learner(recipe, facts, runtime, method)
+    method = initial_method(recipe, facts, compute)
+    check_encoder(recipe, facts, compute, method.encoder)
+    check_convolutions(recipe, facts, compute, method.encoder)
+    if compute.compiled:
+        compile_backbones(method, cuda_graphs=compute.cuda_graphs)
+    learner = make_learner(recipe, facts, compute, method)
     check_schedules(recipe, facts)
     check_disk_space(recipe, folder, method)
 
-    monitor = make_monitor(recipe, facts, runtime, loader, method)
+    monitor = make_monitor(recipe, facts, compute, loader, method)
     watched = Watched(learner.probe, loader.maker, monitor)
-    suites = make_suites(recipe, runtime, stores, method, watched)
+    suites = make_suites(recipe, compute, stores, method, watched)
     training = Training(
-        runtime,
+        compute,
         loader,
         learner,
         Progress(0, facts.total_steps, facts.steps_per_epoch),
@@ -131,10 +132,10 @@ def build(
     return Experiment(recipe, facts, folder, stores, suites, training, no_untrained)
 
 
-def make_loader(recipe: Recipe, runtime: Runtime, stores: Stores) -> TrainLoader:
+def make_loader(recipe: Recipe, compute: Compute, stores: Stores) -> TrainLoader:
     """The training batches."""
-    compiled = runtime.compiled_augmentation
-    maker = view_maker(stores.train, recipe.augmentation.build(), runtime.device, compiled=compiled)
+    compiled = compute.compiled_augmentation
+    maker = view_maker(stores.train, recipe.augmentation.build(), compute.device, compiled=compiled)
     return TrainLoader(
         maker,
         ShuffledSampler(len(stores.train), recipe.train.batch_size, recipe.seed),
@@ -143,7 +144,7 @@ def make_loader(recipe: Recipe, runtime: Runtime, stores: Stores) -> TrainLoader
     )
 
 
-def make_learner(recipe: Recipe, facts: RunFacts, runtime: Runtime, method: Method) -> Learner:
+def make_learner(recipe: Recipe, facts: RunFacts, compute: Compute, method: Method) -> Learner:
     """What is trained, with all that a step needs."""
     optimization = Optimization(
         method,
@@ -151,16 +152,16 @@ def make_learner(recipe: Recipe, facts: RunFacts, runtime: Runtime, method: Meth
         recipe.schedule.build(),
         batch_size=recipe.train.batch_size,
         max_grad_norm=recipe.train.max_grad_norm,
-        scaler=runtime.make_scaler(),
+        scaler=compute.make_scaler(),
     )
-    probe = make_probe(recipe, facts, runtime, method)
+    probe = make_probe(recipe, facts, compute, method)
     contract = Contract(
         {slot.cls: path for path, slot in components(recipe)},
         facts.views,
         facts.channels,
         bounded=issubclass(recipe.augmentation.cls, ImageAugmentation),
         probe_width=method.encoder.num_features if probe else None,
-        hook_backbones=not runtime.compiled,
+        hook_backbones=not compute.compiled,
     )
     return Learner(
         method,
@@ -174,16 +175,16 @@ def make_learner(recipe: Recipe, facts: RunFacts, runtime: Runtime, method: Meth
 
 
 def make_monitor(
-    recipe: Recipe, facts: RunFacts, runtime: Runtime, loader: TrainLoader, method: Method
+    recipe: Recipe, facts: RunFacts, compute: Compute, loader: TrainLoader, method: Method
 ) -> EmbeddingMonitor:
     """What shows the embeddings of one batch to evaluators."""
     return EmbeddingMonitor(
         loader,
         method,
-        runtime,
+        compute,
         seed=recipe.seed,
         images=recipe.train.micro_batch_size or recipe.train.batch_size,
-        make_untrained=partial(initial_method, recipe, facts, runtime),
+        make_untrained=partial(initial_method, recipe, facts, compute),
     )
 
 
@@ -218,7 +219,7 @@ def make_callbacks(recipe: Recipe, world: World) -> Callbacks:
 
 
 def make_probe(
-    recipe: Recipe, facts: RunFacts, runtime: Runtime, method: Method
+    recipe: Recipe, facts: RunFacts, compute: Compute, method: Method
 ) -> OnlineProbe | None:
     """The online probe, where the recipe wants it and the data has labels."""
     config = recipe.train.online_probe
@@ -230,5 +231,5 @@ def make_probe(
         lr=config.lr,
         weight_decay=config.weight_decay,
         seed=recipe.seed,
-        device=runtime.device,
+        device=compute.device,
     )

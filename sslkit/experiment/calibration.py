@@ -14,12 +14,12 @@ from torch import nn
 
 from sslkit.api import Method
 from sslkit.data.cached_split import CachedSplit
-from sslkit.data.evaluation_images import EvaluationCompute, calibrate
+from sslkit.data.evaluation_images import calibrate
 from sslkit.data.splits import open_splits
-from sslkit.engine.runtime import Runtime, resolve_device
+from sslkit.engine.compute_settings import resolve_device
 from sslkit.errors import CheckpointError, DataError, RecipeError
 from sslkit.nn.batch_norm import has_batch_statistics
-from sslkit.parallel.world import OneProcess
+from sslkit.nn.compute import Compute
 from sslkit.recipe import Recipe
 
 from .stores import open_store
@@ -47,11 +47,10 @@ def calibrate_as_in_run(
             source, f"have changed (fingerprint {fingerprint}, now {store.fingerprint})"
         )
     home = next(method.parameters()).device
-    runtime = _runtime(recipe)
-    runtime.prepare(network)
-    compute = EvaluationCompute(runtime.device, recipe.evaluation_precision, runtime.channels_last)
+    compute = _compute(recipe)
+    compute.prepare(network)
     calibrate(network, store, method.encoder.preparation, seed=recipe.seed, compute=compute)
-    replace(runtime, device=home).prepare(network)
+    replace(compute, device=home).prepare(network)
 
 
 def _open(recipe: Recipe, source: Path) -> CachedSplit:
@@ -70,16 +69,10 @@ def _without_images(source: Path, what: str) -> CheckpointError:
     )
 
 
-def _runtime(recipe: Recipe) -> Runtime:
+def _compute(recipe: Recipe) -> Compute:
     """As the run's, on the CPU where its device is not here; changes no global setting."""
     try:
         device = resolve_device(recipe.train.device)
     except RecipeError:  # a run of another machine
         device = "cpu"
-    return Runtime(
-        OneProcess(),
-        torch.device(device),
-        recipe.train.precision,
-        recipe.train.channels_last,
-        compiled=False,
-    )
+    return Compute(torch.device(device), recipe.evaluation_precision, recipe.train.channels_last)

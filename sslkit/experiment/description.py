@@ -16,7 +16,7 @@ def describe_run(experiment: Experiment) -> dict[str, Any]:
     stores = {"train": experiment.stores.train, "test": experiment.stores.test}
     used = [slot for _, slot in components(experiment.recipe)]
     found = describe(
-        device=str(experiment.runtime.device),
+        device=str(experiment.compute.device),
         plugins={slot.distribution: slot.version for slot in used},
         data=experiment.stores.fingerprints,
     )

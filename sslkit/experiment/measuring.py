@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
 
 from sslkit.api import Backbone, Evaluator, FeatureEvaluator, ImageEvaluator, Method, SampleSpec
-from sslkit.data.evaluation_images import EvaluationCompute, StoredImages
+from sslkit.data.evaluation_images import StoredImages
 from sslkit.data.view_base import ViewMaker
 from sslkit.engine.embedding_monitor import EmbeddingMonitor
 from sslkit.engine.online_probe import OnlineProbe, ProbeAccuracy
-from sslkit.engine.runtime import Runtime
 from sslkit.errors import RecipeError
 from sslkit.evaluation.collector import NamedEvaluator, named_evaluators
 from sslkit.evaluation.conditions import Conditions
@@ -21,6 +20,7 @@ from sslkit.evaluation.joined import EvaluationSuites
 from sslkit.evaluation.results import SuiteResult
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.nn.batch_norm import has_batch_statistics
+from sslkit.nn.compute import Compute
 from sslkit.recipe import Recipe
 
 from .stores import Stores
@@ -39,7 +39,7 @@ class Watched:
 
 def make_suites(
     recipe: Recipe,
-    runtime: Runtime,
+    compute: Compute,
     stores: Stores,
     method: Method,
     watched: Watched | None = None,
@@ -58,12 +58,12 @@ def make_suites(
         accuracy = ProbeAccuracy.beside([named.evaluator for named in takers], watched.probe)
         own += named_evaluators([("online_probe", accuracy)])
 
-    images = _images(recipe, runtime, stores, method, watched.maker)
+    images = _images(recipe, compute, stores, method, watched.maker)
     suite = EvaluationSuite(own, images, seed=recipe.seed, embeddings=watched.monitor)
     brought = [
         EvaluationSuite(
             [named for path, named in places.items() if stores.elsewhere.get(path) is there],
-            _images(recipe, runtime, there, method, None),
+            _images(recipe, compute, there, method, None),
             seed=recipe.seed,
             calibration=images,
         )
@@ -73,17 +73,14 @@ def make_suites(
 
 
 def _images(
-    recipe: Recipe, runtime: Runtime, stores: Stores, method: Method, maker: ViewMaker | None
+    recipe: Recipe, compute: Compute, stores: Stores, method: Method, maker: ViewMaker | None
 ) -> StoredImages:
     """maker: of the training views, where there is one."""
-    compute = EvaluationCompute(
-        runtime.device, recipe.evaluation_precision, recipe.train.channels_last
-    )
     return StoredImages(
         stores.train,
         stores.test,
         method.encoder.preparation,
-        compute,
+        replace(compute, precision=recipe.evaluation_precision),
         seed=recipe.seed,
         augmentation=recipe.augmentation.build(),
         maker=maker,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sslkit.api import Backbone, Method, RunFacts, Slot
 from sslkit.engine.display import Display
-from sslkit.engine.runtime import Runtime
 from sslkit.errors import RecipeError
 from sslkit.evaluation.untrained import holds_weights
+from sslkit.nn.compute import Compute
 from sslkit.nn.recompute import is_recomputed
 from sslkit.randomness import seeded
 from sslkit.recipe import Recipe
@@ -70,10 +70,10 @@ def without_weights(backbone: Slot[Backbone]) -> Slot[Backbone]:
     return Slot(backbone.cls, backbone.name, config, backbone.distribution, backbone.version)
 
 
-def initial_method(recipe: Recipe, facts: RunFacts, runtime: Runtime) -> Method:
+def initial_method(recipe: Recipe, facts: RunFacts, compute: Compute) -> Method:
     """The method as it was before the first step, made again from the seed, on the device."""
     method = make_method(recipe, facts)
-    runtime.prepare(method)
+    compute.prepare(method)
     return method
 
 

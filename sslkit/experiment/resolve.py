@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sslkit.api import RunFacts
-from sslkit.engine.runtime import check_cuda_graphs, resolve_compile, resolve_device
+from sslkit.engine.compute_settings import check_cuda_graphs, resolve_compile, resolve_device
 from sslkit.recipe import Recipe
 
 LOG_STEPS = 50

@@ -11,27 +11,27 @@ from sslkit.api import Augmentation, Backbone, Method, OwnDataEvaluator, RunFact
 from sslkit.api.schedules import checked_factor, sampled_steps
 from sslkit.data.cached_split import CachedSplit
 from sslkit.engine.repeatable import check_augmentation, check_reader
-from sslkit.engine.runtime import Runtime
 from sslkit.engine.torch_faults import Convolution, find_faulty, recorded_convolutions
 from sslkit.errors import PluginError, RecipeError
 from sslkit.evaluation.features import eval_mode
+from sslkit.nn.compute import Compute
 from sslkit.recipe import Recipe, components, scheduled_numbers
 from sslkit.runs.folder import RunFolder
 
 from .samples import measured_dtype, measured_shape
 
 
-def check_encoder(recipe: Recipe, facts: RunFacts, runtime: Runtime, encoder: Backbone) -> None:
+def check_encoder(recipe: Recipe, facts: RunFacts, compute: Compute, encoder: Backbone) -> None:
     """Sends two black images, or samples of zeros, through the encoder, in eval mode. Raises
     PluginError where it fails or its features do not have the width that it states."""
     slot = recipe.backbone
     who = f"backbone: '{slot.name}' of {slot.distribution} {slot.version}"
     what = "images" if encoder.takes_images else "samples"
-    images = torch.zeros(2, *measured_shape(encoder, facts.sample), device=runtime.device)
+    images = torch.zeros(2, *measured_shape(encoder, facts.sample), device=compute.device)
     images = images.to(measured_dtype(facts.sample))
     try:
         with torch.no_grad(), eval_mode(encoder):
-            features = encoder(runtime.layout(images))
+            features = encoder(compute.layout(images))
     except Exception as error:  # whatever a network raises
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise PluginError(f"{who} cannot take {what} {tuple(images.shape)}: {reason}") from error
@@ -43,10 +43,10 @@ def check_encoder(recipe: Recipe, facts: RunFacts, runtime: Runtime, encoder: Ba
 
 
 def check_convolutions(
-    recipe: Recipe, facts: RunFacts, runtime: Runtime, encoder: Backbone
+    recipe: Recipe, facts: RunFacts, compute: Compute, encoder: Backbone
 ) -> None:
     """Raises RecipeError where torch would give the encoder gradients that are not set."""
-    if runtime.device.type != "cpu" or runtime.precision == "fp32":
+    if compute.device.type != "cpu" or compute.precision == "fp32":
         return
     seen: set[Convolution] = set()
     for shape in {view.shape(facts.channels) for view in facts.views}:
@@ -58,10 +58,10 @@ def check_convolutions(
             eval_mode(encoder),
             recorded_convolutions(encoder, seen),
         ):
-            encoder(runtime.layout(images))
-    if faulty := find_faulty(seen, runtime.precision):
+            encoder(compute.layout(images))
+    if faulty := find_faulty(seen, compute.precision):
         raise RecipeError(
-            f"train.precision: {runtime.precision} on a CPU: torch {torch.__version__} leaves part "
+            f"train.precision: {compute.precision} on a CPU: torch {torch.__version__} leaves part "
             f"of the weight gradient of {faulty[0]} of the backbone unset"
             f"{f', and of {len(faulty) - 1} more' if len(faulty) > 1 else ''}; set "
             "train.precision=fp32, make the views larger, or take a backbone that shrinks them less"

@@ -18,8 +18,8 @@ from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import evaluation_batches
 from sslkit.data.packing import data_of
 from sslkit.data.splits import open_splits
+from sslkit.engine.compute_settings import resolve_device
 from sslkit.engine.pack_progress import PackProgress, make_pack_progress
-from sslkit.engine.runtime import resolve_device
 from sslkit.errors import DataError, RecipeError, SSLKitError
 from sslkit.evaluation.features import count_not_finite, extract, state_digest
 from sslkit.experiment.encoder import input_channels, load_encoder

@@ -97,13 +97,13 @@ def _execute(
     experiment: Experiment, stop: StopSignals
 ) -> tuple[RunLog | NoLog, FinalResults | None]:
     """The log, which is closed, and the results, or None where the run was stopped."""
-    training, folder, world = experiment.training, experiment.folder, experiment.runtime.world
+    training, folder, world = experiment.training, experiment.folder, experiment.compute.world
     results: FinalResults | None = None
     with experiment.open_log() as log:
         log.artifact(folder.recipe)
         log.artifact(folder.environment)
         try:
-            with SystemSampler(log.log_system, training.runtime.device):
+            with SystemSampler(log.log_system, training.compute.device):
                 stop.at_once = False
                 advance(experiment, stop)
                 if not stop.agree(world):
@@ -137,7 +137,7 @@ def _execute(
 def needs_less_memory(experiment: Experiment) -> TrainingError:
     """The error where memory ran out in training or in an evaluation."""
     training = experiment.training
-    device = training.runtime.device
+    device = training.compute.device
     if training.evaluating:
         return evaluation_needs_less(device)
     return step_needs_less(experiment.recipe.train, device, training.progress.step + 1)
@@ -177,7 +177,7 @@ def finish(experiment: Experiment, log: RunLog | NoLog) -> FinalResults:
     encoder, layers = experiment.method.encoder, experiment.method.projection_layers
     training.output.display.message("evaluating the last epoch and the baselines")
     training.evaluating = True
-    with training.runtime.eager():
+    with training.compute.eager():
         with suite.calibrated(encoder, layers) as seconds:  # what is measured is what is exported
             log.artifact(save_encoder(experiment))  # a tracker takes it where its recipe says so
             epochs = training.progress.epochs_done

@@ -21,6 +21,7 @@ from sslkit.api import Batch, Progress
 from sslkit.engine.display import Display
 from sslkit.engine.failure import refuse_odd_state
 from sslkit.engine.loop import check_steps, checked_step
+from sslkit.engine.peak_memory import peak_memory_mb
 from sslkit.engine.training import Training
 from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
@@ -102,8 +103,8 @@ def make_plan(
         return Plan(
             recipe=wanted.name,
             recipe_hash=recipe_hash(wanted),
-            device=str(training.runtime.device),
-            precision=training.runtime.precision,
+            device=str(training.compute.device),
+            precision=training.compute.precision,
             images=facts.num_images,
             classes=facts.num_classes,
             data=describe_data(experiment),
@@ -120,7 +121,7 @@ def make_plan(
             first_loss=steps.first_loss,
             first_step_seconds=steps.seconds[0],
             time=estimate_time(experiment, steps) if measure else None,
-            peak_memory_mb=training.runtime.peak_memory_mb(),
+            peak_memory_mb=peak_memory_mb(training.compute.device),
             disk=describe_disk(experiment),
             statements=statements(wanted, training.method, facts.sample.noun),
             warnings=[asdict(warning) for warning in warnings],
@@ -166,7 +167,7 @@ def take_steps(training: Training, number: int) -> Steps:
             batch = next(batches)
             training.optimization.set_rules(training.progress)
             output, _ = checked_step(training, batch)
-            _wait_for(training.runtime.device)
+            _wait_for(training.compute.device)
             seconds.append(time.perf_counter() - begun)
             if training.progress.step == 0:
                 first_loss = output.loss.item()
@@ -200,7 +201,7 @@ def estimate_time(experiment: Experiment, steps: Steps) -> dict[str, Any]:
     images = len(experiment.stores.train) + len(experiment.stores.test or ())
     features = 0.0
     if evaluations:
-        with experiment.runtime.eager():
+        with experiment.compute.eager():
             features = evaluations * images * experiment.suite.seconds_per_image(encoder)
     return {
         "step_seconds": step,

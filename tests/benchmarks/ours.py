@@ -64,10 +64,10 @@ class Clock(Display):
     def advance(self, step: int) -> None:
         self._done += 1
         if self._done == self.lead_steps:
-            synchronize(self.training.runtime.device)
+            synchronize(self.training.compute.device)
             self._start = time.perf_counter()
         elif self._done == self.lead_steps + self.steps:
-            synchronize(self.training.runtime.device)
+            synchronize(self.training.compute.device)
             self.seconds = time.perf_counter() - self._start
             self.training.saved_step = step  # after the clock: no checkpoint at every block's end
             self.stop.requested = "the end of the block"
@@ -86,7 +86,7 @@ class TrainRun:
     def __init__(self, recipe: Recipe, steps: int, lead_steps: int) -> None:
         self.experiment = build_experiment(recipe)
         training = self.experiment.training
-        if training.runtime.compiles:  # then the first step of a block ends with a wait
+        if training.compute.compiles:  # then the first step of a block ends with a wait
             lead_steps = max(2, lead_steps)
         self.clock = Clock(training, steps, lead_steps)
         training.output.display = self.clock
@@ -108,7 +108,7 @@ class CeilingRun(Calls):
 
     def __init__(self, recipe: Recipe, steps: int) -> None:
         experiment = build_experiment(recipe)
-        device = experiment.runtime.device
+        device = experiment.compute.device
         super().__init__(bare_step(experiment), steps, device)
         experiment.folder.close()
         shutil.rmtree(experiment.folder.path, ignore_errors=True)
@@ -121,15 +121,15 @@ class CeilingRun(Calls):
 
 def bare_step(experiment: Experiment) -> Callable[[], None]:
     """Forward, loss, backward and optimiser of an experiment on one fixed synthetic batch."""
-    training, runtime = experiment.training, experiment.runtime
+    training, compute = experiment.training, experiment.compute
     method, optimization = training.method, training.optimization
     batch = synthetic_batch(experiment)
     method.train()
     optimization.set_rules(training.progress)
 
     def step() -> None:
-        runtime.begin_step()
-        with runtime.autocast():
+        compute.begin_step()
+        with compute.autocast():
             embeddings = method.embed(batch)
         output = method.objective(
             {k: v.float() for k, v in embeddings.items()}, batch, training.progress
@@ -142,17 +142,17 @@ def bare_step(experiment: Experiment) -> Callable[[], None]:
 
 def synthetic_batch(experiment: Experiment) -> Batch:
     """Uniform noise in the shape, memory layout and place of the views that training sees."""
-    facts, runtime = experiment.facts, experiment.runtime
+    facts, compute = experiment.facts, experiment.compute
     generator = torch.Generator().manual_seed(0)
     views = tuple(
-        runtime.layout(
+        compute.layout(
             torch.rand(
                 facts.batch_size, facts.channels, view.size, view.size, generator=generator
-            ).to(runtime.device)
+            ).to(compute.device)
         )
         for view in facts.views
     )
-    indices = torch.arange(facts.batch_size, device=runtime.device)
+    indices = torch.arange(facts.batch_size, device=compute.device)
     labels = None if facts.num_classes is None else indices % facts.num_classes
     return Batch(views, indices, SampleRandom(0, "method", 0, indices), labels)
 

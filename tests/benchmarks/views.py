@@ -95,7 +95,7 @@ class LoaderRun:
     def __init__(self, recipe: Recipe, batches: int, lead: int) -> None:
         experiment = build_experiment(recipe)
         experiment.folder.close()
-        self.loader, self.device = experiment.training.loader, experiment.runtime.device
+        self.loader, self.device = experiment.training.loader, experiment.compute.device
         self.num_batches, self.lead = batches, lead
         self._epoch = 0
 

@@ -8,9 +8,10 @@ import torch
 from sslkit.api import Preprocess
 from sslkit.builtin.crop_flip import CropFlip
 from sslkit.data.cached_split import CachedSplit
-from sslkit.data.evaluation_images import EvaluationCompute, StoredImages
+from sslkit.data.evaluation_images import StoredImages
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError
+from sslkit.nn.compute import Compute
 from tests.data.loaders import train_loader
 
 CPU = torch.device("cpu")
@@ -30,7 +31,7 @@ def stores(request, list_reader, photo):
 
 
 def images_of(stores, **changes):
-    compute = EvaluationCompute(CPU, "fp32", changes.pop("channels_last", True))
+    compute = Compute(CPU, "fp32", changes.pop("channels_last", True))
     preprocess = Preprocess(24, 24, "bilinear", (0.5,) * 3, (0.2,) * 3)
     options = {"seed": 5, "augmentation": CropFlip(CropFlip.Config(size=24))}
     return StoredImages(*stores, preprocess, compute, **{**options, **changes})

@@ -12,10 +12,11 @@ from torch.amp.grad_scaler import GradScaler
 from sslkit.api import ParamGroup
 from sslkit.builtin.optimizers import SGD
 from sslkit.builtin.schedules import Constant
+from sslkit.engine.compute_settings import check_cuda_graphs
 from sslkit.engine.display import Silent
 from sslkit.engine.optimization import Optimization
-from sslkit.engine.runtime import Runtime, check_cuda_graphs
 from sslkit.errors import RecipeError
+from sslkit.nn.compute import Compute
 from sslkit.recipe.model import TrainConfig
 from sslkit.runs.checkpoint import load
 from sslkit.workflows.execute import RunResult
@@ -111,7 +112,7 @@ def test_micro_batches_get_back_the_size_of_their_gradients(
     weights = []
     for scale in (2.0**8, 2.0**10):
         monkeypatch.setattr(
-            Runtime, "make_scaler", lambda _, scale=scale: GradScaler("cpu", init_scale=scale)
+            Compute, "make_scaler", lambda _, scale=scale: GradScaler("cpu", init_scale=scale)
         )
         settings = ["train.max_steps=1", "train.micro_batch_size=4", "train.batch_size=8", FLAT]
         run = fp16(tiny, *settings, "optimizer={name: sgd, lr: 1.0, momentum: 0.0}")

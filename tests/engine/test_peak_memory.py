@@ -8,9 +8,9 @@ import sys
 import psutil
 import pytest
 
-from sslkit.engine.runtime import peak_process_memory
+from sslkit.engine.peak_memory import peak_process_memory
 
-CHILD = "from sslkit.engine.runtime import peak_process_memory; print(peak_process_memory())"
+CHILD = "from sslkit.engine.peak_memory import peak_process_memory; print(peak_process_memory())"
 PARENT = f"""
 import subprocess, sys
 block = bytearray(b"x") * 1_500_000_000

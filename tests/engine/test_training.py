@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from sslkit.api import LossInput, OptimizerConfig
 from sslkit.builtin.losses import NTXent
+from sslkit.engine.compute_settings import resolve_compile, resolve_device
 from sslkit.engine.display import Silent
 from sslkit.engine.loss_meter import LossMeter, NotFiniteError
 from sslkit.engine.online_probe import OnlineProbe
 from sslkit.engine.optimization import scaled_lr
-from sslkit.engine.runtime import resolve_compile, resolve_device
 from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, PluginError, RecipeError, TrainingError
 from sslkit.experiment.encoder import load_encoder
@@ -184,7 +184,7 @@ def test_an_unexpected_failure_leaves_its_traceback(
 
 
 def test_compile_true_without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslkit.engine.runtime.shutil.which", lambda name: None)
+    monkeypatch.setattr("sslkit.engine.compute_settings.shutil.which", lambda name: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(RecipeError, match=r"train\.compile: true, but no C\+\+ compiler"):
         resolve_compile(True)

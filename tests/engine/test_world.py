@@ -279,7 +279,7 @@ def test_a_stop_on_any_rank_stops_all(
     stops = [StopSignals(), StopSignals()]
 
     def step_then_signal(t: Training, batch: Batch, *, log: bool) -> Any:
-        if (t.runtime.world.rank, t.progress.step + 1) == (asked, at):
+        if (t.compute.world.rank, t.progress.step + 1) == (asked, at):
             stops[asked]._handle(signal.SIGTERM, None)
         return checked_step(t, batch, log=log)
 

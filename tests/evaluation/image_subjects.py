@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from sslkit.api import Evaluator, ImageReader, Preprocess, resolve_component
 from sslkit.builtin.crop_flip import CropFlip
 from sslkit.data.cached_split import CachedSplit
-from sslkit.data.evaluation_images import EvaluationCompute, StoredImages
+from sslkit.data.evaluation_images import StoredImages
 from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.host.plugins import load_plugins
+from sslkit.nn.compute import Compute
 
 CPU = torch.device("cpu")
 
@@ -81,7 +82,7 @@ class Study:
 
     def suite(self, *protocols: tuple[str, Mapping[str, Any]]) -> EvaluationSuite:
         preprocess = Preprocess(8, 8, "bilinear", (0.5,) * 3, (0.2,) * 3)
-        compute = EvaluationCompute(CPU, "fp32", channels_last=False)
+        compute = Compute(CPU, "fp32", channels_last=False)
         images = StoredImages(
             self.train, self.test, preprocess, compute,
             seed=self.seed, augmentation=CropFlip(CropFlip.Config(size=8)),

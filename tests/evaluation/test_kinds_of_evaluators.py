@@ -26,13 +26,14 @@ from sslkit.api import (
     PixelInput,
 )
 from sslkit.builtin.crop_flip import CropFlip
-from sslkit.data.evaluation_images import EvaluationCompute, StoredImages
+from sslkit.data.evaluation_images import StoredImages
 from sslkit.engine.display import Silent
 from sslkit.errors import PluginError
 from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.experiment.stores import open_stores
 from sslkit.nn.classification import knn_correct
+from sslkit.nn.compute import Compute
 from sslkit.nn.functional import normalize
 from sslkit.recipe import load_recipe
 from sslkit.workflows.train import start
@@ -84,7 +85,7 @@ def test_an_ensemble_of_two_runs(shown: dict[str, type[Evaluator]], tiny: Path) 
     stores = open_stores(load_recipe(first.run_dir / "recipe.resolved.yaml"), Silent())
     images = StoredImages(
         stores.train, stores.test, encoder.preprocess,
-        EvaluationCompute(torch.device("cpu"), "fp32", channels_last=False),
+        Compute(torch.device("cpu"), "fp32", channels_last=False),
         seed=0, augmentation=CropFlip(CropFlip.Config(size=encoder.preprocess.size)),
     )  # fmt: skip
     scores = {}

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from sslkit.api import Backbone, DataSourceConfig, SplitReader, largest_view
 from sslkit.data.cached_split import CachedSplit
-from sslkit.data.evaluation_images import EvaluationCompute, calibrate, evaluation_batches
+from sslkit.data.evaluation_images import calibrate, evaluation_batches
 from sslkit.data.splits import open_splits
-from sslkit.engine.runtime import resolve_device
+from sslkit.engine.compute_settings import resolve_device
 from sslkit.errors import DataError, RecipeError
 from sslkit.evaluation.features import count_not_finite, extract
 from sslkit.experiment.encoder import load_encoder
 from sslkit.experiment.networks import make_method, missing_untrained, without_starting_weights
 from sslkit.experiment.samples import build_backbone
+from sslkit.nn.compute import Compute
 from sslkit.randomness import Order, random_subset, seeded
 from sslkit.recipe import Recipe
 from sslkit.report.comparison.gallery import Thumbnail, choose_queries, thumbnail
@@ -92,7 +93,7 @@ def features_of(
             images.train,
             encoder.preparation,
             seed=record.seed,
-            compute=EvaluationCompute(device, "fp32", channels_last=False),
+            compute=Compute(device, "fp32", channels_last=False),
         )
 
     def features(store: CachedSplit, rows: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.api import Method, RunFacts
+from sslkit.engine.compute_settings import make_compute
 from sslkit.engine.display import Display
-from sslkit.engine.runtime import make_runtime
 from sslkit.experiment.measuring import conditions, make_suites, untrained_networks
 from sslkit.experiment.networks import (
     initial_method,
@@ -48,13 +48,13 @@ def measure(
     """A trained and the untrained method with the protocols of the recipe, the trained one with the
     batch statistics that it has. weights: whether only the encoder is trained, by someone else."""
     missing = say_missing_untrained(recipe, facts, display)
-    runtime = make_runtime(recipe.train, OneProcess())
-    runtime.prepare(method)
-    suite = make_suites(recipe, runtime, stores, method)
+    compute = make_compute(recipe.train, OneProcess())
+    compute.prepare(method)
+    suite = make_suites(recipe, compute, stores, method)
     trained = suite.run(method.encoder, 0, True, () if weights else method.projection_layers)
     untrained = None
     if missing is None:
-        untrained = initial_method(without_starting_weights(recipe), facts, runtime)
+        untrained = initial_method(without_starting_weights(recipe), facts, compute)
     networks = untrained_networks(untrained, with_projection=not weights)
     measured = conditions(recipe, method.encoder, facts.sample, missing, given=weights)
     return FinalResults.collect(trained, suite.baselines(*networks), conditions=measured)
