@@ -28,7 +28,7 @@ from sslkit.api import (
 )
 from sslkit.errors import PluginError
 
-from .tracing import odd_value
+from .not_finite import odd_value
 
 _TOLERANCE = 1e-3
 """By which views may leave [0, 1]: filters round."""

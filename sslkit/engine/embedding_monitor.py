@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sslkit.api import Apart, Batch, Method, MethodEmbeddings
 from sslkit.nn.compute import Compute
+from sslkit.nn.modes import modes_kept
 from sslkit.randomness import seeded
 
 from .step import Embeddings, full_precision
@@ -71,17 +72,14 @@ class EmbeddingMonitor(MethodEmbeddings):
 def embed_unchanged(method: Method, compute: Compute, batch: Batch) -> Embeddings:
     """The method's embeddings in training mode, without gradient; its modes and buffers are put
     back to what they were."""
-    modes = [(module, module.training) for module in method.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
     views: tuple[Tensor, ...] = tuple(compute.layout(view) for view in batch.views)
-    method.train()
     try:
-        with torch.no_grad(), compute.autocast():
+        with modes_kept(method), torch.no_grad(), compute.autocast():
+            method.train()
             found = method.embed(replace(batch, views=views))
         return {name: full_precision(value) for name, value in found.items()}
     finally:
-        for module, training in modes:
-            module.training = training
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)

@@ -15,8 +15,8 @@ from sslkit.errors import TrainingError
 from sslkit.runs.endings import FailureRecord, write_failure
 
 from .loss_meter import NotFiniteError, NotFiniteOnAnotherRankError
+from .not_finite import Place, Trace, first_odd, odd_value
 from .step import forward_backward, on_device_layout, step_randomness
-from .tracing import Place, Trace, first_odd, odd_value
 
 if TYPE_CHECKING:
     from .training import Training

@@ -18,9 +18,9 @@ from .callbacks import Callbacks
 from .contract import Contract
 from .display import Display
 from .loss_meter import LossMeter
+from .not_finite import StateCheck
 from .online_probe import OnlineProbe
 from .optimization import Optimization
-from .state_check import StateCheck
 
 
 class Loader(Protocol):

@@ -5,8 +5,7 @@ Shapes: B images of a batch, N images of a split, C channels, S side in pixels, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -15,31 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslkit.api import FeatureBank
+from sslkit.nn.modes import frozen
 from sslkit.nn.numerics import Precision, autocast, exact_float32, format_for
 
 DEVICE_BYTES = 1 << 31
 """Features of both splits up to this size stay on the training device, others in CPU memory."""
 _CHECKED_ROWS = 1 << 16
-
-
-@contextmanager
-def eval_mode(encoder: nn.Module) -> Iterator[None]:
-    """Evaluation mode. Afterwards every submodule has the training flag that it had before, also
-    where an exception leaves the block."""
-    flags = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-@contextmanager
-def frozen(encoder: nn.Module) -> Iterator[None]:
-    """`eval_mode` without gradients: nothing inside changes the encoder."""
-    with eval_mode(encoder), torch.no_grad():
-        yield
 
 
 def encoder_state(encoder: nn.Module) -> dict[str, Tensor]:

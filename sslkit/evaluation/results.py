@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sslkit.api import Evaluation, ImageScores
 
@@ -23,6 +23,8 @@ from .statistics import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+V = TypeVar("V")
 
 SUBJECTS = ("pixels", "raw", "untrained", "trained")
 """In the order of columns. Only one of the first two is there: see `SampleSpec.raw`."""
@@ -239,3 +241,31 @@ def _finite(values: Mapping[str, float | None]) -> dict[str, float | None]:
 
 def _finite_list(values: Sequence[float | None]) -> list[float | None]:
     return [None if v is None or not math.isfinite(v) else float(v) for v in values]
+
+
+def joined(results: Sequence[SuiteResult]) -> SuiteResult:
+    """What several suites found, as if one had."""
+    subjects = dict.fromkeys(subject for result in results for subject in result.evaluations)
+    parts = dict.fromkeys(part for result in results for part in result.timings)
+    return SuiteResult(
+        metrics=_union(result.metrics for result in results),
+        evaluations={
+            subject: _union(result.evaluations.get(subject, {}) for result in results)
+            for subject in subjects
+        },
+        figures=_union(result.figures for result in results),
+        skipped=_union(result.skipped for result in results),
+        errors=_union(result.errors for result in results),
+        seconds=sum(result.seconds for result in results),
+        timings={part: sum(result.timings.get(part, 0.0) for result in results) for part in parts},
+        warnings=_union(result.warnings for result in results),
+        stops=_union(result.stops for result in results),
+        notes={
+            key: [line for result in results for line in result.notes.get(key, ())]
+            for key in dict.fromkeys(key for result in results for key in result.notes)
+        },
+    )
+
+
+def _union(mappings: Iterable[Mapping[str, V]]) -> dict[str, V]:
+    return {key: value for mapping in mappings for key, value in mapping.items()}

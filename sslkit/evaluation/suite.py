@@ -18,19 +18,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
 
 from sslkit.api import EncoderName, EvaluationImages, FeatureBank, MethodEmbeddings, SubjectName
 from sslkit.nn.batch_norm import has_batch_statistics, kept_batch_statistics
+from sslkit.nn.modes import eval_mode
 
 from .collector import Collector, NamedEvaluator
-from .features import count_not_finite, eval_mode, extract
+from .features import count_not_finite, extract
 from .isolation import isolated, unchanged
 from .labels import NO_LABELS, any_labelled, label_notes, label_problem, labelled_rows
-from .results import SuiteResult
+from .results import SuiteResult, joined
 from .subjects import EncoderSubject, RawSubject, Subject
 
 NO_TEST_SPLIT = "no test split"
@@ -239,3 +240,62 @@ class EvaluationSuite:
         rows, labels = torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
         images = self._images
         return FeatureBank(rows, rows, labels, labels, images.class_names, images.device)
+
+
+class EvaluationSuites:
+    """A suite on the data of the run, and further ones on the data of entries of `evaluate`. Every
+    encoder is measured with the batch statistics of the run's training images, on all of them: it
+    is the one that is exported."""
+
+    def __init__(self, own: EvaluationSuite, others: Sequence[EvaluationSuite] = ()) -> None:
+        """own: on the data of the run. The names of all evaluators are unique."""
+        self._own = own
+        self._all = (own, *others)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the evaluators, those on the data of the run first."""
+        return tuple(name for suite in self._all for name in suite.names)
+
+    def due(self, epoch: int, final: bool) -> list[str]:
+        """See `EvaluationSuite.due`."""
+        return [name for suite in self._all for name in suite.due(epoch, final)]
+
+    def takes_features(self, epoch: int, final: bool) -> bool:
+        """See `EvaluationSuite.takes_features`."""
+        return any(suite.takes_features(epoch, final) for suite in self._all)
+
+    def calibrated(
+        self, encoder: nn.Module, projection_layers: Sequence[nn.Module] = ()
+    ) -> AbstractContextManager[float]:
+        """See `EvaluationSuite.calibrated`; on the data of the run."""
+        return self._own.calibrated(encoder, projection_layers)
+
+    def run(
+        self,
+        encoder: nn.Module,
+        epoch: int,
+        final: bool,
+        projection_layers: Sequence[nn.Module] = (),
+        *,
+        calibration_seconds: float = 0.0,
+    ) -> SuiteResult:
+        """See `EvaluationSuite.run`."""
+        first, *others = self._all
+        results = [
+            first.run(
+                encoder, epoch, final, projection_layers, calibration_seconds=calibration_seconds
+            )
+        ]
+        results += [other.run(encoder, epoch, final, projection_layers) for other in others]
+        return joined(results)
+
+    def baselines(
+        self, untrained: nn.Module | None, projection_layers: Sequence[nn.Module] = ()
+    ) -> SuiteResult:
+        """See `EvaluationSuite.baselines`."""
+        return joined([suite.baselines(untrained, projection_layers) for suite in self._all])
+
+    def seconds_per_image(self, encoder: nn.Module) -> float:
+        """See `EvaluationSuite.seconds_per_image`."""
+        return self._own.seconds_per_image(encoder)

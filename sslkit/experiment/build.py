@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from sslkit.api import ImageAugmentation, Method, Progress, RunFacts, RunView
 from sslkit.data.loader import TrainLoader
@@ -17,7 +18,7 @@ from sslkit.engine.embedding_monitor import EmbeddingMonitor
 from sslkit.engine.online_probe import OnlineProbe
 from sslkit.engine.optimization import Optimization
 from sslkit.engine.training import Learner, NoLog, Output, Pace, Training
-from sslkit.evaluation.joined import EvaluationSuites
+from sslkit.evaluation.suite import EvaluationSuites
 from sslkit.nn.compute import Compute
 from sslkit.parallel.world import World
 from sslkit.recipe import Recipe, components, flatten, scheduled_numbers
@@ -26,6 +27,7 @@ from sslkit.runs.endings import write_unreadable
 from sslkit.runs.folder import RunFolder
 from sslkit.tracking.log import RunLog
 
+from .description import describe_run, run_tags
 from .measuring import Watched, make_suites
 from .networks import (
     compile_backbones,
@@ -37,7 +39,6 @@ from .networks import (
 from .resolve import settle
 from .run_evaluation import RunEvaluation
 from .stores import Stores, open_stores
-from .tags import run_tags
 from .trials import (
     check_convolutions,
     check_disk_space,
@@ -69,6 +70,11 @@ class Experiment:
     def method(self) -> Method:
         """The method that is trained."""
         return self.training.method
+
+    def describe(self) -> dict[str, Any]:
+        """What the recipe does not say about the run, here and now."""
+        device = str(self.compute.device)
+        return describe_run(self.recipe, self.facts, self.stores, device)
 
     def write_unreadable(self) -> None:
         """Lists the images that could not be read, where there are any."""

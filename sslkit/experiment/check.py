@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-from sslkit.api import Augmentation, RunFacts
+from sslkit.api import Augmentation, ImageAugmentation, RunFacts
 from sslkit.data.splits import Splits, open_splits
 from sslkit.errors import RecipeError
 from sslkit.recipe import Recipe, check_recipe
 
-from .samples import refuse_other_samples
 from .stores import brought_facts, class_sizes, count_classes
 
 _MANY = 1_000_000
@@ -87,3 +87,45 @@ def check_without_data(recipe: Recipe) -> None:
     problems = [line for line in found[0] if line in found[1]]
     if problems:
         raise RecipeError(*problems)
+
+
+def refuse_other_samples(recipe: Recipe, facts: RunFacts) -> None:
+    """Raises RecipeError where a component cannot take what it would be given."""
+    problems = [*_of_views(recipe, facts), *_of_backbone(recipe, facts)]
+    if problems:
+        raise RecipeError(*problems)
+
+
+def _of_views(recipe: Recipe, facts: RunFacts) -> Iterator[str]:
+    sample, name = facts.sample, recipe.augmentation.name
+    if issubclass(recipe.augmentation.cls, ImageAugmentation):
+        if not sample.is_image:
+            yield (
+                f"augmentation: '{name}' makes views of images, and the samples of "
+                f"'{recipe.data.name}' are {sample}; choose an augmentation for those"
+            )
+    elif sample.sides is None:
+        yield (
+            f"data: the samples of '{recipe.data.name}' are {sample}, and '{name}' works on "
+            "batches of one shape; pad or cut them in the data source, or choose an augmentation "
+            "of images"
+        )
+
+
+def _of_backbone(recipe: Recipe, facts: RunFacts) -> Iterator[str]:
+    slot, sample = recipe.backbone, facts.sample
+    if not slot.cls.takes_images:
+        if sample.sides is None:
+            yield (
+                f"data: the samples of '{recipe.data.name}' are {sample}, and backbone "
+                f"'{slot.name}' is measured on whole samples of one shape; pad or cut them in the "
+                "data source"
+            )
+        return
+    others = [view for view in facts.views if not view.is_square]
+    if not sample.is_image or others:
+        what = f"views of {others[0]}" if others else f"samples of {sample}"
+        yield (
+            f"backbone: '{slot.name}' takes square images, and would be given {what}; choose a "
+            "backbone for those"
+        )

@@ -1,28 +1,50 @@
-"""What the recipe does not say about a run that is built."""
+"""What a run is: its tags at a tracker, and what the recipe does not say about it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from sslkit.recipe import components
-from sslkit.runs.environment import code_digests, describe
+from sslkit.api import RunFacts
+from sslkit.recipe import Recipe, backbone_name, components, recipe_hash
+from sslkit.runs.environment import code_digests, describe, git_state
 
-from .build import Experiment
+from .stores import Stores
 
 
-def describe_run(experiment: Experiment) -> dict[str, Any]:
+def run_tags(recipe: Recipe) -> dict[str, str]:
+    """The tags of a run, under the names that stay."""
+    git = git_state(Path.cwd())
+    origins = {slot.distribution: slot.version for _, slot in components(recipe)}
+    tags = {
+        "sslkit.method": recipe.method.name,
+        "sslkit.backbone": backbone_name(recipe),
+        "sslkit.dataset": recipe.data.name,
+        "sslkit.seed": str(recipe.seed),
+        "sslkit.recipe_hash": recipe_hash(recipe),
+        "sslkit.version": origins.get("sslkit", "unknown"),
+        "sslkit.plugins": ", ".join(
+            f"{name} {version}" for name, version in sorted(origins.items())
+        ),
+    }
+    if git is not None:
+        tags |= {"mlflow.source.git.commit": git.commit, "sslkit.git_dirty": str(git.dirty).lower()}
+    return tags
+
+
+def describe_run(recipe: Recipe, facts: RunFacts, stores: Stores, device: str) -> dict[str, Any]:
     """What the recipe does not say about a run, here and now."""
-    stores = {"train": experiment.stores.train, "test": experiment.stores.test}
-    used = [slot for _, slot in components(experiment.recipe)]
+    splits = {"train": stores.train, "test": stores.test}
+    used = [slot for _, slot in components(recipe)]
     found = describe(
-        device=str(experiment.compute.device),
+        device=device,
         plugins={slot.distribution: slot.version for slot in used},
-        data=experiment.stores.fingerprints,
+        data=stores.fingerprints,
     )
     modules = {"sslkit": "sslkit", **{slot.distribution: slot.cls.__module__ for slot in used}}
     return found | {
         "code": code_digests(modules),
-        "facts": asdict(experiment.facts),
-        "sources": {split: store.details for split, store in stores.items() if store is not None},
+        "facts": asdict(facts),
+        "sources": {name: split.details for name, split in splits.items() if split is not None},
     }

@@ -21,9 +21,8 @@ from sslkit.runs.environment_file import read_environment
 from sslkit.runs.folder import run_folder_of
 
 from .build import Experiment
-from .networks import without_weights
+from .networks import build_backbone, described_preparation, input_shape, without_weights
 from .restore import load_measured_method
-from .samples import build_backbone, described_preparation, input_shape
 
 
 def save_encoder(experiment: Experiment) -> Path:

@@ -16,9 +16,8 @@ from sslkit.engine.online_probe import OnlineProbe, ProbeAccuracy
 from sslkit.errors import RecipeError
 from sslkit.evaluation.collector import NamedEvaluator, named_evaluators
 from sslkit.evaluation.conditions import Conditions
-from sslkit.evaluation.joined import EvaluationSuites
 from sslkit.evaluation.results import SuiteResult
-from sslkit.evaluation.suite import EvaluationSuite
+from sslkit.evaluation.suite import EvaluationSuite, EvaluationSuites
 from sslkit.nn.batch_norm import has_batch_statistics
 from sslkit.nn.compute import Compute
 from sslkit.recipe import Recipe

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from sslkit.api import Backbone, Method, RunFacts, Slot
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslkit.api import Backbone, Method, RunFacts, SampleSpec, Slot, largest_view
 from sslkit.engine.display import Display
 from sslkit.errors import RecipeError
-from sslkit.evaluation.untrained import holds_weights
 from sslkit.nn.compute import Compute
 from sslkit.nn.recompute import is_recomputed
 from sslkit.randomness import seeded
 from sslkit.recipe import Recipe
 
-from .samples import build_backbone, input_shape
+_COMMON_SHARE = 0.1
+"""Part of the weights that fixed filters and position embeddings may make up."""
 
 
 def make_method(recipe: Recipe, facts: RunFacts) -> Method:
@@ -40,6 +46,27 @@ def missing_untrained(recipe: Recipe, facts: RunFacts) -> str | None:
         f"two seeds, so they are not random; {slot.cls.__name__}.without_weights must give a "
         "config that loads none"
     )
+
+
+def holds_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks of one architecture, initialised from different seeds, have weights in
+    common that no seed gave them: more than a tenth of all elements of parameters, those with one
+    value throughout (biases, scales) not counted."""
+    others = dict(other.named_parameters())
+    total = common = 0
+    for name, parameter in one.named_parameters():
+        if _is_constant(parameter):
+            continue
+        total += parameter.numel()
+        match = others.get(name)
+        if match is not None and torch.equal(parameter, match):
+            common += parameter.numel()
+    return common > _COMMON_SHARE * total
+
+
+def _is_constant(parameter: Tensor) -> bool:
+    values = parameter.detach().flatten()
+    return bool((values == values[:1]).all())
 
 
 def say_missing_untrained(recipe: Recipe, facts: RunFacts, display: Display) -> str | None:
@@ -89,3 +116,33 @@ def compile_backbones(method: Method, *, cuda_graphs: bool = False) -> None:
     for module in method.modules():
         if isinstance(module, Backbone):
             module.compile(mode="reduce-overhead" if cuda_graphs else None)
+
+
+def build_backbone(slot: Slot[Backbone], shape: tuple[int, ...]) -> Backbone:
+    """The backbone for views of up to this shape, (C, *sides)."""
+    if slot.cls.takes_images:
+        return slot.build(channels=shape[0], image_size=shape[-1])
+    return slot.build(shape=shape)
+
+
+def input_shape(facts: RunFacts) -> tuple[int, ...]:
+    """(C, *sides) of the largest view, which a backbone is built for."""
+    return largest_view(facts.views, facts.channels)
+
+
+def measured_shape(encoder: Backbone, sample: SampleSpec) -> tuple[int, ...]:
+    """(C, *sides) of what an encoder is given when it is measured or in use."""
+    if encoder.takes_images:
+        return sample.channels, encoder.preprocess.size, encoder.preprocess.size
+    return tuple(side for side in sample.shape if side is not None)
+
+
+def measured_dtype(sample: SampleSpec) -> torch.dtype:
+    """The type of what an encoder is given then: float32 of pixels."""
+    return torch.float32 if sample.is_image else sample.torch_dtype
+
+
+def described_preparation(encoder: Backbone) -> dict[str, Any] | None:
+    """How images are prepared for an encoder, ready for JSON; None where samples are taken as they
+    are."""
+    return dataclasses.asdict(encoder.preprocess) if encoder.takes_images else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sslkit.api import Method
-from sslkit.evaluation.joined import EvaluationSuites
 from sslkit.evaluation.results import SuiteResult
+from sslkit.evaluation.suite import EvaluationSuites
 from sslkit.parallel.world import World
 from sslkit.runs.endings import write_stop
 from sslkit.runs.folder import RunFolder

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .modes import modes_kept
 from .numerics import Precision, autocast, exact_float32, format_for
 
 
@@ -21,7 +22,7 @@ def has_batch_statistics(network: nn.Module) -> bool:
     """Whether `calibrate_batch_norm` has anything to do: a BatchNorm layer that keeps running
     statistics and that training normalises by those of the batch. A network whose `train` leaves
     layers in evaluation mode has frozen them."""
-    with _modes_kept(network):
+    with modes_kept(network):
         return bool(_trained_layers(network))
 
 
@@ -43,7 +44,7 @@ def calibrate_batch_norm(
     held before has no influence. Compare "PreciseBN" (Wu and Johnson 2021, arXiv:2105.07576)."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(_modes_kept(network))
+        stack.enter_context(modes_kept(network))
         layers = _trained_layers(network)
         if not layers:
             return
@@ -82,17 +83,6 @@ def kept_batch_statistics(network: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, before in kept:
                 buffer.copy_(before)
-
-
-@contextmanager
-def _modes_kept(network: nn.Module) -> Iterator[None]:
-    """Afterwards every module has the training flag of before, whatever `train` does to it."""
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _trained_layers(network: nn.Module) -> list[_BatchNorm]:

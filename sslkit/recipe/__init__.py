@@ -12,9 +12,16 @@ from sslkit.host.recipe_files import find_recipe, shipped_recipes
 
 from .hashing import backbone_name, dump_resolved, flatten, hashed_view, recipe_hash
 from .loading import load_recipe, parse_recipe, read_field
-from .model import Expectation, OnlineProbeConfig, Origin, Recipe, TrainConfig, components
+from .model import (
+    Expectation,
+    OnlineProbeConfig,
+    Origin,
+    Recipe,
+    TrainConfig,
+    components,
+    scheduled_numbers,
+)
 from .problems import check_recipe
-from .scheduled import scheduled_numbers
 from .schema import json_schema
 from .yaml_positions import CommandOverride
 

@@ -210,8 +210,9 @@ class Recipe(Block):
 
 def components(recipe: BaseModel) -> Iterator[tuple[str, Slot[Any]]]:
     """(dotted path, slot) of every component, outer ones first, in the order of the fields."""
-    for path, found in _components(recipe, ()):
-        yield ".".join(map(str, path)), found
+    for path, found in _walk(recipe, ()):
+        if isinstance(found, Slot):
+            yield ".".join(map(str, path)), found
 
 
 def components_with_facts(
@@ -227,20 +228,44 @@ def components_with_facts(
         around.append((f"{path}.", found.cls.facts_inside(found.config, here)))
 
 
-def _components(
+def scheduled_numbers(recipe: Recipe) -> dict[str, ScheduledNumber]:
+    """Name -> each number that follows a schedule of its own in training, in the order of the
+    recipe; evaluators, which may train by themselves, have theirs for themselves.
+
+    The name is that of the field, `teacher_momentum`; where fields of one name meet, with as much
+    of the path before it as tells them apart: `loss_temperature`."""
+    training = recipe.model_copy(update={"evaluate": ()})
+    found = {
+        tuple(map(str, path)): number
+        for path, number in _walk(training, ())
+        if isinstance(number, ScheduledNumber) and not number.is_constant
+    }
+    return {_name(path, list(found)): number for path, number in found.items()}
+
+
+def _name(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> str:
+    length = 1
+    while sum(other[-length:] == path[-length:] for other in paths) > 1:
+        length += 1
+    return "_".join(path[-length:])
+
+
+def _walk(
     value: Any, path: tuple[str | int, ...]
-) -> Iterator[tuple[tuple[str | int, ...], Slot[Any]]]:
+) -> Iterator[tuple[tuple[str | int, ...], Slot[Any] | ScheduledNumber]]:
+    """(path, what stands there) of every component and scheduled number, outer ones first."""
     if isinstance(value, ScheduledNumber):
+        yield path, value
         value = value.schedule
     if isinstance(value, Slot):
         yield path, value
-        yield from _components(value.config, path)
-    elif isinstance(value, BaseModel):
+        value = value.config
+    if isinstance(value, BaseModel):
         for name in type(value).model_fields:
-            yield from _components(getattr(value, name), (*path, name))
+            yield from _walk(getattr(value, name), (*path, name))
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _components(item, (*path, key))
+            yield from _walk(item, (*path, key))
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _components(item, (*path, index))
+            yield from _walk(item, (*path, index))

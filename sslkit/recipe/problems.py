@@ -56,6 +56,8 @@ def validation_problems(
     would convert (`"0.5"` or `true` to a number, `on` to a boolean) are problems too."""
     root = Place(Recipe, document.tree, registry)
     conversions = dict(_conversions(root, ()))
+    if error is None and not conversions:
+        return []
     grouped: dict[Path, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False) if error else ():
         grouped.setdefault(_path(details, root), []).append(details)

@@ -23,7 +23,7 @@ from sslkit.engine.pack_progress import PackProgress, make_pack_progress
 from sslkit.errors import DataError, RecipeError, SSLKitError
 from sslkit.evaluation.features import count_not_finite, extract, state_digest
 from sslkit.experiment.encoder import input_channels, load_encoder
-from sslkit.experiment.samples import described_preparation
+from sslkit.experiment.networks import described_preparation
 from sslkit.files import parse_json
 from sslkit.parallel.world import find_world
 from sslkit.recipe import load_recipe

@@ -12,7 +12,6 @@ from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, RecipeError, RunFolderError
 from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
-from sslkit.experiment.description import describe_run
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import restore
 from sslkit.parallel.world import World
@@ -59,7 +58,7 @@ def resume_run(
 def record_resume(experiment: Experiment) -> None:
     """Notes the resume in the run folder, and warns of what may change the bits."""
     folder, step = experiment.folder, experiment.training.progress.step
-    changed = add_resume(folder, step, describe_run(experiment))
+    changed = add_resume(folder, step, experiment.describe())
     forget_endings(folder)
     if changed:
         first = [f"{name} {old} -> {new}"[:80] for name, (old, new) in list(changed.items())[:6]]

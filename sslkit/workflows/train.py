@@ -15,7 +15,6 @@ from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, RecipeError, SSLKitError, TrainingError
 from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
-from sslkit.experiment.description import describe_run
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import restore
 from sslkit.parallel.world import World, find_world
@@ -117,7 +116,7 @@ def _start(
 def describe_folder(experiment: Experiment, fork: Path | None) -> None:
     """Writes what a run is, beside what it will come to."""
     folder = experiment.folder
-    write_environment(folder, describe_run(experiment), str(fork) if fork else None)
+    write_environment(folder, experiment.describe(), str(fork) if fork else None)
     # Last: a folder that has it can be resumed, and one whose data never loaded is no run.
     folder.write_recipe(dump_resolved(experiment.recipe))
 

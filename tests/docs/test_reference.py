@@ -17,7 +17,7 @@ from pydantic import BaseModel
 import sslkit
 from sslkit import api, environment_variables
 from sslkit.api import INTERFACES
-from sslkit.experiment.tags import run_tags
+from sslkit.experiment.description import run_tags
 from sslkit.host import hookspecs
 from sslkit.host.plugins import HOOK_KINDS, KINDS
 from sslkit.recipe import Recipe, load_recipe

@@ -11,8 +11,8 @@ import torch
 from sslkit.api import Backbone, ComponentConfig, NoTimmModelError, Slot, StartingWeights
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.errors import CheckpointError, RecipeError
+from sslkit.experiment.description import run_tags
 from sslkit.experiment.networks import starting_source, without_starting_weights
-from sslkit.experiment.tags import run_tags
 from sslkit.recipe import Recipe, backbone_name, load_recipe
 from sslkit.workflows.evaluate.published import published_block, say_published, started_from
 from sslkit.workflows.evaluate.weight_files import _name

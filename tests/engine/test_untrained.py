@@ -14,7 +14,7 @@ import sslkit
 from sslkit.api import Backbone
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.engine.display import Silent
-from sslkit.evaluation.untrained import holds_weights
+from sslkit.experiment.networks import holds_weights
 from sslkit.workflows.evaluate import evaluate_run, evaluate_weights
 from sslkit.workflows.execute import RunResult
 from sslkit.workflows.train import start

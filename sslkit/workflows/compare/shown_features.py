@@ -17,8 +17,12 @@ from sslkit.engine.compute_settings import resolve_device
 from sslkit.errors import DataError, RecipeError
 from sslkit.evaluation.features import count_not_finite, extract
 from sslkit.experiment.encoder import load_encoder
-from sslkit.experiment.networks import make_method, missing_untrained, without_starting_weights
-from sslkit.experiment.samples import build_backbone
+from sslkit.experiment.networks import (
+    build_backbone,
+    make_method,
+    missing_untrained,
+    without_starting_weights,
+)
 from sslkit.nn.compute import Compute
 from sslkit.randomness import Order, random_subset, seeded
 from sslkit.recipe import Recipe

@@ -12,10 +12,10 @@ from sslkit.engine.display import Display
 from sslkit.errors import CheckpointError, RecipeError, RunFolderError
 from sslkit.evaluation.features import state_digest
 from sslkit.experiment.check import check_measuring
+from sslkit.experiment.description import run_tags
 from sslkit.experiment.networks import make_method
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.stores import Stores, open_stores
-from sslkit.experiment.tags import run_tags
 from sslkit.nn.weights import ENCODER_FILE, TIMM_FILE, weight_file
 from sslkit.parallel.world import find_world
 from sslkit.recipe import (

@@ -10,9 +10,8 @@ from typing import Any
 from sslkit.api import Backbone, SampleSpec
 from sslkit.errors import RunFolderError, SSLKitError
 from sslkit.experiment.encoder import load_encoder
-from sslkit.experiment.networks import without_starting_weights
+from sslkit.experiment.networks import measured_shape, without_starting_weights
 from sslkit.experiment.restore import load_measured_method
-from sslkit.experiment.samples import measured_shape
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
 from sslkit.runs.encoder_file import find_encoder, read_description
 from sslkit.runs.endings import is_finished

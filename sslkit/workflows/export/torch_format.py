@@ -20,7 +20,7 @@ import torch
 from torch.export import Dim
 
 from sslkit.errors import ExportError
-from sslkit.experiment.samples import measured_dtype
+from sslkit.experiment.networks import measured_dtype
 
 from .preprocessing import input_name, input_words
 from .round_trip import Embed
