@@ -11,7 +11,6 @@ from sslkit.data.loader import TrainLoader
 from sslkit.data.sampler import ShuffledSampler
 from sslkit.data.views import view_maker
 from sslkit.engine.callbacks import Callbacks
-from sslkit.engine.compute_settings import make_compute
 from sslkit.engine.contract import Contract
 from sslkit.engine.display import Display
 from sslkit.engine.embedding_monitor import EmbeddingMonitor
@@ -36,7 +35,7 @@ from .networks import (
     starting_source,
     without_starting_weights,
 )
-from .resolve import settle
+from .resolve import make_compute, settle
 from .run_evaluation import RunEvaluation
 from .stores import Stores, open_stores
 from .trials import (

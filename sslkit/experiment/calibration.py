@@ -16,12 +16,12 @@ from sslkit.api import Method
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import calibrate
 from sslkit.data.splits import open_splits
-from sslkit.engine.compute_settings import resolve_device
 from sslkit.errors import CheckpointError, DataError, RecipeError
 from sslkit.nn.batch_norm import has_batch_statistics
 from sslkit.nn.compute import Compute
 from sslkit.recipe import Recipe
 
+from .resolve import resolve_device
 from .stores import open_store
 
 

@@ -1,14 +1,20 @@
-"""A recipe with everything written out that depends on the machine or on the length of the run."""
+"""What of a recipe depends on the machine or on the length of the run, written out, and the
+`Compute` that comes of it."""
 
 from __future__ import annotations
 
+import shutil
+
+import torch
+
 from sslkit.api import RunFacts
-from sslkit.engine.compute_settings import check_cuda_graphs, resolve_compile, resolve_device
-from sslkit.recipe import Recipe
+from sslkit.environment_variables import CUBLAS_WORKSPACE_CONFIG
+from sslkit.errors import RecipeError
+from sslkit.nn.compute import Compute
+from sslkit.parallel.world import World
+from sslkit.recipe import Recipe, TrainConfig
 
 LOG_STEPS = 50
-
-
 _LEAST_POINTS = 10
 """Points of a curve, where the run has as many steps."""
 
@@ -36,3 +42,81 @@ def settle(recipe: Recipe, facts: RunFacts) -> Recipe:
     steps = max(1, min(LOG_STEPS, facts.total_steps // _LEAST_POINTS))
     train = recipe.train.model_copy(update={"log_every_steps": steps})
     return recipe.model_copy(update={"train": train})
+
+
+def resolve_device(name: str) -> str:
+    """The device that `auto` stands for here. Raises RecipeError for one that is not there."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return next(device for device, there in available.items() if there)
+    if not available[name]:
+        there = ", ".join(device for device, ok in available.items() if ok)
+        raise RecipeError(f"train.device: '{name}' is not available here; available: {there}")
+    return name
+
+
+def resolve_compile(setting: bool | str, field: str = "compile") -> bool:
+    """Whether to compile. Raises RecipeError for `true` without a compiler; `if_available` becomes
+    its outcome, which the resolved recipe records. field: what of `train` is resolved."""
+    if setting is False:
+        return False
+    missing = _missing_compiler()
+    if missing and setting is True:
+        raise RecipeError(
+            f"train.{field}: true, but {missing}; install one or set train.{field}=if_available"
+        )
+    return missing is None
+
+
+def check_cuda_graphs(train: TrainConfig) -> None:
+    """Raises RecipeError where graphs are asked for and cannot be. train: with its device and
+    whether to compile resolved."""
+    if not train.cuda_graphs:
+        return
+    if train.device != "cuda":
+        raise RecipeError(
+            f"train.cuda_graphs: true, but the device is {train.device}; set train.device=cuda or "
+            "train.cuda_graphs=false"
+        )
+    if not train.compile:
+        raise RecipeError(
+            "train.cuda_graphs: true, but the backbone is not compiled; set train.compile=true or "
+            "train.cuda_graphs=false"
+        )
+
+
+def _missing_compiler() -> str | None:
+    if torch.cuda.is_available():
+        from importlib.util import find_spec
+
+        return None if find_spec("triton") else "triton is not installed"
+    if any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        return None
+    return "no C++ compiler (c++, g++, clang++) is on the PATH"
+
+
+def make_compute(train: TrainConfig, world: World) -> Compute:
+    """The bundle of resolved settings (no `auto`, no `if_available`)."""
+    device = torch.device(train.device)
+    if device.type == "mps" and train.precision != "fp32":
+        raise RecipeError(
+            f"train.precision: '{train.precision}' does not work on mps; set train.precision=fp32"
+        )
+    if train.deterministic:
+        CUBLAS_WORKSPACE_CONFIG.set_default(":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(train.deterministic)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not train.deterministic
+    return Compute(
+        device,
+        train.precision,
+        train.channels_last,
+        compiled=bool(train.compile),
+        compiled_augmentation=bool(train.compile_augmentation),
+        cuda_graphs=train.cuda_graphs,
+        world=world,
+    )

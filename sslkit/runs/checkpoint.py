@@ -12,10 +12,8 @@ from typing import Any, BinaryIO
 import torch
 
 from sslkit.errors import CheckpointError, TrainingError
-from sslkit.files import chunks, open_file, reason
+from sslkit.files import chunks, open_file, reason, remove_leftovers, replacing
 from sslkit.nn.torch_file import read_torch_file
-
-from .atomic import remove_leftovers, replacing
 
 FORMAT = 2
 FORMAT_WITHOUT_DIGEST = 1

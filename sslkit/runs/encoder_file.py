@@ -12,10 +12,9 @@ from torch import Tensor
 
 from sslkit.api import SampleSpec
 from sslkit.errors import CheckpointError, TrainingError
-from sslkit.files import reason
+from sslkit.files import reason, replacing
 from sslkit.nn import safetensors_file
 
-from .atomic import replacing
 from .environment_file import MAX_SIDE
 from .folder import RunFolder
 

@@ -25,10 +25,9 @@ from filelock import FileLock, Timeout
 
 from sslkit.api import RunFiles
 from sslkit.errors import RunFolderError, TrainingError
-from sslkit.files import read_json
+from sslkit.files import read_json, remove_leftovers, write_atomic
 from sslkit.parallel.world import World
 
-from .atomic import remove_leftovers, write_atomic
 from .metrics_file import truncate_after
 
 _MAX_NAME = 80

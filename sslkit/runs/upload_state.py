@@ -17,9 +17,8 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from sslkit.api import MetricPoint, RunView
-from sslkit.files import read_json
+from sslkit.files import read_json, write_atomic
 
-from .atomic import write_atomic
 from .metrics_file import SYSTEM_PREFIX
 
 Status = Literal["finished", "failed", "killed"]

@@ -18,18 +18,17 @@ from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import evaluation_batches
 from sslkit.data.packing import data_of
 from sslkit.data.splits import open_splits
-from sslkit.engine.compute_settings import resolve_device
 from sslkit.engine.pack_progress import PackProgress, make_pack_progress
 from sslkit.errors import DataError, RecipeError, SSLKitError
 from sslkit.evaluation.features import count_not_finite, extract, state_digest
 from sslkit.experiment.encoder import input_channels, load_encoder
 from sslkit.experiment.networks import described_preparation
-from sslkit.files import parse_json
+from sslkit.experiment.resolve import resolve_device
+from sslkit.files import parse_json, replacing
 from sslkit.parallel.world import find_world
 from sslkit.recipe import load_recipe
 from sslkit.report.maps import choose_images, draw_map
 from sslkit.report.projection import LEAST_IMAGES, project
-from sslkit.runs.atomic import replacing
 from sslkit.runs.folder import run_folder_of
 
 from .pack import available_cores

@@ -18,7 +18,7 @@ from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import restore
 from sslkit.parallel.world import World, find_world
-from sslkit.recipe import dump_resolved, find_recipe, load_recipe
+from sslkit.recipe import dump_resolved, load_recipe
 from sslkit.recipe.warnings import find_warnings, network_warnings
 from sslkit.runs.endings import why_stopped
 from sslkit.runs.environment_file import write_environment
@@ -84,7 +84,7 @@ def _start(
     if recipe is None:
         raise RecipeError("a recipe is needed; `sslkit recipes list` shows the shipped ones")
 
-    loaded = resolve(load_recipe(find_recipe(recipe), overrides))
+    loaded = resolve(load_recipe(recipe, overrides))
     unfinished = world.once(lambda: find_unfinished(loaded)) if resume == "auto" else None
     if unfinished is not None:
         if (why := why_stopped(unfinished)) is not None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sslkit.engine.compute_settings import _missing_compiler
 from sslkit.engine.display import Silent
+from sslkit.experiment.resolve import _missing_compiler
 from sslkit.workflows.train import start
 
 pytestmark = [

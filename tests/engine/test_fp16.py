@@ -12,10 +12,10 @@ from torch.amp.grad_scaler import GradScaler
 from sslkit.api import ParamGroup
 from sslkit.builtin.optimizers import SGD
 from sslkit.builtin.schedules import Constant
-from sslkit.engine.compute_settings import check_cuda_graphs
 from sslkit.engine.display import Silent
 from sslkit.engine.optimization import Optimization
 from sslkit.errors import RecipeError
+from sslkit.experiment.resolve import check_cuda_graphs
 from sslkit.nn.compute import Compute
 from sslkit.recipe.model import TrainConfig
 from sslkit.runs.checkpoint import load

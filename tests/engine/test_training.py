@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from sslkit.api import LossInput, OptimizerConfig
 from sslkit.builtin.losses import NTXent
-from sslkit.engine.compute_settings import resolve_compile, resolve_device
 from sslkit.engine.display import Silent
 from sslkit.engine.loss_meter import LossMeter, NotFiniteError
 from sslkit.engine.online_probe import OnlineProbe
@@ -22,6 +21,7 @@ from sslkit.engine.optimization import scaled_lr
 from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, PluginError, RecipeError, TrainingError
 from sslkit.experiment.encoder import load_encoder
+from sslkit.experiment.resolve import resolve_compile, resolve_device
 from sslkit.nn.functional import nt_xent
 from sslkit.parallel.world import OneProcess
 from sslkit.runs.checkpoint import Checkpoints, load
@@ -184,7 +184,7 @@ def test_an_unexpected_failure_leaves_its_traceback(
 
 
 def test_compile_true_without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslkit.engine.compute_settings.shutil.which", lambda name: None)
+    monkeypatch.setattr("sslkit.experiment.resolve.shutil.which", lambda name: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(RecipeError, match=r"train\.compile: true, but no C\+\+ compiler"):
         resolve_compile(True)

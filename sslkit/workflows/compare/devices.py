@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sslkit.engine.compute_settings import resolve_device
 from sslkit.environment_variables import CUDA_VISIBLE_DEVICES, OMP_NUM_THREADS
 from sslkit.errors import RecipeError
+from sslkit.experiment.resolve import resolve_device
 from sslkit.workflows.pack import available_cores
 
 

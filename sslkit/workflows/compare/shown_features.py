@@ -13,7 +13,6 @@ from sslkit.api import Backbone, DataSourceConfig, SplitReader, largest_view
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import calibrate, evaluation_batches
 from sslkit.data.splits import open_splits
-from sslkit.engine.compute_settings import resolve_device
 from sslkit.errors import DataError, RecipeError
 from sslkit.evaluation.features import count_not_finite, extract
 from sslkit.experiment.encoder import load_encoder
@@ -23,6 +22,7 @@ from sslkit.experiment.networks import (
     missing_untrained,
     without_starting_weights,
 )
+from sslkit.experiment.resolve import resolve_device
 from sslkit.nn.compute import Compute
 from sslkit.randomness import Order, random_subset, seeded
 from sslkit.recipe import Recipe

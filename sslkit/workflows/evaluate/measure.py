@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.api import Method, RunFacts
-from sslkit.engine.compute_settings import make_compute
 from sslkit.engine.display import Display
 from sslkit.experiment.measuring import conditions, make_suites, untrained_networks
 from sslkit.experiment.networks import (
@@ -17,6 +16,7 @@ from sslkit.experiment.networks import (
     say_missing_untrained,
     without_starting_weights,
 )
+from sslkit.experiment.resolve import make_compute
 from sslkit.experiment.stores import Stores
 from sslkit.parallel.world import OneProcess
 from sslkit.recipe import CommandOverride, Recipe, read_field

@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from sslkit.errors import ExportError, RecipeError, SSLKitError
+from sslkit.files import UMASK, flush
 from sslkit.parallel.world import find_world
-from sslkit.runs.atomic import UMASK, flush
 from sslkit.runs.folder import RunFolder
 
 from . import card, preprocessing
