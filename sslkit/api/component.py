@@ -98,6 +98,17 @@ class RunFacts:
     """What the samples are where they are no images; see `sample`."""
 
     @property
+    def num_labelled(self) -> int:
+        """Training images that have a label; all of them where sizes of classes are not known."""
+        return sum(self.class_sizes) or self.num_images
+
+    @property
+    def classes_present(self) -> int | None:
+        """Classes that have a labelled training image, which may be fewer than the data names; all
+        of these where sizes of classes are not known. None where the data has no labels."""
+        return len(self.class_sizes) or self.num_classes
+
+    @property
     def sample(self) -> SampleSpec:
         """Shape and type of a sample, be it an image or not."""
         if self.other_samples is not None:

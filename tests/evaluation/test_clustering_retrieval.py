@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sslkit.api import FeatureBank, FeatureEvaluator, FeatureInput, RunFacts, ViewSpec
 from sslkit.builtin.evaluators.clustering import Clustering
 from sslkit.builtin.evaluators.collapse import Collapse
+from sslkit.builtin.evaluators.few_label import FewLabel
 from sslkit.builtin.evaluators.knn import KNN
 from sslkit.builtin.evaluators.linear import Linear
 from sslkit.builtin.evaluators.retrieval import Retrieval
@@ -55,6 +56,29 @@ def test_clusters_of_clear_classes() -> None:
     assert max(found.draws["top1"]) == 1.0
     assert max(found.draws["ari"]) == pytest.approx(1.0)
     assert found.metrics["nmi"] == pytest.approx(sum(found.draws["nmi"]) / 4)
+
+
+@pytest.mark.parametrize("evaluator", [Clustering, KNN, Linear, Retrieval, FewLabel])
+def test_names_of_classes_that_no_image_has_change_nothing(
+    evaluator: type[FeatureEvaluator],
+) -> None:
+    """A part of ImageNet may come with all of its thousand names."""
+    given = subject()
+    generator = torch.Generator().manual_seed(3)
+    for features in (given.bank.train, given.bank.test):
+        features.add_(torch.randn(features.shape, generator=generator))
+    named = [*given.bank.class_names, *(f"name {number}" for number in range(25))]
+    more = replace(given, bank=replace(given.bank, class_names=named))
+    found = [evaluator(evaluator.Config()).evaluate(each).metrics for each in (given, more)]
+    exact = evaluator not in (Linear, FewLabel)  # whose optimum is met to a tolerance
+    assert found[1] == pytest.approx(found[0], abs=1e-12 if exact else 5e-3)
+
+
+def test_more_clusters_than_images_are_refused_by_the_classes_that_occur() -> None:
+    facts = RunFacts(60, 3, (8, 8), 1000, 16, 1, 1, class_sizes=(20, 20, 20))
+    assert not list(Clustering.problems(Clustering.Config(num_images=3), facts))
+    [(_, message)] = Clustering.problems(Clustering.Config(num_images=2), facts)
+    assert "cannot make 3 clusters" in message
 
 
 def test_lengths_of_features_do_not_count() -> None:
@@ -129,7 +153,10 @@ def test_shuffled_labels_are_at_chance(
 
 def test_what_cannot_be_measured_is_said() -> None:
     one_class = subject()
-    one_class = replace(one_class, bank=replace(one_class.bank, class_names=["all"]))
+    bank = one_class.bank
+    zeros = [torch.zeros_like(part) for part in (bank.train_labels, bank.test_labels)]
+    bank = replace(bank, train_labels=zeros[0], test_labels=zeros[1])
+    one_class = replace(one_class, bank=bank)
     assert Clustering(Clustering.Config()).evaluate(one_class).skipped
     few = subject(num_train=3)
     found = Clustering(Clustering.Config()).evaluate(few)

@@ -130,3 +130,12 @@ def test_impossible_sizes_are_refused_at_validation() -> None:
     assert "take at most 6" in message
     [(_, message)] = FewLabel.problems(FewLabel.Config(labels_per_class=(5, 5)), facts)
     assert "twice" in message
+
+
+def test_only_classes_with_images_count_at_validation() -> None:
+    """Two classes of a thousand names, and 60 of 5,000 images with a label."""
+    facts = RunFacts(5000, 3, (8, 8), 1000, 16, 1, 1, class_sizes=(30, 30))
+    assert not list(FewLabel.problems(FewLabel.Config(labels_per_class=(10, 30)), facts))
+    [(_, message)] = FewLabel.problems(FewLabel.Config(labels_per_class=(31,)), facts)
+    assert "2 classes are more than the 60 labelled" in message
+    assert message.endswith("take at most 30")

@@ -165,3 +165,10 @@ def test_its_parts_are_judged_by_its_own_steps() -> None:
     config = protocol("finetune", epochs=3, batch_size=250).config
     inside = Finetune.facts_inside(config, facts())
     assert (inside.batch_size, inside.steps_per_epoch, inside.total_steps) == (250, 4, 12)
+
+
+def test_only_images_with_a_label_are_counted() -> None:
+    config, few = protocol("finetune", epochs=3).config, facts(class_sizes=(30, 30))
+    assert "180 images" in str(Finetune.plan_facts(config, few)["fine-tuning"])
+    assert Finetune.facts_inside(config, few).num_images == 60
+    assert not dict(Finetune.warnings(config, few)), "360 of the 10,000 images of the run"

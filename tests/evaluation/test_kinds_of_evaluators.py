@@ -21,6 +21,8 @@ from sslkit.api import (
     EvaluationImages,
     Evaluator,
     EvaluatorConfig,
+    FeatureBank,
+    FeatureInput,
     OwnDataEvaluator,
     OwnDataInput,
     PixelInput,
@@ -72,6 +74,30 @@ def test_on_features(shown: dict[str, type[Evaluator]]) -> None:
     assert set(metrics) == {f"eval/shown/top1{end}" for end in ("", "_untrained", "_pixels")}
     assert min(metrics.values()) > 0.6, "chance is 1/3"
     assert metrics["eval/shown/top1_pixels"] > 0.95, "colour is the class"
+
+
+def test_a_class_without_training_images_is_no_answer(shown: dict[str, type[Evaluator]]) -> None:
+    """The mean of no rows is not a number, which `argmax` would take for the highest."""
+    train, test = torch.eye(3)[[0, 0, 2]], torch.eye(3)[[0, 2, 1]]
+    bank = FeatureBank(train, test, torch.tensor([0, 0, 2]), torch.tensor([0, 2, 1]), "abc")
+    cls: Any = shown["Centroid"]
+    for evaluator in (cls(cls.Config()), page_centroid()):
+        found = evaluator.evaluate(FeatureInput("trained", bank, 0))
+        assert found.metrics["top1"] == pytest.approx(2 / 3)
+
+
+def page_centroid() -> Any:
+    """The same evaluator as the how-to has it."""
+    page = (DECISION.parents[1] / "howto" / "components.md").read_text(encoding="utf-8")
+    [block] = [
+        found
+        for found in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        if "class Centroid" in found
+    ]
+    names: dict[str, Any] = {}
+    exec(compile(block, "components.md", "exec"), names)  # noqa: S102
+    cls = names["Centroid"]
+    return cls(cls.Config())
 
 
 def test_an_ensemble_of_two_runs(shown: dict[str, type[Evaluator]], tiny: Path) -> None:

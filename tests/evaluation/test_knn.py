@@ -48,7 +48,16 @@ def correct(
     return knn_correct(train, labels, queries, asked, temperature=temperature, **settings)
 
 
-def test_ties_have_their_expected_value() -> None:
+def test_ties_share_their_places_and_have_one_answer() -> None:
+    # The mean vote over all orders of two A and one B is for A; a fair draw of one row would not
+    # always be.
+    train = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
+    labels, queries = torch.tensor([0, 0, 1, 1]), torch.tensor([[1.0, 0.0]] * 2)
+    found = correct(train, labels, queries, torch.tensor([0, 1]), num_classes=2, k=1)
+    assert found.tolist() == [1.0, 0.0]
+
+
+def test_ties_do_not_depend_on_order_or_number() -> None:
     train = torch.tensor([[1.0, 0.0]] * 50 + [[0.0, 1.0]] * 50)
     queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     # Of one class each, the first 50 share all votes, and any of them is as good as another.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -187,3 +188,14 @@ def test_what_cannot_work_or_is_rarely_meant_is_said_before_the_run() -> None:
     # 3 draws of 60 epochs of 10 images and 30 epochs of 100
     stated = SemiSupervised.plan_facts(config, facts())
     assert "10,800 images" in str(stated["semi-supervised fine-tuning"])
+
+
+def test_parts_of_the_labels_are_parts_of_the_images_that_have_one() -> None:
+    """60 of 1,000 images of two classes have a label, and the data names ten classes."""
+    few = replace(facts(), class_sizes=(30, 30))
+    config = protocol("semi_supervised", fractions=[0.01, 0.1], epochs=[60, 30]).config
+    said = dict(SemiSupervised.warnings(config, few))
+    assert "0.01 of 60 labels are 1, fewer than one of each of 2 classes" in said["fractions"]
+    # 3 draws of 60 epochs of 1 image and 30 epochs of 6
+    assert "720 images" in str(SemiSupervised.plan_facts(config, few))
+    assert SemiSupervised.facts_inside(config, few).num_images == 6

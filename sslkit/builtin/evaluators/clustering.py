@@ -34,10 +34,11 @@ _BLOCK_ELEMENTS = 1 << 26
 
 
 class Clustering(FeatureEvaluator):
-    """k-means on L2-normalised features with as many clusters as there are classes. The clusters
-    are made from the training split and no label; the images of the test split go to the nearest
-    centre, and their labels then say how well clusters and classes agree. Deterministic by the
-    seed; every subject gets the same draws.
+    """k-means on L2-normalised features with as many clusters as there are classes, counting those
+    that occur in either split and not names that no image has. The clusters are made from the
+    training split and no label; the images of the test split go to the nearest centre, and their
+    labels then say how well clusters and classes agree. Deterministic by the seed; every subject
+    gets the same draws.
 
     Metrics, each the mean over the restarts, which are kept for intervals: `nmi`, the normalised
     mutual information (arithmetic mean of the entropies), 0 to 1; `ari`, the adjusted Rand index,
@@ -57,16 +58,17 @@ class Clustering(FeatureEvaluator):
 
     @classmethod
     def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
-        if facts.num_classes and config.num_images < facts.num_classes:
+        classes = facts.classes_present
+        if classes and config.num_images < classes:
             yield (
                 "num_images",
-                f"{config.num_images} {facts.sample.noun}s cannot make {facts.num_classes} "
-                f"clusters, one for each class; take at least {facts.num_classes}",
+                f"{config.num_images} {facts.sample.noun}s cannot make {classes} clusters, one for "
+                f"each class; take at least {classes}",
             )
 
     def evaluate(self, given: FeatureInput) -> Evaluation:
         bank, config = given.bank, self.config
-        k = bank.num_classes
+        k = int((torch.cat([bank.train_labels, bank.test_labels]).bincount() > 0).sum())
         if k < 2:
             return Evaluation(skipped=f"needs two classes, there is {k}")
         rows = random_subset(given.seed, "clustering", len(bank.train), config.num_images)

@@ -57,12 +57,12 @@ class FewLabel(FeatureEvaluator):
         sizes = config.labels_per_class
         if len(set(sizes)) < len(sizes):
             yield "labels_per_class", f"{list(sizes)} names a number twice; name each once"
-        if facts.num_classes and max(sizes) * facts.num_classes > facts.num_images:
-            most = facts.num_images // facts.num_classes
+        classes, labelled = facts.classes_present, facts.num_labelled
+        if classes and max(sizes) * classes > labelled:
             yield (
                 "labels_per_class",
-                f"{max(sizes)} labels of each of {facts.num_classes} classes are more than the "
-                f"{facts.num_images} training {facts.sample.noun}s; take at most {most}",
+                f"{max(sizes)} labels of each of {classes} classes are more than the {labelled} "
+                f"labelled training {facts.sample.noun}s; take at most {labelled // classes}",
             )
 
     @classmethod

@@ -47,7 +47,7 @@ class Finetune(ImageEvaluator):
                 f"each time {config.epochs} epochs of fine-tuning; leave it out to fine-tune after "
                 "the last epoch only",
             )
-        share = 2 * config.epochs * facts.num_images / (facts.total_steps * facts.batch_size)
+        share = 2 * config.epochs * facts.num_labelled / (facts.total_steps * facts.batch_size)
         if share > 1.0:
             yield (
                 "epochs",
@@ -58,12 +58,12 @@ class Finetune(ImageEvaluator):
 
     @classmethod
     def plan_facts(cls, config: Any, facts: RunFacts) -> Mapping[str, str | int | float]:
-        images = config.epochs * facts.num_images
+        images = config.epochs * facts.num_labelled
         return {"fine-tuning": f"{config.epochs} epochs, {images:,} images, twice (untrained too)"}
 
     @classmethod
     def facts_inside(cls, config: Any, facts: RunFacts) -> RunFacts:
-        inside: RunFacts = config.inner_facts(facts, facts.num_images, config.epochs)
+        inside: RunFacts = config.inner_facts(facts, facts.num_labelled, config.epochs)
         return inside
 
     def evaluate(self, given: ImageInput) -> Evaluation:

@@ -18,8 +18,9 @@ from .scores import classified
 class KNN(FeatureEvaluator):
     """Classifies each test image by the weighted vote of its nearest training images in cosine
     similarity (Wu et al. 2018, arXiv:1805.01978). The bank is the whole training split, both
-    splits seen through the evaluation transform. Needs no training and has no random part: where
-    images or classes tie, the metrics are their expected values over a fair draw.
+    splits seen through the evaluation transform. Needs no training and has no random part: images
+    that are as similar as the last neighbour share the places that are left, each with a part of a
+    vote, and t classes with equal votes are each right once in t times.
 
     Metrics: `top1`, and `mean_per_class`, which weighs every class alike; at a layer of the
     projection head the names end in `_projector_<layer>`."""
@@ -43,7 +44,7 @@ class KNN(FeatureEvaluator):
 
     @classmethod
     def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
-        bank = sum(facts.class_sizes) or facts.num_images
+        bank = facts.num_labelled
         if facts.num_classes is not None and config.k > bank:
             yield (
                 "k",

@@ -60,7 +60,8 @@ class SemiSupervised(Evaluator):
         ways: Annotated[tuple[Way, ...], Field(min_length=1)] = ("probe", "finetune")
         """How the labels are used: `probe`, `finetune`."""
         draws: PositiveInt = 3
-        """Independent draws of the labelled images; from 2 on there are intervals."""
+        """Independent draws of the labelled images; from 3 on intervals are over them too, and not
+        over test images alone."""
         from_layer: NonNegativeInt = 0
         """0: the features of the encoder; k: the output of layer k of the projection head, whose
         first layers are fine-tuned too."""
@@ -95,13 +96,14 @@ class SemiSupervised(Evaluator):
     def warnings(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         yield from config.warnings_of_views(facts)
         for fraction in config.fractions:
-            labels = round(fraction * facts.num_images)
-            if facts.num_classes and labels < facts.num_classes:
+            classes, labelled = facts.classes_present, facts.num_labelled
+            labels = round(fraction * labelled)
+            if classes and labels < classes:
                 yield (
                     "fractions",
-                    f"{fraction:.3g} of {facts.num_images:,} images are {labels}, fewer than one "
-                    f"of each of {facts.num_classes} classes, and will be left out; take at least "
-                    f"{facts.num_classes / facts.num_images:.2g}",
+                    f"{fraction:.3g} of {labelled:,} labels are {labels}, fewer than one of each "
+                    f"of {classes} classes, and will be left out; take at least "
+                    f"{classes / labelled:.2g}",
                 )
         if "finetune" in config.ways and config.every_epochs is not None:
             yield (
@@ -128,7 +130,7 @@ class SemiSupervised(Evaluator):
 
     @classmethod
     def facts_inside(cls, config: Any, facts: RunFacts) -> RunFacts:
-        num, epochs = round(max(config.fractions) * facts.num_images), min(config.epochs)
+        num, epochs = round(max(config.fractions) * facts.num_labelled), min(config.epochs)
         inside: RunFacts = config.inner_facts(facts, num, epochs)
         return inside
 
@@ -280,5 +282,5 @@ def _images(config: Any, facts: RunFacts) -> int:
     if "finetune" not in config.ways:
         return 0
     each = zip(config.fractions, config.epochs, strict=False)
-    per_draw = sum(round(part * facts.num_images) * epochs for part, epochs in each)
+    per_draw = sum(round(part * facts.num_labelled) * epochs for part, epochs in each)
     return int(config.draws * per_draw)
