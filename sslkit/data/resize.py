@@ -2,9 +2,9 @@
 
 Torch's uint8 kernel is four times as fast as float and as Pillow; like Pillow it rounds to whole
 numbers between its two passes. Bilinear stays within 1/255 of the float result. Bicubic is also
-clamped there, which moves one value in a thousand by more than 1/255, by up to 15/255 beside hard
-edges: nothing to a random crop, which takes it (decision 0020), and too much for evaluation and
-packs, which compute bicubic in float.
+clamped there, which moves one value in a thousand by more than 1/255, by up to 17/255 beside hard
+edges (60 photographs): nothing to a random crop, which takes it (decision 0020), and too much for
+evaluation and packs, which compute bicubic in float.
 """
 
 from __future__ import annotations

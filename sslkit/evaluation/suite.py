@@ -67,9 +67,16 @@ class EvaluationSuite:
         """The evaluators to run when `epoch` epochs are done. All of them run after the last."""
         return [named.key for named in self._due(epoch, final)]
 
-    def takes_features(self, epoch: int, final: bool) -> bool:
-        """Whether an evaluator that is then due needs features, and not images alone."""
-        return any(named.feature_parts_on("trained") for named in self._due(epoch, final))
+    def images_encoded(self, subject: EncoderName, epoch: int, final: bool) -> int:
+        """Images whose features are taken where the evaluators that are then due measure an
+        encoder; not counted is what evaluators make of images by themselves, such as views."""
+        due = self._measurable(self._due(epoch, final), subject, Collector("planned"))
+        readers = [part for named in due for part in named.feature_parts_on(subject)]
+        if not readers:
+            return 0
+        train, test = self._images.num_images("train"), self._images.num_images("test")
+        with_train = not test or any("train" in part.splits for part in readers)
+        return test + (train if with_train else 0)
 
     @contextmanager
     def calibrated(
@@ -261,9 +268,9 @@ class EvaluationSuites:
         """See `EvaluationSuite.due`."""
         return [name for suite in self._all for name in suite.due(epoch, final)]
 
-    def takes_features(self, epoch: int, final: bool) -> bool:
-        """See `EvaluationSuite.takes_features`."""
-        return any(suite.takes_features(epoch, final) for suite in self._all)
+    def images_encoded(self, subject: EncoderName, epoch: int, final: bool) -> int:
+        """See `EvaluationSuite.images_encoded`."""
+        return sum(suite.images_encoded(subject, epoch, final) for suite in self._all)
 
     def calibrated(
         self, encoder: nn.Module, projection_layers: Sequence[nn.Module] = ()

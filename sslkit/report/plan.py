@@ -77,7 +77,8 @@ def _time_rows(time: Mapping[str, Any], noun: str) -> Iterable[tuple[str, str]]:
     yield (
         "time",
         f"{duration(time['training_seconds'])} of training + {duration(time['feature_seconds'])} "
-        f"of features for {time['evaluations']} evaluations; protocols come on top",
+        f"of features and batch statistics for {time['evaluations']} evaluations; protocols come "
+        "on top",
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sslkit.api import Batch, Progress
+from sslkit.data.evaluation_images import calibration_rows
 from sslkit.engine.display import Display
 from sslkit.engine.failure import refuse_odd_state
 from sslkit.engine.loop import check_steps, checked_step
@@ -26,6 +27,7 @@ from sslkit.engine.training import Training
 from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
+from sslkit.nn.batch_norm import has_batch_statistics
 from sslkit.parallel.world import OneProcess
 from sslkit.recipe import Recipe, dump_resolved, find_recipe, load_recipe, recipe_hash
 from sslkit.recipe.warnings import Advice, find_warnings, network_warnings, plan_facts, statements
@@ -193,34 +195,40 @@ def _wait_for(device: torch.device) -> None:
 
 
 def estimate_time(experiment: Experiment, steps: Steps) -> dict[str, Any]:
-    """Seconds of the run: the measured step times the number of steps, and the features of every
-    evaluation. What protocols do with the features, checkpoints and start-up come on top."""
+    """Seconds of the run: the measured step times the number of steps, and features and batch
+    statistics of every evaluation. What protocols do with the features, checkpoints and start-up
+    come on top."""
     facts, encoder = experiment.facts, experiment.method.encoder
     step = median(steps.warm)
-    evaluations = count_evaluations(experiment)
-    images = len(experiment.stores.train) + len(experiment.stores.test or ())
+    encoded = images_encoded(experiment)
     features = 0.0
-    if evaluations:
+    if encoded:
         with experiment.compute.eager():
-            features = evaluations * images * experiment.suite.seconds_per_image(encoder)
+            features = sum(encoded) * experiment.suite.seconds_per_image(encoder)
     return {
         "step_seconds": step,
         "measured_steps": len(steps.warm),
         "images_per_second": facts.batch_size / step,
         "training_seconds": step * facts.total_steps,
-        "evaluations": evaluations,
+        "evaluations": len(encoded),
         "feature_seconds": features,
         "total_seconds": step * facts.total_steps + features,
     }
 
 
-def count_evaluations(experiment: Experiment) -> int:
-    """How often features are taken: during training, after it, and of the untrained encoder."""
-    facts, suite = experiment.facts, experiment.suite
-    if not suite.takes_features(0, final=True):
-        return 0
+def images_encoded(experiment: Experiment) -> list[int]:
+    """Images that go through an encoder each time that features are taken: during training, after
+    it, and of the untrained encoder. An encoder with BatchNorm gets its statistics before."""
+    facts, suite, encoder = experiment.facts, experiment.suite, experiment.method.encoder
     epochs = range(1, math.ceil(facts.total_steps / facts.steps_per_epoch))
-    return sum(suite.takes_features(epoch, final=False) for epoch in epochs) + 2
+    encoded = [suite.images_encoded("trained", epoch, final=False) for epoch in epochs]
+    encoded.append(suite.images_encoded("trained", 0, final=True))
+    if experiment.no_untrained is None:
+        encoded.append(suite.images_encoded("untrained", 0, final=True))
+    before = 0
+    if has_batch_statistics(encoder):
+        before = len(calibration_rows(facts.num_images, experiment.recipe.seed))
+    return [before + images for images in encoded if images]
 
 
 def count_parameters(experiment: Experiment) -> dict[str, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from sslkit.api import Component, RunFacts, ViewSpec
 from sslkit.builtin.augmentations import SimCLRAugmentation
@@ -19,8 +19,11 @@ from sslkit.builtin.losses import InfoNCE, NTXent
 from sslkit.builtin.optimizers import LARS, SGD, AdamW
 from sslkit.builtin.schedules import Constant, Cosine
 from sslkit.builtin.timm_backbone import TimmBackbone
+from sslkit.data import evaluation_images
 from sslkit.engine.display import Display, Silent
 from sslkit.errors import RecipeError
+from sslkit.evaluation import subjects
+from sslkit.evaluation.suite import EvaluationSuites
 from sslkit.recipe import load_recipe, shipped_recipes
 from sslkit.recipe.warnings import Advice, find_warnings, network_warnings, plan_facts, statements
 from sslkit.report.plan import duration, text_plot
@@ -76,6 +79,46 @@ def test_the_plan_measures_warm_steps_and_leaves_nothing(tiny: Path, tmp_path: P
     assert plan["disk"]["checkpoint_mb"] > 3 * 4 * parameters["trainable"] / 1e6
     assert plan["disk"]["checkpoints_mb"] == pytest.approx(3 * plan["disk"]["checkpoint_mb"])
     assert json.loads(json.dumps(plan)) == plan
+
+
+BROUGHT = "{name: synthetic, num_train: 60, num_test: 24, size: 16}"
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        "{name: knn, k: 5, every_epochs: 1}",
+        "{name: collapse, every_epochs: 1, policy: 'off'}",  # the test split alone, no baselines
+        f"{{name: knn, k: 5, data: {BROUGHT}}}, {{name: few_label, labels_per_class: [1]}}",
+    ],
+)
+def test_the_images_of_evaluations_are_those_of_the_run(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, entries: str
+) -> None:
+    """Counted where they go through an encoder: for features, and for batch statistics before."""
+    counts = {"features": 0, "statistics": 0}
+
+    def counted(kind: str, function: Any, only: Any) -> Any:
+        def count(network: nn.Module, batches: Iterable[Tensor], **settings: Any) -> Any:
+            images = list(batches)
+            counts[kind] += sum(map(len, images)) if only(settings) else 0
+            return function(network, images, **settings)
+
+        return count
+
+    changes = [f"evaluate=[{entries}]", "train.online_probe=null"]
+    monkeypatch.setattr(EvaluationSuites, "seconds_per_image", lambda *_: 1.0)
+    time = make_plan(str(tiny), changes, Silent(), measure=True).time
+    assert time is not None
+    banks = counted("features", subjects.extract, lambda settings: settings["room"] is not None)
+    monkeypatch.setattr(
+        subjects, "extract", lambda *given, room=None, **others: banks(*given, room=room, **others)
+    )
+    statistics = counted("statistics", evaluation_images.calibrate_batch_norm, lambda _: True)
+    monkeypatch.setattr(evaluation_images, "calibrate_batch_norm", statistics)
+    start(tiny, changes, display=Silent())
+    again = 96 if BROUGHT in entries else 0  # the untrained encoder is calibrated for each source
+    assert time["feature_seconds"] == counts["features"] + counts["statistics"] - again
 
 
 def test_a_run_shorter_than_the_measurement_is_planned_whole(tiny: Path) -> None:
