@@ -3,6 +3,7 @@ that use next to nothing of their range. Cheap, bounded, and the same every time
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ _PLACES = 64
 _COMPARED = 3000
 """Encoded images that are read to be compared, about: some 2 s for ImageNet."""
 _CANDIDATES = 16
-"""Training images that one test image is compared with in full."""
+"""Training images that one test image is compared with one by one; where more have its key, as in
+sets that are mostly background, digests of whole images tell them apart."""
 _ALIGNED = 64
 _ENOUGH = 32
 """Test images that must all be training images before the split is refused, where not all were
@@ -133,18 +135,34 @@ def _equal_pixels(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> Pairs:
     places = np.linspace(0, train.shape[1] - 1, _PLACES).astype(np.int64)
     keys, wanted = _keys(train, places), _keys(test, places)
     rows = np.flatnonzero(np.isin(wanted, keys))
-    if not len(rows):
-        return []
     order = np.argsort(keys, kind="stable")
     starts = np.searchsorted(keys[order], wanted[rows])
     stops = np.searchsorted(keys[order], wanted[rows], side="right")
-    pairs = []
-    for row, start, stop in zip(rows.tolist(), starts, stops, strict=True):
-        for other in order[start : min(stop, start + _CANDIDATES)].tolist():
-            if np.array_equal(test[row], train[other]):
-                pairs.append((row, other))
-                break
-    return pairs
+    few = stops - starts <= _CANDIDATES
+    pairs = _equal_digests(
+        train, test, np.flatnonzero(np.isin(keys, wanted[rows[~few]])), rows[~few]
+    )
+    for row, start, stop in zip(rows[few].tolist(), starts[few], stops[few], strict=True):
+        others = order[start:stop].tolist()
+        found = next((each for each in others if np.array_equal(test[row], train[each])), None)
+        pairs += [] if found is None else [(row, found)]
+    return sorted(pairs)
+
+
+def _equal_digests(
+    train: NDArray[np.uint8], test: NDArray[np.uint8], known: NDArray[np.int64],
+    asked: NDArray[np.int64],
+) -> Pairs:  # fmt: skip
+    """The pairs among these rows of the two."""
+    first: dict[bytes, int] = {}
+    for row in known.tolist():
+        first.setdefault(_digest(train[row]), row)
+    digests = ((row, _digest(test[row])) for row in asked.tolist())
+    return [(row, first[digest]) for row, digest in digests if digest in first]
+
+
+def _digest(row: NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(row.data, digest_size=16).digest()
 
 
 def _keys(rows: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -13,7 +13,7 @@ from sslkit.data.examine import examine
 from sslkit.data.sample_views import SampleViews
 from sslkit.data.splits import part_of
 from sslkit.data.views import DecodedViews, ResidentViews, view_maker
-from sslkit.errors import DataError, PluginError
+from sslkit.errors import DataError, PluginError, RecipeError
 from sslkit.nn.image import crop_resize
 from sslkit.randomness import SampleRandom
 from tests.data.loaders import train_loader
@@ -147,6 +147,21 @@ def test_samples_are_looked_for_in_the_other_split_by_their_bytes():
     test.values = np.concatenate([train.values[7:9], -train.values[9:27]])
     (note,) = examine(store(train), store(test))
     assert note.startswith("2 of 20 test images are also training images (sample 0 is sample 7)")
+
+
+def test_samples_that_are_mostly_background_are_found_in_the_other_split():
+    """The values that keys are made of are equal in most of them."""
+    places = np.random.default_rng(0).permutation(1000)[:600]
+    train, test = Waves(count=600), Waves(count=300)
+    train.spec = test.spec = SampleSpec((1, 1000), "float32")
+    train.values = np.zeros((600, 1, 1000), np.float32)
+    train.values[np.arange(600), 0, places] = 1.0
+    test.values = train.values[::-2].copy()
+    with pytest.raises(RecipeError, match="300 of 300 test images are also training images"):
+        examine(store(train), store(test))
+    test.values[::3] *= 2.0
+    (note,) = examine(store(train), store(test))
+    assert note.startswith("200 of 300 test images are also training images (sample 1 is sample")
 
 
 def test_parts_have_the_abilities_of_the_whole(list_reader, photo):
