@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sslkit.report.console import print_line
+
 from .options import DEVICES, SPLITS, AsJson, Overrides, one_of
 from .output import print_json
 
@@ -75,8 +77,10 @@ def embed(
         return
     labels = "with labels" if written.labels else "without labels"
     left_out = f"; {written.left_out} unreadable images left out" if written.left_out else ""
-    print(f"{written.path}: {written.rows:,} features of width {written.width}, {labels}{left_out}")
+    print_line(
+        f"{written.path}: {written.rows:,} features of width {written.width}, {labels}{left_out}"
+    )
     for path in drawn:
-        print(path)
+        print_line(str(path))
     if rows:
         print_nearest(rows)

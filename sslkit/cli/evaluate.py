@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from sslkit.report.console import print_line
+
 from .options import AsJson, Overrides
 from .output import print_json
 
@@ -62,6 +64,6 @@ def evaluate(
     else:
         print_evaluation(found.results)
         if found.kept is not None:
-            print(f"kept in: {display_path(found.kept)}")
+            print_line(f"kept in: {display_path(found.kept)}")
     if not found.results.trained.metrics and found.results.trained.skipped:
         raise typer.Exit(1)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sslkit.report.console import print_line
+
 from .options import EXPORT_FORMATS, AsJson, one_of
 from .output import print_json
 
@@ -34,4 +36,6 @@ def export(
     if as_json:
         print_json(made.to_json())
         return
-    print(f"{made.folder}: the features of the encoder {made.difference.words()}, on {made.images}")
+    print_line(
+        f"{made.folder}: the features of the encoder {made.difference.words()}, on {made.images}"
+    )

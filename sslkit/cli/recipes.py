@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sslkit.report.console import print_line
+
 from .options import AsJson
 from .output import print_json
 
@@ -27,4 +29,4 @@ def recipes_copy(
     """Copy a shipped recipe, to change it."""
     from sslkit.host.recipe_files import copy_recipe
 
-    print(copy_recipe(name, target or Path()))
+    print_line(str(copy_recipe(name, target or Path())))

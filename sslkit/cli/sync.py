@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from sslkit.report.console import print_line
+
 from .options import AsJson
 from .output import print_json
 
@@ -25,8 +27,10 @@ def sync(
         print_json(dataclasses.asdict(sent))
         return
     for file in sent.skipped:
-        print(f"warning: not uploaded: {file}", file=sys.stderr)
+        print_line(f"warning: not uploaded: {file}", file=sys.stderr)
     if sent.run_id is None:
-        print(f"nothing to send: {run} is not tracked (tracking: {{name: none}})")
+        print_line(f"nothing to send: {run} is not tracked (tracking: {{name: none}})")
     else:
-        print(f"sent {sent.points} metric points and {sent.artifacts} files to run {sent.run_id}")
+        print_line(
+            f"sent {sent.points} metric points and {sent.artifacts} files to run {sent.run_id}"
+        )

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sslkit.report.console import print_line
+
 from .options import AsJson, Overrides
 from .output import print_json
 
@@ -28,7 +30,7 @@ def validate(
     else:
         for recipe, validation in found.items():
             for warning in validation.warnings:
-                print(f"{recipe}: warning: {warning}", file=sys.stderr)
-            print("\n".join(validation.problems) or f"{recipe}: ok")
+                print_line(f"{recipe}: warning: {warning}", file=sys.stderr)
+            print_line("\n".join(validation.problems) or f"{recipe}: ok")
     if any(validation.problems for validation in found.values()):
         raise typer.Exit(2)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from sslkit.evaluation.results import SUBJECTS, ComparisonRow
 from sslkit.runs.metrics_file import MetricLine
 
+from .harmless import in_figure
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -36,7 +38,8 @@ def draw_curves(lines: Sequence[MetricLine]) -> Figure:
         for key, points in curves.items():
             x = [step / steps_per_epoch for step, _ in points]
             y = [value for _, value in points]
-            axis.plot(x, y, marker="o" if len(points) < 30 else None, ms=3, lw=1.4, label=key)
+            axis.plot(x, y, marker="o" if len(points) < 30 else None, ms=3, lw=1.4,
+                      label=in_figure(key))  # fmt: skip
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
         if title.startswith("top-1"):
@@ -65,7 +68,8 @@ def draw_accuracies(rows: Sequence[ComparisonRow]) -> Figure:
         for x, (_, estimate) in zip(places, found, strict=True):
             if estimate.low is not None and estimate.high is not None:
                 axis.vlines(x, 100 * estimate.low, 100 * estimate.high, color="black", lw=1)
-    axis.set_xticks(range(len(rows)), [f"{row.protocol}\n{row.metric}" for row in rows], fontsize=8)
+    names = [f"{in_figure(row.protocol)}\n{in_figure(row.metric)}" for row in rows]
+    axis.set_xticks(range(len(rows)), names, fontsize=8)
     axis.set(ylabel="accuracy, %", ylim=(0, 110))
     figure.legend(fontsize=8, ncols=len(SUBJECTS), loc="outside upper center", frameon=False)
     axis.grid(axis="y", alpha=0.3)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sslkit.errors import PluginError
 from sslkit.host.plugins import KINDS
 
-from .console import print_table, print_text
+from .console import print_line, print_table, print_text
 from .field_types import type_words
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def print_plugins(rows: Sequence[Mapping[str, Any]]) -> None:
     print_table(("kind", "names", "from"), table)
     for row in rows:
         if row["status"] != "ok":
-            print(
+            print_line(
                 f"broken: {row['plugin']} ({row['distribution']} {row['version']}): {row['reason']}"
             )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sslkit.randomness import Order, random_subset
 
+from .harmless import in_figure
 from .projection import METHODS, Projection
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def draw_map(panels: Mapping[str, Projection], images: MapImages, method: str) -
     for axis, (label, found) in zip(axes, panels.items(), strict=False):
         axis.scatter(found.points[:, 0].numpy(), found.points[:, 1].numpy(), c=colours, s=size,
                      alpha=0.75, linewidths=0, rasterized=True)  # fmt: skip
-        axis.set(title=label, xticks=[], yticks=[])
+        axis.set(title=in_figure(label), xticks=[], yticks=[])
         axis.set_aspect("equal", adjustable="datalim")
         if found.explained is not None:
             first, second = (f"{part:.0%} of the variance" for part in found.explained)
@@ -110,7 +111,8 @@ def draw_map(panels: Mapping[str, Projection], images: MapImages, method: str) -
         fit = int(width / (_HANDLE + _LETTER * max(map(len, names))))
         across = _legend_columns(len(names), max(1, min(2 + 2 * columns, fit)))
         order = [place for first in range(across) for place in range(first, len(names), across)]
-        figure.legend([handles[place] for place in order], [names[place] for place in order],
+        figure.legend([handles[place] for place in order],
+                      [in_figure(names[place]) for place in order],
                       ncols=across, frameon=False, fontsize=8, handletextpad=0.1,
                       loc="outside lower center")  # fmt: skip
     return figure

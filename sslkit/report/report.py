@@ -12,6 +12,7 @@ from sslkit.runs.folder import RunFolder
 from sslkit.runs.metrics_file import MetricLine, read_lines
 
 from .figures import draw_accuracies, draw_curves
+from .harmless import in_markdown, markdown_table
 from .terminal import TITLE
 
 if TYPE_CHECKING:
@@ -69,13 +70,13 @@ def _markdown(
         )
         yield ""
     for protocol, reason in results.trained.skipped.items():
-        yield f"- {protocol}: skipped: {reason}"
+        yield in_markdown(f"- {protocol}: skipped: {reason}")
     for note in results.notes():
-        yield f"- note: {note}"
+        yield in_markdown(f"- note: {note}")
     for protocol, found in {**results.trained.warnings, **results.trained.stops}.items():
-        yield f"- {protocol}: warning: {found}"
+        yield in_markdown(f"- {protocol}: warning: {found}")
     for note in notes:
-        yield f"- data: warning: {note}"
+        yield in_markdown(f"- data: warning: {note}")
     yield from _cost(lines, results, facts.sample.noun)
     for figure in figures:
         yield f"\n![{figure.stem}](figures/{figure.name})"
@@ -92,11 +93,3 @@ def _cost(lines: Sequence[MetricLine], results: FinalResults, noun: str) -> Iter
         f"baselines: {results.baselines.seconds:.1f} s."
     )
     yield from results.sentences()
-
-
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
-    """A table in Markdown, one line at a time."""
-    yield f"| {' | '.join(heads)} |"
-    yield f"|{'---|' * len(heads)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"

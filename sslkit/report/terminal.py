@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .console import print_table
+from .console import print_line, print_table
 
 if TYPE_CHECKING:
     from .final_results import FinalResults
@@ -20,13 +20,13 @@ def print_evaluation(results: FinalResults) -> None:
         print_table(heads, rows, title=TITLE)
     for key, value in results.others().items():
         if "/" not in key.removeprefix("eval/").partition("/")[2]:  # its parts are in the report
-            print(f"{key} {value:.4g}")
+            print_line(f"{key} {value:.4g}")
     for protocol, reason in results.trained.skipped.items():
-        print(f"{protocol}: skipped: {reason}")
+        print_line(f"{protocol}: skipped: {reason}")
     for note in results.notes():
-        print(f"note: {note}")
+        print_line(f"note: {note}")
     for sentence in results.sentences():
-        print(sentence)
+        print_line(sentence)
 
 
 def print_run(run_dir: Path, results: FinalResults | None, *, tracked: bool) -> None:
@@ -34,7 +34,7 @@ def print_run(run_dir: Path, results: FinalResults | None, *, tracked: bool) -> 
     if results is not None:
         print_evaluation(results)
         print()
-    print(f"run folder: {display_path(run_dir)}")
+    print_line(f"run folder: {display_path(run_dir)}")
     if tracked:
         print("open MLflow with: sslkit ui")
 

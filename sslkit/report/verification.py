@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .console import print_table
+from .console import print_line, print_table
 from .terminal import display_path
 
 
@@ -16,7 +16,7 @@ def print_verification(found: Mapping[str, Any]) -> None:
         [row["metric"], _range(row), _measured(row), _verdict(row)] for row in found["expectations"]
     ]
     print_table(["metric", "expected", "measured", "verdict"], rows)
-    print(f"run folder: {display_path(Path(found['run_dir']))}")
+    print_line(f"run folder: {display_path(Path(found['run_dir']))}")
 
 
 def _range(row: Mapping[str, Any]) -> str:

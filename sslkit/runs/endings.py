@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ def read_results(folder: RunFolder) -> SavedResults:
             )
             for row in found["comparison"]
         )
-        return SavedResults(scores, (found.get("cost") or {}).get("evaluation_seconds"))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        seconds = (found.get("cost") or {}).get("evaluation_seconds")
+        return SavedResults(scores, None if seconds is None else _number(seconds))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RunFolderError(
             f"{folder.path}: its files are not those of this version "
             f"({type(error).__name__}: {error})"
@@ -75,12 +77,19 @@ def _estimate(found: Mapping[str, Any]) -> Estimate | None:
         return None
     low, high, images = found.get("low"), found.get("high"), found.get("images")
     return Estimate(
-        value=float(found["value"]),
-        low=None if low is None else float(low),
-        high=None if high is None else float(high),
+        value=_number(found["value"]),
+        low=None if low is None else _number(low),
+        high=None if high is None else _number(high),
         draws=int(found["draws"]),
         images=None if images is None else int(images),
     )
+
+
+def _number(found: Any) -> float:
+    """Raises ValueError for what no writer of ours makes: text, NaN, infinity."""
+    if isinstance(found, bool) or not isinstance(found, int | float) or not isfinite(found):
+        raise ValueError(f"{str(found)[:40]} is no number")
+    return float(found)
 
 
 def _read_block(path: Path) -> dict[str, Any]:

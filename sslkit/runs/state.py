@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,20 @@ def was_evaluated(folder: RunFolder, step: int) -> bool:
         line.step == step and any(key.startswith(("eval/", "collapse/")) for key in line.metrics)
         for line in read_lines(folder.metrics)
     )
+
+
+def was_logged(folder: RunFolder, step: int, metrics: Mapping[str, float]) -> bool:
+    """Whether the log already holds these metrics of an evaluation after `step`, with these values:
+    a machine on which a run was finished may have measured others than the one before it."""
+    logged: dict[str, float] = {}
+    for line in read_lines(folder.metrics):
+        if line.step == step:
+            logged.update(line.metrics)
+    return all(name in logged and _is_same(logged[name], each) for name, each in metrics.items())
+
+
+def _is_same(logged: float, value: float) -> bool:
+    return logged == value or (math.isnan(logged) and math.isnan(value))
 
 
 def last_metrics(folder: RunFolder) -> dict[str, float]:

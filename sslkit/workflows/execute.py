@@ -30,7 +30,7 @@ from sslkit.report.final_results import FinalResults
 from sslkit.report.report import write_report
 from sslkit.runs.endings import is_finished, write_results, write_traceback
 from sslkit.runs.metrics_file import read_lines
-from sslkit.runs.state import last_metrics, was_evaluated
+from sslkit.runs.state import last_metrics, was_evaluated, was_logged
 from sslkit.tracking.log import RunLog
 from sslkit.tracking.system import SystemSampler
 
@@ -188,7 +188,7 @@ def finish(experiment: Experiment, log: RunLog | NoLog) -> FinalResults:
     metrics = {**trained.metrics, **baselines.metrics}
     step, last = training.progress.step, [trained, baselines]
     cost = run_cost(list(read_lines(folder.metrics)), step, experiment.facts.batch_size, last)
-    if metrics and not was_evaluated(folder, step):
+    if metrics and not was_logged(folder, step, metrics):
         log.log({**metrics, **total_cost(last), **cost.metrics}, step)
         log_numbers(training, training.output.callbacks.on_evaluation(training, metrics))
 

@@ -16,6 +16,7 @@ from sslkit.report.comparison.model import Arm, Comparison, Match, Row
 from sslkit.report.comparison.page import html_page
 from sslkit.report.comparison.tables import cell, print_comparison, text_tables
 from sslkit.report.final_results import main_metrics
+from sslkit.runs.metrics_file import MetricLine, encode_line
 from sslkit.workflows.compare.agreement import Terms, disagreements
 from sslkit.workflows.compare.arm_statistics import make_comparison
 from sslkit.workflows.compare.comparison_folder import write_comparison
@@ -344,3 +345,49 @@ def test_the_page_names_each_protocol_once_above_its_rows(
     page = html_page(make_comparison("x", two_arms, "a"), [])
     assert page.count('<th scope="rowgroup" colspan="6">knn top1</th>') == 1
     assert "<td>knn top1</td>" not in page  # a narrow screen has no room for it beside the score
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", '"nan"', "true", "9" * 4000, "[1]"])
+@pytest.mark.parametrize("field", ["value", "low", "evaluation_seconds"])
+def test_results_are_finite_numbers(tmp_path: Path, field: str, value: str) -> None:
+    run = make_run(tmp_path, "a", 0, 0.5)
+    results = json.loads((run / "results.json").read_text())
+    place = results["cost"] if field == "evaluation_seconds" else (
+        results["comparison"][0]["values"]["trained"]
+    )  # fmt: skip
+    place[field] = "@"
+    (run / "results.json").write_text(json.dumps(results).replace('"@"', value))
+    with pytest.raises(RunFolderError) as refused:
+        read_run(run)
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("subject", ["trained", "pixels"])
+def test_results_that_were_changed_are_refused(tmp_path: Path, subject: str) -> None:
+    run = make_run(tmp_path, "a", 0, 0.5)
+    assert read_run(run).scores["eval/knn/top1"].trained == 0.5
+    results = json.loads((run / "results.json").read_text())
+    results["comparison"][0]["values"][subject]["value"] = 0.93
+    (run / "results.json").write_text(json.dumps(results))
+    key = "eval/knn/top1" + ("" if subject == "trained" else "_pixels")
+    with pytest.raises(RunFolderError, match=rf"results.json has {key} 0\.93, which was never"):
+        read_run(run)
+
+
+def test_numbers_of_a_log_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", 0, 0.5)
+    odd = {"perf/peak_memory_mb": float("inf"), "perf/images_per_second": float("nan")}
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write(encode_line(MetricLine(18, 0, odd)))
+    record = read_run(run)
+    assert (record.peak_memory_mb, record.images_per_second) == (103.0, 100.0)
+    write_comparison(make_comparison("x", [Arm("a", [record])], "a"), tmp_path / "out")
+
+
+def test_names_from_files_are_text_in_every_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", 0, 0.5, more={"k\x1b[2J<script>": {"top1$x^y^z$": 0.5}})
+    out = tmp_path / "out"
+    for path in write_comparison(make_comparison("x", [arm("a", [run])], "a"), out):
+        text = path.read_text()
+        assert "\x1b" not in text, path
+        assert path.suffix == ".json" or "<script" not in text, path

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sslkit.evaluation.statistics import Interval, mean_interval
 from sslkit.report.final_results import bounds, in_percent
+from sslkit.report.harmless import in_figure
 
 from .model import SUBJECTS, Arm, Comparison, Point
 
@@ -78,7 +79,7 @@ def draw_accuracies(comparison: Comparison) -> Figure:
                 axis.axvline(scale * fmean(found), color=_GREY, lw=1,
                              ls=_SUBJECT_LINES[subject], label=subject)  # fmt: skip
         axis.set(title=_title(metric), xlabel=unit, ylim=(len(labels) - 0.5, -0.5))
-        axis.set_yticks(range(len(labels)), labels)
+        axis.set_yticks(range(len(labels)), list(map(in_figure, labels)))
         axis.grid(axis="x", alpha=0.3)
     legend = {name: handle for axis in panels
               for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}  # fmt: skip
@@ -141,7 +142,8 @@ def _put_below(figure: Figure, handles: Mapping[str, Any]) -> None:
     columns = max(1, min(len(names), int(width / (_HANDLE + _LETTER * longest))))
     lines = math.ceil(len(names) / columns) * max(name.count("\n") + 1 for name in names)
     figure.set_size_inches(width, height + _LINE * (lines - 1))
-    figure.legend(list(handles.values()), names, ncols=columns, loc="outside lower center",
+    literal = [name.replace("$", r"\$") for name in names]  # no formula
+    figure.legend(list(handles.values()), literal, ncols=columns, loc="outside lower center",
                   frameon=False)  # fmt: skip
 
 
@@ -211,5 +213,5 @@ def _curve_metrics(comparison: Comparison) -> list[str]:
 
 def _title(metric: str) -> str:
     if metric.startswith("train/"):
-        return f"{metric.removeprefix('train/')} (training batches)".replace("/", " ")
-    return metric.removeprefix("eval/").replace("/", " ")
+        return in_figure(f"{metric.removeprefix('train/')} (training batches)".replace("/", " "))
+    return in_figure(metric.removeprefix("eval/").replace("/", " "))

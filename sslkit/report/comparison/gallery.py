@@ -11,13 +11,13 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sslkit.randomness import SampleRandom
+from sslkit.report.harmless import in_html
 
 from .svg import described
 
@@ -164,7 +164,7 @@ def _neighbour(
     dashes = ' stroke-dasharray="5 3"' if same is False else ""
     verdict = {True: ", same class", False: ", another class", None: ""}[same]
     yield f"<g {at}>"
-    yield f"<title>{escape(found.name)}{verdict}, similarity {similarity:.3f}</title>"
+    yield f"<title>{in_html(found.name)}{verdict}, similarity {similarity:.3f}</title>"
     yield f'<use href="#{image}"/>'
     yield (
         f'<rect x="-1.5" y="-1.5" width="{_THUMBNAIL + 3}" height="{_THUMBNAIL + 3}" fill="none" '
@@ -179,7 +179,7 @@ def _image(picture: Thumbnail, x: int, y: int, side: int, more: str = "") -> str
 
 
 def _text(x: int, y: int, text: str, more: str = "") -> str:
-    return f'<text x="{x}" y="{y}" {more}>{escape(text)}</text>'
+    return f'<text x="{x}" y="{y}" {more}>{in_html(text)}</text>'
 
 
 def _wrapped(label: str) -> list[str]:

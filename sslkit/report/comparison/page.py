@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from html import escape
 from itertools import groupby
 
 from sslkit.recipe import hashed_view
 from sslkit.recipe.yaml_positions import dump_document
+from sslkit.report.harmless import in_html
 
 from .figures import draw_all
 from .model import Comparison
@@ -62,16 +62,16 @@ def _page(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[str]:
     yield '<html lang="en"><head><meta charset="utf-8">'
     yield f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<title>{escape(comparison.name)}</title><style>{_STYLE}</style></head><body>"
-    yield f"<h1>{escape(comparison.name)}</h1><p>{escape(heading(comparison))}</p>"
+    yield f"<title>{in_html(comparison.name)}</title><style>{_STYLE}</style></head><body>"
+    yield f"<h1>{in_html(comparison.name)}</h1><p>{in_html(heading(comparison))}</p>"
     for table in text_tables(comparison):
         yield from _table(table)
     if comparison.notes:
         yield "<h2>Notes</h2><ul>"
-        yield from (f"<li>{escape(note)}</li>" for note in comparison.notes)
+        yield from (f"<li>{in_html(note)}</li>" for note in comparison.notes)
         yield "</ul>"
     for picture in pictures:
-        caption = f"<figcaption>{escape(picture.caption)}</figcaption>"
+        caption = f"<figcaption>{in_html(picture.caption)}</figcaption>"
         yield f'<figure><div class="{_room(picture.svg)}">{picture.svg}</div>{caption}</figure>'
     yield "<h2>Runs</h2>"
     for arm in comparison.arms:
@@ -79,10 +79,10 @@ def _page(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[str]:
             continue
         runs = ", ".join(f"seed {record.seed}: {record.path.name}" for record in arm.records)
         recipe = dump_document(hashed_view(arm.records[0].recipe))  # no paths, no tracker
-        yield f"<h3>{escape(arm.label)}</h3><p>{escape(runs)}</p>"
-        yield f"<p>Machine: {escape(arm.records[0].machine)}</p>"
+        yield f"<h3>{in_html(arm.label)}</h3><p>{in_html(runs)}</p>"
+        yield f"<p>Machine: {in_html(arm.records[0].machine)}</p>"
         yield f"<details><summary>Recipe, hash {arm.records[0].hash}</summary>"
-        yield f"<pre>{escape(recipe)}</pre></details>"
+        yield f"<pre>{in_html(recipe)}</pre></details>"
     yield "</body></html>"
 
 
@@ -97,13 +97,13 @@ def _table(table: Table) -> Iterator[str]:
     title, heads, rows = table
     grouped = heads[0] == GROUP
     shown = heads[grouped:]
-    yield f'<h2>{escape(title)}</h2><div class="wide"><table><thead><tr>'
-    yield "".join(f'<th scope="col">{escape(head)}</th>' for head in shown) + "</tr></thead>"
+    yield f'<h2>{in_html(title)}</h2><div class="wide"><table><thead><tr>'
+    yield "".join(f'<th scope="col">{in_html(head)}</th>' for head in shown) + "</tr></thead>"
     for group, members in groupby(rows, key=lambda row: row[0] if grouped else ""):
         yield "<tbody>"
         if grouped:
-            yield f'<tr><th scope="rowgroup" colspan="{len(shown)}">{escape(group)}</th></tr>'
+            yield f'<tr><th scope="rowgroup" colspan="{len(shown)}">{in_html(group)}</th></tr>'
         for row in members:
-            yield f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row[grouped:])}</tr>"
+            yield f"<tr>{''.join(f'<td>{in_html(cell)}</td>' for cell in row[grouped:])}</tr>"
         yield "</tbody>"
     yield "</table></div>"

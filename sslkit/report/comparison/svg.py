@@ -6,8 +6,9 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
+
+from sslkit.report.harmless import in_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,4 +51,4 @@ def svg_text(figure: Figure, name: str, alt: str) -> str:
 
 def described(alt: str) -> str:
     """The attributes by which an `<svg>` element is a picture with this description."""
-    return f'role="img" aria-label="{escape(alt, quote=True)}"'
+    return f'role="img" aria-label="{in_html(alt)}"'

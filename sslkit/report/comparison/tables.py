@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sslkit.evaluation.statistics import Interval
-from sslkit.report.console import print_table
+from sslkit.report.console import print_line, print_table
 from sslkit.report.final_results import in_percent
-from sslkit.report.report import markdown_table
+from sslkit.report.harmless import in_markdown, markdown_table
 from sslkit.report.terminal import display_path
 
 from .model import Comparison
@@ -38,12 +38,12 @@ def heading(comparison: Comparison) -> str:
 
 def print_comparison(comparison: Comparison, page: Path) -> None:
     """Tables and notes on the terminal, and where the report is."""
-    print(f"{comparison.name}: {heading(comparison)}")
+    print_line(f"{comparison.name}: {heading(comparison)}")
     for title, heads, rows in text_tables(comparison):
         print_table(heads, rows, title=title)
     for note in comparison.notes:
-        print(f"note: {note}")
-    print(f"report: {display_path(page)}")
+        print_line(f"note: {note}")
+    print_line(f"report: {display_path(page)}")
 
 
 def markdown(comparison: Comparison, pictures: Sequence[Picture]) -> str:
@@ -52,17 +52,17 @@ def markdown(comparison: Comparison, pictures: Sequence[Picture]) -> str:
 
 
 def _markdown(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[str]:
-    yield f"# {comparison.name}"
+    yield in_markdown(f"# {comparison.name}")
     yield ""
     yield heading(comparison)
     for title, heads, rows in text_tables(comparison):
         yield ""
         yield f"{title}:"
         yield ""
-        yield from markdown_table(heads, ([_escaped(cell) for cell in row] for row in rows))
+        yield from markdown_table(heads, rows)
     if comparison.notes:
         yield ""
-        yield from (f"- {note}" for note in comparison.notes)
+        yield from (in_markdown(f"- {note}") for note in comparison.notes)
     for picture in pictures:
         yield f"\n![{picture.name.replace('_', ' ')}](figures/{picture.name}.svg)"
         yield f"\n{picture.caption}"
@@ -145,7 +145,3 @@ def _count(number: int, word: str) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|")

@@ -46,6 +46,7 @@ def read_run(path: Path) -> RunRecord:
             )
         clock = training_clock(lines, batch)
         scores = _scores(results.scores)
+        _refuse_unlogged(folder, scores, lines)
         return RunRecord(
             path=folder.path,
             recipe=recipe,
@@ -77,6 +78,8 @@ def _read_weights(folder: RunFolder) -> RunRecord:
     name = folder.path.name.removesuffix(f"-{folder.id}")
     recipe = recipe.model_copy(update={"name": name})
     try:
+        scores = _scores(results.scores)
+        _refuse_unlogged(folder, scores, read_lines(folder.metrics))
         return RunRecord(
             path=folder.path,
             recipe=recipe,
@@ -85,7 +88,7 @@ def _read_weights(folder: RunFolder) -> RunRecord:
             steps=0,
             epochs=0.0,
             images_seen=0,
-            scores=_scores(results.scores),
+            scores=scores,
             curves={},
             training_seconds=0.0,
             evaluation_seconds=None,
@@ -146,6 +149,30 @@ def _scores(rows: Sequence[SavedScore]) -> dict[str, Score]:
     return scores
 
 
+def _refuse_unlogged(
+    folder: RunFolder, scores: Mapping[str, Score], lines: Iterable[MetricLine]
+) -> None:
+    """Raises RunFolderError where a score is none of those that were logged under its name: a
+    number in one of the two files was changed, or one of them is another run's."""
+    wanted = {
+        key if subject == "trained" else f"{key}_{subject}": value
+        for key, score in scores.items()
+        for subject, value in vars(score).items()
+        if value is not None
+    }
+    logged: dict[str, set[float]] = {}
+    for line in lines:
+        for key in line.metrics.keys() & wanted.keys():
+            logged.setdefault(key, set()).add(line.metrics[key])
+    for key, values in logged.items():
+        if wanted[key] not in values:
+            raise RunFolderError(
+                f"{folder.path}: {folder.results.name} has {key} {wanted[key]:.6g}, which was "
+                f"never logged ({folder.metrics.name} has {max(values):.6g}); one of the two files "
+                "was changed: take the folder as the run left it, or run the recipe again"
+            )
+
+
 def _curves(
     lines: Iterable[MetricLine],
     wanted: Container[str],
@@ -163,7 +190,8 @@ def _curves(
 
 
 def _reduce(function: Any, lines: Iterable[MetricLine], key: str) -> float | None:
-    values = [line.metrics[key] for line in lines if key in line.metrics]
+    found = (line.metrics[key] for line in lines if key in line.metrics)
+    values = [value for value in found if math.isfinite(value)]
     return float(function(values)) if values else None
 
 

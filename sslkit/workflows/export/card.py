@@ -11,7 +11,7 @@ from sslkit.errors import CheckpointError, RunFolderError
 from sslkit.evaluation.results import Estimate
 from sslkit.recipe import backbone_name, hashed_view
 from sslkit.recipe.yaml_positions import dump_document
-from sslkit.report.report import markdown_table
+from sslkit.report.harmless import fenced, in_markdown, markdown_table
 from sslkit.runs.endings import SavedScore, read_results
 from sslkit.runs.environment_file import read_environment
 from sslkit.runs.folder import RunFolder
@@ -56,10 +56,10 @@ def _title(source: ExportSource) -> Iterator[str]:
     recipe, width, noun = source.recipe, source.encoder.num_features, source.sample.noun
     each = f"{width:,} features {'an' if noun == 'image' else 'a'} {noun}"
     name = source.run.name if source.run is not None else source.path.name
-    yield f"# Encoder of {name}"
+    yield in_markdown(f"# Encoder of {name}")
     yield ""
     if recipe is None:
-        yield f"An encoder of {noun}s, {_backbone(source)}: {each}."
+        yield in_markdown(f"An encoder of {noun}s, {_backbone(source)}: {each}.")
         return
     yield (
         f"{backbone_name(recipe)}, trained without labels by {_plain(recipe.method.name)} on "
@@ -111,10 +111,10 @@ def _preprocessing(chosen: Format, source: ExportSource) -> Iterator[str]:
 def _training(source: ExportSource) -> Iterator[str]:
     yield "## Training"
     yield ""
-    yield f"- recipe hash: `{source.recipe_hash}`"
+    yield in_markdown(f"- recipe hash: `{source.recipe_hash}`")
     if source.recipe is None or source.run is None:
         block = json.dumps(dict(source.backbone))
-        yield f"- backbone: `{block}` of {source.distribution}"
+        yield in_markdown(f"- backbone: `{block}` of {source.distribution}")
         yield f"- nothing else is known: {source.alone}"
         return
     recipe, train = source.recipe, source.recipe.train
@@ -127,9 +127,7 @@ def _training(source: ExportSource) -> Iterator[str]:
     yield ""
     yield "<details><summary>What the hash covers, with paths left out</summary>"
     yield ""
-    yield "```yaml"
-    yield dump_document(hashed_view(recipe)).rstrip()
-    yield "```"
+    yield fenced(dump_document(hashed_view(recipe)).rstrip(), "yaml")
     yield ""
     yield "</details>"
 
@@ -148,13 +146,13 @@ def _environment(source: ExportSource) -> Iterator[str]:
         yield f"- data: {source.recipe.data.name}; the run's environment.json cannot be read"
         return
     splits = ", ".join(f"{split} `{value}`" for split, value in prints.items())
-    yield (
+    yield in_markdown(
         f"- data: {source.recipe.data.name}, {facts.get('num_images')} training "
         f"{source.sample.noun}s "
         f"(fingerprints: {splits})"
     )
     versions = ", ".join(f"{name} {packages[name]}" for name in _PACKAGES if name in packages)
-    yield f"- trained with {versions}, on {found.get('device')}"
+    yield in_markdown(f"- trained with {versions}, on {found.get('device')}")
 
 
 def _results(source: ExportSource) -> Iterator[str]:
