@@ -70,6 +70,7 @@ from .optimization import Optimizer, OptimizerConfig, optimizer_groups, set_grou
 from .run_files import RunFiles
 from .samples import SampleSpec, ViewSpec, largest_view, torch_dtype
 from .schedules import Bounds, Progress, Schedule, ScheduledNumber, scheduled
+from .streams import ImageStream, StreamReader
 from .tracking import Callback, MetricPoint, RunView, Tracker
 from .views import Augmentation, Geometry, ImageAugmentation, Params
 
@@ -109,6 +110,7 @@ __all__ = [
     "ImageInput",
     "ImageReader",
     "ImageScores",
+    "ImageStream",
     "Loss",
     "LossInput",
     "Method",
@@ -137,6 +139,7 @@ __all__ = [
     "SplitReader",
     "StartingWeights",
     "StepOutput",
+    "StreamReader",
     "SubjectName",
     "TimmModel",
     "Tracker",

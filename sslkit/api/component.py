@@ -96,6 +96,9 @@ class RunFacts:
     """Path of an entry of `evaluate` that measures on images of its own -> the facts with those."""
     other_samples: SampleSpec | None = None
     """What the samples are where they are no images; see `sample`."""
+    streamed: bool = False
+    """Whether the training split is a `StreamReader`: `num_images` is what an epoch is made of, and
+    the positions of samples go on from epoch to epoch."""
 
     @property
     def num_labelled(self) -> int:

@@ -36,8 +36,8 @@ class SplitReader(ABC):
     Who calls what: `read`, and the methods of the abilities, are called from several threads at
     once, in any order and more than once for a sample; they give the same each time. Attributes
     are read in the main thread, after `open`. What `read` gives may be kept and is written to
-    unless it is read-only. The length is fixed: a stream, which has none, will be a source of
-    another kind, and what stands between a source and the loader is the sampler.
+    unless it is read-only. The length is fixed; a stream, which has none, is a `StreamReader`.
+    What stands between a source and the loader is the sampler.
     """
 
     labels: NDArray[np.int64] | None = None
@@ -154,9 +154,9 @@ class DataSource(Component, ABC):
     """A data source: opens its splits, and what it opens is read by position.
 
     `open` is called in the main thread, for "train" first, once or more; it is cheap: it reads
-    indices and headers, not all samples. Nothing here knows of batches, epochs or ranks: in which
-    order samples are read is the sampler's, and a source that streams will be a kind of its own
-    whose reader has no length."""
+    indices and headers, not all samples. Nothing here knows of batches or ranks: in which order
+    samples are read is the sampler's. One whose number of samples is not known gives a
+    `StreamReader`."""
 
     kind = "dataset"
     Config: ClassVar[type[ComponentConfig]] = DataSourceConfig
@@ -178,7 +178,8 @@ class Batch:
     views: tuple[Tensor, ...]
     """V tensors (B, *shape of the view): (B, C, S_v, S_v) in [0, 1] of images."""
     indices: Tensor
-    """(B,) int64: position of each image in the training set."""
+    """(B,) int64: position of each image in the training set; those of a stream go on from epoch to
+    epoch."""
     random: SampleRandom
     """Keyed randomness for masks and the like."""
     labels: Tensor | None = None

@@ -21,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslkit.api import ImageReader, SampleSpec, SplitReader, UnreadableImageError
+from sslkit.api import ImageReader, SampleSpec, SplitReader, StreamReader, UnreadableImageError
 from sslkit.data.prefetch import ordered_groups
+from sslkit.data.stream_passes import StreamPasses
 from sslkit.errors import DataError
 from sslkit.parallel.world import World
 from sslkit.randomness import SampleRandom
@@ -67,6 +68,7 @@ class CachedSplit:
         if len(reader) == 0:
             raise DataError("data: the set has no images; check the paths of the data block")
         self.reader = reader
+        self._source = StreamPasses(reader) if isinstance(reader, StreamReader) else reader
         self.sample = reader.sample
         """Shape and type of a sample."""
         self.class_names = None if reader.class_names is None else tuple(reader.class_names)
@@ -108,8 +110,16 @@ class CachedSplit:
         return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
 
     @property
+    def streamed(self) -> bool:
+        """Whether positions go on beyond the length, which is that of an epoch, and are read in
+        rising order."""
+        return isinstance(self.reader, StreamReader)
+
+    @property
     def place(self) -> str:
         """Where the images are, in words."""
+        if self.streamed:
+            return "a stream, decoded as it comes"
         if isinstance(self.reader.samples, np.memmap):
             return "memory-mapped"
         return "decoded as they are needed" if self.resident is None else "in memory"
@@ -178,6 +188,8 @@ class CachedSplit:
     def _load(
         self, resident_bytes: int, on_progress: Callable[[int, int], None] | None
     ) -> Tensor | None:
+        if self.streamed:
+            return None
         if self.reader.samples is not None:
             return self._shared(self.reader.samples)
         shape = [side for side in self.sample.shape if side is not None]
@@ -235,7 +247,10 @@ class CachedSplit:
             if image is not None:
                 self._replace(index, candidate)
                 return image
-        raise DataError(f"data: not one of the {len(self)} images is readable; {self._examples()}")
+        which = f"not one of the {len(self)} images"
+        if self.streamed:
+            which = f"none of the {_CANDIDATES + 1} images from position {index} on"
+        raise DataError(f"data: {which} is readable; {self._examples()}")
 
     def _attempt(self, index: int) -> NDArray[Any] | None:
         """The sample, or None where it is unreadable."""
@@ -273,11 +288,11 @@ class CachedSplit:
     def _retried(self, index: int) -> NDArray[Any]:
         for wait in self._retry_waits:
             try:
-                return self.reader.read(index)
+                return self._source.read(index)
             except OSError:
                 time.sleep(wait)
         try:
-            return self.reader.read(index)
+            return self._source.read(index)
         except OSError as error:
             raise DataError(
                 f"data: cannot read {self.reader.describe(index)}: {error}; tried "
@@ -286,6 +301,9 @@ class CachedSplit:
 
     def _candidates(self, index: int) -> Iterator[int]:
         """Positions that may stand in for `index`, in an order that only it and the seed define."""
+        if self.streamed:
+            yield from range(index + 1, index + 1 + _CANDIDATES)
+            return
         block = 0
         while len(self.corrupt) < len(self):
             random = SampleRandom(self._seed, "replacement", block, torch.tensor([index]))
@@ -296,10 +314,11 @@ class CachedSplit:
         with self._lock:
             self.corrupt[index] = reason
             count = len(self.corrupt)
-        if count > self._max_corrupt_fraction * len(self):
+        total = max(len(self), index + 1) if self.streamed else len(self)
+        if count > self._max_corrupt_fraction * total:
             raise DataError(
-                f"data: {count} of {len(self)} images are unreadable so far "
-                f"({count / len(self):.2%}), above data.max_corrupt_fraction "
+                f"data: {count} of {total} images are unreadable so far "
+                f"({count / total:.2%}), above data.max_corrupt_fraction "
                 f"{self._max_corrupt_fraction:g}; {self._examples()}; "
                 "repair or remove them, or raise the field"
             )

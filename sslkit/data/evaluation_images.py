@@ -10,12 +10,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sslkit.api import Augmentation, Batch, EvaluationImages, Preprocess, Split
+from sslkit.api import Augmentation, Batch, EvaluationImages, Preprocess, Split, StreamReader
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.loader import TrainLoader
 from sslkit.data.prefetch import ordered_groups
 from sslkit.data.resize import prepare_for_encoder
-from sslkit.data.sampler import ShuffledSampler
+from sslkit.data.sampler import ShuffledSampler, shuffled_positions
 from sslkit.data.view_base import Chunk, ViewMaker
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError
@@ -58,10 +58,14 @@ def evaluation_batches(
         yield samples if preprocess is None else prepare_for_encoder(samples, preprocess)
 
 
-def calibration_rows(num_images: int, seed: int) -> Tensor:
+def calibration_rows(store: CachedSplit, seed: int) -> Tensor:
     """Positions (M,) of the training images whose batch statistics every encoder gets, in random
-    order: folders are sorted by class, and batches of one class would bias the statistics."""
-    return Order(seed, 0, num_images)[:_CALIBRATION_IMAGES]
+    order: folders are sorted by class, and batches of one class would bias the statistics. Those of
+    a stream are its first."""
+    if isinstance(store.reader, StreamReader):
+        stop = min(len(store), _CALIBRATION_IMAGES)
+        return shuffled_positions(0, stop, store.reader.shuffle, seed)
+    return Order(seed, 0, len(store))[:_CALIBRATION_IMAGES]
 
 
 def calibrate(
@@ -78,7 +82,7 @@ def calibrate(
     store: the training split. seed: of the recipe. Raises DataError."""
     if not has_batch_statistics(network):
         return
-    rows = calibration_rows(len(store), seed)
+    rows = calibration_rows(store, seed)
     batches = evaluation_batches(store, preprocess, EVALUATION_BATCH, compute.device, rows)
     with closing(batches):
         calibrate_batch_norm(

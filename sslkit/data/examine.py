@@ -225,9 +225,8 @@ def _equal_positions(train: CachedSplit, test: CachedSplit) -> tuple[Pairs, int]
 def _low_range(store: CachedSplit) -> list[str]:
     if not store.sample.is_image:
         return []
-    rows: Sequence[int] = np.unique(
-        np.linspace(0, len(store) - 1, _LOOKED_AT).astype(np.int64)
-    ).tolist()
+    last = min(len(store), _LOOKED_AT) if store.streamed else len(store)
+    rows: Sequence[int] = np.unique(np.linspace(0, last - 1, _LOOKED_AT).astype(np.int64)).tolist()
     highest = max(int(store.read(row).max()) for row in rows)
     if highest >= _LOW:
         return []

@@ -1,14 +1,15 @@
 """Which samples make up each batch: what stands between a data source and the loader.
 
 A source reads by position and knows no batches; a loader makes views of the positions that it is
-given and knows no order. Whoever divides batches among ranks, weights classes or reads a stream
-writes a sampler and changes neither.
+given and knows no order. Whoever divides batches among ranks or weights classes writes a sampler
+and changes neither.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from sslkit.errors import RecipeError
@@ -22,8 +23,7 @@ class Sampler(ABC):
     for steps that were never reached before, as after a resume. It is called in the thread of the
     training, some steps ahead of the batch that is trained on. What it keeps is a matter of speed.
 
-    A stream has no length: its sampler names an epoch of so many steps, and positions that count
-    on from one epoch to the next. Ranks share a batch: that of a rank is a part of it.
+    Ranks share a batch: that of a rank is a part of it.
     """
 
     batch_size: int
@@ -74,3 +74,35 @@ class ShuffledSampler(Sampler):
         if self._last is None or self._last[0] != epoch:
             self._last = epoch, Order(self._seed, epoch, self._count)
         return self._last[1]
+
+
+class StreamSampler(Sampler):
+    """The samples of a stream, each once: an epoch goes on where the one before it ended. They are
+    shuffled in groups, one after the other, in an order that (seed, group) choose."""
+
+    def __init__(self, epoch_samples: int, batch_size: int, seed: int, shuffle: int) -> None:
+        """shuffle: samples in a group; 1: they stay as they come."""
+        self.batch_size = batch_size
+        self._steps = epoch_samples // batch_size
+        self._seed = seed
+        self._shuffle = shuffle
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._steps
+
+    def batch(self, epoch: int, step: int) -> Tensor:
+        start = (epoch * self._steps + step) * self.batch_size
+        return shuffled_positions(start, start + self.batch_size, self._shuffle, self._seed)
+
+
+def shuffled_positions(start: int, stop: int, group: int, seed: int) -> Tensor:
+    """(stop - start,) int64: the places from start to stop of a stream that is shuffled in groups
+    of so many samples."""
+    parts = []
+    while start < stop:
+        number, first = divmod(start, group)
+        last = min(group, first + stop - start)
+        parts.append(Order(seed, number, group)[first:last] + number * group)
+        start += last - first
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)

@@ -23,6 +23,7 @@ from sslkit.api import (
     SampleSpec,
     Slot,
     SplitReader,
+    StreamReader,
 )
 from sslkit.data.examine import refuse_same_data
 from sslkit.errors import DataError, RecipeError
@@ -285,6 +286,11 @@ def _on_classes(reader: SplitReader, values: NDArray[np.int64]) -> SplitReader:
 def _check_labels(reader: SplitReader) -> None:
     if reader.labels is None:
         return
+    if isinstance(reader, StreamReader):
+        raise DataError(
+            "data: the source gave labels for a stream, which has none; leave them out, and name "
+            "labelled images in the `data` of an entry of `evaluate`"
+        )
     labels = np.asarray(reader.labels)
     if labels.shape != (len(reader),):
         raise DataError(

@@ -6,9 +6,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sslkit.api import ImageAugmentation, Method, Progress, RunFacts, RunView
+from sslkit.api import (
+    ImageAugmentation,
+    Method,
+    Progress,
+    RunFacts,
+    RunView,
+    SplitReader,
+    StreamReader,
+)
 from sslkit.data.loader import TrainLoader
-from sslkit.data.sampler import ShuffledSampler
+from sslkit.data.sampler import Sampler, ShuffledSampler, StreamSampler
 from sslkit.data.views import view_maker
 from sslkit.engine.callbacks import Callbacks
 from sslkit.engine.contract import Contract
@@ -143,10 +151,18 @@ def make_loader(recipe: Recipe, compute: Compute, stores: Stores) -> TrainLoader
     maker = view_maker(stores.train, recipe.augmentation.build(), compute.device, compiled=compiled)
     return TrainLoader(
         maker,
-        ShuffledSampler(len(stores.train), recipe.train.batch_size, recipe.seed),
+        make_sampler(recipe, stores.train.reader),
         seed=recipe.seed,
         num_threads=recipe.train.loader_threads,
     )
+
+
+def make_sampler(recipe: Recipe, reader: SplitReader) -> Sampler:
+    """Which samples make up each batch."""
+    batch_size, seed = recipe.train.batch_size, recipe.seed
+    if isinstance(reader, StreamReader):
+        return StreamSampler(reader.epoch_samples, batch_size, seed, reader.shuffle)
+    return ShuffledSampler(len(reader), batch_size, seed)
 
 
 def make_learner(recipe: Recipe, facts: RunFacts, compute: Compute, method: Method) -> Learner:

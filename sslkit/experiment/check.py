@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from sslkit.api import Augmentation, ImageAugmentation, RunFacts
+from sslkit.api import Augmentation, ImageAugmentation, RunFacts, StreamReader
 from sslkit.data.splits import Splits, open_splits
 from sslkit.errors import RecipeError
 from sslkit.recipe import Recipe, check_recipe
@@ -39,6 +39,7 @@ def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> Ru
         data_notes=splits.notes,
         class_sizes=class_sizes(reader.labels),
         other_samples=None if reader.sample.is_image else reader.sample,
+        streamed=isinstance(reader, StreamReader),
     )
     refuse_other_samples(recipe, facts)
     return replace(facts, evaluated_on=brought_facts(recipe, facts))

@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslkit.api import DataSource, DataSourceConfig, OwnDataEvaluator, RunFacts, Slot, SplitReader
+from sslkit.api import (
+    DataSource,
+    DataSourceConfig,
+    OwnDataEvaluator,
+    RunFacts,
+    Slot,
+    SplitReader,
+    StreamReader,
+)
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.examine import examine, shared_images
 from sslkit.data.splits import open_splits
@@ -87,6 +95,7 @@ def brought_facts(recipe: Recipe, facts: RunFacts) -> dict[str, RunFacts]:
             num_images=len(splits.train),
             image_size=getattr(splits.train, "image_size", None),
             other_samples=None if sample.is_image else sample,
+            streamed=isinstance(splits.train, StreamReader),
             num_classes=count_classes(splits.train),
             num_test_images=0 if splits.test is None else len(splits.test),
             test_has_labels=splits.test is not None and splits.test.labels is not None,
@@ -130,7 +139,7 @@ def _open(recipe: Recipe, data: Slot[DataSource], field: str, display: Display) 
     train = open_store(recipe, data, splits.train)
     test = None if splits.test is None else open_store(recipe, data, splits.test)
     sizes = f"{len(train):,} training"
-    nouns = f"{train.sample.noun}s"
+    nouns = f"{train.sample.noun}s" + (" an epoch" if train.streamed else "")
     sizes += f" and {len(test):,} test {nouns}" if test else f" {nouns}, no test split"
     display.message(f"{field}: {data.name}, {sizes}, {train.place}")
     train.notes = tuple(examine(train, test))

@@ -80,7 +80,7 @@ def _training_warnings(recipe: Recipe, facts: RunFacts) -> Iterator[Advice]:
             "train.precision",
             "fp16 is many times slower than fp32 on most CPUs; take bf16 or fp32",
         )
-    rest = facts.num_images % facts.batch_size
+    rest = 0 if facts.streamed else facts.num_images % facts.batch_size
     if rest > _LARGE_REST * facts.num_images:
         yield Advice(
             "train.batch_size",

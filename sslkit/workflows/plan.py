@@ -261,7 +261,7 @@ def describe_data(experiment: Experiment) -> dict[str, Any]:
         "sample": str(facts.sample),
         "noun": facts.sample.noun,
         "in_memory_mb": resident.nbytes / 1e6 if resident is not None else None,
-        "left_out_per_epoch": facts.num_images % facts.batch_size,
+        "left_out_per_epoch": 0 if facts.streamed else facts.num_images % facts.batch_size,
     }
 
 
