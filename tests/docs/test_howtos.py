@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+import yaml
 from pages import DOCS
+
+from sslkit.builtin.augmentations import SimCLRConfig
 
 
 def blocks(text: str) -> str:
@@ -31,3 +34,19 @@ def test_a_page_has_a_heading_and_code_for(page: str, title: str, code: str) -> 
     assert re.search(code, blocks(text)) or re.search(rf"`[^`]*{code}[^`]*`", text)
     index = (DOCS / "howto" / "index.md").read_text(encoding="utf-8")
     assert f"\n{page.removesuffix('.md')}\n" in index
+
+
+def test_byols_views_are_those_of_its_recipe() -> None:
+    """Which has the paper's: its saturation is half of its contrast, SimCLR's is all of it."""
+    text = (DOCS / "howto" / "views.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"BYOL's two views:\n\n```yaml\n(.*?)```", text, flags=re.DOTALL)
+    shown = yaml.safe_load(block)["augmentation"]
+    recipe = DOCS.parent / "plugins/sslkit-byol/src/sslkit_byol/recipes/byol_r50.yaml"
+    shipped = yaml.safe_load(recipe.read_text(encoding="utf-8"))["augmentation"]
+    settings = [SimCLRConfig(**{k: v for k, v in found.items() if k != "name"}).blocks()
+                for found in (shown, shipped)]  # fmt: skip
+    values = [
+        [(b.strengths, b.blur_rate, b.blur_kernel_size, b.solarize_probability) for b in views]
+        for views in settings
+    ]
+    assert values[0] == values[1]
