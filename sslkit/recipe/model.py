@@ -234,13 +234,22 @@ def scheduled_numbers(recipe: Recipe) -> dict[str, ScheduledNumber]:
 
     The name is that of the field, `teacher_momentum`; where fields of one name meet, with as much
     of the path before it as tells them apart: `loss_temperature`."""
+    found = _scheduled(recipe)
+    return {_name(path, list(found)): number for path, number in found.items()}
+
+
+def scheduled_paths(recipe: Recipe) -> dict[str, ScheduledNumber]:
+    """Dotted path -> each of these numbers."""
+    return {".".join(path): number for path, number in _scheduled(recipe).items()}
+
+
+def _scheduled(recipe: Recipe) -> dict[tuple[str, ...], ScheduledNumber]:
     training = recipe.model_copy(update={"evaluate": ()})
-    found = {
+    return {
         tuple(map(str, path)): number
         for path, number in _walk(training, ())
         if isinstance(number, ScheduledNumber) and not number.is_constant
     }
-    return {_name(path, list(found)): number for path, number in found.items()}
 
 
 def _name(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> str:

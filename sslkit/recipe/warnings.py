@@ -6,16 +6,18 @@ what follows from the fields of the recipe itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sslkit.api import Evaluator, RunFacts
+from sslkit.api import Evaluator, Progress, RunFacts
+from sslkit.errors import PluginError
 from sslkit.host.plugin_errors import describe_failure
 
-from .model import Recipe, components_with_facts
+from .model import Recipe, components_with_facts, scheduled_paths
 
 _LARGE_REST = 0.1
 """Part of the images that may be left out of each epoch without a warning."""
@@ -80,6 +82,18 @@ def _training_warnings(recipe: Recipe, facts: RunFacts) -> Iterator[Advice]:
             "train.precision",
             "fp16 is many times slower than fp32 on most CPUs; take bf16 or fp32",
         )
+    beginning = Progress(0, facts.total_steps, facts.steps_per_epoch)
+    for path, number in scheduled_paths(recipe).items():
+        try:
+            first = number.at(beginning)
+        except PluginError:  # refused with its path before the first step
+            continue
+        if not math.isclose(first, number.start, rel_tol=1e-9, abs_tol=1e-12):
+            yield Advice(
+                path,
+                f"begins at {first:g} and not at its start, {number.start:g}: a warm-up leads from "
+                "the end to the start; leave warmup_epochs out, or exchange the two",
+            )
     rest = 0 if facts.streamed else facts.num_images % facts.batch_size
     if rest > _LARGE_REST * facts.num_images:
         yield Advice(

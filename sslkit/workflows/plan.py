@@ -227,7 +227,7 @@ def images_encoded(experiment: Experiment) -> list[int]:
         encoded.append(suite.images_encoded("untrained", 0, final=True))
     before = 0
     if has_batch_statistics(encoder):
-        before = len(calibration_rows(facts.num_images, experiment.recipe.seed))
+        before = len(calibration_rows(experiment.stores.train, experiment.recipe.seed))
     return [before + images for images in encoded if images]
 
 

@@ -81,6 +81,17 @@ def test_the_plan_measures_warm_steps_and_leaves_nothing(tiny: Path, tmp_path: P
     assert json.loads(json.dumps(plan)) == plan
 
 
+def test_a_number_that_begins_at_its_end_is_said(tiny: Path) -> None:
+    """A warm-up rises to the factor 1, which is a number's start: from 0, which is its end."""
+    decay = "{name: cosine, start: 0.04, end: 0.4, warmup_epochs: 1}"
+    recipe = load_recipe(tiny, [f"optimizer.weight_decay={decay}", "train.device=cpu"])
+    (found,) = find_warnings(recipe, facts())
+    assert found.path == "optimizer.weight_decay"
+    assert "begins at 0.4 and not at its start, 0.04" in found.message
+    plain = load_recipe(tiny, [f"optimizer.weight_decay={decay[:-19]}}}", "train.device=cpu"])
+    assert find_warnings(plain, facts()) == []
+
+
 BROUGHT = "{name: synthetic, num_train: 60, num_test: 24, size: 16}"
 
 
