@@ -66,6 +66,25 @@ def take_old_imports(package: str) -> list[OldImport]:
     return sorted(found for module in modules for found in _used.pop(module))
 
 
+def warn_of_old(old: str, instead: str, *, in_class: bool = False) -> None:
+    """Tells the author of a plugin what to write in place of a member that still works, at the line
+    that called the function that calls this. in_class: it is called by `__init_subclass__` of an
+    abstract class, behind a call of `abc`."""
+    text = f"{old} ends with {ENDS_WITH}: write {instead}"
+    warnings.warn(text, DeprecationWarning, stacklevel=4 if in_class else 3)
+
+
+def removed_names(module: str, removed: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module that had more names. removed: name -> what to write instead."""
+
+    def __getattr__(name: str) -> Any:
+        if name in removed:  # an AttributeError would lose the text in `from ... import`
+            raise ImportError(f"{module}.{name} is gone: {removed[name]}")
+        raise AttributeError(f"module '{module}' has no attribute '{name}'")
+
+    return __getattr__
+
+
 def moved_names(
     old: str,
     new: str,

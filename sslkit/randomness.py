@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslkit.deprecation import removed_names
+
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -227,3 +229,8 @@ def _set_seed(seed: int) -> None:
         torch.cuda.manual_seed(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
+
+
+__getattr__ = removed_names(
+    "sslkit.randomness", {"epoch_order": "Order(seed, epoch, size)[start:stop]"}
+)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
+from sslkit.deprecation import warn_of_old
 from sslkit.nn.boxes import Boxes
 from sslkit.randomness import SampleRandom
 
@@ -79,28 +80,6 @@ class SplitReader(ABC):
         """A short hash that changes when the data changes."""
 
 
-class ImageReader(SplitReader):
-    """One split of a data set of images."""
-
-    channels: int
-    image_size: tuple[int, int] | None = None
-    """(height, width) where all images have the same, else None."""
-
-    @property
-    def sample(self) -> SampleSpec:
-        """(C, H, W) uint8."""
-        return SampleSpec((self.channels, *(self.image_size or (None, None))))
-
-    @abstractmethod
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as (H, W, C) uint8, as image libraries have it. Raises
-        UnreadableImageError for a damaged image and OSError for a fault that may pass (it is
-        retried)."""
-
-    def describe(self, index: int) -> str:
-        return f"image {index}"
-
-
 class HasMasks(ABC):
     """What a reader of images with a class for every pixel derives from as well."""
 
@@ -135,6 +114,48 @@ class HasEncoded(ABC):
     @abstractmethod
     def encoded(self, index: int) -> bytes | memoryview:
         """Sample `index` as it is stored. Raises what `read` raises."""
+
+
+_OLD_ABILITIES: Mapping[type[ABC], Sequence[str]] = {
+    HasMasks: ("mask",),
+    HasBoxes: ("boxes",),
+    HasEncoded: ("encoded", "encoded_sizes"),
+}
+"""What a reader of interface 1 had by defining these methods and nothing more."""
+
+
+class ImageReader(SplitReader):
+    """One split of a data set of images."""
+
+    channels: int
+    image_size: tuple[int, int] | None = None
+    """(height, width) where all images have the same, else None."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for ability, members in _OLD_ABILITIES.items():
+            if not issubclass(cls, ability) and all(hasattr(cls, name) for name in members):
+                defined = " and ".join(members)
+                warn_of_old(
+                    f"{cls.__name__}.{defined} of an ImageReader alone",
+                    f"class {cls.__name__}({ability.__name__}, ImageReader)",
+                    in_class=True,
+                )
+                ability.register(cls)
+
+    @property
+    def sample(self) -> SampleSpec:
+        """(C, H, W) uint8."""
+        return SampleSpec((self.channels, *(self.image_size or (None, None))))
+
+    @abstractmethod
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as (H, W, C) uint8, as image libraries have it. Raises
+        UnreadableImageError for a damaged image and OSError for a fault that may pass (it is
+        retried)."""
+
+    def describe(self, index: int) -> str:
+        return f"image {index}"
 
 
 class DataSourceConfig(ComponentConfig):

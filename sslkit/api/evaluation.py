@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import PositiveInt
 from torch import Tensor
 
+from sslkit.deprecation import warn_of_old
 from sslkit.errors import PluginError
 
 from .component import Component, ComponentConfig, Slot
@@ -117,10 +118,16 @@ class Evaluator(Component, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if isinstance(vars(cls).get("baselines"), bool):  # as it was in interface 1
-            raise TypeError(
-                f'{cls.__name__}.baselines names subjects: ("pixels", "untrained"), or () for none'
+        old: Any = vars(cls).get("baselines")
+        if isinstance(old, bool):
+            written = '("pixels", "untrained")' if old else "()"
+            warn_of_old(
+                f"{cls.__name__}.baselines = {old}", f"baselines = {written}", in_class=True
             )
+            if old:
+                del cls.baselines  # inherited
+            else:
+                cls.baselines = ()
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -7,14 +7,16 @@ An input lives as long as the call of `evaluate`: an evaluator keeps nothing of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sslkit.deprecation import warn_of_old
+from sslkit.errors import PluginError
 from sslkit.nn.chunked import map_rows
 from sslkit.nn.numerics import Precision, autocast
 
@@ -86,6 +88,24 @@ class MethodEmbeddings:
         """The same batch, through the method as it was before the first step."""
         return {}
 
+    def __call__(self) -> Mapping[str, Tensor]:
+        """`now`, as interface 1 had it. Raises PluginError where there are none."""
+        warn_of_old("FeatureInput.embeddings()", "embeddings.now()")
+        found = self.now()
+        if not found:
+            raise PluginError(
+                "there are embeddings of the trained encoder alone, and during a run: write "
+                "embeddings.now(), which is empty elsewhere, and baselines = ()"
+            )
+        return found
+
+
+NOT_OF_FEATURES = {
+    "encoder": "derive from ImageEvaluator, which is given it",
+    "images": "derive from ImageEvaluator, which is given them",
+}
+"""What evaluators on features were given in interface 1 -> what to write."""
+
 
 @dataclass(frozen=True)
 class FeatureInput:
@@ -105,6 +125,29 @@ class FeatureInput:
     embeddings: MethodEmbeddings = field(default_factory=MethodEmbeddings)
     noun: str = "image"
     """What a row of the bank is, for what people read: `image`, or `sample` of anything else."""
+
+    @property
+    def name(self) -> SubjectName:
+        """`subject`, as it was called in interface 1."""
+        warn_of_old("FeatureInput.name", "subject")
+        return self.subject
+
+    @property
+    def positive_pairs(self) -> Callable[[int], tuple[Tensor, Tensor]]:
+        """`views.pairs`, as it was called in interface 1."""
+        warn_of_old("FeatureInput.positive_pairs", "views.pairs(num)")
+        return self.views.pairs
+
+    @property
+    def untrained_embeddings(self) -> Callable[[], Mapping[str, Tensor]]:
+        """`embeddings.untrained`, as it was called in interface 1."""
+        warn_of_old("FeatureInput.untrained_embeddings", "embeddings.untrained()")
+        return self.embeddings.untrained
+
+    def __getattr__(self, name: str) -> Any:
+        if name in NOT_OF_FEATURES:
+            raise PluginError(f"FeatureInput has no {name}: {NOT_OF_FEATURES[name]}")
+        raise AttributeError(f"'FeatureInput' object has no attribute '{name}'")
 
     def projected(self, layer: int) -> FeatureInput:
         """The same with the output of layer `layer` of the projection head as the bank; 0: as it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -150,6 +150,12 @@ class Backbone(Component, nn.Module, ABC):
         """The fields of the block that is a model with its published weights, prepared as it was
         trained; None where the backbone knows no such name. For `sslkit eval --backbone MODEL`."""
         return None
+
+    @classmethod
+    def published_names(cls) -> Iterable[str]:
+        """The names that `published` knows, as far as they can be listed: for what a misspelt one
+        may stand for."""
+        return ()
 
     @classmethod
     def label(cls, config: Any) -> str | None:

@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError, core_schema
 from sslkit.errors import PluginError
 
 from .component import Component, RunFacts, Slot, resolve_block
+from .plain_number import PlainNumber
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -169,7 +170,7 @@ class _Ends(BaseModel):
     end: float
 
 
-class ScheduledNumber:
+class ScheduledNumber(PlainNumber):
     """A number of a recipe that may change over the run: `at(progress)` is its value.
 
     It runs from `start`, where the factor of its schedule is 1, to `end`, where it is 0. Immutable,
@@ -236,10 +237,12 @@ class ScheduledNumber:
         return self.schedule.name if self.schedule is not None else ""
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ScheduledNumber) and self.dump() == other.dump()
+        if isinstance(other, ScheduledNumber):
+            return self.dump() == other.dump()
+        return super().__eq__(other)
 
     def __hash__(self) -> int:
-        return hash((self.start, self.end, self._name))
+        return hash(self.start if self.is_constant else (self.start, self.end, self._name))
 
     def __repr__(self) -> str:
         return f"ScheduledNumber({self.dump()})"

@@ -220,6 +220,13 @@ class TimmBackbone(Backbone):
         return published_fields(model)
 
     @classmethod
+    def published_names(cls) -> Iterable[str]:
+        import timm
+
+        names: list[str] = timm.list_models(pretrained=True)
+        return names
+
+    @classmethod
     def label(cls, config: Config) -> str:
         """The model's name."""
         return config.model

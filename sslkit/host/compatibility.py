@@ -8,7 +8,9 @@ write instead.
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from sslkit.deprecation import (
     take_old_imports,
 )
 from sslkit.errors import PluginError
+
+_NO_VALUE = object()
 
 STATEMENT = "sslkit_interface"
 """The name by which a hook module states its interface."""
@@ -40,16 +44,29 @@ class Change:
     """The first interface without it. A plugin that states this one may use the name for itself."""
     works: bool = False
     """True: the base class still honours the old member, so that it is warned of, not refused."""
+    meant_nothing: object = _NO_VALUE
+    """The value that said what is so anyway: a class may keep it."""
 
 
 CHANGES: tuple[Change, ...] = (
     Change("backbone", "architecture", "without_weights(config)", works=True),
-    Change("evaluator", "uses_features", "a subclass of ImageEvaluator or OwnDataEvaluator"),
-    Change("evaluator", "own_data", "a subclass of OwnDataEvaluator"),
-    Change("evaluator", "uses_train", 'splits = ("test",) where it was False'),
-    Change("evaluator", "pixel_baseline", 'baselines = ("untrained",) where it was False'),
+    Change(
+        "evaluator",
+        "uses_features",
+        "a subclass of ImageEvaluator or OwnDataEvaluator",
+        meant_nothing=True,
+    ),
+    Change("evaluator", "own_data", "a subclass of OwnDataEvaluator", meant_nothing=False),
+    Change("evaluator", "uses_train", 'splits = ("test",)', meant_nothing=True),
+    Change("evaluator", "pixel_baseline", 'baselines = ("untrained",)', meant_nothing=True),
 )
 """What a class written for an earlier interface may still define."""
+
+
+INSTEAD_OF = {
+    ("evaluator", "parts"): "derive from FeatureEvaluator, ImageEvaluator or OwnDataEvaluator"
+}
+"""(kind, abstract method) -> what to do where a class lacks it and defining it is not meant."""
 
 
 def stated_interface(plugin: Any) -> int | None:
@@ -82,7 +99,10 @@ def misfit(cls: type[Any], interface: type[Any], stated: int | None) -> str | No
         if not change.works:
             gone = f"which ended with interface {change.since - 1}"
             return f"defines {change.member}, {gone}: write {change.instead}"
-    return next(_other_signatures(cls, interface), None)
+    found = next(_other_signatures(cls, interface), None)
+    if found is None and interface.kind == "evaluator" and (stated or 1) < INTERFACE_VERSION:
+        found = next(_old_inputs(cls), None)
+    return found
 
 
 def warn_of_old_imports(who: str, module: str) -> None:
@@ -117,26 +137,84 @@ def _old_members(cls: type[Any], interface: type[Any], stated: int | None) -> It
     own = [vars(base) for base in cls.__mro__ if base not in interface.__mro__]
     for change in CHANGES:
         known = stated is not None and stated >= change.since
-        if change.kind == interface.kind and not known and any(change.member in d for d in own):
+        if change.kind != interface.kind or known:
+            continue
+        values = [members[change.member] for members in own if change.member in members]
+        if any(value is not change.meant_nothing for value in values) or any(
+            _sets(members.get("__init__"), change.member) for members in own
+        ):
             yield change
+
+
+def _sets(constructor: Any, member: str) -> bool:
+    """Whether a constructor names an attribute, which it then sets."""
+    return isinstance(constructor, FunctionType) and member in constructor.__code__.co_names
+
+
+def _old_inputs(cls: type[Any]) -> Iterator[str]:
+    """What an evaluator reads of its input that is not there, or means something else now. Found in
+    the text of its `evaluate`: when it runs, the training is over."""
+    from sslkit.api import FeatureEvaluator
+    from sslkit.api.evaluation_inputs import NOT_OF_FEATURES
+
+    evaluate = cls.__dict__.get("evaluate")
+    if not issubclass(cls, FeatureEvaluator) or not isinstance(evaluate, FunctionType):
+        return
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(evaluate)))
+    except (OSError, SyntaxError, ValueError):  # no text: found out when it is called
+        return
+    given = list(inspect.signature(evaluate).parameters)[1:2]
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in given
+            and node.attr in NOT_OF_FEATURES
+        ):
+            read = f"{node.value.id}.{node.attr}"
+            yield f"reads {read}, which features come without: {NOT_OF_FEATURES[node.attr]}"
+        if not cls.requires_labels and isinstance(node, ast.Compare) and _asks_for_labels(node):
+            asked = ast.unparse(node)
+            yield f"asks for {asked}, and labels are never None: write (labels >= 0).any()"
+
+
+def _asks_for_labels(node: ast.Compare) -> bool:
+    """Whether this is `labels is None`, `bank.test_labels is not None` and the like."""
+    left, to = node.left, node.comparators[0]
+    name = left.attr if isinstance(left, ast.Attribute) else getattr(left, "id", "")
+    is_none = isinstance(to, ast.Constant) and to.value is None
+    return is_none and isinstance(node.ops[0], ast.Is | ast.IsNot) and name.endswith("labels")
 
 
 def _other_signatures(cls: type[Any], interface: type[Any]) -> Iterator[str]:
     """Methods that cannot be called as the interface says."""
     for name, contract in _methods(interface):
-        method = getattr(cls, name)
-        if getattr(method, "__func__", method) is getattr(contract, "__func__", contract):
-            continue
         expected = inspect.signature(contract)
-        try:
-            given = inspect.signature(method)
-            given.bind(*(p for p in expected.parameters.values()))
-        except TypeError:
-            call = f"{name}({', '.join(expected.parameters)})"
-            shown = f"{name}{given}" if callable(method) else f"{name} = {method!r}"
-            yield f"defines {shown}, which cannot be called as {call}: write {call}"
-        except ValueError:  # a callable without a signature: found out when it is called
-            continue
+        for method in _definitions(cls, name):
+            if getattr(method, "__func__", method) is getattr(contract, "__func__", contract):
+                break
+            try:
+                given = inspect.signature(method)
+                given.bind(*(p for p in expected.parameters.values()))
+            except TypeError:
+                call = f"{name}({', '.join(expected.parameters)})"
+                shown = f"{name}{given}" if callable(method) else f"{name} = {method!r}"
+                yield f"defines {shown}, which cannot be called as {call}: write {call}"
+                break
+            except ValueError:  # a callable without a signature: found out when it is called
+                break
+            kinds = [p.kind for p in given.parameters.values()]
+            if inspect.Parameter.VAR_POSITIONAL not in kinds:
+                break  # else it may pass on what it is given
+
+
+def _definitions(cls: type[Any], name: str) -> Iterator[Any]:
+    """A method as the class defines it, and as each of its bases does."""
+    for base in cls.__mro__:
+        if name in vars(base):
+            found = vars(base)[name]
+            yield found.__get__(None, cls) if hasattr(found, "__get__") else found
 
 
 def _methods(interface: type[Any]) -> Iterator[tuple[str, Any]]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from sslkit.errors import PluginError
 
-from .compatibility import misfit, warn_of_old_imports, warn_of_old_members
+from .compatibility import INSTEAD_OF, misfit, warn_of_old_imports, warn_of_old_members
 from .plugin_errors import describe_failure
 
 if TYPE_CHECKING:
@@ -211,12 +211,16 @@ def _fault(interface: type[Component], found: Any) -> str | None:
         bases = ", ".join(f"{base.__module__}.{base.__qualname__}" for base in found.__bases__)
         return f"is a class with the base {bases}, {expected}"
     if inspect.isabstract(found):
-        missing = ", ".join(
+        missing = [
             name
             for name in dir(found)
             if getattr(getattr(found, name, None), "__isabstractmethod__", False)
-        )
-        return f"does not implement {missing} of sslkit.api.{interface.__name__}"
+        ]
+        hints = [
+            INSTEAD_OF[key] for name in missing if (key := (interface.kind, name)) in INSTEAD_OF
+        ]
+        what = f"does not implement {', '.join(missing)} of sslkit.api.{interface.__name__}"
+        return ": ".join([what, *hints])
     config: Any = found.Config
     base = interface.Config
     if not (isinstance(config, type) and issubclass(config, base)):

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslkit.deprecation import removed_names
+
 _BLOCK_ELEMENTS = 1 << 24
 """Similarities held at once (64 MiB of float32)."""
 _BANK_ROWS = 1 << 16
@@ -223,3 +225,8 @@ def _first_columns(similarity: Tensor, threshold: Tensor, k: int) -> Tensor:
     room = k - above.sum(dim=1, keepdim=True)
     keep = above | (level & (level.cumsum(dim=1) <= room))
     return keep.nonzero()[:, 1].view(len(similarity), k)
+
+
+__getattr__ = removed_names(
+    "sslkit.nn.classification", {"knn_predict": "knn_correct gives how far each query is right"}
+)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sslkit.deprecation import removed_names
+
 from .numerics import full_precision
 
 _MOSTLY_START = 0.5
@@ -103,3 +105,9 @@ def _matching(teacher: Any, online: Any) -> tuple[list[Tensor], list[Tensor]]:
         name = min(mine.keys() ^ theirs.keys())
         raise ValueError(f"teacher and online network differ: only one of them has {name}")
     return list(mine.values()), [theirs[name].detach() for name in mine]
+
+
+__getattr__ = removed_names(
+    "sslkit.nn.ema",
+    {"cosine_momentum": "take a ScheduledNumber, scheduled('cosine', start=0.996, end=1.0)"},
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslkit.deprecation import removed_names
 from sslkit.randomness import SampleRandom
 
 
@@ -64,3 +65,8 @@ def balanced_subset(labels: Tensor, total: int, seed: int, draw: int) -> Tensor:
     turn_of_class = turns.argsort()
     place = ranks * len(counts) + turn_of_class[labels]
     return place.argsort(stable=True)[:total].sort().values
+
+
+__getattr__ = removed_names(
+    "sslkit.nn.labels", {"stratified_split": "stratified_folds divides by class"}
+)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslkit.deprecation import removed_names
+
 from .lbfgs import minimize
 
 _BLOCK_ELEMENTS = 1 << 24
@@ -314,3 +316,9 @@ def _shared_gradient(blocks: Blocks, weight: Tensor, bias: Tensor, num_rows: int
         by_weight.view_as(weight) / num_rows,
         by_bias / num_rows,
     )
+
+
+__getattr__ = removed_names(
+    "sslkit.nn.logistic_regression",
+    {"penalised_factors": "fit_logistic_regression and fit_penalties solve without them"},
+)

@@ -380,7 +380,10 @@ def test_nothing_is_kept_of_what_fails(tiny: Path, tmp_path: Path, weights: Path
         evaluate_weights(tmp_path / "nowhere.pth", tiny, ["knn"], [], Silent())
     with pytest.raises(CheckpointError, match="measured by --backbone resnet18 --recipe"):
         evaluate_weights(Path("resnet18"), tiny, ["knn"], [], Silent())
-    with pytest.raises(CheckpointError, match=r"^--backbone test_resnett: no installed backbone"):
+    with pytest.raises(CheckpointError, match=(
+        r"^--backbone test_resnett: no installed backbone has a model of this name, did you mean "
+        r"'test_resnet'\?$"
+    )):  # fmt: skip
         evaluate_weights(weights, tiny, ["knn"], [], Silent(), model="test_resnett")
     with pytest.raises(RecipeError, match=r"^--protocol clusterin: evaluate.0: unknown"):
         evaluate_weights(weights, tiny, ["clusterin"], [], Silent())

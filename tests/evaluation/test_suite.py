@@ -446,12 +446,25 @@ def test_a_part_that_is_skipped_takes_nothing_from_the_others(pictures: Pictures
 
 @pytest.mark.parametrize("flag", ["uses_features", "own_data", "uses_train", "pixel_baseline"])
 def test_the_flags_of_interface_1_are_refused_with_what_to_write(flag: str) -> None:
-    body = {"evaluate": lambda self, given: Evaluation(), flag: False}
+    value = flag == "own_data"  # the other value of each says what holds anyway
+    body = {"evaluate": lambda self, given: Evaluation(), flag: value}
     old = type("Old", (FeatureEvaluator,), body)
     assert (misfit(old, Evaluator, None) or "").startswith(f"defines {flag}, which ended with")
     assert misfit(Recorder, Evaluator, None) is None
-    with pytest.raises(TypeError, match=r"Old.baselines names subjects: .* or \(\) for none"):
-        type("Old", (FeatureEvaluator,), {"baselines": False})
+    kept = type("Old", (FeatureEvaluator,), {**body, flag: not value})
+    assert misfit(kept, Evaluator, None) is None
+
+
+def test_baselines_of_interface_1_are_the_subjects_that_they_meant() -> None:
+    with pytest.warns(DeprecationWarning, match=r"write baselines = \(\)$") as said:
+
+        class NoneOfThem(FeatureEvaluator):
+            baselines = False  # type: ignore[assignment]
+
+    assert (NoneOfThem.baselines, said[0].filename) == ((), __file__)
+    with pytest.warns(DeprecationWarning, match=r"baselines = \(.pixels., .untrained.\)$"):
+        all_of_them = type("All", (FeatureEvaluator,), {"baselines": True})
+    assert all_of_them.baselines == ("pixels", "untrained")
 
 
 def test_layers_of_the_projection_head_are_measured_and_left_as_they_were(

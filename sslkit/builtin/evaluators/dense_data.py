@@ -85,9 +85,11 @@ def _annotated(
 
 
 def _classes(reader: ImageReader, annotation: Annotation) -> tuple[str, ...] | None:
-    if annotation == "masks":
-        return tuple(reader.mask_classes) if isinstance(reader, HasMasks) else None
-    return tuple(reader.box_classes) if isinstance(reader, HasBoxes) else None
+    ability = HasMasks if annotation == "masks" else HasBoxes
+    name = "mask_classes" if annotation == "masks" else "box_classes"
+    # None: a reader of interface 1 that has no annotations as it is configured.
+    classes = getattr(reader, name, None) if isinstance(reader, ability) else None
+    return None if classes is None else tuple(classes)
 
 
 def _few(names: Sequence[str] | None) -> str:

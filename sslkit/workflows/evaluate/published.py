@@ -8,13 +8,18 @@ from typing import Any
 
 from sslkit.errors import CheckpointError, PluginError
 from sslkit.host.plugins import load_plugins
+from sslkit.host.registry import did_you_mean
 
 
 def published_block(model: str) -> dict[str, Any]:
     """The block of a model with its published weights. Raises CheckpointError."""
     for name, fields in _publishers(model):
         return {"name": name, **fields}
-    raise CheckpointError(f"--backbone {model}: no installed backbone has a model of this name")
+    known = [name for _, cls in _backbones() for name in cls.published_names()]
+    guess = did_you_mean(model, known)
+    raise CheckpointError(
+        f"--backbone {model}: no installed backbone has a model of this name{guess}"
+    )
 
 
 def say_published(path: Path) -> str:
@@ -41,7 +46,14 @@ def started_from(block: Mapping[str, Any], weights: Path) -> Mapping[str, Any] |
 
 
 def _publishers(model: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Name and fields of every backbone that knows a model by this name, built-in ones first."""
+    """Name and fields of every backbone that knows a model by this name."""
+    for name, cls in _backbones():
+        if (fields := cls.published(model)) is not None:
+            yield name, fields
+
+
+def _backbones() -> Iterator[tuple[str, Any]]:
+    """Name and class of every backbone that can be loaded, built-in ones first."""
     registry = load_plugins().registry
     entries = registry.entries("backbone")
     for entry in sorted(entries, key=lambda entry: entry.distribution != "sslkit"):
@@ -49,5 +61,4 @@ def _publishers(model: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             cls: Any = registry.resolve(entry.kind, entry.qualified).cls
         except PluginError:
             continue
-        if (fields := cls.published(model)) is not None:
-            yield entry.name if entry.distribution == "sslkit" else entry.qualified, fields
+        yield entry.name if entry.distribution == "sslkit" else entry.qualified, cls
