@@ -223,8 +223,7 @@ class TimmBackbone(Backbone):
     def published_names(cls) -> Iterable[str]:
         import timm
 
-        names: list[str] = timm.list_models(pretrained=True)
-        return names
+        return dict.fromkeys(name.partition(".")[0] for name in timm.list_models(pretrained=True))
 
     @classmethod
     def label(cls, config: Config) -> str:

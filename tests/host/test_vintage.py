@@ -4,6 +4,7 @@ that names what to write, with the right numbers, or is refused in one line befo
 from __future__ import annotations
 
 import csv
+import json
 import math
 import shutil
 import warnings
@@ -21,11 +22,13 @@ from sslkit.api import ScheduledNumber
 from sslkit.api.evaluation_inputs import FeatureBank, FeatureInput
 from sslkit.builtin.evaluators.dense_data import open_annotated
 from sslkit.deprecation import InterfaceWarning
+from sslkit.engine.display import Silent
 from sslkit.errors import PluginError, RecipeError
 from sslkit.host.plugins import load_plugins
 from sslkit.host.registry import Registry
 from sslkit.recipe import parse_recipe
 from sslkit.runs.state import read_state
+from sslkit.workflows.evaluate import evaluate_run
 
 RECIPE = """\
 name: vintage
@@ -168,6 +171,28 @@ def test_old_optimisers_get_the_decay_that_the_recipe_names(name: str, vintage: 
     groups = api.optimizer_groups(slot.config, [api.ParamGroup([("w", weight)])], 0.1)
     made = slot.build().create(groups)
     assert [group["weight_decay"] for group in made.param_groups] == [0.01]
+
+
+def test_an_evaluation_closes_a_run_whose_tracker_never_heard_its_end(
+    vintage: Registry, tmp_path: Path
+) -> None:
+    """A kill right after the results were written: the run is finished, whoever was told."""
+    path = tmp_path / "vintage.yaml"
+    path.write_text(recipe(tmp_path, "centroid"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = sslkit.run(path).run_dir
+        (tracked,) = (tmp_path / "csv").iterdir()
+        (tracked / "status").unlink()
+        state = json.loads((run / "tracker.json").read_text())
+        assert (state["status"], state["closed"]) == ("finished", True)
+        (run / "tracker.json").write_text(json.dumps(state | {"status": None, "closed": False}))
+        sent = f"tracking={{name: v_csv, folder: {tmp_path / 'csv'}}}"
+        evaluate_run(run, ["knn"], [sent, "evaluate.0.k=5"], Silent())
+    assert (tracked / "status").read_text() == "finished"
+    state = json.loads((run / "tracker.json").read_text())
+    assert (state["status"], state["closed"]) == ("finished", True)
+    assert list((tracked / "evaluations").iterdir())
 
 
 # --- A number that was a float --------------------------------------------------------------------
