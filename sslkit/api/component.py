@@ -173,6 +173,10 @@ class Slot(Generic[C]):
         """The component, constructed as `cls(config, *args, **kwargs)`."""
         return self.cls(self.config, *args, **kwargs)  # type: ignore[call-arg]
 
+    def with_config(self, config: ComponentConfig) -> Slot[C]:
+        """The same component with another configuration."""
+        return Slot(self.cls, self.name, config, self.distribution, self.version)
+
     def dump(self) -> dict[str, Any]:
         """The block as it would stand in a recipe, every default written out."""
         return {"name": self.name, **self.config.model_dump(mode="json")}

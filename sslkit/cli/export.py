@@ -15,7 +15,10 @@ from .output import print_json
 
 def export(
     run: Annotated[
-        str, typer.Argument(help="A run folder, a checkpoint or an encoder.safetensors.")
+        str,
+        typer.Argument(
+            help="A run folder, a checkpoint, an encoder.safetensors, or the folder of an eval."
+        ),
     ],
     format: Annotated[
         str, typer.Option("--format", metavar="timm|onnx|torch-export", help="What to write.")

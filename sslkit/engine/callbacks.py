@@ -125,6 +125,12 @@ def _refuse_changes(who: str, before: Mapping[str, object], after: Mapping[str, 
             )
 
 
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor of shape {tuple(value.shape)}"
+    return type(value).__name__
+
+
 def _numbers(who: str, name: str, found: Any) -> Numbers:
     """The numbers that a hook returned, under their names in the log."""
     if found is None:
@@ -141,7 +147,7 @@ def _numbers(who: str, name: str, found: Any) -> Numbers:
         )
         if not isinstance(key, str) or not is_number:
             raise PluginError(
-                f"{who} gave {key!r} as a {type(value).__name__}; valid is one number under a name"
+                f"{who} gave {key!r} as a {_kind(value)}; valid is one number under a name"
             )
         numbers[f"callback/{name}/{key}"] = float(value)
     return numbers

@@ -93,8 +93,7 @@ def without_starting_weights(recipe: Recipe) -> Recipe:
 
 def without_weights(backbone: Slot[Backbone]) -> Slot[Backbone]:
     """The backbone alone, in the same way."""
-    config = backbone.cls.without_weights(backbone.config)
-    return Slot(backbone.cls, backbone.name, config, backbone.distribution, backbone.version)
+    return backbone.with_config(backbone.cls.without_weights(backbone.config))
 
 
 def initial_method(recipe: Recipe, facts: RunFacts, compute: Compute) -> Method:

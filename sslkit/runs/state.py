@@ -11,6 +11,7 @@ from sslkit.errors import CheckpointError
 
 from .checkpoint import Checkpoints
 from .checkpoint import load as load_checkpoint
+from .evaluations import is_of_weights
 from .folder import RunFolder
 from .metrics_file import read_lines
 
@@ -20,7 +21,13 @@ def read_state(run_or_checkpoint: Path) -> dict[str, Any]:
     if not run_or_checkpoint.exists():
         raise CheckpointError(f"{run_or_checkpoint}: no such run folder or checkpoint")
     if run_or_checkpoint.is_dir():
-        state, _ = Checkpoints(RunFolder.open(run_or_checkpoint).checkpoints, keep=1).load_newest()
+        folder = RunFolder.open(run_or_checkpoint)
+        if is_of_weights(folder):
+            raise CheckpointError(
+                f"{run_or_checkpoint}: weights were measured here and not trained, so that the "
+                f"folder has none; name those under `backbone` in {folder.evaluation.name}"
+            )
+        state, _ = Checkpoints(folder.checkpoints, keep=1).load_newest()
         if state is None:
             raise CheckpointError(f"{run_or_checkpoint}: the run has no checkpoint")
         return state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import os
 import re
 import subprocess
@@ -34,6 +36,36 @@ def test_the_readme_has_its_picture() -> None:
     if not PICTURE.exists():
         pytest.skip("docs/images/quickstart.png comes from a real run of the quickstart")
     assert PICTURE.read_bytes().startswith(b"\x89PNG")
+
+
+MODULES = [b for p in pages() for b in blocks(p) if b.marks.get("file", "").endswith(".py")]
+
+
+def bound_names(tree: ast.Module) -> set[str]:
+    """What a module imports, defines or assigns at its top."""
+    found = set(dir(builtins))
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        else:
+            found |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+    return found
+
+
+@pytest.mark.parametrize("block", MODULES, ids=str)
+def test_the_modules_of_a_page_import_what_they_annotate(block: Block) -> None:
+    """Annotations are not evaluated when a page is executed, and a type checker would object."""
+    tree = ast.parse(block.text)
+    known = bound_names(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            known |= {each.name for each in node.body if isinstance(each, ast.ClassDef)}
+    given = [n.annotation for n in ast.walk(tree) if isinstance(n, ast.arg | ast.AnnAssign)]
+    given += [n.returns for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    names = {n.id for each in given if each for n in ast.walk(each) if isinstance(n, ast.Name)}
+    assert names - known == set()
 
 
 def text_files() -> Iterator[Path]:

@@ -156,6 +156,11 @@ def _switch_the_mode(self: Any, run: Any, metrics: Any, progress: Any) -> None:
         ("on_step", _switch_the_mode, "changed the mode of "),
         ("on_step", lambda *_: 3.0, "gave a float; valid is a mapping"),
         ("on_gradients", lambda *_: {"x": "y"}, "gave 'x' as a str; valid is one number"),
+        (
+            "on_gradients",
+            lambda *_: {"x": torch.ones(2, 3)},
+            r"tensor of shape \(2, 3",
+        ),
     ],
 )
 def test_a_callback_that_changes_results_ends_the_run(

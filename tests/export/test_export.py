@@ -22,9 +22,10 @@ from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.cli import main
 from sslkit.data.evaluation_images import evaluation_batches
 from sslkit.engine.display import Silent
-from sslkit.errors import ExportError, RecipeError
+from sslkit.errors import CheckpointError, ExportError, RecipeError
 from sslkit.experiment.stores import open_stores
 from sslkit.recipe import load_recipe
+from sslkit.workflows.evaluate.weight_files import evaluate_weights
 from sslkit.workflows.export import preprocessing, torch_format
 from sslkit.workflows.export.export import Exported, export_encoder
 from sslkit.workflows.export.round_trip import TOLERANCE
@@ -407,3 +408,25 @@ def test_existing_folder(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RecipeError, match=r"--out .*/file/x: cannot be made \(.*choose another"):
         export_encoder(run, "timm", tmp_path / "file" / "x")
+
+
+def test_weights_that_were_measured(run: Path, tmp_path: Path) -> None:
+    """From where they were; the card says nothing of a training, and the folder has no encoder."""
+    evaluated = evaluate_weights(
+        None,
+        run.parents[1] / "tiny.yaml",
+        ["knn"],
+        [f"backbone.weights={run}", f"runs_dir={tmp_path / 'runs'}", "backbone.normalize=cifar10"],
+        Silent(),
+    )
+    assert evaluated.kept is not None
+    out = export_encoder(evaluated.kept, "torch-export", tmp_path / "out").folder
+    images = torch.rand(3, 3, 16, 16)
+    graph = torch.export.load(out / "encoder.pt2").module()
+    with torch.no_grad():
+        assert torch.equal(graph(images), sslkit.load_encoder(run)(images))
+    card = (out / "README.md").read_text()
+    assert "the weights were measured and not trained here" in card
+    assert "simclr" not in card
+    with pytest.raises(CheckpointError, match=r"measured here and not trained.* `backbone` in"):
+        sslkit.load_encoder(evaluated.kept)

@@ -161,7 +161,8 @@ def _name(recipe: Recipe, weights: Path | None) -> str:
         return backbone_name(recipe)
     raise RecipeError(
         f"backbone: '{recipe.backbone.name}' starts from no weights; "
-        "give a weight file, --backbone MODEL, or a backbone that starts from weights"
+        "give a weight file, --backbone MODEL, or a backbone whose class says what weights it "
+        "starts from (`starting_weights`)"
     )
 
 

@@ -9,13 +9,15 @@ from typing import Any
 
 from sslkit.api import Backbone, SampleSpec
 from sslkit.errors import RunFolderError, SSLKitError
+from sslkit.experiment.check import check_measuring
 from sslkit.experiment.encoder import load_encoder
-from sslkit.experiment.networks import measured_shape, without_starting_weights
+from sslkit.experiment.networks import make_method, measured_shape, without_starting_weights
 from sslkit.experiment.restore import load_measured_method
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
 from sslkit.runs.encoder_file import find_encoder, read_description
 from sslkit.runs.endings import is_finished
 from sslkit.runs.environment_file import read_environment
+from sslkit.runs.evaluations import is_of_weights
 from sslkit.runs.folder import RunFolder, run_folder_of
 
 
@@ -58,7 +60,9 @@ class ExportSource:
 def open_source(path: Path) -> ExportSource:
     """Loads what the path names. Raises CheckpointError, RecipeError and RunFolderError."""
     if path.is_dir():
-        RunFolder.open(path)  # which refuses what is no run folder
+        folder = RunFolder.open(path)  # which refuses what is no run folder
+        if is_of_weights(folder):
+            return _from_measurement(path, folder)
     file = find_encoder(path)
     return _from_checkpoint(path) if file is None else _from_file(path, file)
 
@@ -80,6 +84,25 @@ def _from_file(path: Path, file: Path) -> ExportSource:
         alone=alone,
         run=file.absolute().parent if recipe is not None else None,
         measured=recipe is not None and is_finished(file.parent),
+    )
+
+
+def _from_measurement(path: Path, folder: RunFolder) -> ExportSource:
+    """The weights that `sslkit eval` measured, from where it took them."""
+    recipe = load_recipe(folder.evaluation)
+    facts = check_measuring(recipe)
+    bare = without_starting_weights(recipe).backbone
+    return ExportSource(
+        path=path,
+        encoder=make_method(recipe, facts).encoder.cpu().float().eval(),
+        backbone=bare.dump(),
+        distribution=bare.distribution,
+        sample=facts.sample,
+        recipe_hash=recipe_hash(recipe),
+        recipe=None,  # that of a measurement, which says nothing of how the weights were trained
+        alone="the weights were measured and not trained here",
+        run=None,
+        measured=False,
     )
 
 
