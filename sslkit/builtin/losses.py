@@ -1,4 +1,9 @@
-"""Contrastive losses on two or more views: NT-Xent and InfoNCE."""
+"""Contrastive losses on two or more views: NT-Xent and InfoNCE.
+
+Where torch.distributed runs with several ranks, negatives come from all of them, and the loss is
+the mean over the anchors of this rank: `sslkit.parallel.collectives` has the
+convention. Metrics stay within the rank, so that they can be computed where they are read.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +31,7 @@ from sslkit.nn.functional import (
     info_nce,
     nt_xent,
 )
+from sslkit.parallel.collectives import all_ranks
 
 Temperature = Annotated[ScheduledNumber, Bounds(gt=0.0)]
 
@@ -57,11 +63,13 @@ class NTXent(Loss):
         return {"negatives per anchor": 2 * (facts.batch_size - 1)}
 
     def forward(self, inputs: LossInput) -> Tensor:
-        config = self.config
+        config, group = self.config, all_ranks()
         temperature = config.temperature.at(inputs.progress)
         return _mean_over_pairs(
             inputs.views,
-            lambda a, b: nt_xent(a, b, temperature, chunk_elements=config.chunk_elements),
+            lambda a, b: nt_xent(
+                a, b, temperature, chunk_elements=config.chunk_elements, group=group
+            ),
         )
 
     def metrics(self, inputs: LossInput) -> Mapping[str, Tensor]:
@@ -107,7 +115,7 @@ class InfoNCE(Loss):
         return {"negatives per anchor": facts.batch_size - 1}
 
     def forward(self, inputs: LossInput) -> Tensor:
-        config, negatives = self.config, inputs.negatives
+        config, negatives, group = self.config, inputs.negatives, all_ranks()
         symmetric = config.symmetric and negatives is None
         temperature = config.temperature.at(inputs.progress)
         return _mean_over_pairs(
@@ -119,6 +127,7 @@ class InfoNCE(Loss):
                 temperature,
                 symmetric=symmetric,
                 chunk_elements=config.chunk_elements,
+                group=group,
             ),
         )
 

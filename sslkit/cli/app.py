@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sslkit import __version__
-from sslkit.errors import RankError, SSLKitError, printable
+from sslkit.errors import SSLKitError, printable
 from sslkit.host.plugin_errors import describe_failure
 
 from . import (
@@ -28,6 +28,7 @@ from . import (
     recipes,
     run,
     schema,
+    slurm,
     sync,
     ui,
     validate,
@@ -50,6 +51,7 @@ recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with
 _COMMANDS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
     app: {
         "run": run.run,
+        "slurm": slurm.slurm,
         "plan": plan.plan,
         "validate": validate.validate,
         "eval": evaluate.evaluate,
@@ -142,8 +144,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             sys.stdout.flush()  # what cannot be written is said here, not by the interpreter
     except SSLKitError as error:
-        if isinstance(error, RankError) and error.said:
-            sys.exit(error.exit_code)
         if debug:
             raise
         _fail(str(error), error.exit_code)
