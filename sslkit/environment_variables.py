@@ -82,6 +82,11 @@ OMPI_COMM_WORLD_SIZE = Variable(
 )
 PMI_SIZE = Variable("PMI_SIZE", "How many another mpirun has started; refused above 1.")
 
+SSLKIT_RANK_TIMEOUT = Variable(
+    "SSLKIT_RANK_TIMEOUT",
+    "Seconds that the processes of a run wait for each other in a step; default: 60.",
+)
+
 MLFLOW_TRACKING_URI = Variable(
     "MLFLOW_TRACKING_URI",
     "The MLflow store of runs whose recipe names none; default: mlflow.db in the working folder.",
@@ -140,6 +145,7 @@ ALL = (
     SLURM_DISTRIBUTION,
     OMPI_COMM_WORLD_SIZE,
     PMI_SIZE,
+    SSLKIT_RANK_TIMEOUT,
     MLFLOW_TRACKING_URI,
     *RECORDED,
 )

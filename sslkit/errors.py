@@ -75,6 +75,16 @@ class TrainingError(SSLKitError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+class RankError(SSLKitError):
+    """Another of the processes that train together has ended, or does not come."""
+
+    def __init__(self, message: str = "", *, said: bool = False, exit_code: int = 1) -> None:
+        """said: whether another process tells the user."""
+        super().__init__(message)
+        self.said = said
+        self.exit_code = exit_code
+
+
 class RunFolderError(SSLKitError):
     """A run folder is missing, cannot be written, or belongs to another running process."""
 

@@ -13,7 +13,8 @@ from sslkit.errors import RecipeError
 
 PACKAGE = Path(sslkit.__file__).parent
 WHOLE = {"builtin/mlflow_ui.py", "builtin/mlflow_store.py", "workflows/compare/process.py"} | {
-    "runs/environment.py"
+    "runs/environment.py",
+    "parallel/local.py",
 }
 """Files that hand the environment as a whole to another program, or add to it."""
 

@@ -16,6 +16,7 @@ from sslkit.host.recipe_files import read_recipe_text
 
 KINDS = {
     "SSLKitError": 1,
+    "RankError": 1,
     "RecipeError": 2,
     "PluginError": 2,
     "CheckpointError": 2,

@@ -207,6 +207,18 @@ class Batch:
     """(B,) int64, or None. Only methods that declare `requires_labels` may need them."""
     targets: Mapping[str, Tensor] = field(default_factory=dict)
     """What the augmentation produced for a pretext task, each (B, ...)."""
+    passing: SampleRandom | None = None
+    """The images that pass the networks together with these, on all ranks, in the order of the
+    batch; None: there are no others."""
+    first_passing: int = 0
+    """Where these stand among them."""
+
+    @property
+    def passing_together(self) -> SampleRandom:
+        """Randomness of all images that pass the networks at the same time as these, on all ranks:
+        what is drawn from it is the same on each of them. For what is decided over the batch
+        while it is embedded, such as groups."""
+        return self.random if self.passing is None else self.passing
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -220,4 +232,6 @@ class Batch:
             random=self.random.select(rows),
             labels=None if self.labels is None else self.labels[rows],
             targets={name: value[rows] for name, value in self.targets.items()},
+            passing=None,
+            first_passing=0,
         )

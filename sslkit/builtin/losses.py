@@ -1,9 +1,4 @@
-"""Contrastive losses on two or more views: NT-Xent and InfoNCE.
-
-Where torch.distributed runs with several ranks, negatives come from all of them, and the loss is
-the mean over the anchors of this rank: `sslkit.parallel.collectives` has the
-convention. Metrics stay within the rank, so that they can be computed where they are read.
-"""
+"""Contrastive losses on two or more views: NT-Xent and InfoNCE."""
 
 from __future__ import annotations
 
@@ -31,7 +26,6 @@ from sslkit.nn.functional import (
     info_nce,
     nt_xent,
 )
-from sslkit.parallel.collectives import all_ranks
 
 Temperature = Annotated[ScheduledNumber, Bounds(gt=0.0)]
 
@@ -63,13 +57,11 @@ class NTXent(Loss):
         return {"negatives per anchor": 2 * (facts.batch_size - 1)}
 
     def forward(self, inputs: LossInput) -> Tensor:
-        config, group = self.config, all_ranks()
+        config = self.config
         temperature = config.temperature.at(inputs.progress)
         return _mean_over_pairs(
             inputs.views,
-            lambda a, b: nt_xent(
-                a, b, temperature, chunk_elements=config.chunk_elements, group=group
-            ),
+            lambda a, b: nt_xent(a, b, temperature, chunk_elements=config.chunk_elements),
         )
 
     def metrics(self, inputs: LossInput) -> Mapping[str, Tensor]:
@@ -115,7 +107,7 @@ class InfoNCE(Loss):
         return {"negatives per anchor": facts.batch_size - 1}
 
     def forward(self, inputs: LossInput) -> Tensor:
-        config, negatives, group = self.config, inputs.negatives, all_ranks()
+        config, negatives = self.config, inputs.negatives
         symmetric = config.symmetric and negatives is None
         temperature = config.temperature.at(inputs.progress)
         return _mean_over_pairs(
@@ -127,7 +119,6 @@ class InfoNCE(Loss):
                 temperature,
                 symmetric=symmetric,
                 chunk_elements=config.chunk_elements,
-                group=group,
             ),
         )
 

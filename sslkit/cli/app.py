@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sslkit import __version__
-from sslkit.errors import SSLKitError, printable
+from sslkit.errors import RankError, SSLKitError, printable
 from sslkit.host.plugin_errors import describe_failure
 
 from . import (
@@ -144,6 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             sys.stdout.flush()  # what cannot be written is said here, not by the interpreter
     except SSLKitError as error:
+        if isinstance(error, RankError) and error.said:
+            sys.exit(error.exit_code)
         if debug:
             raise
         _fail(str(error), error.exit_code)

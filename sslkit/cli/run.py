@@ -34,6 +34,15 @@ def run(
             metavar="RUN|CHECKPOINT", help="Start a new run from the whole state of another."
         ),
     ] = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Processes on this machine that share every batch, one for each GPU. On several "
+            "machines: torchrun, or srun.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -46,6 +55,10 @@ def run(
 ) -> None:
     """Train, evaluate and track a recipe."""
     from sslkit.engine.signals import StopSignals
+    from sslkit.parallel.local import is_to_start, run_processes
+
+    if nproc is not None and is_to_start(nproc):
+        raise typer.Exit(run_processes([sys.executable, "-m", "sslkit", *sys.argv[1:]], nproc))
 
     with StopSignals(at_once=True) as stop:  # before the imports, which take seconds
         try:
@@ -87,6 +100,8 @@ def _run(
         print_json(plan) if as_json else print_plan(plan)
         return "finished"
     result = start(recipe, overrides, resume=resume, fork=fork, display=display, stop=stop)
+    if not result.speaks:
+        return result.status
     if as_json:
         print_json(result.to_json())
     else:

@@ -19,16 +19,27 @@ from sslkit.data.device_transfer import SideStream
 from sslkit.data.prefetch import ordered_groups
 from sslkit.data.sampler import Sampler
 from sslkit.data.view_base import Chunk, Prepared, ViewMaker
+from sslkit.parallel.division import Division
 from sslkit.randomness import SampleRandom
 
 
 class TrainLoader:
     """The training batches of a run: the samples that a sampler names, as a maker's views."""
 
-    def __init__(self, maker: ViewMaker, sampler: Sampler, *, seed: int, num_threads: int) -> None:
-        """seed: of the views and of the keyed randomness that methods are given."""
+    def __init__(
+        self,
+        maker: ViewMaker,
+        sampler: Sampler,
+        *,
+        seed: int,
+        num_threads: int,
+        division: Division | None = None,
+    ) -> None:
+        """seed: of the views and of the keyed randomness that methods are given. division: how
+        ranks share a batch, of which this loader makes one share; None: the whole batch."""
         self.store = maker.store
         self.sampler = sampler
+        self.division = division or Division(sampler.batch_size)
         self.seed = seed
         self.num_threads = num_threads
         self.wait_s = 0.0
@@ -56,9 +67,9 @@ class TrainLoader:
 
         def groups() -> Iterator[tuple[Tensor, list[Chunk]]]:
             for step in range(start_step, self.steps_per_epoch):
-                indices = self.sampler.batch(epoch, step)
-                random = SampleRandom(self.seed, "augment", epoch, indices)
-                yield indices, self._maker.chunks(random)
+                whole = self.sampler.batch(epoch, step)
+                random = SampleRandom(self.seed, "augment", epoch, self._share(whole))
+                yield whole, self._maker.chunks(random)
 
         num_threads = self.num_threads if self._maker.threaded else 0
         prepared = ordered_groups(
@@ -71,16 +82,24 @@ class TrainLoader:
                 self.wait_s += time.perf_counter() - start
                 if found is None:  # given up
                     return
-                indices, parts = found
-                finish = partial(self._finish, epoch, indices, parts)
+                whole, parts = found
+                finish = partial(self._finish, epoch, whole, parts)
                 yield finish() if self._side is None else self._side.run(finish)
+
+    def whole(self) -> TrainLoader:
+        """A loader of whole batches on this rank, with the same maker."""
+        return TrainLoader(self._maker, self.sampler, seed=self.seed, num_threads=self.num_threads)
+
+    def _share(self, indices: Tensor) -> Tensor:
+        return indices if self.division.size == 1 else indices[self.division.rows]
 
     def indices(self, epoch: int, step: int) -> Tensor:
         """(B,) int64: which images make up a batch of an epoch."""
         return self.sampler.batch(epoch, step)
 
-    def _finish(self, epoch: int, indices: Tensor, parts: Sequence[Prepared]) -> Batch:
+    def _finish(self, epoch: int, whole: Tensor, parts: Sequence[Prepared]) -> Batch:
         views = self._maker.finish(parts)
+        indices = self._share(whole)
         # Labels are looked up after the images were read: only then is every replacement known.
         labels = None if self.store.labels is None else self.store.labels[indices]
         on_device = self._maker.to_device(indices)
@@ -90,4 +109,7 @@ class TrainLoader:
             random=SampleRandom(self.seed, "method", epoch, on_device),
             labels=None if labels is None else self._maker.to_device(labels),
             targets=views.targets,
+            passing=None
+            if self.division.size == 1
+            else SampleRandom(self.seed, "method", epoch, self._maker.to_device(whole)),
         )

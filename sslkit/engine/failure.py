@@ -110,7 +110,7 @@ def find_reason(t: Training, batch: Batch) -> Reason:
     t.optimization.optimizer.zero_grad(set_to_none=True)
     trace = Trace()
     with trace.watching(t.method), step_randomness(t, micro_batch=0):
-        embeddings, output = forward_backward(t, batch)
+        embeddings, _, output = forward_backward(t, batch)
     if trace.forward is not None:
         return Reason(str(trace.forward), _remedy(t, trace.forward))
     who = type(t.method).__name__

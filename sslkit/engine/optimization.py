@@ -72,8 +72,11 @@ class Optimization:
 
     def backward(self, loss: Tensor) -> None:
         """The gradient of the loss, times the scale where there is one, until `unscale`."""
-        scaled = loss if self.scaler is None else self.scaler.scale(loss)
-        scaled.backward()  # type: ignore[no-untyped-call]
+        self.scaled(loss).backward()  # type: ignore[no-untyped-call]
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss, times the scale where there is one."""
+        return loss if self.scaler is None else self.scaler.scale(loss)
 
     def unscale(self) -> None:
         """Brings gradients to their true size; they may be infinite then, in float16."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sslkit.api import Batch, Loss, LossInput, StepOutput
+from sslkit.parallel.division import Division
 from sslkit.randomness import seeded
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def train_step(
     with step_randomness(t, micro_batch=0), t.learner.contract.watching(t.method):
         t.learner.contract.check_batch(batch)
         t.method.before_step(t.progress)
-        embeddings, output = forward_backward(t, batch, log=log)
+        embeddings, batch, output = forward_backward(t, batch, log=log)
         t.optimization.unscale()
         t.method.after_backward(t.progress)
         if log and len(t.output.callbacks):
@@ -52,9 +54,7 @@ def train_step(
     if t.learner.probe is None or batch.labels is None:
         return output, {}
     factor = t.optimization.schedule.factor(t.progress)
-    world = t.compute.world
-    features = world.gather(embeddings["features"].detach())
-    return output, t.learner.probe.step(features, world.gather(batch.labels), factor)
+    return output, t.learner.probe.step(embeddings["features"].detach(), batch.labels, factor)
 
 
 def update_losses(t: Training, output: StepOutput) -> None:
@@ -69,23 +69,24 @@ def update_losses(t: Training, output: StepOutput) -> None:
 
 def forward_backward(
     t: Training, batch: Batch, *, log: bool = False
-) -> tuple[Embeddings, StepOutput]:
-    """Embeddings and loss of a batch, and the gradient, times the scale of the loss."""
-    if t.learner.micro_batch_size is not None and t.learner.micro_batch_size < len(batch):
-        return backward_in_parts(t, batch, t.learner.micro_batch_size, log=log)
-    world = t.compute.world
-    # Ranks are micro-batches: each embeds under its own randomness, and all else is alike on all.
-    with nullcontext() if world.size == 1 else step_randomness(t, 0, world.rank):
-        embeddings = embed(t, batch)
+) -> tuple[Embeddings, Batch, StepOutput]:
+    """The gradient of the batch, times the scale of the loss, left in the parameters; what it came
+    from: embeddings and batch, whole on every rank, and the loss.
+
+    batch: what passes the networks here, this rank's share of it where there are several. The whole
+    one has no views then."""
+    if not t.learner.division.is_whole:
+        return backward_in_parts(t, batch, log=log)
+    embeddings = embed(t, batch)
     output = objective(t, embeddings, batch, log=log)
     t.optimization.backward(output.loss)
-    return embeddings, output
+    return embeddings, batch, output
 
 
 def embed(t: Training, batch: Batch) -> Embeddings:
     """The method's embeddings, computed in the precision of the run and given in float32."""
     with t.compute.autocast():
-        embeddings = t.method.embed(batch)
+        embeddings = t.learner.embedder(batch)
     t.learner.contract.check_embeddings(t.method, embeddings, len(batch))
     return {name: full_precision(value) for name, value in embeddings.items()}
 
@@ -119,57 +120,102 @@ def on_device_layout(t: Training, batch: Batch) -> Batch:
 
 
 def backward_in_parts(
-    t: Training, batch: Batch, size: int, *, log: bool
-) -> tuple[Embeddings, StepOutput]:
-    """The gradient of the whole batch with the activations of `size` images in memory.
+    t: Training, batch: Batch, *, log: bool
+) -> tuple[Embeddings, Batch, StepOutput]:
+    """The gradient of the whole batch, of which only a part passes the networks here at a time:
+    a micro-batch, the share of a rank, or both.
 
     Gradient caching (Gao et al. 2021, arXiv 2101.06983): the parts are embedded and their
     activations dropped; the loss of the whole batch gives the gradient of each embedding; then
     each part is embedded again, with the same randomness, and takes its share of that gradient
     back through the networks. The last part keeps its activations and is embedded once. Exact but
-    for what networks compute across samples: batch statistics are those of a part.
+    for what networks compute across samples: batch statistics are those of a micro-batch, on all
+    ranks together.
     """
-    parts = [slice(start, start + size) for start in range(0, len(batch), size)]
-    *earlier, last = range(len(parts))
+    division, embedder = t.learner.division, t.learner.embedder
+    *earlier, last = range(division.parts)
 
-    def embed_part(number: int) -> Embeddings:
-        part = batch.select(parts[number])
-        with step_randomness(t, micro_batch=number, rank=t.compute.world.rank):
-            return embed(t, part)
-
-    before = [buffer.clone() for buffer in t.method.buffers()]
+    before = [buffer.clone() for buffer in t.method.buffers()] if earlier else []
     # With gradients, though they are dropped: a compiled network has other bits without.
-    cached = [_detached(embed_part(number)) for number in earlier]
-    for buffer, value in zip(t.method.buffers(), before, strict=True):
+    with embedder.apart():
+        cached = [_detached(embed_part(t, batch, number)) for number in earlier]
+    for buffer, value in zip(t.method.buffers() if earlier else (), before, strict=True):
         buffer.copy_(value)  # running statistics are to see each part once, in the second pass
-    kept = embed_part(last)
+    with nullcontext() if not earlier else embedder.apart():
+        kept = embed_part(t, batch, last)
 
-    joined = {
-        name: torch.cat([*(part[name] for part in cached), value.detach()]).requires_grad_(
-            value.requires_grad
-        )
+    own = {
+        name: torch.cat([*(part[name] for part in cached), value.detach()])
         for name, value in kept.items()
     }
-    output = objective(t, joined, replace(batch, views=()), log=log)
-    t.optimization.backward(output.loss)
+    joined, whole = share_rows(t, own, batch)
+    for name, value in kept.items():
+        joined[name].requires_grad_(value.requires_grad)
+    output = objective(t, joined, whole, log=log)
+    gradients = embedder.objective_gradients(t.optimization.scaled(output.loss), joined)
 
-    _send_back(kept, joined, parts[last])
-    del kept
-    for number in earlier:
-        _send_back(embed_part(number), joined, parts[number])
-    return _detached(joined), output
+    with embedder.summing():
+        back = partial(_send_back, gradients, division)
+        with nullcontext() if not earlier else embedder.apart():
+            back(kept, last)
+        del kept
+        for number in earlier:
+            with nullcontext() if number == earlier[-1] else embedder.apart():
+                back(embed_part(t, batch, number), number)
+    return _detached(joined), whole, output
 
 
-def _send_back(embeddings: Embeddings, whole: Embeddings, rows: slice) -> None:
-    """Backward from the embeddings of a part, whose gradients the whole batch's have."""
+def embed_part(t: Training, batch: Batch, number: int) -> Embeddings:
+    """The embeddings of this rank's piece of a micro-batch."""
+    division, passing = t.learner.division, batch.passing
+    part = batch.select(division.pieces()[number])
+    if passing is not None:
+        peers = passing.select(division.peers(number))
+        part = replace(part, passing=peers, first_passing=division.first_peer)
+    with step_randomness(t, micro_batch=number, rank=division.rank):
+        return embed(t, part)
+
+
+def share_rows(t: Training, own: Embeddings, batch: Batch) -> tuple[Embeddings, Batch]:
+    """The embeddings of the whole batch, and all of the batch but its views, from the share that
+    each rank has: in one message, and in the order of the batch, so that all ranks go on with the
+    same bits."""
+    world, division = t.compute.world, t.learner.division
+    if world.size == 1:
+        return own, replace(batch, views=())
+    labels = {} if batch.labels is None else {"labels": batch.labels}
+    given = {
+        **{f"embedding {name}": value for name, value in own.items()},
+        **{f"target {name}": value for name, value in batch.targets.items()},
+        **labels,
+    }
+    found = {name: division.in_order(rows) for name, rows in world.gather_rows(given).items()}
+    assert batch.passing is not None
+    whole = Batch(
+        views=(),
+        indices=batch.passing.indices,
+        random=batch.passing,
+        labels=found.get("labels"),
+        targets={name: found[f"target {name}"] for name in batch.targets},
+    )
+    return {name: found[f"embedding {name}"] for name in own}, whole
+
+
+def _send_back(
+    gradients: Embeddings, division: Division, embeddings: Embeddings, number: int
+) -> None:
+    """Backward from the embeddings of this rank's piece of a micro-batch. gradients: of those of
+    the whole batch, (B, ...)."""
+    start = division.peers(number).start + division.first_peer
+    rows = slice(start, start + division.piece)
     pairs = [
-        (value, gradient[rows])
+        (value, gradients[name][rows])
         for name, value in embeddings.items()
-        if value.requires_grad and (gradient := whole[name].grad) is not None
+        if value.requires_grad and name in gradients
     ]
     if pairs:
-        values, gradients = zip(*pairs, strict=True)
-        torch.autograd.backward(values, gradients)
+        values, upstream = zip(*pairs, strict=True)
+        torch.autograd.backward(values, upstream)
 
 
 def _detached(embeddings: Embeddings) -> Embeddings:

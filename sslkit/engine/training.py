@@ -11,12 +11,14 @@ from torch import Tensor
 
 from sslkit.api import Batch, Method, Progress, RunView, ScheduledNumber
 from sslkit.nn.compute import Compute
+from sslkit.parallel.division import Division
 from sslkit.runs.checkpoint import Checkpoints
 from sslkit.runs.folder import RunFolder
 
 from .callbacks import Callbacks
 from .contract import Contract
 from .display import Display
+from .embedder import Embedder
 from .loss_meter import LossMeter
 from .not_finite import StateCheck
 from .online_probe import OnlineProbe
@@ -122,8 +124,10 @@ class Learner:
     contract: Contract
     """What components promise each other, checked in the first step."""
     seed: int
-    micro_batch_size: int | None
-    """Images that go through the networks at a time; None: the whole batch."""
+    embedder: Embedder
+    """How batches pass through the networks of the method."""
+    division: Division
+    """Which part of a batch passes at a time, and here."""
     starts_from: str | None
     """What the backbone starts from; None for random weights."""
 

@@ -21,12 +21,14 @@ from sslkit.data.views import view_maker
 from sslkit.engine.callbacks import Callbacks
 from sslkit.engine.contract import Contract
 from sslkit.engine.display import Display
+from sslkit.engine.embedder import Embedder
 from sslkit.engine.embedding_monitor import EmbeddingMonitor
 from sslkit.engine.online_probe import OnlineProbe
 from sslkit.engine.optimization import Optimization
 from sslkit.engine.training import Learner, NoLog, Output, Pace, Training
 from sslkit.evaluation.suite import EvaluationSuites
 from sslkit.nn.compute import Compute
+from sslkit.parallel.division import Division
 from sslkit.parallel.world import World
 from sslkit.recipe import Recipe, components, flatten, scheduled_numbers
 from sslkit.runs.checkpoint import Checkpoints
@@ -154,6 +156,7 @@ def make_loader(recipe: Recipe, compute: Compute, stores: Stores) -> TrainLoader
         make_sampler(recipe, stores.train.reader),
         seed=recipe.seed,
         num_threads=recipe.train.loader_threads,
+        division=make_division(recipe, compute.world),
     )
 
 
@@ -163,6 +166,12 @@ def make_sampler(recipe: Recipe, reader: SplitReader) -> Sampler:
     if isinstance(reader, StreamReader):
         return StreamSampler(reader.epoch_samples, batch_size, seed, reader.shuffle)
     return ShuffledSampler(len(reader), batch_size, seed)
+
+
+def make_division(recipe: Recipe, world: World) -> Division:
+    """How a batch is cut into micro-batches and shared by the ranks."""
+    train = recipe.train
+    return Division.of(train.batch_size, train.micro_batch_size, world.rank, world.size)
 
 
 def make_learner(recipe: Recipe, facts: RunFacts, compute: Compute, method: Method) -> Learner:
@@ -190,7 +199,8 @@ def make_learner(recipe: Recipe, facts: RunFacts, compute: Compute, method: Meth
         probe,
         contract,
         recipe.seed,
-        recipe.train.micro_batch_size,
+        Embedder(method, compute.world),
+        make_division(recipe, compute.world),
         starting_source(recipe),
     )
 
@@ -200,7 +210,7 @@ def make_monitor(
 ) -> EmbeddingMonitor:
     """What shows the embeddings of one batch to evaluators."""
     return EmbeddingMonitor(
-        loader,
+        loader.whole(),
         method,
         compute,
         seed=recipe.seed,

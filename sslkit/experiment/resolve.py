@@ -102,6 +102,9 @@ def _missing_compiler() -> str | None:
 def make_compute(train: TrainConfig, world: World) -> Compute:
     """The bundle of resolved settings (no `auto`, no `if_available`)."""
     device = torch.device(train.device)
+    if device.type == "cuda" and world.size > 1:
+        device = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(device)
     if device.type == "mps" and train.precision != "fp32":
         raise RecipeError(
             f"train.precision: '{train.precision}' does not work on mps; set train.precision=fp32"

@@ -47,14 +47,14 @@ def is_recomputed(network: nn.Module) -> bool:
 
 class _State:
     """What a pass through a module depends on beside its parameters and inputs: its buffers, such
-    as running statistics, and its plain attributes, such as its mode."""
+    as running statistics, and its attributes, such as its mode, but for what they contain."""
 
     def __init__(self, module: nn.Module, *, copy: bool = True) -> None:
         self.module = module
         self.attributes = {
             name: value
             for name, value in vars(module).items()
-            if isinstance(value, bool | int | float | str)
+            if not isinstance(value, dict | list | set)
         }
         self.buffers = {
             name: value.clone() if copy and value is not None else value

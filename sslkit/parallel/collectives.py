@@ -55,6 +55,40 @@ class _AllGather(torch.autograd.Function):
         return total.narrow(0, dist.get_rank(ctx.group) * ctx.length, ctx.length), None
 
 
+def all_reduce(x: Tensor, group: ProcessGroup) -> Tensor:
+    """The sum over the ranks, differentiable: the gradient of x is the sum of what all ranks send
+    back, as for `all_gather`."""
+    total: Tensor = _AllReduce.apply(x, group)
+    return total
+
+
+def gather_detached(x: Tensor, group: ProcessGroup) -> Tensor:
+    """(W, *shape) what all ranks hold, in their order, without gradient."""
+    return _gathered(x.unsqueeze(0), group)
+
+
+def reduce_detached(x: Tensor, group: ProcessGroup) -> Tensor:
+    """The sum over the ranks, in place, without gradient."""
+    dist.all_reduce(x, group=group)
+    return x
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        total = upstream.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
 def _gathered(x: Tensor, group: ProcessGroup) -> Tensor:
     x = x.contiguous()
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]

@@ -1,5 +1,5 @@
 """The processes that train together. `World` is what the rest of the code knows of them; it is made
-once, by `find_world`, and passed down.
+once, by `parallel.finding.find_world`, and passed down.
 
 A process is a rank. Every rank runs the same code on the same recipe and calls the same methods of
 its `World` in the same order; what one rank alone may do (make the run folder, write a file, talk
@@ -11,14 +11,13 @@ torch.distributed is not even imported.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
-
-from sslkit import environment_variables as variables
-from sslkit.errors import RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 
@@ -31,6 +30,10 @@ class World(ABC):
     """Which one this is, 0 to size - 1."""
     size: int = 1
     """How many there are."""
+    local_rank: int = 0
+    """Which one of those on this machine; it chooses the GPU."""
+    group: ProcessGroup | None = None
+    """The ranks as torch.distributed knows them; None for one process."""
 
     @property
     def is_first(self) -> bool:
@@ -71,6 +74,22 @@ class World(ABC):
         """The rows of all ranks in the order of the ranks, (n, ...) to (size n, ...), of the same
         shape on each; differentiable."""
 
+    @abstractmethod
+    def gather_rows(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`gather` of several tensors that all have n rows, in one message, of any type and without
+        gradient."""
+
+    @contextmanager
+    def watching(self, when: str = "") -> Iterator[None]:
+        """For what torch.distributed does by itself in the block: that another rank is gone is a
+        RankError. when: ends its sentence."""
+        yield
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """The whole work of this rank: what ends it is told to the others."""
+        yield
+
 
 class OneProcess(World):
     """The only rank: everything is what it was, and costs a call."""
@@ -99,32 +118,5 @@ class OneProcess(World):
     def gather(self, value: Tensor) -> Tensor:
         return value
 
-
-_LAUNCHERS = (
-    ("torchrun", (variables.WORLD_SIZE,), variables.RANK, "without torchrun"),
-    (
-        "SLURM",
-        (variables.SLURM_STEP_NUM_TASKS, variables.SLURM_NTASKS),
-        variables.SLURM_PROCID,
-        "as one task (srun --ntasks=1)",
-    ),
-)
-"""Who starts processes; the variables that say how many, the first one set counts; that which says
-which of them this one is; how to start one alone."""
-
-
-def find_world() -> World:
-    """The world that this process was started in.
-
-    Raises RecipeError where it is one of several, which would each do the whole work and write over
-    each other's files."""
-    for launcher, sizes, rank, instead in _LAUNCHERS:
-        told = [size for size in sizes if size.number() is not None]
-        given, alone = (told[0], 1) if told else (rank, 0)
-        if (given.number() or 0) > alone:
-            raise RecipeError(
-                f"{given.name}={given.number()}: {launcher} has started several processes, and "
-                f"this version of sslkit works in one; start it {instead}, or unset {given.name} "
-                "where it is left over"
-            )
-    return OneProcess()
+    def gather_rows(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors)

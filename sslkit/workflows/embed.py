@@ -25,7 +25,7 @@ from sslkit.experiment.encoder import input_channels, load_encoder
 from sslkit.experiment.networks import described_preparation
 from sslkit.experiment.resolve import resolve_device
 from sslkit.files import parse_json, replacing
-from sslkit.parallel.world import find_world
+from sslkit.parallel.finding import require_one_process
 from sslkit.recipe import load_recipe
 from sslkit.report.maps import choose_images, draw_map
 from sslkit.report.projection import LEAST_IMAGES, project
@@ -84,7 +84,7 @@ def embed_source(
     it is complete and replaces what was there.
 
     Raises RecipeError, DataError, CheckpointError, and SSLKitError where it was stopped."""
-    find_world()  # refuses several processes, which would write the same file
+    require_one_process()
     data = _data(run, source, overrides)
     encoder = load_encoder(run)
     store = _open(data, split)

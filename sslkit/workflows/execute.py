@@ -19,7 +19,7 @@ from sslkit.engine.memory import (
 )
 from sslkit.engine.signals import StopSignals
 from sslkit.engine.training import NoLog
-from sslkit.errors import SSLKitError, TrainingError
+from sslkit.errors import RankError, SSLKitError, TrainingError
 from sslkit.experiment.build import Experiment
 from sslkit.experiment.encoder import save_encoder
 from sslkit.experiment.measuring import conditions, untrained_networks
@@ -47,6 +47,8 @@ class RunResult:
     mlflow_run_id: str | None
     status: Status = "finished"
     results: FinalResults | None = None
+    speaks: bool = True
+    """Whether this process tells the user, as one of several does."""
 
     def to_json(self) -> dict[str, Any]:
         """Ready for JSON; the results have a file of their own."""
@@ -79,6 +81,8 @@ def execute(experiment: Experiment, stop: StopSignals) -> RunResult:
     folder = experiment.folder
     try:
         log, results = _execute(experiment, stop)
+    except RankError as error:
+        raise RankError(how_to_go_on(experiment, str(error))) from error
     except KeyboardInterrupt as error:
         if stop.requested is None:
             raise ended_by_plugin(error) from error
@@ -90,7 +94,8 @@ def execute(experiment: Experiment, stop: StopSignals) -> RunResult:
         )
         return RunResult(folder.path, last_metrics(folder), None)
     status: Status = "stopped" if results is None else "finished"
-    return RunResult(folder.path, last_metrics(folder), log.run_id, status, results)
+    speaks = experiment.compute.world.is_first
+    return RunResult(folder.path, last_metrics(folder), log.run_id, status, results, speaks)
 
 
 def _execute(

@@ -12,7 +12,7 @@ from sslkit.data.pack_format import Interpolation, PackFile, Settings
 from sslkit.data.packing import data_of, write_pack
 from sslkit.engine.pack_progress import make_pack_progress
 from sslkit.errors import RecipeError, SSLKitError
-from sslkit.parallel.world import find_world
+from sslkit.parallel.finding import require_one_process
 
 
 def pack_source(
@@ -26,7 +26,7 @@ def pack_source(
 ) -> PackFile:
     """Packs the data of a recipe, or the data block that `source` spells out, and shows how far it
     is. Raises RecipeError, DataError, and SSLKitError where it was stopped."""
-    find_world()  # refuses several processes, which would write the same file
+    require_one_process()
     if interpolation not in get_args(Interpolation):
         valid = " or ".join(get_args(Interpolation))
         raise RecipeError(f"--interpolation: got {interpolation!r}; valid is {valid}")

@@ -17,7 +17,8 @@ from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import restore
-from sslkit.parallel.world import World, find_world
+from sslkit.parallel.finding import find_world
+from sslkit.parallel.world import World
 from sslkit.recipe import dump_resolved, load_recipe
 from sslkit.recipe.warnings import find_warnings, network_warnings
 from sslkit.runs.endings import why_stopped
@@ -57,7 +58,8 @@ def start(
     with nullcontext(stop) if stop is not None else StopSignals() as stop:
         stop.at_once = True  # until there is something to save
         try:
-            return _start(recipe, overrides, resume, fork, display, stop, world)
+            with world.reporting():
+                return _start(recipe, overrides, resume, fork, display, stop, world)
         except KeyboardInterrupt as error:
             if stop.requested is None:
                 raise ended_by_plugin(error) from error

@@ -11,6 +11,7 @@ from typing import Any
 from sslkit.engine.display import Display
 from sslkit.errors import RecipeError, SSLKitError
 from sslkit.experiment.resolve import resolve
+from sslkit.parallel.finding import require_one_process
 from sslkit.recipe import Expectation, Recipe, find_recipe, load_recipe, recipe_hash
 from sslkit.runs.endings import is_finished
 from sslkit.runs.folder import RunFolder
@@ -80,6 +81,7 @@ def verify(
     recipe is held against its own.
 
     Raises RecipeError where nothing is expected, or the run is one of another recipe."""
+    require_one_process()
     if run is None:
         if recipe is None:
             raise RecipeError("a recipe is needed, or --run with a finished run")

@@ -67,6 +67,13 @@ _EVALUATORS = (
     "{name: segmentation, data: {name: scenes, size: 16, num_train: 24, num_test: 12}}",
 )
 
+_SCENES = "data: {name: scenes, size: 32, num_train: 16, num_test: 8}"
+_DENSE = (
+    f"{{name: segmentation, {_SCENES}, every_epochs: 2}}",
+    f"{{name: detection, {_SCENES}, every_epochs: 2, steps: 4, batch_size: 2, sizes: [32, 48],"
+    " pyramid_width: 16, head_width: 16, warmup_steps: 2}",
+)
+
 _CHECKPOINTS = "train.checkpoint_every_steps=3"
 
 EXPERIMENTS = (
@@ -133,6 +140,7 @@ EXPERIMENTS = (
     ),
     Experiment("photos", photos=True, overrides=("evaluate.0.every_epochs=4",)),
     Experiment("evaluators", overrides=(f"evaluate=[{', '.join(_EVALUATORS)}]",)),
+    Experiment("dense", overrides=(f"evaluate=[{', '.join(_DENSE)}]", "train.epochs=2")),
 )
 NAMES = tuple(experiment.name for experiment in EXPERIMENTS)
 

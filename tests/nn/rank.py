@@ -17,8 +17,6 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from sslkit.api import LossInput
-from sslkit.builtin.losses import InfoNCE, NTXent
 from sslkit.nn.functional import info_nce, nt_xent, sup_con
 from sslkit.parallel.collectives import all_gather, all_ranks
 
@@ -39,11 +37,6 @@ CASES: dict[str, Loss] = {
     "queue": lambda z, y, n, group: info_nce(z[0], z[1], n, 0.2, group=group),
     "sup_con": lambda z, y, n, group: sup_con(z, y, 0.2, group=group),
 }
-COMPONENTS: dict[str, Loss] = {
-    "NTXent": lambda z, y, n, group: NTXent(NTXent.Config())(LossInput(tuple(z))),
-    "InfoNCE": lambda z, y, n, group: InfoNCE(InfoNCE.Config())(LossInput(tuple(z[:2]))),
-}
-"""Built-in components take all ranks by themselves."""
 
 
 def data(images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -89,7 +82,7 @@ def main(rank: int, world: int, folder: Path) -> None:
     results: dict[str, Any] = {}
     everyone = all_ranks()
     results["uneven"] = uneven_shares(rank, everyone)
-    for name, case in (CASES | COMPONENTS).items():
+    for name, case in CASES.items():
         results[f"{world}:{name}"] = evaluate(case, rank, world, everyone)
     first_two = dist.new_group([0, 1])
     if rank < 2:

@@ -63,15 +63,6 @@ def test_gradients_equal_those_of_one_process(
         torch.testing.assert_close(result["gradient"], expected["gradient"], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", rank.COMPONENTS)
-def test_built_in_components_share_their_negatives(name: str, ranks: list[dict[str, Any]]) -> None:
-    expected = rank.evaluate(rank.COMPONENTS[name], 0, 3, None)
-    for result in ranks:
-        torch.testing.assert_close(
-            result[f"3:{name}"]["gradient"], expected["gradient"], rtol=1e-10, atol=1e-10
-        )
-
-
 def test_uneven_shares_are_named_on_every_rank(ranks: list[dict[str, Any]]) -> None:
     for number, result in enumerate(ranks):
         assert "not [2, 3, 4] rows" in result["uneven"]

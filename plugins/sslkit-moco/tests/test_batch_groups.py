@@ -7,15 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 from moco_setup import BATCH, FACTS, make_batch, network, queue_moco, train
-from sslkit_moco.batch_groups import group_sizes, in_groups, random_order, splittable_layers
+from sslkit_moco.batch_groups import random_order
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslkit.api import Batch
 from sslkit.errors import RecipeError
+from sslkit.nn.shared_statistics import RowGroups, in_groups, shareable_layers
 from sslkit.randomness import SampleRandom
 
 BOTH = pytest.mark.parametrize("symmetric", [False, True])
+
+
+def groups(rows: int, count: int) -> RowGroups:
+    return RowGroups(torch.arange(rows), count)
 
 
 def source(size: int, epoch: int = 0, stream: str = "x") -> SampleRandom:
@@ -24,7 +29,7 @@ def source(size: int, epoch: int = 0, stream: str = "x") -> SampleRandom:
 
 @pytest.mark.parametrize(("rows", "count"), [(12, 3), (13, 4), (512, 8), (5, 5)])
 def test_groups_are_even(rows: int, count: int) -> None:
-    sizes = group_sizes(rows, count)
+    sizes = groups(rows, count).sizes
     assert len(sizes) == count
     assert sum(sizes) == rows
     assert max(sizes) - min(sizes) <= 1
@@ -44,8 +49,8 @@ def test_groups_are_uniform() -> None:
     """Two given images share one of 4 groups of 4 in 3 of 15 batches."""
     shared = 0
     for epoch in range(2000):
-        groups = random_order(source(16, epoch)).view(4, 4)
-        shared += sum({2, 11} <= set(rows.tolist()) for rows in groups)
+        drawn = random_order(source(16, epoch)).view(4, 4)
+        shared += sum({2, 11} <= set(rows.tolist()) for rows in drawn)
     assert shared / 2000 == pytest.approx(0.2, abs=0.03)
 
 
@@ -56,9 +61,9 @@ def test_each_group_has_statistics_of_its_own(count: int) -> None:
     nn.init.normal_(norm.weight)
     images = torch.randn(10, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn_like(images)
-    expected = torch.cat([norm(part) for part in images.split(group_sizes(10, count))])
+    expected = torch.cat([norm(part) for part in images.split(groups(10, count).sizes)])
     (gradient,) = torch.autograd.grad(expected, images, upstream)
-    with in_groups(splittable_layers(norm), count):
+    with in_groups(shareable_layers(norm), groups(10, count)):
         found = norm(images)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, images, upstream)[0], gradient)
@@ -71,7 +76,7 @@ def test_equals_a_split_batch_norm() -> None:
     split, norm = batch_norm.SplitBatchNorm(5, num_splits=4), nn.BatchNorm2d(5)
     images = torch.randn(12, 5, 3, 3)
     order = torch.cat([torch.arange(start, 12, 4) for start in range(4)])
-    with in_groups(splittable_layers(norm), 4):
+    with in_groups(shareable_layers(norm), groups(12, 4)):
         found = norm(images[order])
     torch.testing.assert_close(found, split(images)[order])
 
@@ -79,11 +84,11 @@ def test_equals_a_split_batch_norm() -> None:
 def test_running_statistics_forget_as_without_groups() -> None:
     torch.manual_seed(0)
     whole, grouped = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
-    layers = splittable_layers(grouped)
+    layers = shareable_layers(grouped)
     for _ in range(30):
         batch = torch.randn(400, 2) + 3.0
         whole(batch)
-        with in_groups(layers, 4):
+        with in_groups(layers, groups(400, 4)):
             grouped(batch)
     assert grouped.momentum == whole.momentum
     assert grouped.running_mean is not None
@@ -155,10 +160,10 @@ def test_keys_are_grouped_otherwise_than_queries() -> None:
     moco, batch = queue_moco(batch_norm=True), make_batch()
     keys = moco.embed(batch)["key"][:, 0]
     queries = random_order(batch.random.substream("query", 0)).split(4)
-    groups = random_order(batch.random.substream("key", 1)).split(4)
-    for rows in groups:
+    by_key = random_order(batch.random.substream("key", 1)).split(4)
+    for rows in by_key:
         torch.testing.assert_close(keys[rows], moco.teacher(batch.views[1][rows]))
-    sets = [{frozenset(rows.tolist()) for rows in drawn} for drawn in (queries, groups)]
+    sets = [{frozenset(rows.tolist()) for rows in drawn} for drawn in (queries, by_key)]
     assert not sets[0] & sets[1]
 
 

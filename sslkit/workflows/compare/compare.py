@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sslkit.engine.display import Display
 from sslkit.errors import RecipeError, SSLKitError
-from sslkit.parallel.world import find_world
+from sslkit.parallel.finding import require_one_process
 from sslkit.report.comparison.model import Arm, Comparison, Match, RunRecord
 
 from .agreement import Terms, disagreements
@@ -72,7 +72,7 @@ def compare(
     stands for its seed. The same call goes on where one before was cut off. devices: where runs go
     on side by side; none: one after the other, each on the device of its recipe.
     Raises RecipeError where the arms must not be compared, before anything is run."""
-    find_world()  # refuses several processes, which would make the same runs
+    require_one_process()
     planned, given, folders = planned_and_given(inputs, overrides, vary, seeds, devices, match)
     labels = arm_labels(planned, given)
     if baseline is not None and baseline not in labels.values():

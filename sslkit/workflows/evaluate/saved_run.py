@@ -15,7 +15,7 @@ from sslkit.experiment.networks import without_starting_weights
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import load_method
 from sslkit.experiment.stores import Stores, class_sizes, open_stores
-from sslkit.parallel.world import find_world
+from sslkit.parallel.finding import require_one_process
 from sslkit.recipe import Recipe, check_recipe, hashed_view, load_recipe
 from sslkit.report.final_results import FinalResults
 from sslkit.runs.checkpoint import Checkpoints
@@ -38,7 +38,7 @@ def evaluate_run(
     """Measures a run or checkpoint with protocols (default: those of its recipe), beside the
     baselines, and keeps the results in its folder (decision 0034). The metrics of a finished run,
     on its own data and with settings that were not changed, are logged with the run."""
-    find_world()  # refuses several processes, which would write the same files
+    require_one_process()
     path = Path(run_or_checkpoint)
     _refuse_others(path)
     recipe, facts, method = load_method(

@@ -17,7 +17,7 @@ from sslkit.experiment.networks import make_method
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.stores import Stores, open_stores
 from sslkit.nn.weights import ENCODER_FILE, TIMM_FILE, weight_file
-from sslkit.parallel.world import find_world
+from sslkit.parallel.finding import require_one_process
 from sslkit.recipe import (
     CommandOverride,
     Recipe,
@@ -74,7 +74,7 @@ def evaluate_weights(
     there is no file.
 
     Raises RecipeError, CheckpointError and DataError."""
-    find_world()  # refuses several processes, which would write the same folder
+    require_one_process()
     if weights is not None and not weights.exists():
         known = say_published(weights)
         raise CheckpointError(f"{weights}: no such weight file or run folder{known}")

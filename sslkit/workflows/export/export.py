@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sslkit.errors import ExportError, RecipeError, SSLKitError
 from sslkit.files import UMASK, flush
-from sslkit.parallel.world import find_world
+from sslkit.parallel.finding import require_one_process
 from sslkit.runs.folder import RunFolder
 
 from . import card, preprocessing
@@ -63,7 +63,7 @@ def export_encoder(run: str | Path, format: str, out: Path | None = None) -> Exp
     those of the encoder to 1e-5 of their root mean square.
 
     Raises ExportError, CheckpointError, RecipeError and RunFolderError."""
-    find_world()  # refuses several processes, which would write the same folder
+    require_one_process()
     chosen, path = find_format(format), Path(run)
     target = (out or _default_folder(path, format)).absolute()
     if target.exists():

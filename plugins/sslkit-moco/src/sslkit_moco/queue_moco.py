@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -31,13 +31,11 @@ from sslkit.nn.deferred import Deferred
 from sslkit.nn.ema import EMATeacher, odd_momentum
 from sslkit.nn.functional import normalize
 from sslkit.nn.queue import FeatureQueue
-from sslkit.randomness import SampleRandom
+from sslkit.nn.shared_statistics import Network, RowGroups, in_groups, shareable_layers
 
-from .batch_groups import in_groups, random_order, splittable_layers
+from .batch_groups import random_order
 
 Momentum = Annotated[ScheduledNumber, Bounds(ge=0.0, le=1.0)]
-Network = Callable[[Tensor], tuple[Tensor, ...]]
-"""(n, C, S, S) images to tensors (n, ...)."""
 
 
 class QueueConfig(ComponentConfig):
@@ -130,10 +128,10 @@ class MoCoV1(Method):
         self.head = config.head.build(in_dim=backbone.num_features)
         self.loss = config.loss.build()
         self.images_per_group = facts.batch_size / config.bn_groups
-        grouped = splittable_layers(self.taught) if config.bn_groups > 1 else []
+        grouped = shareable_layers(self.taught) if config.bn_groups > 1 else []
         self.teacher = EMATeacher(self.taught)
         # A tuple: the layers are registered where they belong, and not here.
-        self._grouped = (*grouped, *splittable_layers(self.teacher)) if grouped else ()
+        self._grouped = (*grouped, *shareable_layers(self.teacher)) if grouped else ()
         self.queue = FeatureQueue(config.queue_size, self.head.out_dim)
 
     @property
@@ -152,14 +150,13 @@ class MoCoV1(Method):
         """features (B, V, F), query and key (B, V, D), with V = 2 where `symmetric` and else 1:
         entry v holds the query of view v and, as its key, that of the other view."""
         rows: list[tuple[Tensor, ...]] = []
-        with in_groups(self._grouped, self._num_groups(len(batch))):
-            for view in range(2 if self.config.symmetric else 1):
-                for_query = batch.random.substream("query", view)
-                for_key = batch.random.substream("key", 1 - view)
-                rows.append(
-                    self._shuffled(self._query, batch.views[view], for_query)
-                    + self._shuffled(self._key, batch.views[1 - view], for_key)
-                )
+        for view in range(2 if self.config.symmetric else 1):
+            for_query = self._groups(batch, "query", view)
+            for_key = self._groups(batch, "key", 1 - view)
+            rows.append(
+                self._passed(self._query, batch.views[view], for_query)
+                + self._passed(self._key, batch.views[1 - view], for_key)
+            )
         features, query, key = (torch.stack(views, dim=1) for views in zip(*rows, strict=True))
         return {"features": features, "query": query, "key": key}
 
@@ -170,10 +167,15 @@ class MoCoV1(Method):
     def _key(self, images: Tensor) -> tuple[Tensor]:
         return (self.teacher(images),)
 
+    def _groups(self, batch: Batch, network: str, view: int) -> RowGroups | None:
+        """The groups in which a network sees a view: of all images that pass it at this time."""
+        if not self._grouped:
+            return None
+        order = random_order(batch.passing_together.substream(network, view))
+        return RowGroups(order, self._num_groups(len(order)), batch.first_passing, len(batch))
+
     def _num_groups(self, images: int) -> int:
         """Groups of a batch or micro-batch of so many images."""
-        if not self._grouped:
-            return 1
         count = round(images / self.images_per_group)
         if count < 2:
             raise RecipeError(
@@ -183,16 +185,14 @@ class MoCoV1(Method):
             )
         return count
 
-    def _shuffled(
-        self, network: Network, images: Tensor, random: SampleRandom
+    def _passed(
+        self, network: Network, images: Tensor, groups: RowGroups | None
     ) -> tuple[Tensor, ...]:
-        """What `network` makes of the images in a random order, put back into theirs."""
-        if not self._grouped:
+        """What `network` makes of the images, normalised in groups."""
+        if groups is None:
             return network(images)
-        order = random_order(random)
-        back = order.argsort()
-        # Indexing keeps channels_last, which index_select drops.
-        return tuple(output.index_select(0, back) for output in network(images[order]))
+        with in_groups(self._grouped, groups):
+            return groups.passed_through(network, images)
 
     def objective(
         self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress

@@ -1,0 +1,126 @@
+"""How batches pass through the networks of a method, and what becomes of their gradients."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from sslkit.api import Batch, Method
+from sslkit.nn.shared_statistics import SharedStatistics, over_ranks, shareable_layers
+from sslkit.parallel.world import World
+
+Embeddings = dict[str, Tensor]
+"""What `Method.embed` returns: per-sample tensors (B, ...)."""
+
+
+class Embedder:
+    """Calls `Method.embed`. With several ranks it does so through torch's DistributedDataParallel,
+    which sums the gradients of the networks over the ranks while the backward pass goes on, and
+    with BatchNorm over the images of all ranks.
+
+    What the objective itself adds to the gradient of a parameter is the same on all ranks, and is
+    kept out of that sum."""
+
+    def __init__(self, method: Method, world: World) -> None:
+        self._method = method
+        self._world = world
+        self._own: list[tuple[nn.Parameter, Tensor]] = []
+        """Gradients of parameters that come from the objective itself, on several ranks."""
+
+    def __call__(self, batch: Batch) -> Embeddings:
+        """The embeddings of the images that are here."""
+        if self._world.group is None:
+            return self._method.embed(batch)
+        with self._world.watching(), over_ranks(self._layers, self._world.group):
+            return cast(Embeddings, self._ranks(batch))
+
+    @cached_property
+    def _layers(self) -> Sequence[SharedStatistics]:
+        return shareable_layers(self._method)
+
+    @cached_property
+    def _ranks(self) -> DistributedDataParallel:
+        """Made at the first pass, by all ranks together; their weights become those of rank 0."""
+        self._world.barrier()
+        with warnings.catch_warnings(), self._world.watching("when the first step began"):
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+            # Without the search for unused parameters torch would order its messages by the first
+            # backward pass; a resumed run would then add up in another order than the one that it
+            # goes on from.
+            made = DistributedDataParallel(
+                _Embed(self._method),
+                process_group=self._world.group,
+                broadcast_buffers=False,
+                find_unused_parameters=True,
+            )
+            made.register_comm_hook(self._world.group, _summed)
+        return made
+
+    def apart(self) -> AbstractContextManager[None]:
+        """For passes whose gradients are only added up here, because another pass of the same step
+        follows, whose gradients are summed over the ranks together with them."""
+        return nullcontext() if self._world.group is None else self._ranks.no_sync()
+
+    def objective_gradients(self, loss: Tensor, embeddings: Embeddings) -> Embeddings:
+        """The gradient of the loss with respect to embeddings of the whole batch, (B, ...). What it
+        adds to the gradient of parameters, which is the same on all ranks, is kept until the end of
+        `summing`."""
+        leaves = {name: value for name, value in embeddings.items() if value.requires_grad}
+        if self._world.group is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            return {name: v.grad for name, v in leaves.items() if v.grad is not None}
+        # Not `backward`: it would tell torch's DistributedDataParallel that these parameters have
+        # their gradient, before the networks have been passed.
+        parameters = [p for p in self._method.parameters() if p.requires_grad]
+        found = torch.autograd.grad(loss, [*leaves.values(), *parameters], allow_unused=True)
+        own = zip(parameters, found[len(leaves) :], strict=True)
+        self._own = [(p, gradient) for p, gradient in own if gradient is not None]
+        to_rows = zip(leaves, found, strict=False)
+        return {name: gradient for name, gradient in to_rows if gradient is not None}
+
+    @contextmanager
+    def summing(self) -> Iterator[None]:
+        """For the way back through the networks, after `objective_gradients`."""
+        with self._world.watching():
+            yield
+        for parameter, gradient in self._own:
+            summed = parameter.grad
+            parameter.grad = gradient if summed is None else summed + gradient
+        self._own = []
+
+
+class _Embed(nn.Module):
+    """`embed` as the forward pass of a module, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+        # torch prints a warning where it finds no unused parameter, though it is asked to look.
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch: Batch) -> Embeddings:
+        """(n, ...) for each name."""
+        return self.method.embed(batch)
+
+
+def _summed(group: Any, bucket: Any) -> Future[Tensor]:
+    """The sum over the ranks of some gradients, where torch's own way would give the mean."""
+    work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda done: cast(Tensor, done.value()[0]))
+
+
+# torch compares these with the classes themselves, and not with their names.
+_summed.__annotations__ = {
+    "bucket": dist.GradBucket,  # type: ignore[attr-defined]
+    "return": Future[Tensor],
+}

@@ -1,0 +1,30 @@
+"""The world that this process was started in. Cheap to import: torch.distributed is only where
+there are several processes."""
+
+from __future__ import annotations
+
+from sslkit.errors import RecipeError
+
+from .launch import read_launch
+from .world import OneProcess, World
+
+
+def find_world() -> World:
+    """The world that this process was started in, once the others are met. Raises RecipeError
+    where the environment contradicts itself, RankError where others do not come."""
+    launch = read_launch()
+    if launch is None or launch.size == 1:
+        return OneProcess()
+    from .processes import Processes
+
+    return Processes(launch)
+
+
+def require_one_process() -> None:
+    """Raises RecipeError where this process is one of several: they would write the same files."""
+    launch = read_launch()
+    if launch is not None and launch.size > 1:
+        raise RecipeError(
+            f"{launch.launcher} has started {launch.size} processes, and only `sslkit run` "
+            "divides its work among them; start this command once"
+        )

@@ -1,0 +1,234 @@
+"""Several processes as a `World`, on torch.distributed: gloo on the CPU, NCCL between GPUs.
+
+Short meetings (`any`, `gather`, the reduction of gradients) are collectives and end after
+`SSLKIT_RANK_TIMEOUT` seconds; a rank that dies ends them at once. What takes rank 0 an unknown time
+(`once`: an evaluation) is waited for at the store, for as long as that rank gives signs of life.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from sslkit import environment_variables as variables
+from sslkit.errors import RankError
+
+from .collectives import all_gather, all_reduce
+from .launch import Launch
+from .packing import packed, unpacked
+from .world import World
+
+T = TypeVar("T")
+
+_BEAT_S = 2.0
+"""Seconds between two signs of life."""
+_GRACE_S = 8.0
+"""How long a rank that lost another one waits for that one's reason, and rank 0 at the end for the
+others."""
+
+
+class Processes(World):
+    """This process among several that `torchrun`, SLURM or `sslkit run --nproc` have started."""
+
+    def __init__(self, launch: Launch) -> None:
+        """Meets the others. Raises RankError where not all of them come."""
+        self.rank, self.size, self.local_rank = launch.rank, launch.size, launch.local_rank
+        variables.MASTER_ADDR.set_default(launch.master_address)
+        variables.MASTER_PORT.set_default(str(launch.master_port))
+        self.timeout = timedelta(seconds=variables.SSLKIT_RANK_TIMEOUT.number() or 60)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        with self.watching("while the processes met"):
+            self._store, _, _ = next(
+                rendezvous("env://", self.rank, self.size, timeout=self.timeout)
+            )
+            dist.init_process_group(
+                backend,
+                store=self._store,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=self.timeout,
+            )
+        assert dist.group.WORLD is not None
+        self.group = self._all = dist.group.WORLD
+        self._meetings = 0
+        self._beats: dict[int, tuple[int | None, float]] = {}
+        self._ended = threading.Event()
+        self._alive = threading.Thread(target=self._beat, name="sign of life", daemon=True)
+        self._alive.start()
+
+    # --- Meetings -----------------------------------------------------------------------------
+
+    def barrier(self) -> None:
+        self._meet()
+
+    def collect(self, value: T) -> list[T]:
+        found: list[Any] = [None] * self.size
+        with self.watching():
+            dist.all_gather_object(found, value)
+        return found
+
+    def broadcast(self, value: T) -> T:
+        return self.once(lambda: value)
+
+    def once(self, work: Callable[[], T]) -> T:
+        outcome: list[Any] = [_outcome(work) if self.is_first else None]
+        self._meet()
+        with self.watching():
+            dist.broadcast_object_list(outcome)
+        result, error = outcome[0]
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
+
+    def any(self, value: bool) -> bool:
+        flag = torch.tensor([value], dtype=torch.uint8)
+        with self.watching():
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
+
+    def sum(self, value: Tensor) -> Tensor:
+        with self.watching():
+            return all_reduce(value, self._all)
+
+    def mean(self, value: Tensor) -> Tensor:
+        return self.sum(value) / self.size
+
+    def gather(self, value: Tensor) -> Tensor:
+        with self.watching():
+            return all_gather(value, self._all)
+
+    def gather_rows(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        buffer, layout = packed(tensors)
+        rows = buffer.new_empty(self.size * len(buffer), buffer.shape[1])
+        with self.watching():
+            dist.all_gather(list(rows.chunk(self.size)), buffer, group=self.group)
+        return unpacked(rows, layout)
+
+    # --- Ends ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def watching(self, when: str = "") -> Iterator[None]:
+        """Turns what torch raises where another rank is gone, or does not come, into a RankError
+        that says why."""
+        try:
+            yield
+        except (dist.DistError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _is_lost(error):
+                raise
+            raise RankError(self._why_lost(error, when)) from error
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """What ends this rank is told to the others, who end by it too. Rank 0 says it to the user;
+        the others are silent, unless rank 0 is gone."""
+        try:
+            yield
+        except BaseException as error:
+            told = self._tell(f"rank {self.rank}: {str(error) or type(error).__name__}")
+            self._leave()
+            if self.is_first or not told:
+                raise
+            code = getattr(error, "exit_code", 1)
+            raise RankError(str(error), said=True, exit_code=code) from error
+        self._leave()
+
+    def _tell(self, cause: str) -> bool:
+        """Leaves the cause for all, where there is none yet; returns whether that was possible."""
+        try:
+            self._store.compare_set("cause", "", cause)
+        except Exception:  # the store went with rank 0
+            return False
+        return True
+
+    def _cause(self) -> str | None:
+        with suppress(Exception):
+            if self._store.check(["cause"]):
+                return str(self._store.get("cause").decode())
+        return None
+
+    def _why_lost(self, error: Exception, when: str) -> str:
+        until = time.monotonic() + _GRACE_S
+        while hasattr(self, "_store") and time.monotonic() < until:
+            if (cause := self._cause()) is not None:
+                return f"ended with {cause}"
+            time.sleep(0.2)
+        late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+        what = f"did not come within {self.timeout.seconds} s" if late else "was lost"
+        cause = f"rank {self.rank}: another process {what} {when}".rstrip()
+        self._tell(cause)
+        return cause
+
+    def _leave(self) -> None:
+        """Ends the meeting so that nobody waits: the store is rank 0's, who goes last."""
+        self._ended.set()
+        with suppress(Exception):
+            dist.destroy_process_group()
+        with suppress(Exception):
+            self._store.add("left", 1)
+            until = time.monotonic() + _GRACE_S
+            while self.is_first and time.monotonic() < until:
+                if self._store.add("left", 0) >= self.size:
+                    break
+                time.sleep(0.02)
+
+    # --- Signs of life ------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        while not self._ended.wait(_BEAT_S):
+            try:
+                self._store.add(f"alive/{self.rank}", 1)
+            except Exception:  # the store is gone: whoever waits for it finds that out
+                return
+
+    def _meet(self) -> None:
+        """Returns when all ranks have come here, however long that takes, as long as each of them
+        gives signs of life."""
+        self._meetings += 1
+        key, pause, looked = f"meeting/{self._meetings}", 0.001, time.monotonic()
+        with self.watching():
+            self._store.add(key, 1)
+            while self._store.add(key, 0) < self.size:
+                time.sleep(pause)
+                pause = min(1.5 * pause, 0.1)
+                if time.monotonic() - looked < _BEAT_S:
+                    continue
+                looked = time.monotonic()
+                if (cause := self._cause()) is not None:
+                    raise RankError(f"ended with {cause}")
+                self._refuse_silence()
+
+    def _refuse_silence(self) -> None:
+        """Raises RankError where a rank has given no sign of life for long."""
+        now = time.monotonic()
+        for rank in range(self.size):
+            beats = self._store.add(f"alive/{rank}", 0)
+            if beats != self._beats.get(rank, (None, 0.0))[0]:
+                self._beats[rank] = beats, now
+            elif now - self._beats[rank][1] > self.timeout.seconds:
+                cause = f"rank {rank} has given no sign of life for {self.timeout.seconds} s"
+                self._tell(cause)
+                raise RankError(cause)
+
+
+def _outcome(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    try:
+        return work(), None
+    except BaseException as error:
+        error.__traceback__ = None
+        return None, error
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether torch says that another process is gone or late."""
+    text = str(error).lower()
+    signs = ("connection", "timed out", "timeout", "gloo", "nccl", "broken pipe", "socket", "peer")
+    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)

@@ -1,0 +1,96 @@
+"""Several ranks as real processes that are forked from the test: they see its monkeypatches, start
+at once, and meet over gloo as those of torchrun do."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import pytest
+
+from sslkit.parallel.finding import find_world
+from sslkit.parallel.world import World
+
+T = TypeVar("T")
+LIMIT_S = 240.0
+
+
+class LostRankError(Exception):
+    """A rank that left neither a result nor an error."""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def on_ranks(work: Callable[[World], T], size: int = 2) -> list[Any]:
+    """What `work` returns, or raises, on each rank. What it returns has to be picklable; ranks
+    share no memory with the test. A rank that is killed gives LostRankError."""
+    with TemporaryDirectory() as folder:
+        port = free_port()
+        sys.stdout.flush(), sys.stderr.flush()
+        children = [_fork(work, rank, size, port, Path(folder)) for rank in range(size)]
+        until = time.monotonic() + LIMIT_S
+        waiting = set(children)
+        while waiting:
+            waiting = {pid for pid in waiting if os.waitpid(pid, os.WNOHANG) == (0, 0)}
+            if waiting and time.monotonic() > until:
+                for pid in waiting:
+                    os.kill(pid, 9)
+                    os.waitpid(pid, 0)
+                pytest.fail(f"{len(waiting)} of {size} ranks did not end in {LIMIT_S} s")
+            time.sleep(0.01)
+        return [_end_of(Path(folder) / str(rank)) for rank in range(size)]
+
+
+def _fork(work: Callable[[World], Any], rank: int, size: int, port: int, folder: Path) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.environ.update(launch_variables(rank, size, port))
+        outcome = _outcome(work)
+        (folder / f"{rank}.part").write_bytes(pickle.dumps(outcome))
+        (folder / f"{rank}.part").rename(folder / str(rank))
+        code = 0
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+def launch_variables(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun sets."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _outcome(work: Callable[[World], Any]) -> Any:
+    try:
+        world = find_world()
+        with world.reporting():
+            return work(world)
+    except BaseException as error:
+        error.__traceback__ = None
+        return error
+
+
+def _end_of(path: Path) -> Any:
+    if not path.exists():
+        return LostRankError(path.name)
+    return pickle.loads(path.read_bytes())  # noqa: S301
