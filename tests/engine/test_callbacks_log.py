@@ -159,7 +159,7 @@ def _switch_the_mode(self: Any, run: Any, metrics: Any, progress: Any) -> None:
         (
             "on_gradients",
             lambda *_: {"x": torch.ones(2, 3)},
-            r"tensor of shape \(2, 3",
+            "gave 'x' as a tensor of shape",
         ),
     ],
 )
