@@ -204,6 +204,14 @@ def remove_leftovers(folder: Path) -> None:
                     path.unlink()
 
 
+def remove_parts(path: Path) -> None:
+    """Removes what processes that were killed had written of one file. Only for whoever keeps
+    others from writing it."""
+    for part in path.parent.iterdir():
+        if part.name.startswith(f".{path.name}.") and _TEMPORARY.fullmatch(part.name):
+            part.unlink(missing_ok=True)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -17,6 +17,7 @@ The prefix is written last: a file without it is no pack.
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -263,7 +264,13 @@ def _read_description(file: BinaryIO, path: Path) -> Description:
         raise DataError(f"{path}: its description is damaged; copy or pack it again")
     try:
         description = Description.model_validate_json(text)
-    except ValidationError as error:
+        json.dumps(description.source, allow_nan=False)  # it is recorded with every run
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, ValidationError):
+            raise DataError(
+                f"{path}: its description is not valid (source: holds what JSON cannot); pack the "
+                "data again"
+            ) from error
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise DataError(

@@ -87,7 +87,7 @@ def write_pack(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _check_space(out, plan)
-        with _only_writer(out):
+        with only_writer(out):
             _refuse_existing(out)  # another process may just have finished
             _write(plan, stores, out, num_threads, on_progress or (lambda *_: None))
     except OSError as error:
@@ -338,8 +338,9 @@ def _refuse_existing(out: Path) -> None:
 
 
 @contextmanager
-def _only_writer(out: Path) -> Iterator[None]:
-    """Keeps a second process away. Raises RecipeError where one is at work."""
+def only_writer(out: Path) -> Iterator[None]:
+    """Keeps a second process away from a file that is being written. Raises RecipeError where one
+    is at work."""
     lock = FileLock(out.with_name(out.name + ".lock"), thread_local=False)
     try:
         lock.acquire(timeout=0)

@@ -30,6 +30,10 @@ from sslkit.errors import DataError, RecipeError
 
 SplitName = Literal["train", "test"]
 
+_MANY_CLASSES = 1 << 17
+"""Classes that any set may name. Networks and votes have a number for each, so that a file of
+a few megabytes could otherwise ask for all memory."""
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -255,6 +259,7 @@ def with_classes(
     readers = [reader for reader in (train, test) if reader is not None]
     for reader in readers:
         _check_labels(reader)
+        _check_classes(reader, sum(map(len, readers)))
     if any(reader.class_names is not None for reader in readers):
         return train, test
     given = [  # numpy joins int64 and uint64 as floats
@@ -309,4 +314,13 @@ def _check_labels(reader: SplitReader) -> None:
         raise DataError(
             f"data: {reader.describe(int(wrong[0]))} has label {labels[wrong[0]]}; valid is 0 to "
             f"{highest}, and -1 for none; correct the data source"
+        )
+
+
+def _check_classes(reader: SplitReader, num_samples: int) -> None:
+    named, most = len(reader.class_names or ()), max(_MANY_CLASSES, num_samples)
+    if named > most:
+        raise DataError(
+            f"data: the source names {named:,} classes for {num_samples:,} {reader.sample.noun}s; "
+            f"valid are up to {most:,}; correct the data source, or leave its labels out"
         )

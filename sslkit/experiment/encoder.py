@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from sslkit.api import Backbone, RunFacts, resolve_component
+from sslkit.api import Backbone, RunFacts, SampleSpec, resolve_component
 from sslkit.errors import CheckpointError
 from sslkit.files import reason
 from sslkit.nn import safetensors_file
@@ -57,12 +57,13 @@ def load_encoder(run_or_checkpoint: str | Path) -> Backbone:
     return load_measured_method(path)[2].encoder.eval()
 
 
-def input_channels(run_or_checkpoint: str | Path) -> int:
-    """Channels of the images that the encoder of `load_encoder` takes. Raises CheckpointError."""
+def trained_on(run_or_checkpoint: str | Path) -> SampleSpec:
+    """What the samples were that the encoder of `load_encoder` was trained on. Raises
+    CheckpointError."""
     path = Path(run_or_checkpoint)
     if path.suffix == ".safetensors":
-        return read_description(path).trained_on.channels
-    return read_environment(run_folder_of(path).path).facts.channels
+        return read_description(path).trained_on
+    return read_environment(run_folder_of(path).path).facts.sample
 
 
 def _encoder_from_file(path: Path) -> Backbone:

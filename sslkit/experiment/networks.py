@@ -145,3 +145,46 @@ def described_preparation(encoder: Backbone) -> dict[str, Any] | None:
     """How images are prepared for an encoder, ready for JSON; None where samples are taken as they
     are."""
     return dataclasses.asdict(encoder.preprocess) if encoder.takes_images else None
+
+
+def refuse_unlike_samples(
+    source: str, encoder: Backbone, trained: SampleSpec, given: SampleSpec
+) -> None:
+    """Raises RecipeError where an encoder cannot take other samples than those of its run. source:
+    where it is from; trained: what it was trained on; given: what it is to be measured on.
+
+    Channels are held against each other rather than tried out: normalisation by three of them makes
+    three of one. Other sides are tried: networks that pool take them."""
+    advice = "choose other data, or set its channels where it has the field"
+    if trained.is_image and given.is_image:
+        if trained.channels != given.channels:
+            raise RecipeError(
+                f"{source}: its encoder takes images with {trained.channels} channel(s) and those "
+                f"of the data have {given.channels}; {advice}"
+            )
+        return
+    kinds = ((each.dtype, len(each.shape), each.channels) for each in (trained, given))
+    if len(set(kinds)) > 1:
+        raise RecipeError(
+            f"{source}: its encoder takes samples of {trained} and those of the data are {given}; "
+            f"{advice}"
+        )
+    if trained.sides != given.sides and given.sides is not None:
+        _try(source, encoder, trained, given)
+
+
+def _try(source: str, encoder: Backbone, trained: SampleSpec, given: SampleSpec) -> None:
+    device = next((each.device for each in encoder.parameters()), None)
+    sample = torch.zeros(1, *measured_shape(encoder, given), dtype=measured_dtype(given))
+    was_training = encoder.training
+    try:
+        with torch.no_grad():
+            encoder.eval()(sample.to(device))
+    except Exception as error:  # a plugin's network, or torch, about its shapes
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(
+            f"{source}: its encoder was trained on samples of {trained} and takes none of {given} "
+            f"({reason}); choose other data, or cut or pad it in the data source"
+        ) from error
+    finally:
+        encoder.train(was_training)

@@ -16,15 +16,15 @@ from sslkit import __version__
 from sslkit.api import Backbone, DataSource, DataSourceConfig, Slot
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import evaluation_batches
-from sslkit.data.packing import data_of
+from sslkit.data.packing import data_of, only_writer
 from sslkit.data.splits import open_splits
 from sslkit.engine.pack_progress import PackProgress, make_pack_progress
 from sslkit.errors import DataError, RecipeError, SSLKitError
 from sslkit.evaluation.features import count_not_finite, extract, state_digest
-from sslkit.experiment.encoder import input_channels, load_encoder
-from sslkit.experiment.networks import described_preparation
+from sslkit.experiment.encoder import load_encoder, trained_on
+from sslkit.experiment.networks import described_preparation, refuse_unlike_samples
 from sslkit.experiment.resolve import resolve_device
-from sslkit.files import parse_json, replacing
+from sslkit.files import parse_json, remove_parts, replacing
 from sslkit.parallel.finding import require_one_process
 from sslkit.recipe import load_recipe
 from sslkit.report.maps import choose_images, draw_map
@@ -90,7 +90,7 @@ def embed_source(
     store = _open(data, split)
     on = torch.device(resolve_device(device))
     encoder.to(on)
-    _refuse_other_channels(run, store)
+    refuse_unlike_samples(str(run), encoder, trained_on(run), store.sample)
     origin = _origin(run, encoder, data, store, split, on)
     progress = make_pack_progress("embedding")
     try:
@@ -123,17 +123,6 @@ def _open(data: Slot[DataSource], split: Literal["train", "test"]) -> CachedSpli
         seed=_SEED,
         num_threads=available_cores(),  # no effect on results
     )
-
-
-def _refuse_other_channels(run: str | Path, store: CachedSplit) -> None:
-    """Raises RecipeError where the data is not of the kind that the encoder was trained on. Trying
-    it out is not enough: normalisation by three channels makes three of one."""
-    channels = input_channels(run)
-    if channels != store.channels:
-        raise RecipeError(
-            f"{run}: its encoder takes images with {channels} channel(s) and those of the data "
-            f"have {store.channels}; choose other data, or set its channels where it has the field"
-        )
 
 
 def _origin(
@@ -177,6 +166,8 @@ def _write(
     with ExitStack() as stack:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(only_writer(out))
+            remove_parts(out)
             temporary = stack.enter_context(replacing(out))
         except OSError as error:
             raise RecipeError(

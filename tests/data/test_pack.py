@@ -212,6 +212,18 @@ def test_lies_in_the_description_are_refused(pack, change, expected):
     assert len(text) < 400
 
 
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999"])
+def test_numbers_that_json_has_not_are_refused(pack, value):
+    """What was packed is recorded with every run."""
+
+    def change(tree):
+        return json.dumps({**tree, "source": {"x": "@"}}).replace('"@"', value).encode()
+
+    rewritten(pack, change)
+    with pytest.raises(DataError, match=r"its description is not valid \(source: holds what JSON"):
+        read_pack(pack)
+
+
 def patched(at, value):
     return lambda data: data[:at] + value + data[at + len(value) :]
 

@@ -259,3 +259,13 @@ def test_folder_that_holds_the_other_is_refused(folders, tmp_path):
     with pytest.raises(RecipeError, match=r"data.test: .*all holds the folder of the training"):
         open_splits(data("image_folder", train=inner, test=outer, labels="none"))
     assert Path(inner).exists()
+
+
+def test_more_classes_than_samples_are_refused(list_reader, photo):
+    """A pack of 12 MB names four million: votes and networks would have a number for each."""
+    train = list_reader([photo(0), photo(1)], [0, 1])
+    train.class_names = [""] * ((1 << 17) + 1)
+    with pytest.raises(DataError, match="names 131,073 classes for 2 images; valid are up to"):
+        with_classes(train, None)
+    train.class_names = [""] * (1 << 17)
+    assert with_classes(train, None)[0] is train

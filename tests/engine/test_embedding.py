@@ -15,6 +15,7 @@ from pyarrow import parquet
 import sslkit
 from sslkit.cli import main
 from sslkit.data.evaluation_images import evaluation_batches
+from sslkit.data.packing import only_writer
 from sslkit.engine.display import Silent
 from sslkit.errors import DataError, RecipeError, RunFolderError
 from sslkit.evaluation.features import extract, state_digest
@@ -22,6 +23,8 @@ from sslkit.experiment.stores import open_stores
 from sslkit.recipe import load_recipe
 from sslkit.workflows import embed as embedding
 from sslkit.workflows.embed import embed_source, read_embeddings
+from sslkit.workflows.evaluate import evaluate_run
+from sslkit.workflows.nearest import find_nearest
 from sslkit.workflows.train import start
 
 
@@ -223,3 +226,90 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
     out.write_bytes(b"other")
     with pytest.raises(DataError, match="not readable as a file of `sslkit embed`"):
         read_embeddings(out)
+
+
+ROWS = {
+    "index": pa.array(range(4)),
+    "image": pa.array(["a/0", "a/1", "a/2", "a/3"]),
+    "feature": pa.FixedSizeListArray.from_arrays(
+        pa.array([1.0, 0, 0.9, 0.1, 0, 1, 0.5, 0.5], pa.float32()), 2
+    ),
+}
+"""What a file of features holds at least."""
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("feature", None),
+        ("index", None),
+        ("image", None),
+        ("feature", pa.array(["x"] * 4)),
+        ("feature", pa.array([[1.0], [1.0, 2.0], [], [1.0]])),
+        ("feature", pa.FixedSizeListArray.from_arrays(pa.array(range(8)), 2)),
+        ("feature", pa.array([None, *[[1.0, 2.0]] * 3], pa.list_(pa.float32(), 2))),
+        ("image", pa.array(range(4))),
+        ("image", pa.array([{"a": 1}] * 4)),
+        ("label", pa.array(["a"] * 4)),
+    ],
+)
+def test_neighbours_in_other_parquet_files_are_refused_in_one_line(
+    column: str, values: pa.Array | None, tmp_path: Path
+) -> None:
+    columns = {name: each for name, each in {**ROWS, column: values}.items() if each is not None}
+    parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(DataError) as refused:
+        find_nearest(tmp_path / "x.parquet", "1", 2)
+    assert len(str(refused.value).splitlines()) == 1
+    assert "x.parquet: " in str(refused.value)
+
+
+def test_features_that_are_not_finite_are_nobodys_neighbours(tmp_path: Path) -> None:
+    """NaN would be the nearest of all."""
+    values = pa.array([1.0, 0, float("nan"), 0.1, 0, 1, 0.5, 0.5], pa.float32())
+    feature = pa.FixedSizeListArray.from_arrays(values, 2)
+    parquet.write_table(pa.table({**ROWS, "feature": feature}), tmp_path / "x.parquet")
+    found = find_nearest(tmp_path / "x.parquet", "0", 3)
+    assert [row["index"] for row in found] == [0, 3, 2]
+    assert [row["similarity"] for row in found] == pytest.approx([1.0, 0.5**0.5, 0.0])
+    with pytest.raises(DataError, match="the feature of 1 is not finite"):
+        find_nearest(tmp_path / "x.parquet", "1", 3)
+
+
+def test_neighbours_are_looked_for_a_part_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row group of a file from elsewhere may be of any length."""
+    monkeypatch.setattr("sslkit.workflows.nearest._ROWS", 3)
+    parquet.write_table(pa.table(ROWS), tmp_path / "x.parquet")
+    found = find_nearest(tmp_path / "x.parquet", "a/0", 3)
+    assert [row["index"] for row in found] == [0, 1, 3, 2]
+
+
+def test_what_a_killed_process_left_is_removed_and_a_second_one_refused(
+    run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "features.parquet"
+    left, other = tmp_path / ".features.parquet.abcd1234.tmp", tmp_path / ".x.parquet.abcd1234.tmp"
+    left.write_bytes(b"part")
+    other.write_bytes(b"part")
+    block = f"{{name: image_folder, train: {photos(tmp_path / 'photos', 4)}}}"
+    with only_writer(out), pytest.raises(RecipeError, match="another process is writing"):
+        embed_source(run, out, block, device="cpu")
+    assert left.exists()
+    embed_source(run, out, block, device="cpu")
+    assert not left.exists()
+    assert other.exists()
+    assert not out.with_name("features.parquet.lock").exists()
+
+
+def test_data_of_another_kind_are_refused_in_one_line(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features.parquet"
+    block = "{name: waves, num_train: 4, num_test: 4}"
+    line = r"takes samples of 3 x .* uint8 and those of the data are 1 x 128 float32; choose other"
+    with pytest.raises(RecipeError, match=line):
+        embed_source(run, out, block, device="cpu")
+    with pytest.raises(RecipeError, match=line):
+        embed_source(run / "encoder.safetensors", out, block, device="cpu")
+    with pytest.raises(RecipeError, match=line):
+        evaluate_run(run, ["knn"], [f"data={block}"], Silent())

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import pickle
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -430,3 +431,22 @@ def test_weights_that_were_measured(run: Path, tmp_path: Path) -> None:
     assert "simclr" not in card
     with pytest.raises(CheckpointError, match=r"measured here and not trained.* `backbone` in"):
         sslkit.load_encoder(evaluated.kept)
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
+    """torch's own writer of archives ends the process: the limit stands for a disk that is full."""
+    code = (
+        "import resource, sys, torch\n"
+        "from pathlib import Path\n"
+        "from sslkit.workflows.export import torch_format\n"
+        "graph = torch.export.export(torch.nn.Linear(200, 200), (torch.zeros(1, 200),))\n"
+        "torch_format.traced = lambda source: graph\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try: torch_format.write(None, Path(sys.argv[1]))\n"
+        "except OSError as error: print('refused', error.errno)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    assert done.stdout.startswith("refused")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sslkit_series.npy import MAX_VALUES, BadSeriesError, map_series
+from sslkit_series.npy import MAX_VALUES, BadSeriesError, read_series
 from sslkit_series.series_folder import SeriesFolder, SeriesReader
 
 from sslkit.api import UnreadableImageError
@@ -141,21 +142,49 @@ def test_what_is_read_can_be_kept_and_written_to(tmp_path: Path) -> None:
     assert found.read(0)[0, 0] == 0.0
 
 
-def test_a_large_file_is_mapped_and_not_read(tmp_path: Path) -> None:
-    """A 200 MB series, of which a header is read, in a process that may take 100 MB for it."""
-    path = tmp_path / "large.npy"
-    array = np.lib.format.open_memmap(path, "w+", np.float32, (1, 50_000_000))
-    del array
+def test_only_the_header_of_a_large_file_is_read(tmp_path: Path) -> None:
+    """200 MB, as the first of a folder and as one of another shape."""
+    np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.float32, (1, 50_000_000))
+    np.save(tmp_path / "z.npy", np.zeros((1, 8), np.float32))
     code = (
-        "import resource, sys; from sslkit_series.npy import map_series; "
+        "import resource, sys; from sslkit_series.npy import *; "
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
-        "array = map_series(sys.argv[1]); assert array.shape == (1, 50_000_000); array[0, 7]; "
+        "assert series_shape(sys.argv[1]) == (1, 50_000_000)\n"
+        "try: read_series(sys.argv[1], (1, 8))\n"
+        "except BadSeriesError as error: assert 'has shape (1, 50000000)' in str(error)\n"
+        "else: raise SystemExit(3)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", code, str(tmp_path / "large.npy")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
     assert int(done.stdout) < 20_000  # KiB
+
+
+def test_a_file_that_is_cut_off_meanwhile_is_an_error_and_not_the_end(tmp_path: Path) -> None:
+    """A mapped one would end the process with SIGBUS."""
+    path = write(tmp_path, "a.npy", shape=(2, 4096)) / "a.npy"
+    found = read_series(str(path))
+    os.truncate(path, 256)
+    assert float(found.sum()) == 0.0
+    with pytest.raises(BadSeriesError, match="ends before its last value"):
+        read_series(str(path))
+
+
+def test_values_that_float32_cannot_tell_apart_are_unreadable(tmp_path: Path) -> None:
+    wave = np.sin(np.arange(64) / 5)
+    folder = write(tmp_path, "0.npy", shape=(1, 64))
+    np.save(folder / "1.npy", 1.7e9 + wave)  # seconds since 1970
+    np.save(folder / "2.npy", (1_700_000_000_000 + 1000 * wave).astype(np.int64))
+    np.save(folder / "3.npy", 1.7e9 + 1e6 * wave)
+    np.save(folder / "4.npy", np.full(64, 16_777_217))  # constant: nothing to tell apart
+    found = opened(folder, labels="none")
+    for index, around in ((1, "1.7e+09"), (2, "1.7e+12")):
+        with pytest.raises(UnreadableImageError, match=f"values around {re.escape(around)} that"):
+            found.read(index)
+    assert np.abs(found.read(3)[0] - (1.7e9 + 1e6 * wave)).max() <= 64
+    found.read(4)
 
 
 # --- Damaged and hostile files -------------------------------------------------------------------
@@ -184,6 +213,7 @@ HOSTILE = {
     "cut": (npy(described("'<f4'", "(2, 8)"), bytes(40)), "ends before its last value"),
     "huge": (npy(described("'<f4'", "(1, 10**18)"), bytes(8)), "is no .npy file"),
     "large": (npy(described("'<f4'", f"(1, {10**18})"), bytes(8)), "values; valid are up to"),
+    "truth": (npy(described("'<f4'", "(True,)"), bytes(8)), "has shape (True,)"),
     "negative": (npy(described("'<f4'", "(-2, -8)"), bytes(64)), "has shape (-2, -8)"),
     "none": (npy(described("'<f4'", "(2, 0)")), "valid is (length,) or (channels, length)"),
     "scalar": (npy(described("'<f4'", "()"), bytes(4)), "valid is (length,) or"),
@@ -199,7 +229,7 @@ def test_hostile_files_are_refused_in_a_few_words(tmp_path: Path, name: str) -> 
     path = tmp_path / "x.npy"
     path.write_bytes(content)
     with pytest.raises(BadSeriesError) as raised:
-        map_series(str(path))
+        read_series(str(path))
     assert said in str(raised.value)
     with pytest.raises(DataError, match=r"data.train: .*x.npy .*; the first file says"):
         opened(tmp_path, labels="none")
@@ -227,10 +257,10 @@ def test_values_that_are_not_finite_are_unreadable(tmp_path: Path, value: float)
 def test_fifos_and_links_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "f.npy")
     with pytest.raises(BadSeriesError, match="no regular file"):
-        map_series(str(tmp_path / "f.npy"))
+        read_series(str(tmp_path / "f.npy"))
     (tmp_path / "link.npy").symlink_to(write(tmp_path, "a.npy") / "a.npy")
     with pytest.raises(OSError, match=r"symbolic links|Too many levels"):
-        map_series(str(tmp_path / "link.npy"))
+        read_series(str(tmp_path / "link.npy"))
     assert len(opened(tmp_path, labels="none")) == 1
 
 
@@ -238,4 +268,4 @@ def test_the_bound_of_values_holds_all_of_them(tmp_path: Path) -> None:
     shape = f"({MAX_VALUES + 1},)"
     (tmp_path / "a.npy").write_bytes(npy(described("'|u1'", shape), bytes(8)))
     with pytest.raises(BadSeriesError, match="67,108,865 values"):
-        map_series(str(tmp_path / "a.npy"))
+        read_series(str(tmp_path / "a.npy"))

@@ -11,7 +11,7 @@ from sslkit.data.cached_split import CachedSplit
 from sslkit.engine.display import Display
 from sslkit.errors import CheckpointError, RecipeError, SSLKitError, TrackingError
 from sslkit.experiment.calibration import calibrate_as_in_run
-from sslkit.experiment.networks import without_starting_weights
+from sslkit.experiment.networks import refuse_unlike_samples, without_starting_weights
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import load_method
 from sslkit.experiment.stores import Stores, class_sizes, open_stores
@@ -46,12 +46,7 @@ def evaluate_run(
     )
     recipe = resolve(recipe)
     stores = open_stores(recipe, display)
-    if facts.channels != stores.train.channels:
-        raise RecipeError(
-            f"{path}: its encoder takes images with {facts.channels} channel(s) and those of the "
-            f"data have {stores.train.channels}; choose other data, or set its channels where it "
-            "has the field"
-        )
+    refuse_unlike_samples(str(path), method.encoder, facts.sample, stores.train.sample)
     measured = _facts_of(stores, facts)
     if problems := check_recipe(without_starting_weights(recipe), measured, training=False):
         raise RecipeError(*problems)

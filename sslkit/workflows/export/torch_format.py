@@ -33,7 +33,9 @@ MAX_BATCH = 1 << 20
 
 def write(source: ExportSource, folder: Path) -> None:
     """Traces the encoder and saves the graph with its weights."""
-    torch.export.save(traced(source), folder / FILE)
+    archive = io.BytesIO()  # torch's own writer ends the process where a disk is full
+    torch.export.save(traced(source), archive)
+    (folder / FILE).write_bytes(archive.getbuffer())
 
 
 def traced(source: ExportSource) -> torch.export.ExportedProgram:

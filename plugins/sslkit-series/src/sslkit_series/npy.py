@@ -1,5 +1,6 @@
 """Reading `.npy` files that may come from strangers: no pickles, nothing but regular files, no more
-memory than the array has."""
+memory than the array has. They are read and not mapped: a file that is cut off meanwhile, or a disk
+that fails, is then an error and not the end of the process."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import math
 import os
 import stat
 from collections.abc import Callable
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -33,18 +34,43 @@ class BadSeriesError(Exception):
     """A file that holds no series; the message says why, in a few words."""
 
 
-def map_series(path: str) -> NDArray[Any]:
-    """The array of a file, (C, L), or (L,) as (1, L), memory-mapped read-only: nothing is read
-    until it is used. Raises BadSeriesError, and OSError for faults that may pass."""
+def read_series(path: str, wanted: tuple[int, int] | None = None) -> NDArray[Any]:
+    """The array of a file, (C, L), or (L,) as (1, L). wanted: its shape, held against the header
+    before anything else is read. Raises BadSeriesError, and OSError for faults that may pass."""
+    with _opened(path) as file:
+        shape, in_columns, dtype = _checked_header(file)
+        if wanted is not None and _as_series(shape) != wanted:
+            raise BadSeriesError(f"has shape {_as_series(shape)} and the first {wanted}")
+        size = math.prod(shape) * dtype.itemsize
+        data = file.read(size)
+    if len(data) < size:
+        raise BadSeriesError("ends before its last value")
+    values = np.frombuffer(data, dtype).reshape(shape, order="F" if in_columns else "C")
+    return values.reshape(_as_series(shape))
+
+
+def series_shape(path: str) -> tuple[int, int]:
+    """(C, L) of the array of a file, from its header. Raises what `read_series` raises."""
+    with _opened(path) as file:
+        return _as_series(_checked_header(file)[0])
+
+
+def _as_series(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
+
+
+def _opened(path: str) -> BinaryIO:
     handle = os.open(path, _FLAGS)
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise BadSeriesError("is no regular file")
-        shape, in_columns, dtype = _header(file)
-        _check(shape, dtype, os.fstat(handle).st_size - file.tell())
-        order: Literal["C", "F"] = "F" if in_columns else "C"
-        array: NDArray[Any] = np.memmap(file, dtype, "r", file.tell(), shape, order)
-    return array[None] if array.ndim == 1 else array
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise BadSeriesError("is no regular file")
+    return os.fdopen(handle, "rb")
+
+
+def _checked_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    shape, in_columns, dtype = _header(file)
+    _check(shape, dtype, os.fstat(file.fileno()).st_size - file.tell())
+    return shape, in_columns, dtype
 
 
 def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -71,7 +97,7 @@ def _check(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> None:
     """Raises BadSeriesError unless this is a series that the rest of the file holds."""
     if dtype.kind not in "fiu":
         raise BadSeriesError(f"holds {dtype}; valid are floating-point and whole numbers")
-    if len(shape) not in (1, 2) or min(shape) < 1:
+    if len(shape) not in (1, 2) or min(shape) < 1 or any(type(side) is not int for side in shape):
         raise BadSeriesError(f"has shape {shape}; valid is (length,) or (channels, length)")
     if math.prod(shape) > MAX_VALUES:
         raise BadSeriesError(f"has {math.prod(shape):,} values; valid are up to {MAX_VALUES:,}")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +15,21 @@ from numpy.typing import NDArray
 from sslkit.api import DataSource, DataSourceConfig, SampleSpec, SplitReader, UnreadableImageError
 from sslkit.errors import DataError, RecipeError
 
-from .npy import BadSeriesError, map_series
+from .npy import BadSeriesError, read_series, series_shape
 
 _HASHED_FILES = 64
 _MAX_DEPTH = 32
+_MAX_BLUR = 0.01
+_LOOKED_AT = 1 << 14
+"""Values of each channel that are held against what float32 makes of them."""
 
 
 class SeriesFolder(DataSource):
     """One series in each `.npy` file: (length,) or (channels, length) numbers, all of one shape.
 
-    Files are memory-mapped and read when they are needed, as float32. Links, hidden files and files
-    with other endings are left out, and counted.
+    Files are read when they are needed, as float32; one whose values float32 cannot tell apart,
+    such as times in nanoseconds, is unreadable. Links, hidden files and files with other endings
+    are left out, and counted.
     """
 
     class Config(DataSourceConfig):
@@ -103,7 +107,7 @@ class SeriesReader(SplitReader):
                 "files that end in .npy",
             )
         try:
-            self._shape = map_series(self._path(0)).shape
+            self._shape = series_shape(self._path(0))
         except (BadSeriesError, OSError) as error:
             raise DataError(
                 f"{field}: {self._path(0)} {_reason(error)}; the first file says what all of them "
@@ -120,15 +124,15 @@ class SeriesReader(SplitReader):
 
     def read(self, index: int) -> NDArray[np.float32]:
         try:
-            found = map_series(self._path(index))
+            found = read_series(self._path(index), self._shape)
         except BadSeriesError as error:
             raise UnreadableImageError(str(error)) from error
-        if found.shape != self._shape:
-            raise UnreadableImageError(f"has shape {found.shape} and the first {self._shape}")
         with np.errstate(over="ignore"):  # a value beyond float32 is infinite, and refused as such
             values = np.array(found, dtype=np.float32, order="C")
         if not np.isfinite(values).all():
             raise UnreadableImageError("holds values that are not finite")
+        if found.dtype.itemsize >= 4:
+            _refuse_blurred(found, values)
         return values
 
     def describe(self, index: int) -> str:
@@ -162,7 +166,7 @@ class SeriesReader(SplitReader):
     def _content(self, index: int) -> bytes:
         """What the file holds; nothing of what cannot be read, as far as it is known."""
         try:
-            found = map_series(self._path(index))
+            found = read_series(self._path(index))
         except (BadSeriesError, OSError):
             return b""
         return f"{found.dtype} {found.shape}".encode() + found.tobytes()
@@ -206,6 +210,19 @@ def _class_of(field: str, root: Path, path: str) -> str:
             "exactly one level below (train/<class>/<name>.npy); move it, or set data.labels=none"
         )
     return parts[0]
+
+
+def _refuse_blurred(found: NDArray[Any], values: NDArray[np.float32]) -> None:
+    """Raises UnreadableImageError where rounding to float32 changes values by more than a hundredth
+    of their deviation: a large offset hides what there is to learn."""
+    some = np.s_[:, :: -(-found.shape[1] // _LOOKED_AT)]
+    exact = found[some].astype(np.float64)
+    lost, spread = np.abs(exact - values[some]).max(), exact.std()
+    if lost > _MAX_BLUR * spread > 0.0:
+        raise UnreadableImageError(
+            f"holds values around {exact.mean():.6g} that differ by {spread:.3g}, which float32 "
+            "cannot tell apart: subtract an offset before they are saved"
+        )
 
 
 def _reason(error: Exception) -> str:
