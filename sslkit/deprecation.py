@@ -32,6 +32,7 @@ MOVED_MODULES = {
     "sslkit.nn.blocks": "sslkit.nn.chunked",
     "sslkit.nn.depth": "sslkit.nn.layer_groups",
     "sslkit.nn.gather": "sslkit.parallel.collectives",
+    "sslkit.nn.labels": "sslkit.nn.stratified",
     "sslkit.nn.selection": "sslkit.nn.masked_apply",
     "sslkit.tracking.folder": "sslkit.runs.folder",
 }

@@ -12,6 +12,8 @@ _FIELDS = re.compile(r"(://[^\s'\"?#]*[?#])[^\s'\"]+?(?=:?(?:[\s'\"]|$))")
 """The fields of a URI, which may be a token."""
 
 
+_REASON = 200
+"""Characters that the message of somebody else's exception takes in a line of ours."""
 _LONGEST = 1500
 """Characters of a line that are shown: a name in a hostile file can be as long as the file."""
 
@@ -33,6 +35,36 @@ def printable(text: str) -> str:
 
 def _cut(line: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ... ({len(line):,} characters)"
+
+
+def message_of(error: BaseException, most: int = _REASON) -> str:
+    """What an exception says, for the middle of a line: without logins, cut where it is long; its
+    type where it says nothing, or cannot."""
+    return _shortened(_said(error) or type(error).__name__, most)
+
+
+def first_line_of(error: BaseException, most: int = _REASON) -> str:
+    """The first line of what an exception says, like `message_of`: for libraries that put a
+    picture of the input, or advice, below it."""
+    return _shortened(_said(error, first=True) or type(error).__name__, most)
+
+
+def failure_of(error: BaseException, most: int = _REASON) -> str:
+    """`message_of` behind the type of the exception: for what was not foreseen."""
+    kind, said = type(error).__name__, _said(error)
+    return _shortened(f"{kind}: {said}" if said else kind, most)
+
+
+def _said(error: BaseException, *, first: bool = False) -> str:
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # an exception of a plugin that cannot even be printed
+        return ""
+    return hide_logins(" ".join(" ".join(lines[:1] if first else lines).split()))
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 class SSLKitError(Exception):

@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sslkit.errors import message_of
+
 MAX_JSON_BYTES = 16 << 20
 """Bytes of one document. Parsed, the worst of that size takes about 500 MB for a moment."""
 _CHUNK_BYTES = 1 << 20
@@ -144,7 +146,7 @@ def reason(error: BaseException) -> str:
         return f"is no JSON: {error}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return message_of(error)
 
 
 def _size(number: int) -> str:

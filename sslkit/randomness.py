@@ -210,6 +210,11 @@ def random_subset(seed: int, stream: str, total: int, count: int) -> Tensor:
     return order[:count].sort().values
 
 
+def shuffled(rows: Tensor, seed: int) -> Tensor:
+    """The rows (N, ...) in a random order that depends on the seed alone."""
+    return rows[Order(seed, 0, len(rows))[:]]
+
+
 @contextmanager
 def seeded(seed: int, *names: str | int) -> Iterator[None]:
     """Runs library randomness (initialisation, dropout, drop path) under its own named seed and

@@ -11,7 +11,15 @@ import pytest
 from sslkit import errors
 from sslkit.cli import main
 from sslkit.engine.display import Display
-from sslkit.errors import DataError, RecipeError, SSLKitError, printable
+from sslkit.errors import (
+    DataError,
+    RecipeError,
+    SSLKitError,
+    failure_of,
+    first_line_of,
+    message_of,
+    printable,
+)
 from sslkit.host.recipe_files import read_recipe_text
 
 KINDS = {
@@ -30,6 +38,31 @@ KINDS = {
 
 HARMFUL = "a\x1b[31mred\x07\r\u202egnp\x85\u2028z\udcff"
 SHOWN = r"a\x1b[31mred\x07\r\u202egnp\x85\u2028z\udcff"
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "first", "failure"),
+    [
+        (ValueError("one\n  two"), "one two", "one", "ValueError: one two"),
+        (ValueError(), "ValueError", "ValueError", "ValueError"),
+        (ValueError("\n\nlate\nmore"), "late more", "late", "ValueError: late more"),
+        (OSError("at http://me:secret@host/x"), *["at http://***@host/x"] * 2,
+         "OSError: at http://***@host/x"),
+        (ValueError("x" * 300), *["x" * 197 + "..."] * 2, "ValueError: " + "x" * 185 + "..."),
+        (Unprintable(), *["Unprintable"] * 3),
+    ],
+)  # fmt: skip
+def test_exceptions_of_others_take_one_line(
+    error: Exception, message: str, first: str, failure: str
+) -> None:
+    assert message_of(error) == message
+    assert first_line_of(error) == first
+    assert failure_of(error) == failure
 
 
 def test_control_characters_are_shown_as_escapes() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from sslkit.runs.folder import RunFolder
 
 PACKAGE = Path(__file__).parents[1] / "sslkit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [PACKAGE, *sorted((PACKAGE.parent / "plugins").glob("*/src"))]
 
 LAYERS = (
     ("__main__",),
@@ -29,9 +30,10 @@ LAYERS = (
     ("interfaces",),
     ("api",),
     ("nn",),
-    ("parallel", "randomness"),
+    ("parallel", "randomness", "threads"),
     ("environment_variables",),
-    ("deprecation", "errors", "files"),
+    ("files",),
+    ("deprecation", "errors"),
 )
 """From the top floor down. A room imports from lower floors only: not from its own floor, never
 upwards; imports for type checking count. `builtin` stands apart: see AUTHORS_MAY_IMPORT."""
@@ -41,8 +43,8 @@ ROOT = ""
 hands out when that is called."""
 
 AUTHORS_MAY_IMPORT = {
-    ROOT, "api", "nn", "parallel", "errors", "files", "randomness", "environment_variables",
-    "builtin",
+    ROOT, "api", "nn", "parallel", "errors", "files", "randomness", "threads",
+    "environment_variables", "builtin",
 }  # fmt: skip
 
 
@@ -147,6 +149,123 @@ def test_no_code_from_disk() -> None:
             if not line.lstrip().startswith(("#", '"'))
         )  # fmt: skip
         assert not forbidden.search(text), path
+
+
+MIRRORS = (
+    {"api", "builtin", "plugins"},  # the contract, and what fulfils it
+    {"cli", "workflows", "report"},  # a command: its options, its work, its words
+    {"nn", "builtin"},  # the mathematics, and the component that uses it
+)
+"""Rooms whose modules may have the same name, as they are about the same thing."""
+OTHER_MIRRORS = {
+    "figures": "report has some, report/comparison those of several runs",
+    "pack": "the command, and packs themselves in data",
+    "plugins": "the command, and host, which finds them",
+    "schema": "the command, and recipe, whose schema it is",
+    "views": "the contract in api, and data, which makes them",
+}
+
+
+def test_no_name_of_a_module_says_two_things() -> None:
+    """A person who opens `labels.py` by its name should not have to ask which."""
+    rooms: dict[str, list[str]] = {}
+    for root in SOURCES:
+        for path in root.rglob("*.py"):
+            if not path.stem.startswith("__"):
+                first = path.relative_to(root).parts[0] if root == PACKAGE else "plugins"
+                rooms.setdefault(path.stem, []).append(first)
+    twice = {stem: found for stem, found in rooms.items() if len(found) > 1}
+    for stem, found in twice.items():
+        mirrored = any(set(found) <= family for family in MIRRORS)
+        in_one_room = len(set(found)) < len(found)
+        assert stem in OTHER_MIRRORS or (mirrored and not in_one_room), f"{stem}: {found}"
+    assert all(len(rooms[stem]) > 1 for stem in OTHER_MIRRORS)
+
+
+MOST_ARGUMENTS, MOST_LINES_OF_A_FUNCTION, MOST_LINES_OF_A_FILE = 7, 50, 350
+LONGER_AND_BETTER_SO = {
+    "nn/lars.py LARS.__init__": "a keyword for each field of a parameter group, as torch's",
+    "nn/mlp.py mlp": "a keyword for each rule by which heads of papers differ; plugins call it so",
+}
+"""What is above these limits -> why it reads better so."""
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    """(name, text) of every module, those of the plugins in this repository included."""
+    for root in SOURCES:
+        for path in sorted(root.rglob("*.py")):
+            yield path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
+
+
+def functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """(name, definition) of every function, those of a class by `Class.method`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            yield from ((f"{node.name}.{each.name}", each) for each in node.body
+                        if isinstance(each, ast.FunctionDef))  # fmt: skip
+    methods = {each for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+               for each in node.body}  # fmt: skip
+    yield from ((node.name, node) for node in ast.walk(tree)
+                if isinstance(node, ast.FunctionDef) and node not in methods)  # fmt: skip
+
+
+def arguments(function: ast.FunctionDef) -> int:
+    """How many a caller may give; torch gives `ctx`, as Python gives `self`."""
+    given = function.args
+    named = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+    return len(
+        [each for each in named if each is not None and each.arg not in ("self", "cls", "ctx")]
+    )
+
+
+def too_long(sources: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """What is above a limit -> by how much. The options of a command are its interface, so that
+    the function of a command, which has the name of its file, takes as many as there are."""
+    found = {}
+    for name, text in sources:
+        if (lines := text.count("\n")) > MOST_LINES_OF_A_FILE:
+            found[name] = f"{lines} lines"
+        for function, node in functions(ast.parse(text)):
+            is_command = name == f"cli/{function}.py"
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > MOST_LINES_OF_A_FUNCTION:
+                found[f"{name} {function}"] = f"{lines} lines"
+            elif arguments(node) > MOST_ARGUMENTS and not is_command:
+                found[f"{name} {function}"] = f"{arguments(node)} arguments"
+    return found
+
+
+def test_nothing_is_too_long() -> None:
+    """Where this fails: take apart what does two things, or bundle arguments that belong together
+    in a dataclass that others use, too. Where neither reads better, say why in the list."""
+    assert too_long(sources()).keys() == LONGER_AND_BETTER_SO.keys()
+
+
+def test_what_is_too_long_is_found() -> None:
+    arguments = ", ".join(f"a{number}" for number in range(8))
+    method = f"class Thing:\n    def __init__(self, {arguments}): ...\n"
+    function = "def long():\n" + "    pass\n" * 50
+    command = f"def {{}}({arguments}): ..."
+    found = too_long([
+        ("nn/thing.py", method), ("nn/long.py", function), ("nn/file.py", "\n" * 351),
+        ("cli/thing.py", command.format("thing")), ("cli/other.py", command.format("helper")),
+        ("nn/fine.py", "def fine(a, b, c, d, e, f, *, g): ...\n" + "\n" * 349),
+    ])  # fmt: skip
+    assert found == {
+        "nn/thing.py Thing.__init__": "8 arguments",
+        "nn/long.py long": "51 lines",
+        "nn/file.py": "351 lines",
+        "cli/other.py helper": "8 arguments",
+    }
+
+
+def test_no_call_gives_more_than_seven_values_without_their_names() -> None:
+    """Dataclasses may have more fields, where they record what was found; who makes one names
+    them."""
+    for name, text in sources():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call):
+                assert len(node.args) <= MOST_ARGUMENTS, f"{name}:{node.lineno}"
 
 
 THEIR_OWNERS = ("runs/", "api/run_files.py", "nn/weights.py")

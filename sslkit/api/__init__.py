@@ -7,9 +7,21 @@ from __future__ import annotations
 
 from sslkit.nn.boxes import Boxes
 
+from .backbones import (
+    Backbone,
+    FeatureStage,
+    Head,
+    NoFeatureMapsError,
+    NoTimmModelError,
+    Preprocess,
+    StartingWeights,
+    TimmModel,
+)
 from .component import (
     Component,
     ComponentConfig,
+    FractionRange,
+    PositiveRange,
     RunFacts,
     Slot,
     expand_paths,
@@ -56,17 +68,7 @@ from .evaluation_inputs import (
 from .kinds import INTERFACES
 from .losses import Loss, LossInput, missing_parts, rewards_collapse
 from .method import Apart, Method, ParamGroup, StepOutput
-from .networks import (
-    Backbone,
-    FeatureStage,
-    Head,
-    NoFeatureMapsError,
-    NoTimmModelError,
-    Preprocess,
-    StartingWeights,
-    TimmModel,
-)
-from .optimization import Optimizer, OptimizerConfig, optimizer_groups, set_group_rules
+from .optimizers import Optimizer, OptimizerConfig, optimizer_groups, set_group_rules
 from .run_files import RunFiles
 from .samples import SampleSpec, ViewSpec, largest_view, torch_dtype
 from .schedules import Bounds, Progress, Schedule, ScheduledNumber, scheduled
@@ -100,6 +102,7 @@ __all__ = [
     "FeatureEvaluator",
     "FeatureInput",
     "FeatureStage",
+    "FractionRange",
     "Geometry",
     "HasBoxes",
     "HasEncoded",
@@ -125,6 +128,7 @@ __all__ = [
     "ParamGroup",
     "Params",
     "PixelInput",
+    "PositiveRange",
     "Preprocess",
     "Progress",
     "Resamples",

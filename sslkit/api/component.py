@@ -19,12 +19,13 @@ width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from sslkit import installed_components
@@ -49,6 +50,28 @@ class ComponentConfig(BaseModel):
     @classmethod
     def _expand_paths(cls, value: Any) -> Any:
         return expand_paths(value)
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    return _checked_range(value, math.inf)
+
+
+def _at_most_one(value: tuple[float, float]) -> tuple[float, float]:
+    return _checked_range(value, 1.0)
+
+
+def _checked_range(value: tuple[float, float], most: float) -> tuple[float, float]:
+    low, high = value
+    if not 0.0 < low <= high <= most:
+        valid = "0 < low <= high" + ("" if math.isinf(most) else f" <= {most:g}")
+        raise ValueError(f"[{low:g}, {high:g}] is no range: set {valid}")
+    return value
+
+
+PositiveRange = Annotated[tuple[float, float], AfterValidator(_ordered)]
+"""Type of a field: [low, high], the ends of a range of numbers above 0."""
+FractionRange = Annotated[tuple[float, float], AfterValidator(_at_most_one)]
+"""Type of a field: [low, high], the ends of a range of parts of a whole, above 0 and at most 1."""
 
 
 def expand_paths(value: Any) -> Any:
@@ -147,7 +170,7 @@ class Component:
     @classmethod
     def facts_inside(cls, config: Any, facts: RunFacts) -> RunFacts:
         """The facts for the components inside this one, where they serve a training of its own: a
-        protocol that fine-tunes has another batch size, and other steps, than the run."""
+        evaluator that fine-tunes has another batch size, and other steps, than the run."""
         return facts
 
 

@@ -59,7 +59,7 @@ class Evaluation:
     """What an evaluator found."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """name -> value; logged as `eval/<protocol>/<name>` unless the name holds a slash. Names that
+    """name -> value; logged as `eval/<evaluator>/<name>` unless the name holds a slash. Names that
     begin with `top1` are accuracies, 0 to 1, and stand in the tables; so do `recall_at_...`,
     `map`, `nmi`, `ari`, `miou`, `pixel_accuracy` and `ap...`. A comparison shows these or, where
     there is none, the first metric."""

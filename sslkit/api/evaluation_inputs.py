@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from sslkit.deprecation import warn_of_old
 from sslkit.errors import PluginError
 from sslkit.nn.chunked import map_rows
-from sslkit.nn.numerics import Precision, autocast
+from sslkit.nn.compute import Compute
+from sslkit.nn.numerics import autocast
 
+from .backbones import Preprocess
 from .data import Batch
 from .method import Apart
-from .networks import Preprocess
 from .samples import SampleSpec
 from .views import Augmentation
 
@@ -225,8 +226,9 @@ class EvaluationImages(ABC):
 
     Batches are made as they are needed, on the training device; no data set is copied."""
 
-    device: torch.device
-    """The training device, where every batch is."""
+    compute: Compute
+    """Where evaluation computes, and how: every batch is on that device and in that layout; see
+    `autocast`."""
     channels: int
     sample: SampleSpec = SampleSpec((None, None, None))
     """What they are: images, or other samples."""
@@ -236,12 +238,13 @@ class EvaluationImages(ABC):
     def preprocess(self) -> Preprocess:
         """How the encoder's images are prepared: what `preprocessed` does."""
 
-    precision: Precision
-    """Number format of activations in evaluation; see `autocast`."""
-    channels_last: bool
-    """Whether the run keeps images and networks so; batches come in this layout."""
     class_names: Sequence[str]
     """Names of the classes; their numbers where the data names none. Empty without labels."""
+
+    @property
+    def device(self) -> torch.device:
+        """The training device, where every batch is."""
+        return self.compute.device
 
     @property
     def num_classes(self) -> int:
@@ -305,4 +308,5 @@ class EvaluationImages(ABC):
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of evaluation, float32 where that is `fp16`; losses belong outside."""
         # float16 would need a scaled loss, which every evaluator would have to know of.
-        return autocast(self.device, "fp32" if self.precision == "fp16" else self.precision)
+        precision = self.compute.precision
+        return autocast(self.device, "fp32" if precision == "fp16" else precision)

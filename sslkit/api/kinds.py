@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from .backbones import Backbone, Head
 from .component import Component
 from .data import DataSource
 from .evaluation import Evaluator
 from .losses import Loss
 from .method import Method
-from .networks import Backbone, Head
-from .optimization import Optimizer
+from .optimizers import Optimizer
 from .schedules import Schedule
 from .tracking import Callback, Tracker
 from .views import Augmentation

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from .backbones import Backbone
 from .component import Component, RunFacts
 from .data import Batch
 from .losses import Loss, LossInput
-from .networks import Backbone
 from .schedules import Progress
 
 
@@ -67,7 +67,7 @@ class Method(Component, nn.Module, ABC):
     requires_labels: ClassVar[bool] = False
     must_not_collapse: Mapping[str, Apart] | None = None
     """Entries of `embed` that keep the images of a batch apart in a healthy run, each judged on its
-    own, at every view, by the protocol `collapse`; one that does not, such as a predictor that
+    own, at every view, by the evaluator `collapse`; one that does not, such as a predictor that
     begins by predicting the mean, is left out. None: every entry but "features"; probabilities are
     taken as those over prototypes."""
 
@@ -84,7 +84,7 @@ class Method(Component, nn.Module, ABC):
     @property
     def projection_layers(self) -> Sequence[nn.Module]:
         """The projection head as layers, the first of which takes the features of `encoder`; see
-        `Head.as_layers`. Protocols can measure, and fine-tune from, any of them. Empty: none."""
+        `Head.as_layers`. Evaluators can measure, and fine-tune from, any of them. Empty: none."""
         return ()
 
     @abstractmethod

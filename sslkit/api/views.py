@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from sslkit.nn.image import crop_resize
+from sslkit.nn.image import Interpolation, crop_resize
 from sslkit.randomness import SampleRandom
 
 from .component import Component
@@ -30,7 +30,7 @@ class Geometry:
     size: int | tuple[int, int]
     """The size of the result, as in its ViewSpec: the side of a square, or (height, width), in
     pixels."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     """Antialiased when it shrinks."""
 
 

@@ -8,14 +8,29 @@ SwAV, DINO (multi-crop) and MAE (crop and flip alone).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, PositiveInt, model_serializer, model_validator
 from torch import Tensor
 
-from sslkit.api import ComponentConfig, Geometry, ImageAugmentation, Params, RunFacts, ViewSpec
+from sslkit.api import (
+    ComponentConfig,
+    FractionRange,
+    Geometry,
+    ImageAugmentation,
+    Params,
+    PositiveRange,
+    RunFacts,
+    ViewSpec,
+)
 from sslkit.nn.color import grayscale
-from sslkit.nn.image import gaussian_blur, random_resized_crop_boxes, rotate, solarize
+from sslkit.nn.image import (
+    Interpolation,
+    gaussian_blur,
+    random_resized_crop_boxes,
+    rotate,
+    solarize,
+)
 from sslkit.nn.jitter import color_jitter
 from sslkit.nn.masked_apply import select_rows
 from sslkit.randomness import SampleRandom
@@ -29,11 +44,11 @@ class ViewSettings(ComponentConfig):
 
     size: PositiveInt = 224
     """Side of the view, pixels."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: FractionRange = (0.08, 1.0)
     """Range of the crop's area, as a fraction of the image's."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: PositiveRange = (3 / 4, 4 / 3)
     """Range of the crop's width / height, log-uniform."""
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     """Filter of the resize, antialiased."""
     flip: float = Field(default=0.5, ge=0.0, le=1.0)
     """Probability of mirroring left-right."""
@@ -62,7 +77,7 @@ class ViewSettings(ComponentConfig):
     """Probability of the blur; without effect where `blur` is false."""
     blur_kernel: PositiveInt | None = None
     """Side of the blur's kernel, odd, pixels; null: 10 % of `size`."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_sigma: PositiveRange = (0.1, 2.0)
     """Range of the blur's standard deviation, uniform, pixels."""
     solarize_probability: float = Field(default=0.0, ge=0.0, le=1.0)
     """Probability of inverting all values from `solarize_threshold` on."""
@@ -71,11 +86,6 @@ class ViewSettings(ComponentConfig):
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
-        for name, most in (("crop_scale", 1.0), ("crop_ratio", None), ("blur_sigma", None)):
-            low, high = getattr(self, name)
-            if not 0.0 < low <= high or (most is not None and high > most):
-                valid = "0 < low <= high" + ("" if most is None else f" <= {most:g}")
-                raise ValueError(f"{name}: [{low:g}, {high:g}] is no range: set {valid}")
         if self.blur_kernel is not None and self.blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel: {self.blur_kernel} is even: set an odd number")
         return self

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from sslkit.api import ComponentConfig, Geometry, ImageAugmentation, Params, ViewSpec
-from sslkit.nn.image import random_resized_crop_boxes
+from sslkit.api import (
+    ComponentConfig,
+    FractionRange,
+    Geometry,
+    ImageAugmentation,
+    Params,
+    PositiveRange,
+    ViewSpec,
+)
+from sslkit.nn.image import Interpolation, random_resized_crop_boxes
 from sslkit.randomness import SampleRandom
 
 
@@ -19,24 +27,19 @@ class CropFlip(ImageAugmentation):
     class Config(ComponentConfig):
         size: PositiveInt
         """Side of the view, pixels."""
-        crop_scale: tuple[float, float] = (0.08, 1.0)
+        crop_scale: FractionRange = (0.08, 1.0)
         """Range of the crop's area, as a fraction of the image's."""
-        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+        crop_ratio: PositiveRange = (3 / 4, 4 / 3)
         """Range of the crop's width / height, log-uniform."""
         flip: float = Field(default=0.5, ge=0.0, le=1.0)
         """Probability of mirroring left-right."""
-        interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+        interpolation: Interpolation = "bicubic"
         """Filter of the resize, antialiased."""
         num_views: PositiveInt = 1
         """Views of each image, each with a crop of its own."""
 
         @model_validator(mode="after")
         def _check_ranges(self) -> Self:
-            for name, most in (("crop_scale", 1.0), ("crop_ratio", None)):
-                low, high = getattr(self, name)
-                if not 0.0 < low <= high or (most is not None and high > most):
-                    valid = "0 < low <= high" + ("" if most is None else f" <= {most:g}")
-                    raise ValueError(f"{name}: [{low:g}, {high:g}] is no range: set {valid}")
             return self
 
     config: Config

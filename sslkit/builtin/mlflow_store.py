@@ -26,7 +26,7 @@ VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Opens an experiment on model training, not on language models."""
 _LEVELS = 3
-"""Levels of a metric's name: `eval/<protocol>/<metric>`."""
+"""Levels of a metric's name: `eval/<evaluator>/<metric>`."""
 _COLUMNS = ("train/loss", "perf/images_per_second")
 _MAX_COLUMNS = 12
 

@@ -22,6 +22,7 @@ from sslkit.api import (
     StartingWeights,
     TimmModel,
 )
+from sslkit.nn.image import Interpolation
 from sslkit.nn.layer_groups import Named, groups_by_names
 from sslkit.nn.recompute import recompute
 
@@ -90,7 +91,7 @@ class TimmBackbone(Backbone):
         """Keeps the input of each block alone in training, and computes the block again in the
         backward pass: the same gradient to the bit, batch statistics of the whole batch included,
         for less memory and more time. Not with `train.compile`."""
-        interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+        interpolation: Interpolation = "bilinear"
         """How images are resized at evaluation and in use."""
         model_args: dict[str, bool | int | float | str] = Field(default={})
         """Further arguments of `timm.create_model`, such as `{zero_init_last: false}`."""

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from sslkit.api import RunFacts
-from sslkit.errors import CheckpointError
+from sslkit.errors import CheckpointError, first_line_of
 from sslkit.nn.stem import has_resnet_stem
 
 from .timm_layers import blocks
-from .timm_network import adapt_stem, create, first_line
+from .timm_network import adapt_stem, create
 from .timm_source import HUB
 from .timm_statistics import statistics
 from .timm_weights import read_starting_weights, trained_statistics
@@ -39,7 +39,10 @@ def network_problems(config: Any, channels: int, sizes: list[int]) -> Iterator[t
         with torch.device("meta"):
             model = create(config, channels, sizes[0], pretrained=False)
     except Exception as error:  # timm raises whatever its models raise; the user gets one line
-        yield _blamed_field(config, error), f"timm cannot build {config.model}: {first_line(error)}"
+        yield (
+            _blamed_field(config, error),
+            f"timm cannot build {config.model}: {first_line_of(error)}",
+        )
         return
     yield from _stem_problems(model, config)
     if config.recompute and not blocks(model):
@@ -69,7 +72,7 @@ def _refusal(model: nn.Module, channels: int, size: int) -> str | None:
         # real model takes two images (`check_encoder`), and refuses there if it must.
         return None
     except Exception as error:
-        return first_line(error)
+        return first_line_of(error)
     return None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from sslkit.errors import CheckpointError
+from sslkit.errors import CheckpointError, first_line_of
 from sslkit.nn.stem import has_resnet_stem, use_small_stem
 
 from .timm_source import is_elsewhere, read_saved_model
@@ -58,7 +58,7 @@ def start(config: Any, channels: int, image_size: int) -> nn.Module:
         return create(config, channels, image_size, pretrained=True)
     except Exception as error:  # whatever the download raises
         raise CheckpointError(
-            f"backbone.pretrained: no weights for {config.model}: {first_line(error)}; "
+            f"backbone.pretrained: no weights for {config.model}: {first_line_of(error)}; "
             "without internet, give a weight file as backbone.weights"
         ) from error
 
@@ -74,9 +74,3 @@ def feature_width(model: nn.Module) -> int:
     """Width of the features: some families widen them after pooling (MobileNetV3, VGG)."""
     width: int = getattr(model, "head_hidden_size", None) or model.num_features  # type: ignore[assignment]
     return width
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message, for one of ours."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0][:200]

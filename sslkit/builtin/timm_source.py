@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sslkit.errors import CheckpointError
+from sslkit.errors import CheckpointError, message_of
 from sslkit.nn.weights import ENCODER_FILE, TIMM_FILE
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -124,8 +124,7 @@ def _hub_file(repository: str, names: tuple[str, ...]) -> Path:
 
 
 def _no_hub(repository: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
     return (
-        f"{HUB}{repository}: cannot be had: {reason}; without internet, copy the folder here and "
-        f"write {LOCAL}FOLDER"
+        f"{HUB}{repository}: cannot be had: {message_of(error)}; without internet, copy the "
+        f"folder here and write {LOCAL}FOLDER"
     )

@@ -6,15 +6,14 @@ import difflib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from sslkit.builtin.timm_source import HUB, LOCAL, is_elsewhere, read_saved_model, saved_weights
 from sslkit.errors import CheckpointError
+from sslkit.nn.image import Interpolation
 from sslkit.nn.weights import FittingWeights, fit_weights, read_weights
-
-_INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def model_problem(name: str, *, pretrained: bool) -> str | None:
@@ -111,6 +110,6 @@ def published_fields(name: str) -> Mapping[str, Any] | None:
     fields: dict[str, Any] = {"model": name, "pretrained": True}
     if (known := timm.get_pretrained_cfg(name)) is not None:
         fields["normalize"] = {"mean": list(known.mean), "std": list(known.std)}
-        if known.interpolation in _INTERPOLATIONS:
+        if known.interpolation in get_args(Interpolation):
             fields["interpolation"] = known.interpolation
     return fields

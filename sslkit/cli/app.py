@@ -35,7 +35,7 @@ from . import (
     verify,
 )
 from .options import expand_home
-from .streams import make_streams_robust, show_warnings_in_one_line
+from .standard_streams import make_streams_robust, show_warnings_in_one_line
 
 app = typer.Typer(
     name="sslkit",

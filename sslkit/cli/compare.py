@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from .options import AsJson, Overrides
+from .options import BUDGETS, AsJson, Overrides, one_of
 from .output import print_json
 
-# The options of `compare`, which has many.
 Inputs = Annotated[
     list[str],
     typer.Argument(
@@ -97,25 +96,24 @@ def compare(
     from sslkit.workflows.compare.compare import compare as make_comparison
     from sslkit.workflows.compare.devices import parse_devices
     from sslkit.workflows.compare.pictures import PictureOptions
+    from sslkit.workflows.compare.request import ComparisonRequest
 
-    if match not in ("epochs", "time"):
-        raise typer.BadParameter(f"--match {match}: valid are epochs and time")
-    given: Any = {
-        "vary": vary or [], "seeds": seeds, "match": match, "out": out,
-        "devices": parse_devices(devices) if devices is not None else (),
-        "display": make_display(sys.stderr),
-    }  # fmt: skip
+    request = ComparisonRequest(
+        inputs, override or [], vary or [], seeds, one_of(match, BUDGETS, "--match"), out,
+        parse_devices(devices) if devices is not None else (),
+    )  # fmt: skip
     pictures = PictureOptions(parse_methods(maps), neighbours)
+    display = make_display(sys.stderr)
     if dry_run:
         from sslkit.report.plan import print_estimate
         from sslkit.workflows.compare.estimate import estimate
 
-        planned = estimate(inputs, override or [], **given).to_json()
+        planned = estimate(request, display=display).to_json()
         print_json(planned) if as_json else print_estimate(planned)
         return
     outcome = make_comparison(
-        inputs, override or [], baseline=baseline, time_tolerance=time_tolerance,
-        pictures=pictures, **given,
+        request, baseline=baseline, time_tolerance=time_tolerance, pictures=pictures,
+        display=display,
     )  # fmt: skip
     if as_json:
         print_json(outcome.to_json())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -61,7 +62,7 @@ def embed(
 
     if nearest is not None and out is None and Path(run).suffix == ".parquet":
         rows = find_nearest(Path(run), nearest, neighbours)
-        print_json(rows) if as_json else print_nearest(rows)
+        print_json([asdict(row) for row in rows]) if as_json else print_nearest(rows)
         return
     if out is None:
         raise typer.BadParameter("name the file to write with --out")
@@ -73,7 +74,13 @@ def embed(
     drawn = draw_maps(written.path, methods) if methods else []
     rows = find_nearest(written.path, nearest, neighbours) if nearest is not None else []
     if as_json:
-        print_json({**written.to_json(), "maps": [str(path) for path in drawn], "nearest": rows})
+        print_json(
+            {
+                **written.to_json(),
+                "maps": [str(path) for path in drawn],
+                "nearest": [asdict(row) for row in rows],
+            }
+        )
         return
     labels = "with labels" if written.labels else "without labels"
     left_out = f"; {written.left_out} unreadable images left out" if written.left_out else ""

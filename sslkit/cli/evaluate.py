@@ -13,37 +13,41 @@ from sslkit.report.console import print_line
 from .options import AsJson, Overrides
 from .output import print_json
 
+What = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RUN|WEIGHTS",
+        help="A run folder or a checkpoint; with --recipe a file of weights too.",
+    ),
+]
+Protocol = Annotated[
+    str | None, typer.Option(metavar="NAME,...", help="Protocols; default: those of the recipe.")
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Measure weights: on the data of this recipe, with its protocols and its backbone."
+    ),
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="With --recipe: a timm model in place of the recipe's backbone; without WEIGHTS its "
+        "published ones.",
+    ),
+]
+
 
 def evaluate(
-    what: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RUN|WEIGHTS",
-            help="A run folder or a checkpoint; with --recipe a file of weights too.",
-        ),
-    ] = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,...", help="Protocols; default: those of the recipe."),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Measure weights: on the data of this recipe, with its protocols and its backbone."
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="With --recipe: a timm model in place of the recipe's backbone; without WEIGHTS "
-            "its published ones.",
-        ),
-    ] = None,
+    what: What = None,
+    protocol: Protocol = None,
+    recipe: RecipeOption = None,
+    backbone: Backbone = None,
     override: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a run again, or any weights, with any protocol; log the results."""
+    """Measure a run again, or any weights, with any evaluator; log the results."""
     from sslkit.engine.display import make_display
     from sslkit.report.terminal import display_path, print_evaluation
     from sslkit.workflows.evaluate import evaluate_run, evaluate_weights

@@ -10,37 +10,42 @@ import typer
 from .options import AsJson, Overrides, required
 from .output import print_json
 
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RECIPE|DATA",
+        help="A recipe, whose data is packed, or a data block: '{name: digits}'.",
+    ),
+]
+Out = Annotated[Path | None, typer.Option("-O", "--out", help="The pack to write.")]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Side of the square images to store, in pixels: the shorter side is resized to it, "
+        "then the centre is cut out. Default: images as they are, if all have one size.",
+    ),
+]
+Interpolation = Annotated[
+    str, typer.Option(help="Of the resize, which is antialiased: bilinear or bicubic.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads that decode; no effect on the file. Default: one a core."),
+]
+Verify = Annotated[
+    Path | None,
+    typer.Option(metavar="PACK", help="Check every pixel of a pack, and write nothing."),
+]
+
 
 def pack(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RECIPE|DATA",
-            help="A recipe, whose data is packed, or a data block: '{name: digits}'.",
-        ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("-O", "--out", help="The pack to write.")] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Side of the square images to store, in pixels: the shorter side is resized to "
-            "it, then the centre is cut out. Default: images as they are, if all have one size.",
-        ),
-    ] = None,
-    interpolation: Annotated[
-        str, typer.Option(help="Of the resize, which is antialiased: bilinear or bicubic.")
-    ] = "bilinear",
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Threads that decode; no effect on the file. Default: one a core."
-        ),
-    ] = None,
-    verify: Annotated[
-        Path | None,
-        typer.Option(metavar="PACK", help="Check every pixel of a pack, and write nothing."),
-    ] = None,
+    source: Source = None,
+    out: Out = None,
+    size: Size = None,
+    interpolation: Interpolation = "bilinear",
+    threads: Threads = None,
+    verify: Verify = None,
     override: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -49,7 +54,7 @@ def pack(
     Both splits go into the file. A command that was stopped goes on where it was when it is given
     again."""
     from sslkit.report.pack import print_pack
-    from sslkit.workflows.pack import pack_facts, pack_source, verify_pack
+    from sslkit.workflows.pack import pack_source, verify_pack
 
     if verify is not None:
         found = verify_pack(verify, threads)
@@ -59,4 +64,4 @@ def pack(
         found = pack_source(
             required(source), out, override or [], size, interpolation, threads=threads
         )
-    print_json(pack_facts(found)) if as_json else print_pack(found)
+    print_json(found.to_json()) if as_json else print_pack(found.pack)

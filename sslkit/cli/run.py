@@ -17,40 +17,43 @@ if TYPE_CHECKING:
     from sslkit.engine.signals import StopSignals
 
 
+RecipeName = Annotated[
+    str | None, typer.Argument(help="A recipe file, or the name of a shipped recipe.")
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(metavar="RUN|auto", help="Go on with a run folder; auto: the newest unfinished."),
+]
+Fork = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN|CHECKPOINT", help="Start a new run from the whole state of another."),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Processes on this machine that share every batch, one for each GPU. On several "
+        "machines: torchrun, or srun.",
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Build everything, run one step, print the plan. With --resume: repeat the step that "
+        "was not finite and name what began it. Keeps nothing.",
+    ),
+]
+
+
 def run(
-    recipe: Annotated[
-        str | None, typer.Argument(help="A recipe file, or the name of a shipped recipe.")
-    ] = None,
+    recipe: RecipeName = None,
     override: Overrides = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN|auto", help="Go on with a run folder; auto: the newest unfinished."
-        ),
-    ] = None,
-    fork: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN|CHECKPOINT", help="Start a new run from the whole state of another."
-        ),
-    ] = None,
-    nproc: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Processes on this machine that share every batch, one for each GPU. On several "
-            "machines: torchrun, or srun.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Build everything, run one step, print the plan. With --resume: repeat the step "
-            "that was not finite and name what began it. Keeps nothing.",
-        ),
-    ] = False,
+    resume: Resume = None,
+    fork: Fork = None,
+    nproc: Processes = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate and track a recipe."""

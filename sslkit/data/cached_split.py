@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslkit.api import ImageReader, SampleSpec, SplitReader, StreamReader, UnreadableImageError
-from sslkit.data.prefetch import ordered_groups
 from sslkit.data.stream_passes import StreamPasses
 from sslkit.errors import DataError
 from sslkit.parallel.world import World
 from sslkit.randomness import SampleRandom
+from sslkit.threads import ordered_groups
 
 RESIDENT_BYTES = 8 * 2**30
 """Sets up to this size are kept in memory. A constant, never taken from the machine's state."""

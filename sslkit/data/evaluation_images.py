@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from sslkit.api import Augmentation, Batch, EvaluationImages, Preprocess, Split, StreamReader
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.loader import TrainLoader
-from sslkit.data.prefetch import ordered_groups
 from sslkit.data.resize import prepare_for_encoder
 from sslkit.data.sampler import ShuffledSampler, shuffled_positions
+from sslkit.data.splits import Splits
 from sslkit.data.view_base import Chunk, ViewMaker
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError
 from sslkit.evaluation.labels import numbered_classes
 from sslkit.nn.batch_norm import calibrate_batch_norm, has_batch_statistics
 from sslkit.nn.compute import Compute
-from sslkit.nn.numerics import format_for
 from sslkit.randomness import Order, SampleRandom, stream_key
+from sslkit.threads import ordered_groups
 
 EVALUATION_BATCH = 512
 """Images that an encoder is given at a time."""
@@ -85,9 +85,7 @@ def calibrate(
     rows = calibration_rows(store, seed)
     batches = evaluation_batches(store, preprocess, EVALUATION_BATCH, compute.device, rows)
     with closing(batches):
-        calibrate_batch_norm(
-            network, batches, precision=compute.precision, channels_last=compute.channels_last
-        )
+        calibrate_batch_norm(network, batches, compute)
 
 
 def _decoded_batches(
@@ -181,8 +179,7 @@ class StoredImages(EvaluationImages):
 
     def __init__(
         self,
-        train: CachedSplit,
-        test: CachedSplit | None,
+        splits: Splits[CachedSplit],
         preprocess: Preprocess | None,
         compute: Compute,
         *,
@@ -191,17 +188,14 @@ class StoredImages(EvaluationImages):
         maker: ViewMaker | None = None,
     ) -> None:
         """seed, augmentation: of the recipe. maker: of the training views, where there is one."""
-        self.device = compute.device
-        self.channels = train.channels
-        self.sample = train.sample
+        self.compute = compute
+        self.channels = splits.train.channels
+        self.sample = splits.train.sample
         self._preprocess = preprocess
-        self.precision = compute.precision
-        self.channels_last = compute.channels_last
-        self._compute = compute
-        self._train = train
-        self._test = test
+        self._splits = splits
+        self._train = splits.train
         self.class_names = tuple(
-            train.class_names or numbered_classes(self.labels("train"), self.labels("test"))
+            splits.train.class_names or numbered_classes(self.labels("train"), self.labels("test"))
         )
         self._augmentation = augmentation
         self._recipe_seed = seed
@@ -219,14 +213,11 @@ class StoredImages(EvaluationImages):
             )
         return self._preprocess
 
-    def _store(self, split: Split) -> CachedSplit | None:
-        return self._train if split == "train" else self._test
-
     def num_images(self, split: Split) -> int:
-        return len(self._store(split) or ())
+        return len(self._splits.of(split) or ())
 
     def labels(self, split: Split) -> Tensor:
-        store = self._store(split)
+        store = self._splits.of(split)
         if store is not None and store.labels is not None:
             return store.labels
         return torch.full((self.num_images(split),), -1)
@@ -244,18 +235,18 @@ class StoredImages(EvaluationImages):
             seed=self._seed,
             num_threads=self._train.num_threads,
         )
-        return TrainingBatches(loader, self._layout)
+        return TrainingBatches(loader, self.compute)
 
     def preprocessed(
         self, split: Split, rows: Tensor | None = None, batch_size: int = EVALUATION_BATCH
     ) -> Iterator[Tensor]:
-        store = self._store(split)
+        store = self._splits.of(split)
         if store is None:
             raise DataError(f"data: there is no {split} split; choose evaluators that need none")
         batches = evaluation_batches(store, self._preprocess, batch_size, self.device, rows)
         with closing(batches):
             for images in batches:
-                yield images.contiguous(memory_format=format_for(images, self._layout))
+                yield self.compute.layout(images)
 
     def pairs(self, num: int) -> tuple[Tensor, Tensor]:
         return augmented_pairs(
@@ -269,20 +260,16 @@ class StoredImages(EvaluationImages):
 
     def calibrate(self, network: nn.Module) -> None:
         calibrate(
-            network, self._train, self._preprocess, seed=self._recipe_seed, compute=self._compute
+            network, self._train, self._preprocess, seed=self._recipe_seed, compute=self.compute
         )
-
-    @property
-    def _layout(self) -> torch.memory_format:
-        return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 class TrainingBatches:
     """The batches of a loader, in the memory format of the networks."""
 
-    def __init__(self, loader: TrainLoader, layout: torch.memory_format) -> None:
+    def __init__(self, loader: TrainLoader, compute: Compute) -> None:
         self._loader = loader
-        self._layout = layout
+        self._compute = compute
 
     @property
     def steps_per_epoch(self) -> int:
@@ -294,8 +281,4 @@ class TrainingBatches:
         batches = self._loader.epoch(epoch)
         with closing(batches):
             for batch in batches:
-                views = (
-                    view.contiguous(memory_format=format_for(view, self._layout))
-                    for view in batch.views
-                )
-                yield replace(batch, views=tuple(views))
+                yield replace(batch, views=tuple(map(self._compute.layout, batch.views)))

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.api import HasEncoded, SplitReader, UnreadableImageError
+from sslkit.api import HasEncoded, UnreadableImageError
 from sslkit.data.cached_split import CachedSplit
+from sslkit.data.splits import OTHER_TEST_DATA, Splits
 from sslkit.errors import DataError, RecipeError
 from sslkit.randomness import Order
 
@@ -34,27 +35,17 @@ _MAPPED_BYTES = 2 * 2**30
 _LOOKED_AT = 32
 _LOW = 16
 """A set whose brightest value is below it looks as if it were not scaled to 0 to 255."""
-_ADVICE = "name other images, set data.test_fraction, or leave data.test out"
 
 
-def refuse_same_data(train: SplitReader, test: SplitReader) -> None:
-    """Raises RecipeError where two splits have the same fingerprint."""
-    if len(train) == len(test) and train.fingerprint() == test.fingerprint():
-        raise RecipeError(
-            f"data.test: the {len(test):,} test images are the training images (equal "
-            f"fingerprints), so that every accuracy would be one on known images; {_ADVICE}"
-        )
-
-
-def examine(train: CachedSplit, test: CachedSplit | None, *, refuse: bool = True) -> list[str]:
+def examine(splits: Splits[CachedSplit], *, refuse: bool = True) -> list[str]:
     """What to say of the images, a sentence each. Raises RecipeError where all test images that
     were looked at are training images too, unless these are not to be refused."""
-    notes = _low_range(train)
-    shared = None if test is None else shared_images(train, test)
+    notes = _low_range(splits.train)
+    shared = None if splits.test is None else shared_images(splits.train, splits.test)
     if shared is None or not shared.number:
         return notes
     if refuse and shared.number == shared.looked_at and shared.looked_at >= min(shared.of, _ENOUGH):
-        raise RecipeError(f"data.test: {shared}; {_ADVICE}")
+        raise RecipeError(f"data.test: {shared}; {OTHER_TEST_DATA}")
     return [*notes, f"{shared}; accuracies count them: take them out of one of the splits"]
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from sslkit.api import Batch
 from sslkit.data.device_transfer import SideStream
-from sslkit.data.prefetch import ordered_groups
 from sslkit.data.sampler import Sampler
 from sslkit.data.view_base import Chunk, Prepared, ViewMaker
 from sslkit.parallel.division import Division
 from sslkit.randomness import SampleRandom
+from sslkit.threads import ordered_groups
 
 
 class TrainLoader:

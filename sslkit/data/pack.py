@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 
 from sslkit.api import DataSource, DataSourceConfig, ImageReader
 from sslkit.data.pack_format import PackFile, Split, read_pack
-from sslkit.data.prefetch import ordered_groups
 from sslkit.errors import DataError
+from sslkit.threads import in_order
 
 
 class Pack(DataSource):
@@ -110,13 +111,10 @@ def verify(
 def _compared(pack: PackFile, split: Split, num_threads: int) -> Iterator[tuple[int, bool]]:
     """(number, whether it is whole) of each block."""
 
-    def compare(number: int) -> bool:
-        return pack.is_whole(split, number)
-
-    groups = ((number, [number]) for number in range(split.num_blocks))
+    numbers = range(split.num_blocks)
+    compared = in_order(partial(pack.is_whole, split), numbers, num_threads=num_threads)
     try:
-        with closing(ordered_groups(compare, groups, num_threads=num_threads)) as compared:
-            for number, (whole,) in compared:
-                yield number, whole
+        with closing(compared):
+            yield from zip(numbers, compared, strict=True)
     except OSError as error:
         raise DataError(f"{pack.path}: cannot be read ({error.strerror or error})") from error

@@ -23,13 +23,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from sslkit.errors import DataError, RecipeError
+from sslkit.nn.image import Interpolation
 
 MAGIC = b"sslpack\n"
 VERSION = 1
@@ -43,8 +44,6 @@ PREFIX_BYTES = _PREFIX.size
 _BLOCK_BYTES = 4 * 2**20
 _HASHED_AT_ONCE = 2**20
 _MAX_CLASSES = 2**24
-
-Interpolation = Literal["bilinear", "bicubic"]
 
 
 class _Record(BaseModel):

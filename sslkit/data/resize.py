@@ -9,15 +9,12 @@ evaluation and packs, which compute bicubic in float.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from sslkit.api import Preprocess
-
-Interpolation = Literal["bilinear", "bicubic"]
+from sslkit.nn.image import Interpolation
 
 _LONGEST, _KEPT = 8, 4
 

@@ -4,10 +4,10 @@ source has none, labels as positions in the classes, and test data that is train
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal
+from functools import cache, partial
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,14 @@ from sslkit.api import (
     SplitReader,
     StreamReader,
 )
-from sslkit.data.examine import refuse_same_data
 from sslkit.errors import DataError, RecipeError
 
 SplitName = Literal["train", "test"]
+OTHER_TEST_DATA = "name other images, set data.test_fraction, or leave data.test out"
+"""What to do where test images are training images."""
+
+T = TypeVar("T")
+Made = TypeVar("Made")
 
 _MANY_CLASSES = 1 << 17
 """Classes that any set may name. Networks and votes have a number for each, so that a file of
@@ -36,24 +40,33 @@ a few megabytes could otherwise ask for all memory."""
 
 
 @dataclass(frozen=True)
-class Splits:
-    """The readers of a data source."""
+class Splits(Generic[T]):
+    """Both splits of a data source: their readers, their images once they are opened."""
 
-    train: SplitReader
-    test: SplitReader | None
+    train: T
+    test: T | None
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a person should know of them, a sentence each, once."""
-        readers = [self.train] if self.test is None else [self.train, self.test]
-        return tuple(dict.fromkeys(note for reader in readers for note in reader.notes))
-
-    def of(self, split: SplitName) -> SplitReader | None:
-        """The reader of a split."""
+    def of(self, split: SplitName) -> T | None:
+        """One of them."""
         return self.train if split == "train" else self.test
 
+    def present(self) -> dict[str, T]:
+        """Those that there are, by name."""
+        found = {"train": self.train}
+        return found if self.test is None else {**found, "test": self.test}
 
-def open_splits(data: Slot[DataSource]) -> Splits:
+    def map(self, make: Callable[[T], Made]) -> Splits[Made]:
+        """What is made of each."""
+        return Splits(make(self.train), None if self.test is None else make(self.test))
+
+
+def notes_of(readers: Splits[SplitReader]) -> tuple[str, ...]:
+    """What a person should know of them, a sentence each, once."""
+    every = readers.present().values()
+    return tuple(dict.fromkeys(note for reader in every for note in reader.notes))
+
+
+def open_splits(data: Slot[DataSource]) -> Splits[SplitReader]:
     """Opens a data source. Raises RecipeError where there is nothing to train on, where
     `test_fraction` cannot be followed and where the test split is the training split, and what the
     source raises."""
@@ -65,24 +78,36 @@ def open_splits(data: Slot[DataSource]) -> Splits:
     test = source.open("test")
     if test is not None and len(test) == 0:
         raise RecipeError(f"data.test: '{data.name}' has a test split without images; leave it out")
-    train, test = with_classes(train, test)
+    splits = with_classes(Splits(train, test))
     if config.test_fraction is not None and not source.divides_itself:
-        return _divided(data.name, train, test, config.test_fraction, config.test_seed)
-    if test is not None:
-        refuse_same_data(train, test)
-    return Splits(train, test)
+        return _divided(data.name, splits, config.test_fraction, config.test_seed)
+    _refuse_same_data(splits)
+    return splits
+
+
+def _refuse_same_data(splits: Splits[SplitReader]) -> None:
+    """Raises RecipeError where both have the same fingerprint."""
+    train, test = splits.train, splits.test
+    if test is None or len(train) != len(test):
+        return
+    if train.fingerprint() == test.fingerprint():
+        raise RecipeError(
+            f"data.test: the {len(test):,} test images are the training images (equal "
+            f"fingerprints), so that every accuracy would be one on known images; {OTHER_TEST_DATA}"
+        )
 
 
 # --- A test split that is divided off -------------------------------------------------------------
 
 
 def _divided(
-    name: str, train: SplitReader, test: SplitReader | None, fraction: float, seed: int
-) -> Splits:
-    if test is not None:
+    name: str, splits: Splits[SplitReader], fraction: float, seed: int
+) -> Splits[SplitReader]:
+    train = splits.train
+    if splits.test is not None:
         raise RecipeError(
-            f"data.test_fraction: '{name}' has a test split already, of {len(test):,} images; "
-            "leave test_fraction out, or data.test"
+            f"data.test_fraction: '{name}' has a test split already, of {len(splits.test):,} "
+            "images; leave test_fraction out, or data.test"
         )
     if train.labels is None or not (train.labels >= 0).any():
         raise RecipeError(
@@ -250,18 +275,16 @@ _PARTS: dict[type, type[PartReader]] = {
 # --- Labels ---------------------------------------------------------------------------------------
 
 
-def with_classes(
-    train: SplitReader, test: SplitReader | None
-) -> tuple[SplitReader, SplitReader | None]:
+def with_classes(splits: Splits[SplitReader]) -> Splits[SplitReader]:
     """The same readers with checked labels. Where they name no classes, these are the values that
     occur in either split, and labels become positions among them: memory goes by their number, not
     by the largest. Raises DataError."""
-    readers = [reader for reader in (train, test) if reader is not None]
+    readers = splits.present().values()
     for reader in readers:
         _check_labels(reader)
         _check_classes(reader, sum(map(len, readers)))
     if any(reader.class_names is not None for reader in readers):
-        return train, test
+        return splits
     given = [  # numpy joins int64 and uint64 as floats
         np.asarray(reader.labels).astype(np.int64, copy=False)
         for reader in readers
@@ -270,17 +293,16 @@ def with_classes(
     values = np.unique(np.concatenate(given)) if given else np.empty(0, dtype=np.int64)
     values = values[values >= 0]
     if not len(values):
-        return train, test
+        return splits
     if values[-1] == len(values) - 1:  # positions already
         names = tuple(map(str, range(len(values))))
         for reader in readers:
             reader.class_names = None if reader.labels is None else names
-        return train, test
-    found = [_on_classes(reader, values) for reader in readers]
-    return found[0], found[1] if test is not None else None
+        return splits
+    return splits.map(partial(_on_classes, values))
 
 
-def _on_classes(reader: SplitReader, values: NDArray[np.int64]) -> SplitReader:
+def _on_classes(values: NDArray[np.int64], reader: SplitReader) -> SplitReader:
     if reader.labels is None:
         return reader
     labels = np.asarray(reader.labels)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from sslkit.api import Augmentation, Geometry, ImageAugmentation, Params
 from sslkit.data.cached_split import CachedSplit
-from sslkit.data.prefetch import alone
 from sslkit.data.resize import crop_view
 from sslkit.data.sample_views import SampleViews
 from sslkit.data.view_base import Chunk, Crop, Prepared, ViewMaker, Views, joined
 from sslkit.nn.image import crop_resize
 from sslkit.randomness import SampleRandom
+from sslkit.threads import alone
 
 _DECODE_CHUNK = 32
 """Images that one thread decodes at a time: few enough to share a batch among threads, enough to

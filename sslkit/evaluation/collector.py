@@ -156,14 +156,14 @@ class Collector:
 
     def result(self) -> SuiteResult:
         return SuiteResult(
-            self.metrics,
-            self.evaluations,
-            self.figures,
-            self.skipped,
-            self.errors,
-            time.perf_counter() - self.started,
-            self.timings,
-            self.warnings,
-            self.stops,
-            self.notes,
+            metrics=self.metrics,
+            evaluations=self.evaluations,
+            figures=self.figures,
+            skipped=self.skipped,
+            errors=self.errors,
+            seconds=time.perf_counter() - self.started,
+            timings=self.timings,
+            warnings=self.warnings,
+            stops=self.stops,
+            notes=self.notes,
         )

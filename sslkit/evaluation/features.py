@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslkit.api import FeatureBank
+from sslkit.nn.compute import Compute
 from sslkit.nn.modes import frozen
-from sslkit.nn.numerics import Precision, autocast, exact_float32, format_for
+from sslkit.nn.numerics import exact_float32
 
 DEVICE_BYTES = 1 << 31
 """Features of both splits up to this size stay on the training device, others in CPU memory."""
@@ -42,25 +43,20 @@ def state_digest(encoder: nn.Module) -> str:
 def extract(
     encoder: nn.Module,
     batches: Iterable[Tensor],
-    *,
-    precision: Precision,
-    channels_last: bool,
+    compute: Compute,
     room: BankSpec | None = None,
 ) -> Tensor:
     """The features of all batches, (N, F) float32, in the order of the images.
 
-    batches: (B, C, S, S) float images in [0, 1]; batches may differ in length. room: how many rows
-    to make room for, and where; by default they are joined on the encoder's device, which needs
-    twice the memory for a moment. The encoder is in evaluation mode meanwhile and is not changed.
-    Raises ValueError if there is no batch."""
-    device = next((p.device for p in encoder.parameters()), None)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    batches: (B, C, S, S) float images in [0, 1]; batches may differ in length. compute: where
+    the encoder is, and how it computes. room: how many rows to make room for, and where; by default
+    they are joined on the encoder's device, which needs twice the memory for a moment. The encoder
+    is in evaluation mode meanwhile and is not changed. Raises ValueError if there is no batch."""
     rows = _Rows(room)
     with frozen(encoder), exact_float32():
         for images in batches:
-            images = images.to(device=device, memory_format=format_for(images, layout))
-            with autocast(images.device, precision):
-                rows.add(encoder(images).float())
+            with compute.autocast():
+                rows.add(encoder(compute.layout(images)).float())
     return rows.joined()
 
 

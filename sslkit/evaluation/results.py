@@ -29,20 +29,20 @@ V = TypeVar("V")
 SUBJECTS = ("pixels", "raw", "untrained", "trained")
 """In the order of columns. Only one of the first two is there: see `SampleSpec.raw`."""
 COST = "perf/evaluation_seconds"
-"""Wall time of an evaluation; with `_features` or `_<protocol>`, that of a part."""
+"""Wall time of an evaluation; with `_features` or `_<evaluator>`, that of a part."""
 
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """What the protocols found in one evaluation."""
+    """What the evaluators found in one evaluation."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Full key -> value, ready to log: `eval/knn/top1`, `eval/knn/top1_untrained`,
     `collapse/std`."""
     evaluations: Mapping[str, Mapping[str, Evaluation]] = field(default_factory=dict)
-    """Subject -> protocol -> what it found; a skipped protocol has its reason there."""
+    """Subject -> evaluator -> what it found; a skipped evaluator has its reason there."""
     figures: Mapping[str, Figure] = field(default_factory=dict)
-    """`<protocol>/<name>` -> figure."""
+    """`<evaluator>/<name>` -> figure."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Evaluator -> why nothing was measured, for example "no labels"."""
     errors: Mapping[str, str] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class SuiteResult:
     seconds: float = 0.0
     """Wall time of the whole evaluation."""
     timings: Mapping[str, float] = field(default_factory=dict)
-    """Seconds per part: "features/<subject>" and "<protocol>/<subject>"."""
+    """Seconds per part: "features/<subject>" and "<evaluator>/<subject>"."""
     warnings: Mapping[str, str] = field(default_factory=dict)
     """Evaluator -> what it found wrong with the training."""
     stops: Mapping[str, str] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class SuiteResult:
     @property
     def cost(self) -> dict[str, float]:
         """Metric -> seconds: `perf/evaluation_seconds`, and for each part of it, features and
-        protocols, `perf/evaluation_seconds_<part>`."""
+        evaluators, `perf/evaluation_seconds_<part>`."""
         seconds = {COST: self.seconds}
         for name, value in self.timings.items():
             key = f"{COST}_{name.partition('/')[0]}"
@@ -93,7 +93,7 @@ class SuiteResult:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value, and its 95 % interval where the protocol made draws or scored images."""
+    """A measured value, and its 95 % interval where the evaluator made draws or scored images."""
 
     value: float
     low: float | None = None
@@ -123,7 +123,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One metric of one protocol, for every subject that was measured."""
+    """One metric of one evaluator, for every subject that was measured."""
 
     protocol: str
     metric: str
@@ -131,7 +131,7 @@ class ComparisonRow:
     """Subject -> value."""
     differences: Mapping[str, Estimate]
     """Baseline -> trained minus baseline. The interval is that of the differences, paired by draw
-    and by image, and absent where the protocol has neither."""
+    and by image, and absent where the evaluator has neither."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -146,7 +146,7 @@ def comparison(
     trained: SuiteResult, baselines: SuiteResult | None = None, noun: str = "image"
 ) -> list[ComparisonRow]:
     """The table "pixels / untrained / trained": one row per metric of the trained encoder, in the
-    order of the protocols. Protocols that were skipped have no row. noun: what was measured on."""
+    order of the evaluators. Those that were skipped have no row. noun: what was measured on."""
     found = {**(baselines.evaluations if baselines else {}), **trained.evaluations}
     return [_named(row, noun) for row in _rows(found)]
 

@@ -105,13 +105,7 @@ class EncoderSubject(Subject):
         self._embeddings = embeddings
 
     def features(self, batches: Iterable[Tensor], room: BankSpec | None = None) -> Tensor:
-        return extract(
-            self._encoder,
-            batches,
-            precision=self._images.precision,
-            channels_last=self._images.channels_last,
-            room=room,
-        )
+        return extract(self._encoder, batches, self._images.compute, room)
 
     def pairs(self, num: int) -> tuple[Tensor, Tensor]:
         first, second = self._images.pairs(num)

@@ -1,7 +1,7 @@
 """Runs the evaluators of a recipe on one encoder, and on the baselines at the end.
 
 Names. An evaluator is called by its name in the recipe; listed again it is `knn_2`, `knn_3`, and so
-on, in the order of the recipe. Its metrics are `eval/<protocol>/<metric>`; a metric whose name
+on, in the order of the recipe. Its metrics are `eval/<evaluator>/<metric>`; a metric whose name
 holds a slash stands as it is (`collapse/std`), except that a repeated evaluator adds its number to
 the first part (`collapse_2/std`). Baselines add the subject: `eval/knn/top1_untrained`.
 
@@ -145,9 +145,7 @@ class EvaluationSuite:
             batch = next(batches, None)
             if batch is None:
                 break
-            features = extract(
-                encoder, [batch], precision=images.precision, channels_last=images.channels_last
-            )
+            features = extract(encoder, [batch], images.compute)
             features.sum().item()  # waits for the device
             seconds, count = time.perf_counter() - start, len(batch)
         return seconds / count

@@ -199,9 +199,9 @@ def make_learner(recipe: Recipe, facts: RunFacts, compute: Compute, method: Meth
         probe,
         contract,
         recipe.seed,
-        Embedder(method, compute.world),
-        make_division(recipe, compute.world),
-        starting_source(recipe),
+        embedder=Embedder(method, compute.world),
+        division=make_division(recipe, compute.world),
+        starts_from=starting_source(recipe),
     )
 
 

@@ -9,19 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from sslkit.api import Method
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import calibrate
 from sslkit.data.splits import open_splits
-from sslkit.errors import CheckpointError, DataError, RecipeError
+from sslkit.errors import CheckpointError, DataError, RecipeError, message_of
 from sslkit.nn.batch_norm import has_batch_statistics
-from sslkit.nn.compute import Compute
 from sslkit.recipe import Recipe
 
-from .resolve import resolve_device
+from .resolve import evaluation_compute
 from .stores import open_store
 
 
@@ -47,7 +45,7 @@ def calibrate_as_in_run(
             source, f"have changed (fingerprint {fingerprint}, now {store.fingerprint})"
         )
     home = next(method.parameters()).device
-    compute = _compute(recipe)
+    compute = evaluation_compute(recipe)
     compute.prepare(network)
     calibrate(network, store, method.encoder.preparation, seed=recipe.seed, compute=compute)
     replace(compute, device=home).prepare(network)
@@ -57,8 +55,7 @@ def _open(recipe: Recipe, source: Path) -> CachedSplit:
     try:
         return open_store(recipe, recipe.data, open_splits(recipe.data).train)
     except (RecipeError, DataError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise _without_images(source, f"cannot be opened ({reason})") from error
+        raise _without_images(source, f"cannot be opened ({message_of(error)})") from error
 
 
 def _without_images(source: Path, what: str) -> CheckpointError:
@@ -67,12 +64,3 @@ def _without_images(source: Path, what: str) -> CheckpointError:
         f"run's training images, which {what}; go where they are, or take the "
         "encoder.safetensors of a finished run, which has them"
     )
-
-
-def _compute(recipe: Recipe) -> Compute:
-    """As the run's, on the CPU where its device is not here; changes no global setting."""
-    try:
-        device = resolve_device(recipe.train.device)
-    except RecipeError:  # a run of another machine
-        device = "cpu"
-    return Compute(torch.device(device), recipe.evaluation_precision, recipe.train.channels_last)

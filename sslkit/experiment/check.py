@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from sslkit.api import Augmentation, ImageAugmentation, RunFacts, StreamReader
-from sslkit.data.splits import Splits, open_splits
+from sslkit.api import Augmentation, ImageAugmentation, RunFacts, SplitReader, StreamReader
+from sslkit.data.splits import Splits, notes_of, open_splits
 from sslkit.errors import RecipeError
 from sslkit.recipe import Recipe, check_recipe
 
@@ -15,7 +15,7 @@ from .stores import brought_facts, class_sizes, count_classes
 _MANY = 1_000_000
 
 
-def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> RunFacts:
+def find_facts(recipe: Recipe, splits: Splits[SplitReader], augmentation: Augmentation) -> RunFacts:
     """What is known before the first step. Raises RecipeError when no whole batch exists."""
     train, reader, test = recipe.train, splits.train, splits.test
     if train.batch_size > len(reader):
@@ -36,7 +36,7 @@ def find_facts(recipe: Recipe, splits: Splits, augmentation: Augmentation) -> Ru
         views=augmentation.views,
         num_test_images=0 if test is None else len(test),
         test_has_labels=test is not None and test.labels is not None,
-        data_notes=splits.notes,
+        data_notes=notes_of(splits),
         class_sizes=class_sizes(reader.labels),
         other_samples=None if reader.sample.is_image else reader.sample,
         streamed=isinstance(reader, StreamReader),
@@ -82,8 +82,9 @@ def check_without_data(recipe: Recipe) -> None:
     for channels in (3, 1):
         # Labelled, and so many images that no number is above theirs.
         facts = RunFacts(
-            _MANY * train.batch_size, channels, None, 2, train.batch_size, _MANY, steps, views
-        )
+            num_images=_MANY * train.batch_size, channels=channels, image_size=None, num_classes=2,
+            batch_size=train.batch_size, steps_per_epoch=_MANY, total_steps=steps, views=views,
+        )  # fmt: skip
         found.append(check_recipe(recipe, facts, data=False))
     problems = [line for line in found[0] if line in found[1]]
     if problems:

@@ -35,7 +35,6 @@ def run_tags(recipe: Recipe) -> dict[str, str]:
 
 def describe_run(recipe: Recipe, facts: RunFacts, stores: Stores, device: str) -> dict[str, Any]:
     """What the recipe does not say about a run, here and now."""
-    splits = {"train": stores.train, "test": stores.test}
     used = [slot for _, slot in components(recipe)]
     found = describe(
         device=device,
@@ -46,5 +45,5 @@ def describe_run(recipe: Recipe, facts: RunFacts, stores: Stores, device: str) -
     return found | {
         "code": code_digests(modules),
         "facts": asdict(facts),
-        "sources": {name: split.details for name, split in splits.items() if split is not None},
+        "sources": {name: split.details for name, split in stores.present().items()},
     }

@@ -76,8 +76,7 @@ def _images(
 ) -> StoredImages:
     """maker: of the training views, where there is one."""
     return StoredImages(
-        stores.train,
-        stores.test,
+        stores,
         method.encoder.preparation,
         replace(compute, precision=recipe.evaluation_precision),
         seed=recipe.seed,

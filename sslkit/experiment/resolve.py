@@ -44,8 +44,9 @@ def settle(recipe: Recipe, facts: RunFacts) -> Recipe:
     return recipe.model_copy(update={"train": train})
 
 
-def resolve_device(name: str) -> str:
-    """The device that `auto` stands for here. Raises RecipeError for one that is not there."""
+def resolve_device(name: str, field: str = "train.device") -> str:
+    """The device that `auto` stands for here. field: what messages call it. Raises RecipeError for
+    one that is not there."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -55,8 +56,17 @@ def resolve_device(name: str) -> str:
         return next(device for device, there in available.items() if there)
     if not available[name]:
         there = ", ".join(device for device, ok in available.items() if ok)
-        raise RecipeError(f"train.device: '{name}' is not available here; available: {there}")
+        raise RecipeError(f"{field}: '{name}' is not available here; available: {there}")
     return name
+
+
+def evaluation_compute(recipe: Recipe) -> Compute:
+    """How a run evaluates; on the CPU where its device is not here. Changes no global setting."""
+    try:
+        device = resolve_device(recipe.train.device)
+    except RecipeError:  # a run of another machine
+        device = "cpu"
+    return Compute(torch.device(device), recipe.evaluation_precision, recipe.train.channels_last)
 
 
 def resolve_compile(setting: bool | str, field: str = "compile") -> bool:

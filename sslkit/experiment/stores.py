@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from sslkit.api import (
 )
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.examine import examine, shared_images
-from sslkit.data.splits import open_splits
+from sslkit.data.splits import Splits, notes_of, open_splits
 from sslkit.engine.display import Display
 from sslkit.errors import DataError, PluginError, RecipeError
 from sslkit.parallel.world import World
@@ -28,29 +29,24 @@ from sslkit.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Stores:
+class Stores(Splits[CachedSplit]):
     """Both splits of a data source, small images decoded into memory."""
 
-    train: CachedSplit
-    test: CachedSplit | None
     elsewhere: Mapping[str, Stores] = field(default_factory=dict)
     """Path of an entry of `evaluate` -> the images that it brings; one object for entries that
     bring the same."""
 
     def agree(self, world: World) -> None:
         """Makes labels the same on all ranks: see `CachedSplit.agree`."""
-        for split in (self.train, self.test):
-            if split is not None:
-                split.agree(world)
+        for split in self.present().values():
+            split.agree(world)
         for stores in {id(each): each for each in self.elsewhere.values()}.values():
             stores.agree(world)
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """Split -> fingerprint, with the path before it for images that an entry brings."""
-        found = {"train": self.train.fingerprint}
-        if self.test is not None:
-            found["test"] = self.test.fingerprint
+        found: dict[str, str] = {split: each.fingerprint for split, each in self.present().items()}
         for path, stores in self.elsewhere.items():
             found |= {f"{path} {split}": each for split, each in stores.fingerprints.items()}
         return found
@@ -99,7 +95,7 @@ def brought_facts(recipe: Recipe, facts: RunFacts) -> dict[str, RunFacts]:
             num_classes=count_classes(splits.train),
             num_test_images=0 if splits.test is None else len(splits.test),
             test_has_labels=splits.test is not None and splits.test.labels is not None,
-            data_notes=splits.notes,
+            data_notes=notes_of(splits),
             class_sizes=class_sizes(splits.train.labels),
         )
     return found
@@ -135,14 +131,13 @@ def open_stores(recipe: Recipe, display: Display) -> Stores:
 
 
 def _open(recipe: Recipe, data: Slot[DataSource], field: str, display: Display) -> Stores:
-    splits = open_splits(data)
-    train = open_store(recipe, data, splits.train)
-    test = None if splits.test is None else open_store(recipe, data, splits.test)
+    opened = open_splits(data).map(partial(open_store, recipe, data))
+    train, test = opened.train, opened.test
     sizes = f"{len(train):,} training"
     nouns = f"{train.sample.noun}s" + (" an epoch" if train.streamed else "")
     sizes += f" and {len(test):,} test {nouns}" if test else f" {nouns}, no test split"
     display.message(f"{field}: {data.name}, {sizes}, {train.place}")
-    train.notes = tuple(examine(train, test))
+    train.notes = tuple(examine(opened))
     for note in train.notes:
         display.message(f"warning: {field}: {note}")
     return Stores(train, test)

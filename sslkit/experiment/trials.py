@@ -30,7 +30,7 @@ from sslkit.api.schedules import checked_factor, sampled_steps
 from sslkit.data.cached_split import CachedSplit
 from sslkit.engine.contract import ViewShape, check_view, describe
 from sslkit.engine.torch_faults import Convolution, find_faulty, recorded_convolutions
-from sslkit.errors import PluginError, RecipeError
+from sslkit.errors import PluginError, RecipeError, failure_of
 from sslkit.nn.compute import Compute
 from sslkit.nn.modes import eval_mode
 from sslkit.randomness import SampleRandom
@@ -59,8 +59,9 @@ def check_encoder(recipe: Recipe, facts: RunFacts, compute: Compute, encoder: Ba
         with torch.no_grad(), eval_mode(encoder):
             features = encoder(compute.layout(images))
     except Exception as error:  # whatever a network raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise PluginError(f"{who} cannot take {what} {tuple(images.shape)}: {reason}") from error
+        raise PluginError(
+            f"{who} cannot take {what} {tuple(images.shape)}: {failure_of(error)}"
+        ) from error
     if tuple(features.shape) != (2, encoder.num_features):
         raise PluginError(
             f"{who} turns {what} {tuple(images.shape)} into features {tuple(features.shape)}, "

@@ -46,7 +46,7 @@ def register_datasets() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 @hookspec
 def register_evaluators() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Evaluation protocols: subclasses of `sslkit.api.Evaluator`."""
+    """Evaluators: subclasses of `sslkit.api.Evaluator`."""
 
 
 @hookspec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 
-from sslkit.errors import hide_logins
+from sslkit.errors import failure_of
 
 _MAX_LENGTH = 300
 
@@ -15,13 +15,7 @@ def describe_failure(error: BaseException, module: str | None = None) -> str:
     module: the module that was imported; every module of its top-level package is the plugin's
     (for the built-ins, every module below `sslkit.builtin`). None: whatever is not torch.
     """
-    try:
-        message = hide_logins(" ".join(str(error).split()))
-    except Exception:  # an exception of a plugin that cannot even be printed
-        message = ""
-    if len(message) > _MAX_LENGTH:
-        message = message[: _MAX_LENGTH - 3] + "..."
-    summary = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    summary = failure_of(error, _MAX_LENGTH)
     place = _place(error, module)
     return f"{summary} ({place})" if place else summary
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .compute import Compute
 from .modes import modes_kept
-from .numerics import Precision, autocast, exact_float32, format_for
+from .numerics import exact_float32
 
 
 def has_batch_statistics(network: nn.Module) -> bool:
@@ -29,20 +30,18 @@ def has_batch_statistics(network: nn.Module) -> bool:
 def calibrate_batch_norm(
     network: nn.Module,
     batches: Iterable[Tensor],
-    *,
-    precision: Precision = "fp32",
-    channels_last: bool = False,
+    compute: Compute | None = None,
 ) -> None:
     """Gives the BatchNorm layers the statistics of these images, in place; modes are put back to
     what they were, and nothing else is changed. Layers that the network's own `train` leaves in
     evaluation mode are frozen, and stay as they are.
 
     batches: (B, C, S, S) float images, in random order; none are read where no layer needs them.
+    compute: where the network is, and how it computes; None: where it is, in float32.
     A layer's mean and variance are those of all its inputs, over all batches. As in
     training, activations reach the next layer normalised by their own batch, so batches sorted by
     class would bias them. Other layers (dropout) are in evaluation mode meanwhile. What the layers
     held before has no influence. Compare "PreciseBN" (Wu and Johnson 2021, arXiv:2105.07576)."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(modes_kept(network))
         layers = _trained_layers(network)
@@ -56,12 +55,11 @@ def calibrate_batch_norm(
             layer.momentum = 1.0
             stack.callback(layer.register_forward_hook(collect.hook).remove)
         assert layers[0].running_mean is not None
-        device = layers[0].running_mean.device
+        compute = compute or Compute(layers[0].running_mean.device, "fp32", channels_last=False)
         with kept_batch_statistics(network), exact_float32():
             for images in _without_single_images(batches):
-                images = images.to(device=device, memory_format=format_for(images, layout))
-                with autocast(device, precision):
-                    network(images)
+                with compute.autocast():
+                    network(compute.layout(images))
         for layer, collect in zip(layers, moments, strict=True):
             collect.write(layer)
 

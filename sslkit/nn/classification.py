@@ -6,6 +6,7 @@ Shapes: N training rows, M query rows, F feature width, C classes, k neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -41,15 +42,31 @@ def mean_class_accuracy(predictions: Tensor, labels: Tensor) -> float:
     return float((correct[present] / counts[present]).mean())
 
 
+@dataclass(frozen=True)
+class Vote:
+    """How neighbours vote for a class."""
+
+    k: int
+    """How many vote."""
+    temperature: float
+    num_classes: int
+
+    def weights(self, similarity: Tensor, highest: Tensor) -> Tensor:
+        """int64 weights of neighbours; `highest` is the similarity of the nearest one."""
+        return self.exact_weights(similarity, highest).round().long()
+
+    def exact_weights(self, similarity: Tensor, highest: Tensor) -> Tensor:
+        """The weights before they are rounded to whole numbers."""
+        return ((similarity - highest) / self.temperature).exp() * _VOTE_SCALE
+
+
 def knn_correct(
     train: Tensor,  # (N, F)
     train_labels: Tensor,  # (N,) int64
     queries: Tensor,  # (M, F)
     query_labels: Tensor,  # (M,) int64
+    vote: Vote,
     *,
-    num_classes: int,
-    k: int,
-    temperature: float,
     device: torch.device | None = None,
 ) -> Tensor:
     """The probability (M,) float64, on the CPU, that each query gets its class by the weighted vote
@@ -65,33 +82,32 @@ def knn_correct(
     training rows (1 GiB at most, twice: raw and normalised), of similarities (64 MiB, about
     three times), and the k best neighbours of every query; it makes no copy of the bank."""
     device = device or train.device
-    similarity, neighbours = nearest_rows(train, queries, k=min(k + 1, len(train)), device=device)
+    asked_for = min(vote.k + 1, len(train))
+    similarity, neighbours = nearest_rows(train, queries, k=asked_for, device=device)
     labels = train_labels.to(device)
-    rows = max(1, _BLOCK_ELEMENTS // max(k, num_classes))
+    rows = max(1, _BLOCK_ELEMENTS // max(vote.k, vote.num_classes))
     found = []
     for part, (values, nearest) in enumerate(
         zip(torch.split(similarity, rows), torch.split(neighbours, rows), strict=True)
     ):
         asked = query_labels[part * rows : part * rows + len(values)].to(device)
-        weights, unsure = _weights(values, k, temperature)
-        votes = torch.zeros(len(values), num_classes, dtype=torch.int64, device=device)
+        weights, unsure = _weights(values, vote)
+        votes = torch.zeros(len(values), vote.num_classes, dtype=torch.int64, device=device)
         votes.scatter_add_(1, labels[nearest], weights)
         (unsure_rows,) = unsure.nonzero(as_tuple=True)
         if len(unsure_rows):
             tied = queries[(unsure_rows + part * rows).to(queries.device)]
-            votes[unsure_rows] = _votes_with_ties(
-                train, labels, tied, num_classes=num_classes, k=k, temperature=temperature
-            )
+            votes[unsure_rows] = _votes_with_ties(train, labels, tied, vote)
         found.append(_probability(votes, asked))
     return torch.cat(found).cpu().double()
 
 
-def _weights(similarity: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+def _weights(similarity: Tensor, vote: Vote) -> tuple[Tensor, Tensor]:
     """int64 weights of k + 1 neighbours (rows, k + 1), or of all where there are fewer, that of the
     last one 0; and for which rows the last two are so near that rounding may have ordered them."""
     highest, lowest = similarity.max(dim=1, keepdim=True).values, similarity.argmin(dim=1)
-    weights = (((similarity - highest) / temperature).exp() * _VOTE_SCALE).round().long()
-    if similarity.shape[1] <= k:
+    weights = vote.weights(similarity, highest)
+    if similarity.shape[1] <= vote.k:
         return weights, torch.zeros_like(lowest, dtype=torch.bool)
     weights.scatter_(1, lowest[:, None], 0)
     last_two = similarity.topk(2, dim=1, largest=False).values
@@ -102,10 +118,7 @@ def _votes_with_ties(
     train: Tensor,
     labels: Tensor,  # (N,) on the device
     queries: Tensor,  # (m, F)
-    *,
-    num_classes: int,
-    k: int,
-    temperature: float,
+    vote: Vote,
 ) -> Tensor:
     """(m, C) int64 votes where rows that are equally similar share the last of the k places.
     Similarities are float64, rounded to float32: equal rows are equally similar wherever they
@@ -126,12 +139,14 @@ def _votes_with_ties(
     best = [torch.empty(size, 0, device=device) for size in sizes]
     for number, similarity, _ in pairs():
         joined = torch.cat([best[number], similarity], dim=1)
-        best[number] = joined.topk(min(k, joined.shape[1]), dim=1).values
-    above = [torch.zeros(size, num_classes, dtype=torch.int64, device=device) for size in sizes]
+        best[number] = joined.topk(min(vote.k, joined.shape[1]), dim=1).values
+    above = [
+        torch.zeros(size, vote.num_classes, dtype=torch.int64, device=device) for size in sizes
+    ]
     level = [torch.zeros_like(part) for part in above]
     for number, similarity, classes in pairs():
         highest, last = best[number][:, :1], best[number][:, -1:]
-        weights = (((similarity - highest) / temperature).exp() * _VOTE_SCALE).round().long()
+        weights = vote.weights(similarity, highest)
         index = classes.expand(len(similarity), -1)
         above[number].scatter_add_(1, index, torch.where(similarity > last, weights, 0))
         level[number].scatter_add_(1, index, (similarity == last).long())
@@ -140,7 +155,7 @@ def _votes_with_ties(
         highest, last = values[:, :1], values[:, -1:]
         room = (values == last).sum(dim=1, keepdim=True)
         share = room / at_level.sum(dim=1, keepdim=True)
-        weight = ((last - highest) / temperature).exp() * _VOTE_SCALE
+        weight = vote.exact_weights(last, highest)
         votes.append(votes_above + (weight * share * at_level).round().long())
     return torch.cat(votes)
 

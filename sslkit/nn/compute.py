@@ -61,7 +61,8 @@ class Compute:
             module.to(memory_format=torch.channels_last)
 
     def layout(self, samples: Tensor) -> Tensor:
-        """A batch in the memory format of the network; only images have channels last."""
-        if self.channels_last and samples.ndim == 4:
-            return samples.contiguous(memory_format=torch.channels_last)
-        return samples
+        """A batch on the device, in the memory format of the network; only images have channels
+        last."""
+        channels_last = self.channels_last and samples.ndim == 4
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return samples.to(device=self.device, memory_format=layout)

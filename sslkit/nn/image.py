@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from sslkit.randomness import SampleRandom
 
 Interpolation = Literal["bilinear", "bicubic"]
+"""Filter of a resize, antialiased."""
 
 _CHUNK_VALUES = 2**19
 """Values that `crop_resize` works on at a time in eager mode on a CPU: they, and what is made of
@@ -53,7 +54,7 @@ def _resize_taps(
     mirror: Tensor | None,  # (B,) bool
     source: int,
     size: int,
-    interpolation: str,
+    interpolation: Interpolation,
 ) -> tuple[Tensor, Tensor]:
     """Which source pixels, and with which weights, make each of `size` output pixels: two tensors
     (B, size, K). K depends on shapes only: it is what the largest possible crop needs."""
@@ -125,7 +126,7 @@ def _sum_rows(images: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def _crop_resize(
-    images: Tensor, box: Tensor, flip: Tensor, sides: tuple[int, int], interpolation: str
+    images: Tensor, box: Tensor, flip: Tensor, sides: tuple[int, int], interpolation: Interpolation
 ) -> Tensor:
     height, width = images.shape[-2:]
     top, left, tall, wide = box.unbind(1)

@@ -17,6 +17,8 @@ from sslkit.randomness import Order
 from .logistic_regression import LinearClassifiers
 from .standardised import Standardised
 
+_MOMENTUM = 0.9
+
 
 def fit_by_sgd(
     data: Standardised,
@@ -27,12 +29,11 @@ def fit_by_sgd(
     epochs: int,
     batch_size: int,
     seed: int,
-    momentum: float = 0.9,
 ) -> LinearClassifiers:
     """One classifier for each pair of lr and weight decay, all from the same batches: SGD with
-    Nesterov momentum on the mean cross entropy, from zero, the learning rate along a cosine to 0
-    without warm-up (the linear evaluation of Chen et al. 2020, arXiv:2002.05709, B.6, on features
-    that stay as they are).
+    Nesterov momentum of 0.9 on the mean cross entropy, from zero, the learning rate along a cosine
+    to 0 without warm-up (the linear evaluation of Chen et al. 2020, arXiv:2002.05709, B.6, on
+    features that stay as they are).
 
     lr, weight_decay: of each of the P classifiers; the weights decay and the biases do not. A
     batch is one product with the weights of all classifiers, (B, F) by (F, P * C). The order of the
@@ -41,7 +42,7 @@ def fit_by_sgd(
     """
     count, size = len(data), min(batch_size, len(data))
     steps = count // size
-    state = _Momentum(data, num_classes, lr, weight_decay, momentum)
+    state = _Momentum(data, num_classes, lr, weight_decay)
     kept = next(data.blocks()) if data.fits else None
     for epoch in range(epochs):
         order = Order(seed, epoch, count)[:]
@@ -66,7 +67,6 @@ class _Momentum:
         num_classes: int,
         lr: Sequence[float],
         weight_decay: Sequence[float],
-        momentum: float,
     ) -> None:
         self.shape = len(lr), num_classes, data.width
         like = data.features.new_empty(0, device=data.device)
@@ -75,7 +75,6 @@ class _Momentum:
         self.velocity = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
         self.lr = like.new_tensor(lr).repeat_interleave(num_classes)
         self.decay = like.new_tensor(weight_decay).repeat_interleave(num_classes)
-        self.momentum = momentum
 
     def step(self, features: Tensor, labels: Tensor, factor: float) -> None:
         """One step on a batch, the learning rates multiplied by `factor`."""
@@ -92,8 +91,8 @@ class _Momentum:
             (self.weight, self.velocity[0], by_weight, rate[:, None]),
             (self.bias, self.velocity[1], by_bias, rate),
         ):
-            velocity.mul_(self.momentum).add_(gradient)
-            gradient.add_(velocity, alpha=self.momentum)  # Nesterov
+            velocity.mul_(_MOMENTUM).add_(gradient)
+            gradient.add_(velocity, alpha=_MOMENTUM)  # Nesterov
             tensor.addcmul_(lr, gradient, value=-1.0)
 
     def classifiers(self) -> LinearClassifiers:

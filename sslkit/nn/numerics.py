@@ -23,11 +23,6 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=_HALF[precision])
 
 
-def format_for(samples: Tensor, layout: torch.memory_format) -> torch.memory_format:
-    """The memory format for a batch in a network of this layout: only images have channels last."""
-    return layout if samples.ndim == 4 else torch.contiguous_format
-
-
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """The scope in which float32 matrices and convolutions are multiplied in float32, and not in

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .logistic_regression import Curvature, LinearClassifiers, LossGradient, search_penalties
+from .logistic_regression import LinearClassifiers
+from .penalty_search import Curvature, LossGradient, search_penalties
 
 _BLOCK_ELEMENTS = 1 << 24
 """Logits held at once; the rows of a block follow from the shapes."""

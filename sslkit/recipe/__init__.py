@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from sslkit.host.recipe_files import find_recipe, shipped_recipes
 
+from .data_block import load_data_block
 from .hashing import backbone_name, dump_resolved, flatten, hashed_view, recipe_hash
 from .loading import load_recipe, parse_recipe, read_field
 from .model import (
@@ -40,6 +41,7 @@ __all__ = [
     "flatten",
     "hashed_view",
     "json_schema",
+    "load_data_block",
     "load_recipe",
     "parse_recipe",
     "read_field",

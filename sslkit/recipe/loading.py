@@ -105,7 +105,7 @@ def _qualify_names(document: Document, registry: Registry) -> None:
 
 
 def _unmeasured_expectations(recipe: Recipe, document: Document, registry: Registry) -> list[str]:
-    """Expected metrics of protocols that are installed and that the recipe does not run."""
+    """Expected metrics of evaluators that are installed and that the recipe does not run."""
     chosen = {slot.name.rpartition(":")[2] for slot in recipe.evaluate}
     known = {entry.name for entry in registry.entries("evaluator")}
     problems = []

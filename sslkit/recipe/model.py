@@ -167,7 +167,7 @@ class Recipe(Block):
     train: TrainConfig
     """How long and how to train."""
     evaluate: tuple[Slot[Evaluator], ...] = ()
-    """Evaluation protocols, run after the last epoch and every `every_epochs`."""
+    """Evaluators, run after the last epoch and every `every_epochs`."""
     evaluation_precision: Precision = "fp32"
     """Number format of activations in everything that evaluation computes: features of all
     subjects, batch statistics, fine-tuning of copies. `fp32` gives the features that users of the

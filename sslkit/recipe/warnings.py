@@ -61,7 +61,7 @@ def find_warnings(recipe: Recipe, facts: RunFacts) -> list[Advice]:
 
 
 def _unmeasurable(cls: type[Evaluator], facts: RunFacts) -> str | None:
-    """Why a protocol will find nothing to measure; None where it will."""
+    """Why an evaluator will find nothing to measure; None where it will."""
     if not cls.requires_labels:
         return None
     if not facts.num_classes:

@@ -20,7 +20,7 @@ class RunCost:
     evaluation: float
     """All evaluations, that of the baselines included."""
     parts: Mapping[str, float]
-    """`features` and each protocol -> seconds, the costliest first."""
+    """`features` and each evaluator -> seconds, the costliest first."""
 
     @property
     def share(self) -> float:

@@ -53,7 +53,7 @@ def draw_curves(lines: Sequence[MetricLine]) -> Figure:
 
 
 def draw_accuracies(rows: Sequence[ComparisonRow]) -> Figure:
-    """A bar per protocol and subject, in percent, with 95 % intervals where there are draws."""
+    """A bar per evaluator and subject, in percent, with 95 % intervals where there are draws."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.6 + 1.5 * max(len(rows), 1), 3.2), layout="constrained")

@@ -24,7 +24,7 @@ def bounds(key: str, *, difference: bool = False) -> tuple[float, float]:
 
 
 def main_metrics(metrics: Iterable[str]) -> list[str]:
-    """Those of a protocol's metrics, in their order, by which arms are compared: its scores
+    """Those of an evaluator's metrics, in their order, by which arms are compared: its scores
     or, where it has none, the first. A name with a slash is a diagnostic and never one of them."""
     own = [metric for metric in metrics if "/" not in metric]
     return [metric for metric in own if is_score(metric)] or own[:1]
@@ -32,7 +32,7 @@ def main_metrics(metrics: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class FinalResults:
-    """What a run came to, protocol by protocol."""
+    """What a run came to, evaluator by evaluator."""
 
     rows: Sequence[ComparisonRow]
     trained: SuiteResult

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sslkit.randomness import Order, random_subset
+from sslkit.randomness import random_subset, shuffled
 
 from .harmless import in_figure
 from .projection import METHODS, Projection
@@ -60,12 +60,12 @@ def choose_images(
     classes lies on top of the others. Where there are labels, images without one are left out."""
     if labels is None or not bool((labels >= 0).any()):
         rows = random_subset(seed, "map/images", num_images, at_most)
-        return MapImages(_shuffled(rows, seed), None, {})
+        return MapImages(shuffled(rows, seed), None, {})
     labels = labels.cpu()
     present = torch.unique(labels[labels >= 0])
     shown = present[random_subset(seed, "map/classes", len(present), CLASSES)]
     eligible = torch.isin(labels, shown).nonzero()[:, 0]
-    rows = _shuffled(eligible[random_subset(seed, "map/images", len(eligible), at_most)], seed)
+    rows = shuffled(eligible[random_subset(seed, "map/images", len(eligible), at_most)], seed)
     classes = {index: class_name(class_names, index) for index in shown.tolist()}
     return MapImages(rows, labels[rows], classes, len(present) - len(shown))
 
@@ -122,10 +122,6 @@ def _legend_columns(entries: int, most: int) -> int:
     """How many columns of a legend have at most `most` entries beside each other, in rows that are
     about equally long."""
     return math.ceil(entries / math.ceil(entries / most))
-
-
-def _shuffled(rows: Tensor, seed: int) -> Tensor:
-    return rows[Order(seed, 0, len(rows))[:]]
 
 
 def _short(name: str) -> str:

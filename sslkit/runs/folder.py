@@ -99,7 +99,7 @@ class RunFolder(RunFiles):
 
     @property
     def stopped(self) -> Path:
-        """Why a protocol ended the run before its time; missing where none did."""
+        """Why an evaluator ended the run before its time; missing where none did."""
         return self.path / "stopped.json"
 
     @property

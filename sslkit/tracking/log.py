@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sslkit.api import RunView, Tracker
-from sslkit.errors import TrackingError, hide_logins
+from sslkit.errors import TrackingError, failure_of
 from sslkit.runs.folder import RunFolder
 from sslkit.runs.metrics_file import MetricLine, encode_line, read_lines, truncate_after
 from sslkit.runs.upload_state import Status, UploadState
@@ -204,7 +204,7 @@ class RunLog:
             logger.warning(
                 "tracking: %s is away (%s); the run goes on, and what it misses is kept in %s",
                 type(self._feed.tracker).__name__,
-                one_line(error),
+                failure_of(error),
                 self._feed.folder.path,
             )
 
@@ -282,16 +282,10 @@ def sync(folder: RunFolder, tracker: Tracker) -> SyncResult:
             feed.finish(cursor.status or "killed")
     except Exception as error:
         raise TrackingError(
-            f"{folder.path}: {type(tracker).__name__} did not take it ({one_line(error)}); "
+            f"{folder.path}: {type(tracker).__name__} did not take it ({failure_of(error)}); "
             "the rest stays in the folder, try again"
         ) from error
     return SyncResult(cursor.run_id, feed.points, feed.artifacts, tuple(feed.missing))
-
-
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """An exception for the middle of a one-line message."""
-    text = hide_logins(" ".join(f"{type(error).__name__}: {error}".split()))
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _cursor(folder: RunFolder, tracker: Tracker, run: RunView, run_id: str | None) -> UploadState:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 from sslkit import __version__
 from sslkit.api import Backbone, DataSource, DataSourceConfig, Slot
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import evaluation_batches
-from sslkit.data.packing import data_of, only_writer
+from sslkit.data.pack_writer import only_writer
 from sslkit.data.splits import open_splits
 from sslkit.engine.pack_progress import PackProgress, make_pack_progress
 from sslkit.errors import DataError, RecipeError, SSLKitError
@@ -24,13 +23,15 @@ from sslkit.evaluation.features import count_not_finite, extract, state_digest
 from sslkit.experiment.encoder import load_encoder, trained_on
 from sslkit.experiment.networks import described_preparation, refuse_unlike_samples
 from sslkit.experiment.resolve import resolve_device
-from sslkit.files import parse_json, remove_parts, replacing
+from sslkit.files import remove_parts, replacing
+from sslkit.nn.compute import Compute
 from sslkit.parallel.finding import require_one_process
-from sslkit.recipe import load_recipe
+from sslkit.recipe import load_data_block, load_recipe
 from sslkit.report.maps import choose_images, draw_map
 from sslkit.report.projection import LEAST_IMAGES, project
 from sslkit.runs.folder import run_folder_of
 
+from .feature_file import METADATA, FeatureFile
 from .pack import available_cores
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ _ROW_GROUP = 16 * _BATCH
 """Rows that are held until they are written."""
 _SEED = 0
 """Seed of the choice of what stands in for an unreadable image, whose row is then left out."""
-METADATA = b"sslkit"
-"""Key of the schema's metadata that holds where the features come from, as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +78,7 @@ def embed_source(
     taken, or a data block in braces; None: the data of the run. Columns: `index` (int64, position
     in the split), `label` (int64; only where there are labels, null where an image has none),
     `image` (text: its path, or what else the source calls it) and `feature` (fixed-size list of
-    float32). The images go through the evaluation transform of the encoder, as for every protocol;
+    float32). The images go through the evaluation transform of the encoder, as for every evaluator;
     at most 8,192 features are held at a time. Unreadable images have no row. The file appears when
     it is complete and replaces what was there.
 
@@ -88,7 +87,7 @@ def embed_source(
     data = _data(run, source, overrides)
     encoder = load_encoder(run)
     store = _open(data, split)
-    on = torch.device(resolve_device(device))
+    on = torch.device(resolve_device(device, "--device"))
     encoder.to(on)
     refuse_unlike_samples(str(run), encoder, trained_on(run), store.sample)
     origin = _origin(run, encoder, data, store, split, on)
@@ -105,7 +104,7 @@ def embed_source(
 
 def _data(run: str | Path, source: str | None, overrides: Sequence[str]) -> Slot[DataSource]:
     if source is not None:
-        return data_of(source, overrides)
+        return load_data_block(source, overrides)
     path = Path(run)
     if path.suffix == ".safetensors":
         raise RecipeError(f"{path}: an encoder alone has no data; name a recipe or a data block")
@@ -207,7 +206,7 @@ def _tables(
     for start in range(0, total, _ROW_GROUP):
         indices = torch.arange(start, min(start + _ROW_GROUP, total))
         batches = evaluation_batches(store, encoder.preparation, _BATCH, device, indices)
-        features = extract(encoder, batches, precision="fp32", channels_last=False).cpu()
+        features = extract(encoder, batches, Compute(device, "fp32", channels_last=False)).cpu()
         if broken := count_not_finite(features):
             raise DataError(
                 f"features of {broken} of the images {start} to {start + len(indices) - 1} are not "
@@ -237,60 +236,15 @@ def draw_maps(path: Path, methods: Sequence[str]) -> list[Path]:
     of `features.parquet`. methods: of `sslkit.report.projection.METHODS`.
 
     Raises DataError where there are too few rows, and what reading the file raises."""
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(path) as file:
-        schema = file.schema_arrow
-        origin = parse_json(schema.metadata[METADATA])
-        labels = None
-        if "label" in schema.names:
-            column = file.read(columns=["label"]).column("label").fill_null(-1)
-            labels = torch.from_numpy(column.to_numpy().copy())
-        rows = file.metadata.num_rows
-        images = choose_images(rows, labels, origin["class_names"], seed=_SEED)
-        if len(images.rows) < LEAST_IMAGES:
-            raise DataError(f"{path}: a map takes {LEAST_IMAGES} images, there are {rows}")
-        features = _rows_of(file, images.rows, schema.field("feature").type.list_size)
+    file = FeatureFile(path)
+    labels, names = file.numbers("label"), file.origin["class_names"]
+    images = choose_images(file.num_rows, labels, names, seed=_SEED)
+    if len(images.rows) < LEAST_IMAGES:
+        raise DataError(f"{path}: a map takes {LEAST_IMAGES} images, there are {file.num_rows}")
+    features = file.rows(images.rows)
     written = []
     for method in methods:
-        figure = draw_map({origin["run"]: project(features, method, _SEED)}, images, method)
+        figure = draw_map({file.origin["run"]: project(features, method, _SEED)}, images, method)
         written.append(path.with_suffix(f".{method}.png"))
         figure.savefig(written[-1], dpi=150)
     return written
-
-
-def _rows_of(file: Any, rows: Tensor, width: int) -> Tensor:
-    """Features (M, F) of some rows, in their order; a row group is read at a time."""
-    features = torch.empty(len(rows), width)
-    start = 0
-    for group in range(file.num_row_groups):
-        column = file.read_row_group(group, columns=["feature"]).column("feature")
-        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        part = torch.from_numpy(flat.copy()).view(-1, width)
-        inside = (rows >= start) & (rows < start + len(part))
-        features[inside] = part[rows[inside] - start]
-        start += len(part)
-    return features
-
-
-def read_embeddings(path: Path) -> tuple[Tensor, Tensor | None, Tensor, dict[str, Any]]:
-    """What `embed_source` wrote: indices (N,), labels (N,) or None (-1 where an image has none),
-    features (N, F), and the metadata. Raises DataError."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-        origin = parse_json((table.schema.metadata or {})[METADATA])
-        column = table.column("feature").combine_chunks()
-        width = table.schema.field("feature").type.list_size
-        features = torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).copy())
-        indices = torch.from_numpy(table.column("index").to_numpy().copy())
-    except (OSError, KeyError, ValueError, AttributeError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise DataError(f"{path}: not readable as a file of `sslkit embed` ({reason})") from error
-    labels = None
-    if "label" in table.schema.names:
-        filled = table.column("label").fill_null(-1).to_numpy()
-        labels = torch.from_numpy(filled.copy())
-    return indices, labels, features.view(-1, width), origin

@@ -196,7 +196,7 @@ def _wait_for(device: torch.device) -> None:
 
 def estimate_time(experiment: Experiment, steps: Steps) -> dict[str, Any]:
     """Seconds of the run: the measured step times the number of steps, and features and batch
-    statistics of every evaluation. What protocols do with the features, checkpoints and start-up
+    statistics of every evaluation. What evaluators do with the features, checkpoints and start-up
     come on top."""
     facts, encoder = experiment.facts, experiment.method.encoder
     step = median(steps.warm)

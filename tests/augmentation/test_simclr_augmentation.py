@@ -99,7 +99,7 @@ def test_published_settings():
         ({"size": 0}, "size"),
         (
             {"crop_scale": [0.5, 0.1]},
-            "crop_scale: [0.5, 0.1] is no range: set 0 < low <= high <= 1",
+            "crop_scale: Value error, [0.5, 0.1] is no range: set 0 < low <= high <= 1",
         ),
         ({"crop_scale": [0.0, 1.0]}, "crop_scale"),
         ({"crop_scale": [0.5, 1.5]}, "crop_scale"),

@@ -25,7 +25,7 @@ from sslkit.builtin.sources.image_folder import ImageFolder
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.pack import Pack
 from sslkit.data.pack_format import Settings
-from sslkit.data.packing import write_pack
+from sslkit.data.pack_writer import write_pack
 from sslkit.data.resize import crop_view
 from sslkit.data.views import view_maker
 from sslkit.randomness import SampleRandom

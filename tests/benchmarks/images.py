@@ -19,7 +19,7 @@ from PIL import Image
 
 from sslkit.api import DataSource, DataSourceConfig, ImageReader
 from sslkit.builtin.sources.arrays import ArrayReader
-from sslkit.builtin.sources.files import FileReader
+from sslkit.builtin.sources.image_files import FileReader
 from sslkit.builtin.sources.synthetic import Synthetic
 from sslkit.host.plugins import load_plugins
 from sslkit.host.registry import Entry, Registry

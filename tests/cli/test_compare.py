@@ -204,7 +204,7 @@ def test_kill_and_go_on(
         (["--vary", "method.loss.temperature=0.1,0.1"], "two arms are the same experiment"),
         (["--vary", "method.loss.temprature=0.1"], "unknown field, did you mean 'temperature'?"),
         (["--baseline", "simclr"], "--baseline simclr: is no arm; valid: 'tiny'"),
-        (["--match", "steps"], "valid are epochs and time"),
+        (["--match", "steps"], "valid is epochs, time"),
         (["-o", "train.batch_size=97"], "train.batch_size: 97 is more than the 96"),
     ],
 )

@@ -321,7 +321,7 @@ def test_progressive_jpeg_with_too_many_scans(encoded):
 DAMAGED = """
 import sys, threading, warnings
 from sslkit.builtin.sources.decoding import decode_image
-from sslkit.cli.streams import show_warnings_in_one_line
+from sslkit.cli.standard_streams import show_warnings_in_one_line
 show_warnings_in_one_line()
 good, bad = (open(path, "rb").read() for path in sys.argv[1:])
 def work(data, name):

@@ -26,7 +26,7 @@ from sslkit.data.pack_format import (
     read_pack,
     tables_digest,
 )
-from sslkit.data.packing import write_pack
+from sslkit.data.pack_writer import write_pack
 from sslkit.errors import DataError, RecipeError
 from tests.data.loaders import train_loader
 

@@ -11,7 +11,7 @@ from sslkit.builtin.sources.scenes import Scenes
 from sslkit.data.evaluation_images import augmented_pairs, evaluation_batches
 from sslkit.data.examine import examine
 from sslkit.data.sample_views import SampleViews
-from sslkit.data.splits import part_of
+from sslkit.data.splits import Splits, part_of
 from sslkit.data.views import DecodedViews, ResidentViews, view_maker
 from sslkit.errors import DataError, PluginError, RecipeError
 from sslkit.nn.image import crop_resize
@@ -145,7 +145,7 @@ def test_one_array_of_all_samples_is_used_where_it_is():
 def test_samples_are_looked_for_in_the_other_split_by_their_bytes():
     train, test = Waves(), Waves(count=20)
     test.values = np.concatenate([train.values[7:9], -train.values[9:27]])
-    (note,) = examine(store(train), store(test))
+    (note,) = examine(Splits(store(train), store(test)))
     assert note.startswith("2 of 20 test images are also training images (sample 0 is sample 7)")
 
 
@@ -158,9 +158,9 @@ def test_samples_that_are_mostly_background_are_found_in_the_other_split():
     train.values[np.arange(600), 0, places] = 1.0
     test.values = train.values[::-2].copy()
     with pytest.raises(RecipeError, match="300 of 300 test images are also training images"):
-        examine(store(train), store(test))
+        examine(Splits(store(train), store(test)))
     test.values[::3] *= 2.0
-    (note,) = examine(store(train), store(test))
+    (note,) = examine(Splits(store(train), store(test)))
     assert note.startswith("200 of 300 test images are also training images (sample 1 is sample")
 
 

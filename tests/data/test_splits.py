@@ -10,7 +10,7 @@ from PIL import Image
 from sslkit.api import resolve_component
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.examine import examine, shared_images
-from sslkit.data.splits import open_splits, part_of, test_rows, with_classes
+from sslkit.data.splits import Splits, open_splits, part_of, test_rows, with_classes
 from sslkit.errors import DataError, RecipeError
 from sslkit.host.plugins import load_plugins
 
@@ -26,8 +26,8 @@ def store(reader):
 
 
 def stores(block):
-    splits = open_splits(block)
-    return store(splits.train), store(splits.test)
+    both = open_splits(block).map(store)
+    return both.train, both.test
 
 
 @pytest.fixture
@@ -138,7 +138,8 @@ def nameless(list_reader, labels):
 def test_classes_are_the_values_that_occur(list_reader):
     train = nameless(list_reader, [2**60, 7, -1, 2000])
     test = nameless(list_reader, np.array([7, 8], dtype=np.uint64))
-    train, test = with_classes(train, test)
+    splits = with_classes(Splits(train, test))
+    train, test = splits.train, splits.test
     assert train.class_names == test.class_names == ("7", "8", "2000", str(2**60))
     assert train.labels.tolist() == [3, 0, -1, 2]
     assert test.labels.tolist() == [0, 1]
@@ -154,11 +155,11 @@ def test_labels_that_are_none_are_refused(list_reader):
         reader = nameless(list_reader, [0, 0])
         reader.labels = np.asarray(labels)
         with pytest.raises(DataError, match=message):
-            with_classes(reader, None)
+            with_classes(Splits(reader, None))
     named = list_reader([np.zeros((2, 2, 3), dtype=np.uint8)] * 2, [0, 1])
     named.labels = np.array([0, 2])
     with pytest.raises(DataError, match="has label 2; valid is 0 to 1"):
-        with_classes(named, None)
+        with_classes(Splits(named, None))
 
 
 # --- Test images that are training images ---------------------------------------------------------
@@ -190,12 +191,12 @@ def test_images_under_other_names_are_found(folders, tmp_path, sizes):
     assert (train.resident is None) == (sizes[0] != sizes[1])
     found = shared_images(train, held)
     assert (found.number, found.looked_at, found.of) == (7, 17, 17)
-    (note,) = examine(train, held)
+    (note,) = examine(Splits(train, held))
     assert note.startswith("7 of 17 test images are also training images (")
     for path in test.rglob("0*.png"):
         path.unlink()
     with pytest.raises(RecipeError, match=r"data.test: 7 of 7 test images are also training"):
-        examine(*stores(block))
+        examine(Splits(*stores(block)))
 
 
 def test_images_of_a_source_without_files_are_found(list_reader, photo):
@@ -244,10 +245,10 @@ def test_dark_images_are_told(tmp_path):
         mask = np.random.default_rng(i).integers(0, 2, (8, 8)).astype(np.uint8)
         Image.fromarray(mask).save(tmp_path / f"{i}.png")
     reader = open_splits(data("image_folder", train=str(tmp_path))).train
-    (note,) = examine(store(reader), None)
+    (note,) = examine(Splits(store(reader), None))
     assert note.startswith("the highest value in 6 of the training images is 1 of 255")
     Image.new("L", (8, 8), 16).save(tmp_path / "0.png")
-    assert examine(store(open_splits(data("image_folder", train=str(tmp_path))).train), None) == []
+    assert examine(open_splits(data("image_folder", train=str(tmp_path))).map(store)) == []
 
 
 def test_folder_that_holds_the_other_is_refused(folders, tmp_path):
@@ -266,6 +267,6 @@ def test_more_classes_than_samples_are_refused(list_reader, photo):
     train = list_reader([photo(0), photo(1)], [0, 1])
     train.class_names = [""] * ((1 << 17) + 1)
     with pytest.raises(DataError, match="names 131,073 classes for 2 images; valid are up to"):
-        with_classes(train, None)
+        with_classes(Splits(train, None))
     train.class_names = [""] * (1 << 17)
-    assert with_classes(train, None)[0] is train
+    assert with_classes(Splits(train, None)).train is train

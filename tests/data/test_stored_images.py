@@ -1,4 +1,4 @@
-"""What a protocol gets at: images of both splits, in batches."""
+"""What an evaluator gets at: images of both splits, in batches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from sslkit.api import Preprocess
 from sslkit.builtin.crop_flip import CropFlip
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import StoredImages
+from sslkit.data.splits import Splits
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError
 from sslkit.nn.compute import Compute
@@ -34,7 +35,7 @@ def images_of(stores, **changes):
     compute = Compute(CPU, "fp32", changes.pop("channels_last", True))
     preprocess = Preprocess(24, 24, "bilinear", (0.5,) * 3, (0.2,) * 3)
     options = {"seed": 5, "augmentation": CropFlip(CropFlip.Config(size=24))}
-    return StoredImages(*stores, preprocess, compute, **{**options, **changes})
+    return StoredImages(Splits(*stores), preprocess, compute, **{**options, **changes})
 
 
 def test_epochs_are_keyed_by_seed_epoch_and_position(stores, crop_augmentation):
@@ -87,7 +88,7 @@ def test_views_do_not_depend_on_whose_maker_it_is(stores, crop_augmentation):
     assert run.augmentation.views[0].size == 20, "the run's maker stays as it was"
 
 
-def test_preprocessed_images_are_those_of_every_protocol(stores):
+def test_preprocessed_images_are_those_of_every_evaluator(stores):
     images = images_of(stores)
     parts = list(images.preprocessed("test", batch_size=4))
     assert [len(part) for part in parts] == [4, 3]

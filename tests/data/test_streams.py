@@ -18,7 +18,7 @@ from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import calibration_rows
 from sslkit.data.loader import TrainLoader
 from sslkit.data.sampler import StreamSampler
-from sslkit.data.splits import with_classes
+from sslkit.data.splits import Splits, with_classes
 from sslkit.data.stream_passes import StreamPasses
 from sslkit.data.views import view_maker
 from sslkit.engine.display import Silent
@@ -159,7 +159,7 @@ def test_labels_are_refused():
     reader = Numbers()
     reader.labels = np.zeros(40, dtype=np.int64)
     with pytest.raises(DataError, match=r"gave labels for a stream.*entry of `evaluate`"):
-        with_classes(reader, None)
+        with_classes(Splits(reader, None))
 
 
 def test_batch_statistics_are_of_its_first_samples():

@@ -99,6 +99,7 @@ CONTRACTS = (
     "errors",
     "files",
     "randomness",
+    "threads",
     "deprecation",
     "interfaces",
 )

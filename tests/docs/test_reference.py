@@ -146,8 +146,8 @@ def test_the_tags_of_a_run_are_documented() -> None:
         assert f"`{tag}`" in page
 
 
-def test_the_metrics_of_the_protocols_are_documented() -> None:
-    """Every metric that a protocol's docstring promises stands on the page of metrics."""
+def test_the_metrics_of_the_evaluators_are_documented() -> None:
+    """Every metric that an evaluator's docstring promises stands on the page of metrics."""
     page = (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8")
     for name in ("knn/top1", "knn/mean_per_class", "linear/top1", "few_label/top1_1"):
         assert f"`eval/{name}`" in page

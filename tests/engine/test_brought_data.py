@@ -19,6 +19,7 @@ from sslkit.errors import RecipeError
 from sslkit.evaluation.features import extract
 from sslkit.experiment.check import check
 from sslkit.experiment.stores import open_stores
+from sslkit.nn.compute import Compute
 from sslkit.recipe import load_recipe
 from sslkit.recipe.warnings import find_warnings
 from sslkit.workflows.evaluate import evaluate_run
@@ -51,16 +52,16 @@ def test_a_labelled_set_watches_unlabelled_training(
     assert own.test is not None
 
     encoder = load_encoder(result.run_dir)
-    as_measured = {"precision": "fp32", "channels_last": recipe.train.channels_last}
+    as_measured = Compute(CPU, "fp32", recipe.train.channels_last)
     train, test = (
-        extract(encoder, evaluation_batches(store, encoder.preprocess, 64, CPU), **as_measured)
+        extract(encoder, evaluation_batches(store, encoder.preprocess, 64, CPU), as_measured)
         for store in (own.train, own.test)
     )
     train, test = (nn.functional.normalize(each).numpy() for each in (train, test))
     judge = KNeighborsClassifier(5, weights=lambda d: np.exp((1 - d**2 / 2) / 0.1))
     expected = judge.fit(train, own.train.labels).score(test, own.test.labels)
     assert result.metrics["eval/knn/top1"] == pytest.approx(expected, abs=1e-6)
-    # Baselines and the curve over epochs are there as for any protocol.
+    # Baselines and the curve over epochs are there as for any evaluator.
     assert {"eval/knn/top1_pixels", "eval/knn/top1_untrained"} <= set(result.metrics)
     lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()
     assert sum("eval/knn/top1" in json.loads(line)["metrics"] for line in lines) == 2

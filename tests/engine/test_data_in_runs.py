@@ -13,24 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sslkit.engine.display import Display, Silent
+from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError, SSLKitError
-from sslkit.workflows.embed import embed_source, read_embeddings
+from sslkit.workflows.embed import embed_source
 from sslkit.workflows.evaluate import evaluate_run
+from sslkit.workflows.feature_file import read_embeddings
 from sslkit.workflows.plan import make_plan
 from sslkit.workflows.train import start
 from sslkit.workflows.validate import validate
-
-
-class Heard(Display):
-    """Keeps the messages."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
+from tests.displays import Heard
 
 
 def make(folder: Path, number: int, first: int = 0) -> Path:
@@ -149,7 +140,8 @@ def test_classes_are_counted_by_the_labels_that_occur(tiny: Path, tmp_path: Path
     data = {"name": "parquet", "train": str(train)}
     changes = [f"data={json.dumps(data)}", "evaluate=[{name: few_label, labels_per_class: [10]}]"]
     (problem,) = validate(str(tiny), changes).problems
-    assert "10 labels of each of 3 classes are more than the 24 training images" in str(problem)
+    expected = "10 labels of each of 3 classes are more than the 24 labelled training images"
+    assert expected in str(problem)
 
 
 def test_missing_files_of_rows_count_as_damaged(tiny: Path, tmp_path: Path) -> None:

@@ -15,15 +15,17 @@ from pyarrow import parquet
 import sslkit
 from sslkit.cli import main
 from sslkit.data.evaluation_images import evaluation_batches
-from sslkit.data.packing import only_writer
+from sslkit.data.pack_writer import only_writer
 from sslkit.engine.display import Silent
 from sslkit.errors import DataError, RecipeError, RunFolderError
 from sslkit.evaluation.features import extract, state_digest
 from sslkit.experiment.stores import open_stores
+from sslkit.nn.compute import Compute
 from sslkit.recipe import load_recipe
 from sslkit.workflows import embed as embedding
-from sslkit.workflows.embed import embed_source, read_embeddings
+from sslkit.workflows.embed import embed_source
 from sslkit.workflows.evaluate import evaluate_run
+from sslkit.workflows.feature_file import FeatureFile, read_embeddings
 from sslkit.workflows.nearest import find_nearest
 from sslkit.workflows.train import start
 
@@ -64,7 +66,7 @@ def test_round_trip(
     encoder = sslkit.load_encoder(run)
     train = open_stores(load_recipe(run / "recipe.resolved.yaml"), Silent()).train
     batches = evaluation_batches(train, encoder.preprocess, 20, "cpu")
-    expected = extract(encoder, batches, precision="fp32", channels_last=False)
+    expected = extract(encoder, batches, Compute(torch.device("cpu"), "fp32", channels_last=False))
     indices, labels, features, origin = read_embeddings(out)
     assert torch.equal(indices, torch.arange(96))
     assert torch.equal(labels, train.labels)
@@ -144,8 +146,7 @@ def test_maps_of_rows_from_several_row_groups(
     assert min(Image.open(tmp_path / "features.pca.png").size) > 300
     rows = torch.tensor([90, 3, 39, 40, 3])
     _, _, features, origin = read_embeddings(out)
-    with parquet.ParquetFile(out) as file:
-        assert torch.equal(embedding._rows_of(file, rows, features.shape[1]), features[rows])
+    assert torch.equal(FeatureFile(out).rows(rows), features[rows])
     few = tmp_path / "few.parquet"
     embed_source(run, few, json.dumps({**origin["data"], "num_train": 5}), device="cpu")
     with pytest.raises(DataError, match="a map takes 8 images, there are 5"):
@@ -270,8 +271,8 @@ def test_features_that_are_not_finite_are_nobodys_neighbours(tmp_path: Path) -> 
     feature = pa.FixedSizeListArray.from_arrays(values, 2)
     parquet.write_table(pa.table({**ROWS, "feature": feature}), tmp_path / "x.parquet")
     found = find_nearest(tmp_path / "x.parquet", "0", 3)
-    assert [row["index"] for row in found] == [0, 3, 2]
-    assert [row["similarity"] for row in found] == pytest.approx([1.0, 0.5**0.5, 0.0])
+    assert [row.index for row in found] == [0, 3, 2]
+    assert [row.similarity for row in found] == pytest.approx([1.0, 0.5**0.5, 0.0])
     with pytest.raises(DataError, match="the feature of 1 is not finite"):
         find_nearest(tmp_path / "x.parquet", "1", 3)
 
@@ -280,10 +281,10 @@ def test_neighbours_are_looked_for_a_part_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row group of a file from elsewhere may be of any length."""
-    monkeypatch.setattr("sslkit.workflows.nearest._ROWS", 3)
+    monkeypatch.setattr("sslkit.workflows.feature_file._ROWS", 3)
     parquet.write_table(pa.table(ROWS), tmp_path / "x.parquet")
     found = find_nearest(tmp_path / "x.parquet", "a/0", 3)
-    assert [row["index"] for row in found] == [0, 1, 3, 2]
+    assert [row.index for row in found] == [0, 1, 3, 2]
 
 
 def test_what_a_killed_process_left_is_removed_and_a_second_one_refused(

@@ -22,7 +22,6 @@ from sslkit.builtin.augmented_views import AugmentedViews
 from sslkit.builtin.losses import NTXent
 from sslkit.builtin.sources.synthetic import SyntheticReader
 from sslkit.data.cached_split import CachedSplit
-from sslkit.data.prefetch import ordered_groups
 from sslkit.engine.display import Display, Silent
 from sslkit.engine.memory import is_out_of_memory
 from sslkit.engine.signals import StopSignals
@@ -30,6 +29,7 @@ from sslkit.errors import CheckpointError, SSLKitError, TrainingError
 from sslkit.parallel.world import OneProcess
 from sslkit.runs.checkpoint import Checkpoints, load
 from sslkit.runs.state import read_state, step_of
+from sslkit.threads import ordered_groups
 from sslkit.tracking.log import RunLog
 from sslkit.workflows.train import start
 
@@ -212,7 +212,7 @@ def test_a_process_ends_beside_a_thread_that_hangs(tmp_path: Path) -> None:
     script = tmp_path / "hang.py"
     script.write_text(
         "import time\n"
-        "from sslkit.data.prefetch import ordered_groups\n"
+        "from sslkit.threads import ordered_groups\n"
         "made = ordered_groups(lambda i: time.sleep(3600 * i), ((i, [i]) for i in range(9)),"
         " num_threads=1)\n"
         "next(made)\n"

@@ -24,7 +24,7 @@ SHORT = ["train.precision=bf16", "train.max_steps=2", "augmentation.size=64"]
 
 
 def seen_features(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
-    """Subject -> the features that the protocol was given."""
+    """Subject -> the features that the evaluator was given."""
     seen: dict[str, Tensor] = {}
     evaluate = KNN.evaluate
 

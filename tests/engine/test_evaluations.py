@@ -21,19 +21,9 @@ from sslkit.runs.metrics_file import read_lines
 from sslkit.workflows.evaluate import evaluate_run, evaluate_weights
 from sslkit.workflows.track import sync_run
 from sslkit.workflows.train import start
+from tests.displays import Heard
 
 SHORT = ["train.max_steps=2"]
-
-
-class Talking(Silent):
-    """Keeps the messages."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 @pytest.fixture
@@ -125,8 +115,8 @@ def test_what_is_another_measurement_is_kept_and_not_logged(tiny: Path) -> None:
     assert len(list((run / "evaluations").iterdir())) == 5
 
 
-def test_a_protocol_that_only_overrides_complete_is_kept_and_not_logged(tiny: Path) -> None:
-    """`data` of a dense protocol has no default: the same metric could mean any data."""
+def test_an_evaluator_that_only_overrides_complete_is_kept_and_not_logged(tiny: Path) -> None:
+    """`data` of a dense evaluator has no default: the same metric could mean any data."""
     run = start(str(tiny), [*SHORT, "evaluate=[]"], display=Silent()).run_dir
     before = logged(run)
     scenes = "{name: scenes, size: 16, num_train: 6, num_test: 3}"
@@ -157,7 +147,7 @@ def test_data_of_other_channels_is_refused(tiny: Path) -> None:
         evaluate_weights(checkpoint, tiny, ["knn"], [], Silent())
 
 
-def test_settings_of_protocols_are_checked_as_at_validation(
+def test_settings_of_evaluators_are_checked_as_at_validation(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = start(tiny, SHORT, display=Silent()).run_dir
@@ -174,7 +164,7 @@ def test_settings_of_protocols_are_checked_as_at_validation(
 
 def test_a_run_that_is_going_is_left_alone(tiny: Path) -> None:
     run = start(str(tiny), SHORT, display=Silent()).run_dir
-    display, files = Talking(), sorted(run.rglob("*"))
+    display, files = Heard(), sorted(run.rglob("*"))
     with RunFolder.open(run, write=True):
         measured = evaluate_run(run, ["linear"], [], display)
     assert measured.kept is None
@@ -198,7 +188,7 @@ def test_a_tracker_that_is_away(tracked: Path, tmp_path: Path) -> None:
     store = tmp_path / "mlflow.db"
     store.rename(tmp_path / "elsewhere.db")
     store.mkdir()  # nothing can be opened there
-    display = Talking()
+    display = Heard()
     measured = evaluate_run(run, ["linear"], [], display)
     assert measured.kept is not None
     assert any(f"sslkit sync {run}" in message for message in display.messages)
@@ -313,7 +303,7 @@ def test_weights_behind_a_prefix_and_in_a_folder_of_timm(tiny: Path, tmp_path: P
     torch.manual_seed(3)
     state = timm.create_model("test_resnet", num_classes=0).state_dict()
     torch.save({"state_dict": {f"module.{n}": v for n, v in state.items()}}, tmp_path / "a.pth")
-    display = Talking()
+    display = Heard()
     first = evaluate_weights(tmp_path / "a.pth", tiny, ["knn"], [], display)
     assert any("begin with 'state_dict.module.'" in line for line in display.messages)
     folder = tmp_path / "folder"
@@ -322,7 +312,7 @@ def test_weights_behind_a_prefix_and_in_a_folder_of_timm(tiny: Path, tmp_path: P
     known = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
     config = {"architecture": "test_resnet", "pretrained_cfg": known}
     (folder / "config.json").write_text(json.dumps(config))
-    display = Talking()
+    display = Heard()
     second = evaluate_weights(None, tiny, ["knn"], [], display, model=f"local-dir:{folder}")
     assert any("warning: backbone.normalize: " in line for line in display.messages)
     assert second.results.trained.metrics == first.results.trained.metrics  # imagenet's, both
@@ -341,7 +331,7 @@ def test_published_weights(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return model
 
     monkeypatch.setattr(timm, "create_model", downloaded)
-    display = Talking()
+    display = Heard()
     measured = evaluate_weights(None, tiny, ["knn"], [], display, model="test_resnet")
     assert measured.kept is not None
     assert measured.kept.name.startswith("eval-test_resnet-")
@@ -352,7 +342,7 @@ def test_published_weights(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_that_cannot_be_made_loses_no_result(tiny: Path, weights: Path) -> None:
     (tiny.parent / "runs").write_text("a file, where folders should go")
-    display = Talking()
+    display = Heard()
     measured = evaluate_weights(weights, tiny, ["knn"], [], display)
     assert measured.kept is None
     assert "eval/knn/top1" in measured.results.trained.metrics

@@ -1,4 +1,4 @@
-"""Protocols that fine-tune, in a real run: from the recipe to the report."""
+"""Evaluators that fine-tune, in a real run: from the recipe to the report."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_layer_that_the_head_lacks_is_refused_before_the_first_step(
     assert not list((tmp_path / "runs").glob("*")), "no folder is left behind"
 
 
-def test_parts_of_a_protocol_are_judged_by_its_own_steps(tiny: Path) -> None:
+def test_parts_of_an_evaluator_are_judged_by_its_own_steps(tiny: Path) -> None:
     fields = (
         "{name: finetune, epochs: 5, batch_size: 48, schedule: {name: cosine, warmup_epochs: 2}}"
     )

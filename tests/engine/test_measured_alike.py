@@ -69,7 +69,7 @@ def features(run: Path, encoder: Backbone) -> tuple[Tensor, Tensor]:
 
 
 def neighbours_agree(run: Path, encoder: Backbone) -> float:
-    """Accuracy of scikit-learn's five nearest neighbours, weighted as the protocol does."""
+    """Accuracy of scikit-learn's five nearest neighbours, weighted as the evaluator does."""
     from sklearn.neighbors import KNeighborsClassifier
 
     train, test = (nn.functional.normalize(part).numpy() for part in features(run, encoder))

@@ -20,7 +20,7 @@ from sslkit.builtin.optimizers import LARS, SGD, AdamW
 from sslkit.builtin.schedules import Constant, Cosine
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.data import evaluation_images
-from sslkit.engine.display import Display, Silent
+from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
 from sslkit.evaluation import subjects
 from sslkit.evaluation.suite import EvaluationSuites
@@ -29,6 +29,7 @@ from sslkit.recipe.warnings import Advice, find_warnings, network_warnings, plan
 from sslkit.report.plan import duration, text_plot
 from sslkit.workflows.plan import make_plan
 from sslkit.workflows.train import start
+from tests.displays import Heard
 
 
 def facts(
@@ -41,17 +42,6 @@ def facts(
 
 def paths(found: Iterable[Advice]) -> list[str]:
     return [advice.path for advice in found]
-
-
-class Heard(Display):
-    """Keeps the messages."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 def test_dry_run_checks_the_tracker(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +189,7 @@ def test_micro_batches_warn_of_batch_statistics_only(tiny: Path) -> None:
     assert "none" in statements(recipe, plain)[-1]
 
 
-def test_images_left_out_and_protocols_skipped(tiny: Path) -> None:
+def test_images_left_out_and_evaluators_skipped(tiny: Path) -> None:
     recipe = load_recipe(tiny, ["train.batch_size=60"])
     (found,) = find_warnings(recipe, facts(images=96, batch=60, classes=10, steps=3))
     assert found.path == "train.batch_size"

@@ -24,22 +24,14 @@ from sslkit.runs.environment_file import read_environment
 from sslkit.runs.folder import RunFolder
 from sslkit.runs.metrics_file import read_lines
 from sslkit.workflows.train import start
+from tests.displays import Heard
 
 SHORT = ["train.max_steps=1", "evaluate=[]"]
 STOPS = ["evaluate=[{name: collapse, every_epochs: 1, num_pairs: 8, min_std: 0.99, policy: stop}]"]
 
 
-class Talking(Silent):
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-
 def warnings_of(tiny: Path, overrides: Sequence[str], resume: str) -> list[str]:
-    display = Talking()
+    display = Heard()
     start(str(tiny), overrides, resume=resume, display=display)
     return [line for line in display.messages if "changed since" in line]
 
@@ -111,7 +103,7 @@ def test_room_of_the_own_checkpoints_counts(
     check_disk_space(recipe, folder, method)
 
 
-# --- Stopped by a protocol ------------------------------------------------------------------------
+# --- Stopped by an evaluator ----------------------------------------------------------------------
 
 
 def stopped_run(tiny: Path, only_run: Any) -> Path:
@@ -178,7 +170,7 @@ def test_folder_that_goes_away_ends_the_run_in_one_line(
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "runs").iterdir()) == []
     if away == "moved":
-        assert start(None, resume=str(target), display=Talking()).status == "finished"
+        assert start(None, resume=str(target), display=Heard()).status == "finished"
         assert (target / "results.json").exists()
 
 

@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslkit.api import Backbone, Component, ComponentConfig, DataSource, DataSourceConfig, Slot
+from sslkit.api import (
+    Backbone,
+    Component,
+    ComponentConfig,
+    DataSource,
+    DataSourceConfig,
+    Slot,
+    SplitReader,
+)
 from sslkit.data.splits import Splits, open_splits
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
@@ -74,7 +82,7 @@ def recipe_of(tiny: Path, *names: str) -> Recipe:
     return resolve(recipe.model_copy(update={name: slot(SERIES[name]) for name in names}))
 
 
-def facts_of(recipe: Recipe, splits: Splits | None = None) -> Any:
+def facts_of(recipe: Recipe, splits: Splits[SplitReader] | None = None) -> Any:
     return find_facts(recipe, splits or open_splits(recipe.data), recipe.augmentation.build())
 
 

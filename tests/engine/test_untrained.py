@@ -18,17 +18,9 @@ from sslkit.experiment.networks import holds_weights
 from sslkit.workflows.evaluate import evaluate_run, evaluate_weights
 from sslkit.workflows.execute import RunResult
 from sslkit.workflows.train import start
+from tests.displays import Heard
 
 UNTRAINED = "eval/knn/top1_untrained"
-
-
-class Talking(Silent):
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 def one_step(tiny: Path, *overrides: str, display: Silent | None = None) -> RunResult:
@@ -52,7 +44,7 @@ def is_left_out(run: Path, messages: list[str]) -> None:
 def test_starting_weights_without_architecture(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = one_step(tiny).run_dir
     monkeypatch.setattr(TimmBackbone, "without_weights", Backbone.without_weights)
-    display = Talking()
+    display = Heard()
     second = one_step(tiny, f"backbone.weights={first}", display=display).run_dir
     is_left_out(second, display.messages)
 
@@ -78,7 +70,7 @@ def test_weights_that_no_field_names(tiny: Path, monkeypatch: pytest.MonkeyPatch
                 nn.init.normal_(parameter, std=0.05, generator=generator)
 
     monkeypatch.setattr(TimmBackbone, "__init__", init)
-    display = Talking()
+    display = Heard()
     is_left_out(one_step(tiny, display=display).run_dir, display.messages)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the dense protocols share: data, encoders whose maps are known, subjects."""
+"""What the tests of the dense evaluators share: data, encoders whose maps are known, subjects."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from sslkit.host.plugins import load_plugins
 
 
 def protocol(name: str, data: dict[str, Any] | Slot[Any], **fields: Any) -> Any:
-    """A protocol as a recipe would make it."""
+    """An evaluator as a recipe would make it."""
     return resolve_component(
         load_plugins().registry, "evaluator", {"name": name, "data": data, **fields}
     ).build()

@@ -1,4 +1,4 @@
-"""Small images for protocols that fine-tune: classes that differ in colour, kept in stores."""
+"""Small images for evaluators that fine-tune: classes that differ in colour, kept in stores."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sslkit.api import Evaluator, ImageReader, Preprocess, resolve_component
 from sslkit.builtin.crop_flip import CropFlip
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import StoredImages
+from sslkit.data.splits import Splits
 from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.host.plugins import load_plugins
@@ -84,7 +85,7 @@ class Study:
         preprocess = Preprocess(8, 8, "bilinear", (0.5,) * 3, (0.2,) * 3)
         compute = Compute(CPU, "fp32", channels_last=False)
         images = StoredImages(
-            self.train, self.test, preprocess, compute,
+            Splits(self.train, self.test), preprocess, compute,
             seed=self.seed, augmentation=CropFlip(CropFlip.Config(size=8)),
         )  # fmt: skip
         evaluators = [(name, protocol(name, **fields)) for name, fields in protocols]
@@ -110,7 +111,7 @@ def study(
 
 
 def protocol(name: str, **fields: Any) -> Evaluator:
-    """A protocol as a recipe would make it."""
+    """An evaluator as a recipe would make it."""
     registry = load_plugins().registry
     found: Evaluator = resolve_component(registry, "evaluator", {"name": name, **fields}).build()
     return found

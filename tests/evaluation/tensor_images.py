@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sslkit.api import Augmentation, Batches, EvaluationImages, Preprocess, Split
 from sslkit.evaluation.labels import numbered_classes
 from sslkit.nn.batch_norm import calibrate_batch_norm
+from sslkit.nn.compute import Compute
 
 
 class TensorImages(EvaluationImages):
@@ -25,9 +26,7 @@ class TensorImages(EvaluationImages):
         test_labels: Tensor | None = None,
         class_names: Sequence[str] = (),
     ) -> None:
-        self.device = torch.device("cpu")
-        self.precision = "fp32"
-        self.channels_last = False
+        self.compute = Compute(torch.device("cpu"), "fp32", channels_last=False)
         self.channels = train.shape[1]
         self.images = {"train": train, "test": train[:0] if test is None else test}
         self._labels = {"train": train_labels, "test": test_labels}
@@ -63,4 +62,4 @@ class TensorImages(EvaluationImages):
 
     def calibrate(self, network: nn.Module) -> None:
         batches = self.preprocessed("train")
-        calibrate_batch_norm(network, batches, precision="fp32", channels_last=False)
+        calibrate_batch_norm(network, batches, self.compute)

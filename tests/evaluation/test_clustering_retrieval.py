@@ -1,4 +1,4 @@
-"""The protocols `clustering` and `retrieval`, and the control by shuffled labels."""
+"""The evaluators `clustering` and `retrieval`, and the control by shuffled labels."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_fewer_queries_search_the_whole_gallery() -> None:
 def test_shuffled_labels_are_at_chance(
     protocol: FeatureEvaluator, highest: dict[str, float]
 ) -> None:
-    """Chance is 0.2. On the true labels the same protocols are near 1."""
+    """Chance is 0.2. On the true labels the same evaluators are near 1."""
     truth = protocol.evaluate(subject()).metrics
     control = protocol.evaluate(shuffled(subject())).metrics
     for name, value in highest.items():

@@ -1,4 +1,4 @@
-"""The policy of the `collapse` protocol, in whole runs on scikit-learn's digits."""
+"""The policy of the `collapse` evaluator, in whole runs on scikit-learn's digits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocol `detection`: the detector, its training, and that it learns."""
+"""The evaluator `detection`: the detector, its training, and that it learns."""
 
 from __future__ import annotations
 

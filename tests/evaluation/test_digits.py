@@ -1,4 +1,4 @@
-"""The protocols on real images: scikit-learn's handwritten digits at 32 pixels."""
+"""The evaluators on real images: scikit-learn's handwritten digits at 32 pixels."""
 
 from __future__ import annotations
 

@@ -13,9 +13,10 @@ from sslkit.evaluation.features import (
     pixel_features,
     state_digest,
 )
+from sslkit.nn.compute import Compute
 from tests.evaluation.features import unlabelled
 
-FP32 = {"precision": "fp32", "channels_last": False}
+FP32 = Compute(torch.device("cpu"), "fp32", channels_last=False)
 
 
 def small_net(dropout: float = 0.0) -> nn.Sequential:
@@ -44,7 +45,7 @@ def test_extraction_leaves_the_encoder_as_it_was_to_the_bit() -> None:
     encoder[1].eval()  # a partly frozen network: flags differ between modules
     encoder[1].running_mean.normal_()
     before, flags = state_digest(encoder), [m.training for m in encoder.modules()]
-    features = extract(encoder, in_batches(images(20), 8), **FP32)
+    features = extract(encoder, in_batches(images(20), 8), FP32)
     assert state_digest(encoder) == before
     assert [m.training for m in encoder.modules()] == flags
     assert not features.requires_grad
@@ -78,7 +79,7 @@ def test_modes_come_back_after_an_exception() -> None:
     encoder.append(FailsInside())
     flags = [m.training for m in encoder.modules()]
     with pytest.raises(KeyError):
-        extract(encoder, [images(2)], **FP32)
+        extract(encoder, [images(2)], FP32)
     assert [m.training for m in encoder.modules()] == flags
     assert torch.is_grad_enabled()
 
@@ -86,18 +87,18 @@ def test_modes_come_back_after_an_exception() -> None:
 def test_features_do_not_depend_on_batches_or_dropout() -> None:
     encoder = small_net(dropout=0.9).train()
     data = images(21)
-    one = extract(encoder, in_batches(data, 21), **FP32)
-    parts = extract(encoder, in_batches(data, 4), **FP32)  # the last batch holds one image
+    one = extract(encoder, in_batches(data, 21), FP32)
+    parts = extract(encoder, in_batches(data, 4), FP32)  # the last batch holds one image
     assert one.shape == (21, 6)
     torch.testing.assert_close(one, parts)
-    assert torch.equal(one, extract(encoder, in_batches(data, 21), **FP32))
+    assert torch.equal(one, extract(encoder, in_batches(data, 21), FP32))
 
 
 def test_bf16_features_are_float32_and_near() -> None:
     encoder = small_net()
     data = images(8)
-    exact = extract(encoder, [data], **FP32)
-    rounded = extract(encoder, [data], precision="bf16", channels_last=True)
+    exact = extract(encoder, [data], FP32)
+    rounded = extract(encoder, [data], Compute(torch.device("cpu"), "bf16", channels_last=True))
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0.05)
     assert not torch.equal(rounded, exact)
@@ -105,7 +106,7 @@ def test_bf16_features_are_float32_and_near() -> None:
 
 def test_no_batches_is_an_error() -> None:
     with pytest.raises(ValueError, match="no images"):
-        extract(small_net(), [], **FP32)
+        extract(small_net(), [], FP32)
     with pytest.raises(ValueError, match="no images"):
         pixel_features([])
 

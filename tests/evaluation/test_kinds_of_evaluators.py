@@ -34,7 +34,7 @@ from sslkit.errors import PluginError
 from sslkit.evaluation.collector import named_evaluators
 from sslkit.evaluation.suite import EvaluationSuite
 from sslkit.experiment.stores import open_stores
-from sslkit.nn.classification import knn_correct
+from sslkit.nn.classification import Vote, knn_correct
 from sslkit.nn.compute import Compute
 from sslkit.nn.functional import normalize
 from sslkit.recipe import load_recipe
@@ -50,8 +50,8 @@ def shown() -> dict[str, type[Evaluator]]:
     """Name -> the class that the decision shows."""
     names: dict[str, Any] = {
         **{name: getattr(api, name) for name in api.__all__},
-        "F": F, "Path": Path, "Tensor": Tensor, "knn_correct": knn_correct, "normalize": normalize,
-        "np": np, "sslkit": sslkit, "torch": torch,
+        "F": F, "Path": Path, "Tensor": Tensor, "Vote": Vote, "knn_correct": knn_correct,
+        "normalize": normalize, "np": np, "sslkit": sslkit, "torch": torch,
     }  # fmt: skip
     blocks = re.findall(r"```python\n(.*?)```", DECISION.read_text(encoding="utf-8"), re.DOTALL)
     for block in blocks:
@@ -110,7 +110,7 @@ def test_an_ensemble_of_two_runs(shown: dict[str, type[Evaluator]], tiny: Path) 
     encoder, cls = sslkit.load_encoder(first.run_dir), shown["Ensemble"]
     stores = open_stores(load_recipe(first.run_dir / "recipe.resolved.yaml"), Silent())
     images = StoredImages(
-        stores.train, stores.test, encoder.preprocess,
+        stores, encoder.preprocess,
         Compute(torch.device("cpu"), "fp32", channels_last=False),
         seed=0, augmentation=CropFlip(CropFlip.Config(size=encoder.preprocess.size)),
     )  # fmt: skip
@@ -123,7 +123,7 @@ def test_an_ensemble_of_two_runs(shown: dict[str, type[Evaluator]], tiny: Path) 
     alone = knn_correct(
         normalize(images.features(encoder, "train")), labels[0],
         normalize(images.features(encoder, "test")), labels[1],
-        num_classes=images.num_classes, k=20, temperature=0.1,
+        Vote(k=20, temperature=0.1, num_classes=images.num_classes),
     )  # fmt: skip
     assert scores["twice"] == pytest.approx(float(alone.mean()), abs=1e-6), "one run beside itself"
     assert scores["both"] != scores["twice"]

@@ -9,7 +9,13 @@ from torch import Tensor
 from sslkit.api import FeatureBank, FeatureInput, RunFacts
 from sslkit.builtin.evaluators.knn import KNN
 from sslkit.nn import classification
-from sslkit.nn.classification import knn_correct, mean_class_accuracy, nearest_rows, top1_accuracy
+from sslkit.nn.classification import (
+    Vote,
+    knn_correct,
+    mean_class_accuracy,
+    nearest_rows,
+    top1_accuracy,
+)
 
 
 def slow_knn(
@@ -43,9 +49,9 @@ def test_agrees_with_a_slow_reference_in_several_chunks(
 
 def correct(
     train: Tensor, labels: Tensor, queries: Tensor, asked: Tensor, temperature: float = 0.1,
-    **settings: int,
+    *, num_classes: int, k: int,
 ) -> Tensor:  # fmt: skip
-    return knn_correct(train, labels, queries, asked, temperature=temperature, **settings)
+    return knn_correct(train, labels, queries, asked, Vote(k, temperature, num_classes))
 
 
 def test_ties_share_their_places_and_have_one_answer() -> None:
@@ -145,7 +151,7 @@ def _subject(labels: Tensor, test_labels: Tensor, num: int = 600) -> FeatureInpu
     return FeatureInput("trained", bank, seed=0)
 
 
-def test_protocol_learns_labels_and_is_at_chance_with_shuffled_ones() -> None:
+def test_evaluator_learns_labels_and_is_at_chance_with_shuffled_ones() -> None:
     labels, test_labels = torch.arange(600) % 4, torch.arange(400) % 4
     found = KNN(KNN.Config(k=20)).evaluate(_subject(labels, test_labels))
     assert found.metrics["top1"] > 0.97

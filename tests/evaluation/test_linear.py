@@ -14,16 +14,15 @@ from sslkit.builtin.evaluators.knn import KNN
 from sslkit.builtin.evaluators.linear import Linear
 from sslkit.builtin.evaluators.linear_solvers import LBFGS
 from sslkit.nn import logistic_regression, standardised
-from sslkit.nn.labels import stratified_folds
 from sslkit.nn.lbfgs import minimize
 from sslkit.nn.linear_sgd import fit_by_sgd
 from sslkit.nn.logistic_regression import (
-    Blocks,
     LinearClassifiers,
     cross_entropy_gradient,
     fit_logistic_regression,
-    fit_penalties,
 )
+from sslkit.nn.penalty_search import LabelledRows, fit_penalties
+from sslkit.nn.stratified import stratified_folds
 
 
 def clusters(num: int, spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -63,9 +62,9 @@ def test_the_test_split_has_no_part_in_the_fit_or_the_choice(
 ) -> None:
     fitted: list[tuple[int, int]] = []
 
-    def spy(blocks: Blocks, *args: Any, l2: Sequence[float], **kwargs: Any) -> LinearClassifiers:
-        fitted.append((sum(len(features) for features, _ in blocks()), len(l2)))
-        return fit_penalties(blocks, *args, l2=l2, **kwargs)
+    def spy(rows: LabelledRows, l2: Sequence[float], **kwargs: Any) -> LinearClassifiers:
+        fitted.append((sum(len(features) for features, _ in rows.blocks()), len(l2)))
+        return fit_penalties(rows, l2=l2, **kwargs)
 
     monkeypatch.setattr(linear_solvers, "fit_penalties", spy)
     first = Linear(Linear.Config(selection_folds=5)).evaluate(subject())
@@ -163,7 +162,7 @@ def test_one_image_per_class_is_skipped_with_the_reason() -> None:
 
 
 def test_gradient_agrees_with_autograd_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logistic_regression, "_BLOCK_ELEMENTS", 2 * 3 * 4)  # 4 rows at once
+    monkeypatch.setattr(logistic_regression, "BLOCK_ELEMENTS", 2 * 3 * 4)  # 4 rows at once
     x = torch.randn(2, 11, 5, dtype=torch.float64)
     y = torch.randint(3, (2, 11))
     weight = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
@@ -198,7 +197,7 @@ def test_every_penalty_reaches_the_optimum_of_scikit_learn() -> None:
     x = (x - x.mean(dim=0)) / x.std(dim=0, correction=0)
     test, test_labels = overlapping(1000, 1)
     penalties = Linear.Config().l2
-    found = fit_penalties(lambda: [(x, y)], 500, 10, l2=penalties, tolerance=1e-4)
+    found = fit_penalties(LabelledRows(lambda: [(x, y)], 500, 10), l2=penalties, tolerance=1e-4)
     for problem, l2 in enumerate(penalties):
         reference = sklearn.LogisticRegression(C=1 / (500 * l2), tol=1e-9, max_iter=20_000)
         reference.fit(x.double().numpy(), y.numpy())
@@ -258,7 +257,7 @@ def test_penalties_fitted_together_are_those_fitted_alone() -> None:
     blocks: list[tuple[Tensor, Tensor]] = list(
         zip(torch.split(x, 50), torch.split(y, 50), strict=True)
     )
-    together = fit_penalties(lambda: blocks, 120, 4, l2=penalties, tolerance=1e-6)
+    together = fit_penalties(LabelledRows(lambda: blocks, 120, 4), l2=penalties, tolerance=1e-6)
     assert together.converged
     for problem, l2 in enumerate(penalties):
         alone = fit_logistic_regression(x[None], y[None], 4, l2=l2, max_iterations=500)

@@ -1,4 +1,4 @@
-"""The protocol `segmentation`: what it measures, on what, and what it leaves alone."""
+"""The evaluator `segmentation`: what it measures, on what, and what it leaves alone."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_the_encoder_and_the_generators_stay_as_they_were(pictures: Pictures) ->
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_protocols_draw_alike_for_every_subject(pictures: Pictures) -> None:
+def test_evaluators_draw_alike_for_every_subject(pictures: Pictures) -> None:
     suite = pictures.suite(("rec", Recorder()))
     torch.manual_seed(123)
     trained = suite.run(encoder(), 1, final=True).metrics
@@ -202,7 +202,7 @@ def test_without_a_test_split_collapse_uses_the_training_split(pictures: Picture
     assert without.passes == {"train": 0, "test": 0}
 
 
-def test_images_without_a_label_are_left_out_of_label_protocols(pictures: Pictures) -> None:
+def test_images_without_a_label_are_left_out_of_label_evaluators(pictures: Pictures) -> None:
     recorder = Recorder()
     train_labels, test_labels = pictures.train_labels.clone(), pictures.test_labels.clone()
     train_labels[10:], test_labels[::2] = -1, -1
@@ -262,7 +262,7 @@ def test_test_classes_without_training_images_are_counted_and_said(pictures: Pic
 
 
 @pytest.mark.parametrize("fault", ["raises", "returns nothing", "returns text"])
-def test_a_failing_protocol_does_not_lose_the_others(pictures: Pictures, fault: str) -> None:
+def test_a_failing_evaluator_does_not_lose_the_others(pictures: Pictures, fault: str) -> None:
     class Faulty(FeatureEvaluator):
         def evaluate(self, given: FeatureInput) -> Any:
             if fault == "raises":

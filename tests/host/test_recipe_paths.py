@@ -92,7 +92,7 @@ def facts(**changed: object) -> RunFacts:
     return RunFacts(**{**known, **changed})  # type: ignore[arg-type]
 
 
-def test_protocols_that_will_find_nothing_are_told_before_the_start() -> None:
+def test_evaluators_that_will_find_nothing_are_told_before_the_start() -> None:
     recipe = load_recipe("quickstart", ["evaluate=[{name: knn, k: 5}, {name: collapse}]"])
 
     def said(**changed: object) -> list[str]:
@@ -115,8 +115,8 @@ def test_protocols_that_will_find_nothing_are_told_before_the_start() -> None:
 
 def test_python_warnings_are_one_line_of_ours() -> None:
     program = (
-        "import warnings; from sslkit.cli.streams import show_warnings_in_one_line as s; s();"
-        "warnings.warn('few\\n  images', stacklevel=1)"
+        "import warnings; from sslkit.cli.standard_streams import show_warnings_in_one_line as s;"
+        "s(); warnings.warn('few\\n  images', stacklevel=1)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr == "warning: few images\n"

@@ -9,7 +9,9 @@ from pathlib import Path
 from sslkit.api import Evaluation
 from sslkit.evaluation.results import SuiteResult, comparison
 from sslkit.recipe import dump_resolved, parse_recipe
+from sslkit.report.comparison.side_by_side import Arm
 from sslkit.runs.metrics_file import MetricLine, encode_line
+from sslkit.workflows.compare.records import read_run
 from tests.conftest import TINY
 
 STEPS_PER_EPOCH, BATCH = 6, 16
@@ -30,7 +32,8 @@ def make_run(
     more: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Path:
     """A folder as a run of three epochs leaves it. top1: kNN after the last epoch. speed: images/s.
-    during: kNN after the first epochs. more: protocol -> further metrics of the trained encoder."""
+    during: kNN after the first epochs. more: further metrics of the trained encoder, by evaluator.
+    """
     recipe = parse_recipe(TINY, "tiny.yaml", [f"name={name}", f"seed={seed}", *overrides])
     path = parent / f"{name}-s{seed}-{len(list(parent.glob('*')))}"
     path.mkdir(parents=True)
@@ -78,3 +81,24 @@ def _suite(
             for subject, value in values.items()
         }
     )
+
+
+A, B = (0.50, 0.52, 0.57), (0.55, 0.58, 0.59)
+"""Accuracies of the seeds of `make_two_arms`."""
+IMAGES = 18 * 16
+"""Images that each run has seen."""
+
+
+def arm(label: str, folders: Sequence[Path]) -> Arm:
+    """An arm of finished runs."""
+    return Arm(label, [read_run(path) for path in folders])
+
+
+def make_two_arms(tmp_path: Path) -> list[Arm]:
+    """Three seeds each; `b` trains at half the speed, and both were measured after each epoch."""
+    first = [make_run(tmp_path, "a", seed, top1, speed=100, during=(0.2, 0.3),
+                      baselines={"pixels": 0.4, "untrained": 0.3 + seed / 100})
+             for seed, top1 in enumerate(A)]  # fmt: skip
+    second = [make_run(tmp_path, "b", seed, top1, speed=50, during=(0.30 + seed / 100, 0.45))
+              for seed, top1 in enumerate(B)]  # fmt: skip
+    return [arm("a", first), arm("b", second)]

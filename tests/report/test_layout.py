@@ -13,8 +13,8 @@ from matplotlib.legend import Legend
 
 from sslkit.evaluation.results import ComparisonRow, Estimate
 from sslkit.report.comparison.figures import draw_all
-from sslkit.report.comparison.model import Comparison
 from sslkit.report.comparison.page import html_page
+from sslkit.report.comparison.side_by_side import Comparison
 from sslkit.report.comparison.svg import Picture
 from sslkit.report.figures import draw_accuracies, draw_curves
 from sslkit.report.maps import choose_images, draw_map

@@ -22,7 +22,7 @@ from sslkit.report.comparison.gallery import (
     same_class,
     thumbnail,
 )
-from sslkit.report.comparison.model import Arm, Comparison
+from sslkit.report.comparison.side_by_side import Arm, Comparison
 from sslkit.report.maps import CLASSES, choose_images, draw_map
 from sslkit.report.projection import parse_methods, project
 from sslkit.workflows.compare.arm_statistics import make_comparison

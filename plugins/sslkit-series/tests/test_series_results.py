@@ -58,7 +58,7 @@ def test_the_raw_baseline_is_the_series_mean_centred(tracked: Path) -> None:
 
 
 def values(run_dir: Path) -> dict[str, dict[str, float]]:
-    """Protocol -> subject -> accuracy."""
+    """Evaluator -> subject -> accuracy."""
     found = json.loads((run_dir / "results.json").read_text())
     return {
         row["protocol"]: {name: each["value"] for name, each in row["values"].items()}

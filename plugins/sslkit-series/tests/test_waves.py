@@ -104,7 +104,7 @@ def test_the_fields_are_followed() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"periods": (3.0, 40.0)}, "set 0 < low <= high <= length / 4, 32"),
+        ({"periods": (3.0, 40.0)}, "periods: 40 is above length / 4; set at most 32"),
         ({"amplitude": (0.0, 1.0)}, "set 0 < low <= high"),
         ({"length": 4}, "greater than or equal to 16"),
     ],

@@ -1,11 +1,9 @@
-"""Annotated images for protocols that bring data of their own."""
+"""Annotated images for evaluators that bring data of their own."""
 
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -22,6 +20,7 @@ from sslkit.api import (
     UnreadableImageError,
 )
 from sslkit.errors import DataError, PluginError, RecipeError
+from sslkit.threads import in_order
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,20 +133,10 @@ def read_image(reader: ImageReader, index: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
-    """`map(work, items)` by threads that are a few items ahead. Raises what `work` raises. It
-    should decode and not compute: torch starts threads of its own in each of these."""
-    pool = ThreadPoolExecutor(_THREADS)
-    waiting: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+def annotated_images(work: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
+    """What `work` reads and decodes for each item, in order, by a few threads. Raises what it
+    raises."""
+    return in_order(work, items, num_threads=_THREADS, ahead=_AHEAD)
 
 
 def class_bars(names: Sequence[str], values: Sequence[float], what: str) -> Figure:

@@ -31,15 +31,15 @@ from sslkit.api import (
 )
 from sslkit.builtin.evaluators.dense_data import (
     AnnotatedData,
+    annotated_images,
     class_bars,
     data_problems,
-    in_order,
     open_annotated,
     read_image,
 )
 from sslkit.builtin.evaluators.detector import Pyramid, faster_rcnn, pyramid_stages
 from sslkit.builtin.evaluators.encoder_maps import check_images, device_of, with_feature_maps
-from sslkit.errors import SSLKitError, TrainingError
+from sslkit.errors import SSLKitError, TrainingError, first_line_of
 from sslkit.nn.average_precision import THRESHOLDS, Detections, Matches
 from sslkit.nn.resampling import resample
 from sslkit.nn.supervised import SupervisedTraining
@@ -127,7 +127,7 @@ class Detection(OwnDataEvaluator):
         try:
             return self._evaluate(with_feature_maps(given.encoder), given.seed)
         except (SSLKitError, NoFeatureMapsError) as error:
-            return Evaluation(skipped=str(error).splitlines()[0])
+            return Evaluation(skipped=first_line_of(error))
 
     @cached_property
     def _data(self) -> AnnotatedData:
@@ -191,7 +191,7 @@ class Detection(OwnDataEvaluator):
         training = SupervisedTraining(optimizer, loss, set_rate)
         drawn = draws(rows, config.steps * config.batch_size, seed)
         detector.train()
-        with closing(in_order(read, drawn)) as images:
+        with closing(annotated_images(read, drawn)) as images:
             batches = (list(islice(images, config.batch_size)) for _ in range(config.steps))
             for value in training.steps(batches):
                 if not bool(value.isfinite()):
@@ -227,14 +227,14 @@ def draws(rows: Sequence[int], count: int, seed: int) -> Iterator[tuple[int, boo
 
 def _all_boxes(reader: ImageReader) -> list[Boxes]:
     assert isinstance(reader, HasBoxes)
-    return list(in_order(reader.boxes, range(len(reader))))
+    return list(annotated_images(reader.boxes, range(len(reader))))
 
 
 def detections(detector: Any, reader: ImageReader, device: torch.device) -> list[Detections]:
     """What a detector finds in every image."""
     detector.eval()
     found = []
-    for image in in_order(lambda index: read_image(reader, index), range(len(reader))):
+    for image in annotated_images(lambda index: read_image(reader, index), range(len(reader))):
         with torch.no_grad():
             (output,) = detector([image.to(device) / 255.0])
         corners, labels, scores = (

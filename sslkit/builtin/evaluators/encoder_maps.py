@@ -1,4 +1,4 @@
-"""Feature maps of the encoder that a protocol measures."""
+"""Feature maps of the encoder that an evaluator measures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslkit.api import Backbone, HasMasks, ImageReader, NoFeatureMapsError
-from sslkit.builtin.evaluators.dense_data import in_order, read_image
-from sslkit.errors import DataError
+from sslkit.builtin.evaluators.dense_data import annotated_images, read_image
+from sslkit.errors import DataError, first_line_of
 
 _BATCH = 32
 
@@ -48,9 +48,8 @@ def check_images(
     except NoFeatureMapsError:
         raise
     except Exception as error:  # networks raise whatever they raise; the user gets one line
-        line = (str(error).splitlines() or [type(error).__name__])[0]
         raise NoFeatureMapsError(
-            f"the encoder takes no images of {width} x {height} pixels: {line}"
+            f"the encoder takes no images of {width} x {height} pixels: {first_line_of(error)}"
         ) from error
 
 
@@ -72,7 +71,9 @@ class Source:
 
         images: list[Tensor] = []
         masks: list[Tensor] = []
-        for number, (pixels, mask) in enumerate(in_order(read, range(len(reader))), start=1):
+        for number, (pixels, mask) in enumerate(
+            annotated_images(read, range(len(reader))), start=1
+        ):
             images.append(self._stretched(pixels.to(self.device)))
             masks.append(mask.to(self.device))
             if len(images) == _BATCH or number == len(reader):

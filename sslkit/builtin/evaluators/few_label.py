@@ -19,8 +19,8 @@ from sslkit.api import (
     ImageScores,
     RunFacts,
 )
-from sslkit.nn.labels import grouped_by_class, random_order
 from sslkit.nn.logistic_regression import fit_logistic_regression
+from sslkit.nn.stratified import grouped_by_class, random_order
 from sslkit.randomness import SampleRandom
 
 _BLOCK_ELEMENTS = 1 << 26

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 
 from sslkit.api import Evaluation, EvaluatorConfig, ImageEvaluator, ImageInput, RunFacts
 
-from .scores import classified
+from .classification import classified
 from .supervised_training import DivergedError, FineTuningConfig, fine_tune
 
 

@@ -10,9 +10,9 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from sslkit.api import Evaluation, EvaluatorConfig, FeatureEvaluator, FeatureInput, RunFacts
-from sslkit.nn.classification import knn_correct
+from sslkit.nn.classification import Vote, knn_correct
 
-from .scores import classified
+from .classification import classified
 
 
 class KNN(FeatureEvaluator):
@@ -70,9 +70,7 @@ class KNN(FeatureEvaluator):
             bank.train_labels,
             bank.test,
             bank.test_labels,
-            num_classes=bank.num_classes,
-            k=self.config.k,
-            temperature=self.config.temperature,
+            Vote(self.config.k, self.config.temperature, bank.num_classes),
             device=bank.compute_device,
         )
         found = classified(correct, bank.test_labels, self.config.layer)

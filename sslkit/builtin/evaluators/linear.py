@@ -10,8 +10,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from sslkit.api import Evaluation, EvaluatorConfig, FeatureEvaluator, FeatureInput
 from sslkit.randomness import stream_key
 
+from .classification import at_layer, classified
 from .linear_solvers import LBFGS, SGD, Folds, Solver, choose_and_fit, standardised_splits
-from .scores import at_layer, classified
 
 
 class Linear(FeatureEvaluator):

@@ -13,15 +13,11 @@ from pydantic import Field
 from torch import Tensor
 
 from sslkit.api import FeatureBank
-from sslkit.nn.labels import stratified_folds
 from sslkit.nn.linear_sgd import fit_by_sgd
-from sslkit.nn.logistic_regression import (
-    Curvature,
-    LinearClassifiers,
-    feature_curvature,
-    fit_penalties,
-)
+from sslkit.nn.logistic_regression import LinearClassifiers
+from sslkit.nn.penalty_search import Curvature, LabelledRows, feature_curvature, fit_penalties
 from sslkit.nn.standardised import Standardised, feature_scale
+from sslkit.nn.stratified import stratified_folds
 
 _SEARCH_TOLERANCE = 1e-3
 """By which part of its minimum the loss may exceed it, while settings are chosen."""
@@ -76,7 +72,9 @@ class LBFGS(Solver):
     def prepare(self, data: Standardised, num_classes: int) -> Standardised:
         """Finds the axes of the features once for all folds, and turns features that make one block
         to them: the norm of the weights, and so the minimum, is the same."""
-        self._curvature = found = feature_curvature(data.blocks, len(data), num_classes)
+        self._curvature = found = feature_curvature(
+            LabelledRows(data.blocks, len(data), num_classes)
+        )
         self._axes = found.axes if data.fits else None
         if self._axes is None:
             return data
@@ -98,10 +96,9 @@ class LBFGS(Solver):
         final: bool = False,
     ) -> LinearClassifiers:
         parts = list(data.blocks()) if data.fits else None
+        blocks = data.blocks if parts is None else lambda: parts
         return fit_penalties(
-            lambda: data.blocks() if parts is None else parts,
-            len(data),
-            num_classes,
+            LabelledRows(blocks, len(data), num_classes),
             l2=[candidate["l2"] for candidate in candidates],
             start=start,
             curvature=self._curvature,

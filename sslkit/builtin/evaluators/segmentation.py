@@ -37,7 +37,7 @@ from sslkit.builtin.evaluators.encoder_maps import (
     device_of,
     with_feature_maps,
 )
-from sslkit.errors import DataError, SSLKitError
+from sslkit.errors import DataError, SSLKitError, first_line_of
 from sslkit.nn.logistic_regression import LinearClassifiers
 from sslkit.nn.resampling import resample
 from sslkit.nn.segmentation import (
@@ -126,7 +126,7 @@ class Segmentation(OwnDataEvaluator):
         try:
             return self._measure(source(), seed)
         except (SSLKitError, NoFeatureMapsError) as error:
-            return Evaluation(skipped=str(error).splitlines()[0])
+            return Evaluation(skipped=first_line_of(error))
 
     def _measure(self, source: Source, seed: int) -> Evaluation:
         data = self._data

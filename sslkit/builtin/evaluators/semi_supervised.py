@@ -22,11 +22,11 @@ from sslkit.api import (
     ImageScores,
     RunFacts,
 )
-from sslkit.nn.labels import balanced_subset
 from sslkit.nn.standardised import Standardised
+from sslkit.nn.stratified import balanced_subset
 
+from .classification import at_layer
 from .linear_solvers import LBFGS, Folds, choose_and_fit, standardised_splits
-from .scores import at_layer
 from .supervised_training import DivergedError, FineTuningConfig, fine_tune
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslkit.builtin.sources.regular_files import read_regular
-from sslkit.errors import DataError
+from sslkit.errors import DataError, first_line_of
 
 MAX_XML_BYTES = 1 << 22
 """4 MiB: an annotation of a single image has a few KiB."""
@@ -137,7 +137,7 @@ def read_json(path: Path, *, without: str) -> dict[str, Any]:
     try:
         found = json.loads(data, object_hook=lean, parse_constant=refuse)
     except (ValueError, RecursionError) as error:  # also bytes that are no text
-        raise bad(path, f"not JSON ({_first_line(error)})", "annotations in JSON") from error
+        raise bad(path, f"not JSON ({first_line_of(error)})", "annotations in JSON") from error
     if not isinstance(found, dict):
         raise bad(path, f"it holds a {type(found).__name__}", "an object with named lists")
     return found
@@ -186,7 +186,3 @@ def within_image(
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from sslkit.api import Boxes, DataSource, DataSourceConfig, HasBoxes
 from sslkit.builtin.sources.annotations import bad, field_of, objects_in, read_json, within_image
-from sslkit.builtin.sources.files import FileReader, refuse_outside
+from sslkit.builtin.sources.image_files import FileReader, refuse_outside
 from sslkit.builtin.sources.paths import missing
 from sslkit.errors import RecipeError
 

@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sslkit.api import UnreadableImageError
 from sslkit.builtin.sources.native_messages import heard
+from sslkit.errors import first_line_of
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is opened, by Pillow's names."""
@@ -278,5 +279,4 @@ def _reason(error: Exception) -> str:
     its source that torchvision prints."""
     if isinstance(error, UnidentifiedImageError):
         return f"not an image file of a known format ({', '.join(FORMATS)})"
-    lines = str(error).strip().splitlines()
-    return re.sub(r"^decode_jpeg, .*?:\d+, ", "", lines[0]) if lines else type(error).__name__
+    return re.sub(r"^decode_jpeg, .*?:\d+, ", "", first_line_of(error))

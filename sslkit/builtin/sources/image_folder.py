@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from sslkit.api import DataSource, DataSourceConfig
-from sslkit.builtin.sources.files import IMAGE_SUFFIXES, FileReader, Found, find_images
+from sslkit.builtin.sources.image_files import IMAGE_SUFFIXES, FileReader, Found, find_images
 from sslkit.builtin.sources.paths import missing
 from sslkit.builtin.sources.regular_files import shown
 from sslkit.builtin.sources.split_names import folder_split

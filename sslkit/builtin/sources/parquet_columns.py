@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.errors import DataError, RecipeError
+from sslkit.errors import DataError, RecipeError, first_line_of
 from sslkit.files import parse_json
 
 _SHOWN_COLUMNS, _SHOWN_LETTERS = 10, 60
@@ -82,10 +82,8 @@ def whole_file(path: Path, *, retried: bool = False) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         if retried and isinstance(error, OSError):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        reason = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in reason)
         raise DataError(
-            f"data: {path} is not a readable Parquet file ({reason}); copy it again"
+            f"data: {path} is not a readable Parquet file ({first_line_of(error)}); copy it again"
         ) from error
 
 

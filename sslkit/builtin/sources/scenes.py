@@ -1,4 +1,4 @@
-"""Seeded scenes of several shapes, with masks and boxes, for dense protocols without data."""
+"""Seeded scenes of several shapes, with masks and boxes, for dense evaluators without data."""
 
 from __future__ import annotations
 

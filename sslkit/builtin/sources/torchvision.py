@@ -12,9 +12,9 @@ from pydantic import model_validator
 
 from sslkit.api import DataSource, DataSourceConfig, ImageReader
 from sslkit.builtin.sources.arrays import ArrayReader
-from sslkit.builtin.sources.files import FileReader
+from sslkit.builtin.sources.image_files import FileReader
 from sslkit.builtin.sources.paths import missing
-from sslkit.errors import DataError, RecipeError
+from sslkit.errors import DataError, RecipeError, first_line_of
 
 Name = Literal[
     "cifar10", "cifar100", "stl10", "svhn", "mnist", "fashion_mnist", "kmnist", "imagenette"
@@ -98,15 +98,15 @@ class Torchvision(DataSource):
             if not config.download:
                 raise RecipeError(
                     f"data.root: {config.root} does not hold {config.dataset} "
-                    f"({_first_line(error)}); expected the files as torchvision lays them out; set "
-                    "data.download=true where there is internet, or correct data.root"
+                    f"({first_line_of(error)}); expected the files as torchvision lays them out; "
+                    "set data.download=true where there is internet, or correct data.root"
                 ) from error
         try:
             return create(str(config.root), download=True, **which)
         except (RuntimeError, OSError) as error:
             raise DataError(
                 f"data: {config.dataset} could not be downloaded to {config.root} "
-                f"({_first_line(error)}); check the connection and the disk, or fetch the files "
+                f"({first_line_of(error)}); check the connection and the disk, or fetch the files "
                 "elsewhere and set data.root"
             ) from error
 
@@ -143,8 +143,3 @@ def _file_reader(data: Any, root: Path) -> FileReader:
     labels = np.array([label for _, label in data._samples], dtype=np.int64)
     names = tuple(name[0] if isinstance(name, tuple) else name for name in data.classes)
     return FileReader(root, paths, 3, labels, names, {})
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

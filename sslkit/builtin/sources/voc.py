@@ -25,7 +25,7 @@ from sslkit.builtin.sources.annotations import (
     within_image,
 )
 from sslkit.builtin.sources.decoding import MAX_PIXELS
-from sslkit.builtin.sources.files import FileReader, refuse_outside
+from sslkit.builtin.sources.image_files import FileReader, refuse_outside
 from sslkit.builtin.sources.paths import missing
 from sslkit.builtin.sources.regular_files import is_regular
 from sslkit.errors import DataError, RecipeError

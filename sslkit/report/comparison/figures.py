@@ -13,7 +13,7 @@ from sslkit.evaluation.statistics import Interval, mean_interval
 from sslkit.report.final_results import bounds, in_percent
 from sslkit.report.harmless import in_figure
 
-from .model import SUBJECTS, Arm, Comparison, Point
+from .side_by_side import SUBJECTS, Arm, Comparison, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

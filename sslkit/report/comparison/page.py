@@ -11,7 +11,7 @@ from sslkit.recipe.yaml_positions import dump_document
 from sslkit.report.harmless import in_html
 
 from .figures import draw_all
-from .model import Comparison
+from .side_by_side import Comparison
 from .svg import Picture, svg_text
 from .tables import GROUP, Table, heading, text_tables
 

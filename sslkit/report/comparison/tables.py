@@ -12,7 +12,7 @@ from sslkit.report.final_results import in_percent
 from sslkit.report.harmless import in_markdown, markdown_table
 from sslkit.report.terminal import display_path
 
-from .model import Comparison
+from .side_by_side import Comparison
 from .svg import Picture
 
 Table = tuple[str, list[str], list[list[str]]]
@@ -22,7 +22,7 @@ GROUP = "protocol"
 
 
 def text_tables(comparison: Comparison) -> list[Table]:
-    """The main metrics of every protocol, and what they cost."""
+    """The main metrics of every evaluator, and what they cost."""
     return [_scores(comparison), _costs(comparison)]
 
 

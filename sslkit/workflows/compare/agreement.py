@@ -1,4 +1,4 @@
-"""What must be equal for a comparison to mean anything: data, protocols, and the budget."""
+"""What must be equal for a comparison to mean anything: data, evaluators, and the budget."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sslkit.report.comparison.model import Match, RunRecord
+from sslkit.report.comparison.side_by_side import Match, RunRecord
 
 from .records import protocol_settings
 
 
 @dataclass(frozen=True)
-class Terms:
+class ArmConditions:
     """The conditions of one run, or of one that is planned."""
 
     source: str
@@ -20,28 +20,28 @@ class Terms:
     data: Mapping[str, str]
     """Split -> fingerprint."""
     protocols: Mapping[str, Mapping[str, Any]]
-    """Protocol -> its settings."""
+    """Evaluator -> its settings."""
     images_seen: int
     """0: nothing was trained, so that there is no budget to share."""
 
     @classmethod
-    def of_run(cls, record: RunRecord) -> Terms:
+    def of_run(cls, record: RunRecord) -> ArmConditions:
         """The conditions that a finished run recorded."""
         settings = protocol_settings(record.recipe)
         return cls(record.path.name, record.data, settings, record.images_seen)
 
 
-def disagreements(terms: Sequence[Terms], match: Match) -> list[str]:
+def disagreements(conditions: Sequence[ArmConditions], match: Match) -> list[str]:
     """Why these runs must not stand in one table, one line each; empty where they may. All are
     held against the first."""
-    found = [line for other in terms[1:] for line in _between(terms[0], other)]
-    trained = [each for each in terms if each.images_seen]
+    found = [line for other in conditions[1:] for line in _between(conditions[0], other)]
+    trained = [each for each in conditions if each.images_seen]
     if match == "epochs":
         found += [line for other in trained[1:] for line in _budgets(trained[0], other)]
     return list(dict.fromkeys(found))
 
 
-def _between(first: Terms, other: Terms) -> Iterator[str]:
+def _between(first: ArmConditions, other: ArmConditions) -> Iterator[str]:
     pair = f"{first.source} and {other.source}"
     for split in ("train", "test"):
         a, b = first.data.get(split), other.data.get(split)
@@ -61,7 +61,7 @@ def _between(first: Terms, other: Terms) -> Iterator[str]:
                 )
 
 
-def _budgets(first: Terms, other: Terms) -> Iterator[str]:
+def _budgets(first: ArmConditions, other: ArmConditions) -> Iterator[str]:
     if first.images_seen != other.images_seen:
         ratio = other.images_seen / first.images_seen
         yield (

@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from sslkit.evaluation.statistics import Interval, mean_interval, paired_difference
-from sslkit.report.comparison.model import (
+from sslkit.report.comparison.side_by_side import (
     SUBJECTS,
     Arm,
     Comparison,
@@ -45,7 +45,10 @@ def make_comparison(
     rows = [row for metric in metrics for arm in arms
             if (row := _row(arm, metric, held_against, latest)) is not None]  # fmt: skip
     costs = [_cost(arm) for arm in arms if arm.records]
-    found = Comparison(name, arms, baseline, match, limit, time_tolerance, metrics, rows, costs)
+    found = Comparison(
+        name=name, arms=arms, baseline=baseline, match=match, time_limit=limit,
+        time_tolerance=time_tolerance, metrics=metrics, rows=rows, costs=costs,
+    )  # fmt: skip
     return replace(found, notes=find_notes(found))
 
 

@@ -14,10 +14,10 @@ from sslkit.errors import RecipeError
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
 from sslkit.recipe import Recipe, find_recipe, flatten, load_recipe, recipe_hash
-from sslkit.report.comparison.model import RunRecord
+from sslkit.report.comparison.side_by_side import RunRecord
 from sslkit.runs.folder import sanitise_name
 
-from .agreement import Terms
+from .agreement import ArmConditions
 from .records import protocol_settings
 
 _OPENING, _CLOSING, _QUOTES = "{[", "}]", "\"'"
@@ -109,22 +109,22 @@ def split_values(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def planned_terms(arms: Iterable[PlannedArm]) -> list[Terms]:
+def planned_conditions(arms: Iterable[PlannedArm]) -> list[ArmConditions]:
     """Under which conditions these arms will be measured. Opens their data, and builds nothing.
 
     Raises RecipeError where an arm cannot run."""
-    terms, fingerprints = [], {}
+    conditions, fingerprints = [], {}
     for arm in arms:
         facts = check(arm.recipe)
         data = json.dumps(arm.recipe.data.dump(), sort_keys=True)
         if data not in fingerprints:
-            splits = open_splits(arm.recipe.data)
-            fingerprints[data] = {"train": splits.train.fingerprint()} | (
-                {"test": splits.test.fingerprint()} if splits.test is not None else {}
-            )
+            splits = open_splits(arm.recipe.data).present()
+            fingerprints[data] = {name: reader.fingerprint() for name, reader in splits.items()}
         images = facts.total_steps * facts.batch_size
-        terms.append(Terms(arm.label, fingerprints[data], protocol_settings(arm.recipe), images))
-    return terms
+        conditions.append(
+            ArmConditions(arm.label, fingerprints[data], protocol_settings(arm.recipe), images)
+        )
+    return conditions
 
 
 def label_runs(groups: Sequence[Sequence[RunRecord]]) -> list[str]:

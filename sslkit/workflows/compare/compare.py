@@ -12,23 +12,24 @@ from typing import Any, Literal
 from sslkit.engine.display import Display
 from sslkit.errors import RecipeError, SSLKitError
 from sslkit.parallel.finding import require_one_process
-from sslkit.report.comparison.model import Arm, Comparison, Match, RunRecord
+from sslkit.report.comparison.side_by_side import Arm, Comparison, Match, RunRecord
 
-from .agreement import Terms, disagreements
+from .agreement import ArmConditions, disagreements
 from .arm_statistics import make_comparison
-from .arms import Identity, PlannedArm, identity, label_runs, plan_arms, planned_terms
+from .arms import Identity, PlannedArm, identity, label_runs, plan_arms, planned_conditions
 from .comparison_folder import PAGE, ComparisonFolder, default_path, write_comparison
 from .devices import Device, shared
 from .groups import Groups
 from .pictures import PictureOptions, make_pictures
 from .process import Job, StoppedError, run_jobs
 from .records import read_run
+from .request import ComparisonRequest
 
 _ALL_PICTURES = PictureOptions()
 _SHARED = "shared_device"
 """Key of the manifest."""
 
-Given = Mapping[Identity, Sequence[RunRecord]]
+ExistingRuns = Mapping[Identity, Sequence[RunRecord]]
 
 
 @dataclass(frozen=True)
@@ -53,44 +54,38 @@ class Outcome:
 
 
 def compare(
-    inputs: Sequence[str],
-    overrides: Sequence[str] = (),
+    request: ComparisonRequest,
     *,
-    vary: Sequence[str] = (),
-    seeds: int = 1,
     baseline: str | None = None,
-    match: Match = "epochs",
     time_tolerance: float = 0.1,
-    out: Path | None = None,
-    devices: Sequence[Device] = (),
     pictures: PictureOptions = _ALL_PICTURES,
     display: Display,
 ) -> Outcome:
     """Compares finished runs (folders) and recipes (files or names), which it runs first.
 
     Each recipe is run in every variation with `seeds` seeds; a finished run of the same experiment
-    stands for its seed. The same call goes on where one before was cut off. devices: where runs go
-    on side by side; none: one after the other, each on the device of its recipe.
+    stands for its seed. The same call goes on where one before was cut off. baseline: the arm that
+    others are held against; None: the first. time_tolerance: how much longer counts as equal.
     Raises RecipeError where the arms must not be compared, before anything is run."""
     require_one_process()
-    planned, given, folders = planned_and_given(inputs, overrides, vary, seeds, devices, match)
+    planned, given, folders = planned_and_given(request)
     labels = arm_labels(planned, given)
     if baseline is not None and baseline not in labels.values():
         raise RecipeError(
             f"--baseline {baseline}: is no arm; valid: {', '.join(map(repr, labels.values()))}"
         )
-    with ComparisonFolder(out or default_path(planned, folders)) as folder:
+    with ComparisonFolder(request.out or default_path(planned, folders)) as folder:
         folder.adopt([{"label": label, "hash": arm[1]} for arm, label in labels.items()])
         groups = Groups(folder, display)
         try:
-            failed = make_runs(planned, given, folder, groups, devices, display)
+            failed = make_runs(planned, given, folder, groups, request.devices, display)
         except StoppedError:
             display.message("stopped; the same command goes on from here")
             return Outcome(folder.path, "stopped")
         arms = collect(labels, planned, given, folder, failed)
-        refuse_unlike_runs(arms, match)
+        refuse_unlike_runs(arms, request.match)
         comparison = make_comparison(
-            folder.path.name, arms, baseline or arms[0].label, match, time_tolerance
+            folder.path.name, arms, baseline or arms[0].label, request.match, time_tolerance
         )
         drawn, notes = make_pictures(comparison, pictures, display)
         if folder.manifest.get(_SHARED):
@@ -105,28 +100,24 @@ def compare(
 
 
 def planned_and_given(
-    inputs: Sequence[str],
-    overrides: Sequence[str],
-    vary: Sequence[str],
-    seeds: int,
-    devices: Sequence[Device],
-    match: Match,
-) -> tuple[list[PlannedArm], Given, list[Path]]:
+    request: ComparisonRequest,
+) -> tuple[list[PlannedArm], ExistingRuns, list[Path]]:
     """The arms that recipes are, the finished runs, and their folders; see `compare`.
 
     Raises RecipeError where they must not be compared."""
-    folders = [Path(each) for each in inputs if Path(each).is_dir()]
-    recipes = [each for each in inputs if not Path(each).is_dir()]
-    if not recipes and (overrides or vary or seeds != 1):
+    folders = [Path(each) for each in request.inputs if Path(each).is_dir()]
+    recipes = [each for each in request.inputs if not Path(each).is_dir()]
+    if not recipes and (request.overrides or request.vary or request.seeds != 1):
         raise RecipeError("-o, --vary and --seeds change recipes, and only runs were given")
     records = [read_run(path) for path in folders]
     untrained = [record.path.name for record in records if not record.images_seen]
-    if match == "time" and untrained:
+    if request.match == "time" and untrained:
         raise RecipeError(f"--match time: {untrained[0]} was measured and not trained")
     given = group_runs(records)
-    placed = [f"train.device={devices[0].kind}"] if devices else []
-    planned = plan_arms(recipes, [*overrides, *placed], vary, seeds)
-    refuse_disagreement(planned, records, match)
+    placed = [f"train.device={request.devices[0].kind}"] if request.devices else []
+    overrides = [*request.overrides, *placed]
+    planned = plan_arms(recipes, overrides, request.vary, request.seeds)
+    refuse_disagreement(planned, records, request.match)
     return planned, given, folders
 
 
@@ -143,7 +134,7 @@ def group_runs(records: Sequence[RunRecord]) -> dict[Identity, list[RunRecord]]:
     return {key: [runs[seed] for seed in sorted(runs)] for key, runs in groups.items()}
 
 
-def arm_labels(planned: Sequence[PlannedArm], given: Given) -> dict[Identity, str]:
+def arm_labels(planned: Sequence[PlannedArm], given: ExistingRuns) -> dict[Identity, str]:
     """Arm -> its name; recipes first, then the finished runs that belong to none of them."""
     labels = {arm.identity: arm.label for arm in planned}
     rest = [group for key, group in given.items() if key not in labels]
@@ -156,16 +147,19 @@ def arm_labels(planned: Sequence[PlannedArm], given: Given) -> dict[Identity, st
 def refuse_disagreement(
     planned: Sequence[PlannedArm], records: Sequence[RunRecord], match: Match
 ) -> None:
-    """Raises RecipeError where data, protocols or budget of the arms differ."""
-    terms = [*planned_terms(planned), *(Terms.of_run(record) for record in records)]
-    problems = disagreements(terms, match)
+    """Raises RecipeError where data, evaluators or budget of the arms differ."""
+    conditions = [
+        *planned_conditions(planned),
+        *(ArmConditions.of_run(record) for record in records),
+    ]
+    problems = disagreements(conditions, match)
     if problems:
         raise RecipeError(*problems)
 
 
 def make_runs(
     planned: Sequence[PlannedArm],
-    given: Given,
+    given: ExistingRuns,
     folder: ComparisonFolder,
     groups: Groups,
     devices: Sequence[Device],
@@ -202,7 +196,7 @@ def make_runs(
 def collect(
     labels: Mapping[Identity, str],
     planned: Sequence[PlannedArm],
-    given: Given,
+    given: ExistingRuns,
     folder: ComparisonFolder,
     failed: Mapping[tuple[Identity, int], str],
 ) -> list[Arm]:
@@ -229,6 +223,6 @@ def refuse_unlike_runs(arms: Sequence[Arm], match: Match) -> None:
         reasons = [f"{arm.label}: seed {seed}: {reason}"
                    for arm in arms for seed, reason in arm.failed.items()]  # fmt: skip
         raise SSLKitError("\n".join(reasons))
-    problems = disagreements([Terms.of_run(record) for record in records], match)
+    problems = disagreements([ArmConditions.of_run(record) for record in records], match)
     if problems:
         raise RecipeError(*problems)

@@ -21,8 +21,8 @@ from filelock import FileLock
 from sslkit.errors import RecipeError, RunFolderError
 from sslkit.files import read_json, reason, remove_leftovers, write_atomic
 from sslkit.recipe import load_recipe
-from sslkit.report.comparison.model import Comparison
 from sslkit.report.comparison.page import comparison_pictures, html_page
+from sslkit.report.comparison.side_by_side import Comparison
 from sslkit.report.comparison.svg import Picture
 from sslkit.report.comparison.tables import markdown
 from sslkit.runs.endings import is_finished

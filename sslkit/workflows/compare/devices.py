@@ -58,10 +58,7 @@ def _visible(name: str, text: str) -> dict[str, str]:
         raise RecipeError(
             f"--devices {text}: {name!r} is no device; valid are cpu, mps, cuda, cuda:0, ..."
         )
-    try:
-        resolve_device(kind)
-    except RecipeError as error:
-        raise RecipeError(f"--devices {text}: {str(error).partition(': ')[2]}") from None
+    resolve_device(kind, f"--devices {text}")
     if not colon:
         return {}
     import torch

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sslkit.engine.display import Display, EachOnce
-from sslkit.report.comparison.model import Match
 from sslkit.workflows.plan import make_plan
 
 from .compare import planned_and_given
 from .comparison_folder import ComparisonFolder, default_path
-from .devices import Device
+from .request import ComparisonRequest
 
 
 @dataclass(frozen=True)
@@ -37,24 +35,14 @@ class ComparisonEstimate:
         return {**vars(self), "folder": str(self.folder)}
 
 
-def estimate(
-    inputs: Sequence[str],
-    overrides: Sequence[str],
-    *,
-    vary: Sequence[str],
-    seeds: int,
-    match: Match,
-    out: Path | None,
-    devices: Sequence[Device],
-    display: Display,
-) -> ComparisonEstimate:
-    """The runs that `compare` would make with the same arguments: of each arm the
-    seeds that are missing, steps, seconds (of training and features) and MB of disk a run, and both
-    in total. Where several devices work side by side, the total is that of equal shares.
+def estimate(request: ComparisonRequest, *, display: Display) -> ComparisonEstimate:
+    """The runs that `compare` would make for the same request: of each arm the seeds that are
+    missing, steps, seconds (of training and features) and MB of disk a run, and both in total.
+    Where several devices work side by side, the total is that of equal shares.
 
     Raises what `compare` raises before it runs anything."""
-    planned, given, folders = planned_and_given(inputs, overrides, vary, seeds, devices, match)
-    place = out or default_path(planned, folders)
+    planned, given, folders = planned_and_given(request)
+    place = request.out or default_path(planned, folders)
     there = {(key, record.seed) for key, group in given.items() for record in group}
     there |= ComparisonFolder(place).finished().keys()
     arms, once = [], EachOnce(display)
@@ -80,6 +68,6 @@ def estimate(
         arms=arms,
         runs=sum(number for _, number in runs),
         steps=sum(arm["steps"] * number for arm, number in runs),
-        seconds=sum(arm["seconds"] * number for arm, number in runs) / max(1, len(devices)),
+        seconds=sum(arm["seconds"] * number for arm, number in runs) / max(1, len(request.devices)),
         disk_mb=sum(arm["disk_mb"] * number for arm, number in runs),
     )

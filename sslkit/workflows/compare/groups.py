@@ -10,7 +10,7 @@ from typing import Any
 
 from sslkit.api import Slot, Tracker
 from sslkit.engine.display import Display
-from sslkit.tracking.log import one_line
+from sslkit.errors import failure_of
 
 from .comparison_folder import ComparisonFolder
 
@@ -49,8 +49,8 @@ class Groups:
 
     def _warn(self, tracking: Slot[Tracker], error: Exception) -> None:
         self._display.message(
-            f"warning: tracking: {tracking.name} did not take the comparison ({one_line(error)}); "
-            "its folder is complete all the same"
+            f"warning: tracking: {tracking.name} did not take the comparison "
+            f"({failure_of(error)}); its folder is complete all the same"
         )
 
 

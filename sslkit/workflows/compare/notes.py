@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sslkit.evaluation.statistics import FEWEST, no_spread
-from sslkit.report.comparison.model import Comparison
+from sslkit.report.comparison.side_by_side import Comparison
 
 
 def find_notes(comparison: Comparison) -> list[str]:

@@ -10,7 +10,7 @@ from sslkit.engine.display import Display
 from sslkit.errors import SSLKitError
 from sslkit.host.plugin_errors import describe_failure
 from sslkit.report.comparison.gallery import Neighbours, gallery_svg, nearest, same_class
-from sslkit.report.comparison.model import Comparison, RunRecord
+from sslkit.report.comparison.side_by_side import Comparison, RunRecord
 from sslkit.report.comparison.svg import Picture, svg_text
 from sslkit.report.maps import draw_map
 from sslkit.report.projection import LEAST_IMAGES, METHODS, project

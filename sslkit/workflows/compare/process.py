@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from sslkit.engine.display import Display
-from sslkit.errors import TrainingError
+from sslkit.errors import TrainingError, first_line_of
 from sslkit.report.terminal import display_path
 
 from .devices import Device
@@ -78,7 +78,7 @@ def _finish(run: RunProcess, failed: dict[int, str], display: Display) -> None:
     try:
         run.outcome()
     except TrainingError as error:
-        failed[run.position] = str(error).splitlines()[0]
+        failed[run.position] = first_line_of(error)
         display.message(f"{run.job.what}: failed: {error}")
     else:
         if run.logged:

@@ -12,7 +12,7 @@ from typing import Any
 from sslkit.errors import CheckpointError, RunFolderError
 from sslkit.evaluation.collector import named_evaluators
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
-from sslkit.report.comparison.model import SUBJECTS, Point, RunRecord, Score
+from sslkit.report.comparison.side_by_side import SUBJECTS, Point, RunRecord, Score
 from sslkit.report.cost import training_clock
 from sslkit.report.final_results import main_metrics
 from sslkit.runs.endings import SavedResults, SavedScore, read_results
@@ -113,7 +113,7 @@ def _versions(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 def protocol_settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Protocol -> the fields that its numbers depend on; how often it runs is none of them."""
+    """Evaluator -> the fields that its numbers depend on; how often it runs is none of them."""
     built = named_evaluators([(slot.name, slot.build()) for slot in recipe.evaluate])
     settings = {
         protocol.key: {key: value for key, value in slot.dump().items() if key != "every_epochs"}

@@ -13,7 +13,7 @@ from sslkit.api import Backbone, DataSourceConfig, SplitReader, largest_view
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import calibrate, evaluation_batches
 from sslkit.data.splits import open_splits
-from sslkit.errors import DataError, RecipeError
+from sslkit.errors import DataError
 from sslkit.evaluation.features import count_not_finite, extract
 from sslkit.experiment.encoder import load_encoder
 from sslkit.experiment.networks import (
@@ -22,12 +22,12 @@ from sslkit.experiment.networks import (
     missing_untrained,
     without_starting_weights,
 )
-from sslkit.experiment.resolve import resolve_device
+from sslkit.experiment.resolve import evaluation_compute
 from sslkit.nn.compute import Compute
-from sslkit.randomness import Order, random_subset, seeded
+from sslkit.randomness import random_subset, seeded, shuffled
 from sslkit.recipe import Recipe
 from sslkit.report.comparison.gallery import Thumbnail, choose_queries, thumbnail
-from sslkit.report.comparison.model import RunRecord
+from sslkit.report.comparison.side_by_side import RunRecord
 from sslkit.report.maps import choose_images, class_name
 from sslkit.runs.environment_file import read_environment
 from sslkit.workflows.pack import available_cores
@@ -56,7 +56,7 @@ class ShownImages:
             labels, len(self.shown), 0 if test is None else _QUERIES, _SEED
         )
         chosen = random_subset(_SEED, "neighbours/gallery", len(self.train), _GALLERY)
-        self.gallery = chosen[Order(_SEED, 0, len(chosen))[:]]
+        self.gallery = shuffled(chosen, _SEED)
 
     def queries_shown(self) -> list[Thumbnail]:
         """The queries as small pictures."""
@@ -85,26 +85,22 @@ def features_of(
     device of the run where it is here.
 
     Raises DataError where features are not finite, and what loading an encoder raises."""
-    device = _device(record.recipe)
+    device = evaluation_compute(record.recipe).device
+    compute = Compute(device, "fp32", channels_last=False)
     if trained and record.images_seen:
         encoder = load_encoder(record.path).to(device)
     elif trained:  # weights that were only measured
         encoder = _measured(record.recipe, images, trained=True).to(device)
     else:
         encoder = _untrained(record, images).to(device)
-        calibrate(
-            encoder,
-            images.train,
-            encoder.preparation,
-            seed=record.seed,
-            compute=Compute(device, "fp32", channels_last=False),
-        )
+        train, preparation = images.train, encoder.preparation
+        calibrate(encoder, train, preparation, seed=record.seed, compute=compute)
 
     def features(store: CachedSplit, rows: Tensor) -> Tensor:
         if not len(rows):
             return torch.empty(0, encoder.num_features)
         batches = _batches(store, encoder, rows, device)
-        found = extract(encoder, batches, precision="fp32", channels_last=False).cpu()
+        found = extract(encoder, batches, compute).cpu()
         if broken := count_not_finite(found):
             raise DataError(f"features of {broken} of {len(rows)} images are not finite")
         return found
@@ -141,13 +137,6 @@ def _batches(
     store: CachedSplit, encoder: Backbone, rows: Tensor, device: torch.device
 ) -> Iterator[Tensor]:
     return evaluation_batches(store, encoder.preparation, _BATCH, device, rows)
-
-
-def _device(recipe: Recipe) -> torch.device:
-    try:
-        return torch.device(resolve_device(recipe.train.device))
-    except RecipeError:  # a run of another machine
-        return torch.device("cpu")
 
 
 def _open(recipe: Recipe, reader: SplitReader) -> CachedSplit:

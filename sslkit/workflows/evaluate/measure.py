@@ -45,8 +45,9 @@ def measure(
     *,
     weights: bool,
 ) -> FinalResults:
-    """A trained and the untrained method with the protocols of the recipe, the trained one with the
-    batch statistics that it has. weights: whether only the encoder is trained, by someone else."""
+    """A trained and the untrained method with the evaluators of the recipe, the trained one with
+    the batch statistics that it has. weights: whether only the encoder is trained, by someone else.
+    """
     missing = say_missing_untrained(recipe, facts, display)
     compute = make_compute(recipe.train, OneProcess())
     compute.prepare(method)
@@ -66,7 +67,7 @@ def metrics_of(results: FinalResults) -> Mapping[str, float]:
 
 
 def protocol_overrides(recipe_file: Path, protocols: Sequence[str] | None) -> list[str]:
-    """Overrides that leave these protocols in a recipe: with its settings where it has them, with
+    """Overrides that leave these evaluators in a recipe: with its settings where it has them, with
     defaults where it has not."""
     if protocols is None:
         return []

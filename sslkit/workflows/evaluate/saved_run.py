@@ -35,7 +35,7 @@ def evaluate_run(
     overrides: Sequence[str],
     display: Display,
 ) -> Measured:
-    """Measures a run or checkpoint with protocols (default: those of its recipe), beside the
+    """Measures a run or checkpoint with evaluators (default: those of its recipe), beside the
     baselines, and keeps the results in its folder (decision 0034). The metrics of a finished run,
     on its own data and with settings that were not changed, are logged with the run."""
     require_one_process()
@@ -148,7 +148,7 @@ def _is_chosen(tracker: Tracker, overrides: Sequence[str]) -> bool:
 
 
 def _asked(folder: RunFolder, protocols: Sequence[str] | None) -> Recipe | None:
-    """The recipe of the run with these protocols and nothing else changed; None where a protocol
+    """The recipe of the run with these evaluators and nothing else changed; None where an evaluator
     needs fields that only overrides give, such as data of its own."""
     try:
         return load_recipe(folder.recipe, protocol_overrides(folder.recipe, protocols))

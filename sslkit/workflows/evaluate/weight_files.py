@@ -65,7 +65,7 @@ def evaluate_weights(
     model: str | None = None,
 ) -> Measured:
     """Measures weights as the start of a recipe: on its data, in its views' size, with its
-    protocols or others. The results get a folder of their own in `runs_dir`, and a run of the
+    evaluators or others. The results get a folder of their own in `runs_dir`, and a run of the
     tracker.
 
     weights: a timm weight file, an encoder.safetensors, a run folder or an export for timm; None:
@@ -75,21 +75,9 @@ def evaluate_weights(
 
     Raises RecipeError, CheckpointError and DataError."""
     require_one_process()
-    if weights is not None and not weights.exists():
-        known = say_published(weights)
-        raise CheckpointError(f"{weights}: no such weight file or run folder{known}")
-    if weights is not None and weights.is_file() and lies_in_a_run(weights):
-        raise CheckpointError(
-            f"{weights}: is a checkpoint of a run; measure it without --recipe and --backbone"
-        )
-    file = find_recipe(recipe)
-    option = f"--backbone {model}" if model is not None else f"--recipe {recipe}"
-    whole = [each for each in overrides if each.partition("=")[0].strip() == "backbone"]
-    backbone = read_field(file, "backbone", whole)
-    start = [CommandOverride(e, option) for e in _starting_backbone(backbone, weights, model)]
-    others = [each for each in overrides if each not in whole]
-    wanted = load_recipe(file, [*whole, *start, *protocol_overrides(file, protocols), *others])
-    chosen = resolve(wanted.model_copy(update={"train": wanted.train.model_copy(update=_EAGER)}))
+    if weights is not None:
+        _refuse_no_weights(weights)
+    chosen = _starting_recipe(weights, recipe, protocols, overrides, model)
     name = _name(chosen, weights)
     facts = check_measuring(chosen)
     stores = open_stores(chosen, display)
@@ -107,6 +95,36 @@ def evaluate_weights(
         display.message(f"warning: not kept: {error}")
         return Measured(results, None)
     return Measured(results, kept)
+
+
+def _refuse_no_weights(weights: Path) -> None:
+    """Raises CheckpointError where there is no such file or folder, and for a checkpoint."""
+    if not weights.exists():
+        known = say_published(weights)
+        raise CheckpointError(f"{weights}: no such weight file or run folder{known}")
+    if weights.is_file() and lies_in_a_run(weights):
+        raise CheckpointError(
+            f"{weights}: is a checkpoint of a run; measure it without --recipe and --backbone"
+        )
+
+
+def _starting_recipe(
+    weights: Path | None,
+    recipe: str | Path,
+    protocols: Sequence[str] | None,
+    overrides: Sequence[str],
+    model: str | None,
+) -> Recipe:
+    """The recipe, resolved, with a backbone that starts from the weights and without what only
+    speeds up training; see `evaluate_weights`."""
+    file = find_recipe(recipe)
+    option = f"--backbone {model}" if model is not None else f"--recipe {recipe}"
+    whole = [each for each in overrides if each.partition("=")[0].strip() == "backbone"]
+    backbone = read_field(file, "backbone", whole)
+    start = [CommandOverride(e, option) for e in _starting_backbone(backbone, weights, model)]
+    others = [each for each in overrides if each not in whole]
+    wanted = load_recipe(file, [*whole, *start, *protocol_overrides(file, protocols), *others])
+    return resolve(wanted.model_copy(update={"train": wanted.train.model_copy(update=_EAGER)}))
 
 
 def _starting_backbone(given: Any, weights: Path | None, model: str | None) -> list[str]:

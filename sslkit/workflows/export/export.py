@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sslkit.errors import ExportError, RecipeError, SSLKitError
+from sslkit.errors import ExportError, RecipeError, SSLKitError, failure_of
 from sslkit.files import UMASK, flush
 from sslkit.parallel.finding import require_one_process
 from sslkit.runs.folder import RunFolder
@@ -113,8 +113,7 @@ def _difference(chosen: Format, folder: Path, expected: Tensor, probe: Probe) ->
     except ExportError:
         raise
     except Exception as error:  # whatever the library that loads it raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ExportError(f"loaded again, it fails: {reason}") from error
+        raise ExportError(f"loaded again, it fails: {failure_of(error)}") from error
     return max(found, key=lambda difference: (isnan(difference.relative), difference.relative))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sslkit.errors import ExportError
+from sslkit.errors import ExportError, failure_of
 
 from .preprocessing import OUTPUT, input_name, input_words
 from .round_trip import Embed
@@ -46,10 +46,9 @@ def write(source: ExportSource, folder: Path) -> None:
                 verbose=False,
             )
     except Exception as error:  # whatever torch and onnxscript raise about the code of a network
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ExportError(
             f"{source.path}: torch.onnx cannot export the backbone '{source.backbone['name']}' of "
-            f"{source.distribution}: {reason}"
+            f"{source.distribution}: {failure_of(error)}"
         ) from error
 
 

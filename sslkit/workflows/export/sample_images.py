@@ -20,7 +20,7 @@ from sslkit.api import (
 )
 from sslkit.data.resize import prepare_for_encoder
 from sslkit.data.splits import open_splits
-from sslkit.errors import SSLKitError
+from sslkit.errors import SSLKitError, message_of
 from sslkit.randomness import seeded
 
 from .source import ExportSource
@@ -65,7 +65,7 @@ def make_probe(source: ExportSource) -> Probe:
     try:
         return _real(source, source.recipe.data)
     except (SSLKitError, OSError) as error:
-        return _synthetic(source, f"the data cannot be read: {' '.join(str(error).split())}")
+        return _synthetic(source, f"the data cannot be read: {message_of(error)}")
 
 
 def _real(source: ExportSource, data: Slot[DataSource]) -> Probe:

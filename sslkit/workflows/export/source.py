@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.api import Backbone, SampleSpec
-from sslkit.errors import RunFolderError, SSLKitError
+from sslkit.errors import RunFolderError, SSLKitError, message_of
 from sslkit.experiment.check import check_measuring
 from sslkit.experiment.encoder import load_encoder
 from sslkit.experiment.networks import make_method, measured_shape, without_starting_weights
@@ -116,7 +116,7 @@ def _recipe_around(file: Path) -> tuple[Recipe | None, str]:
     try:
         return load_recipe(folder.recipe), ""
     except (SSLKitError, OSError) as error:  # of a plugin that is gone, or of another version
-        return None, f"the recipe cannot be read: {' '.join(str(error).split())}"
+        return None, f"the recipe cannot be read: {message_of(error)}"
 
 
 def _from_checkpoint(path: Path) -> ExportSource:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.export import Dim
 
-from sslkit.errors import ExportError
+from sslkit.errors import ExportError, failure_of
 from sslkit.experiment.networks import measured_dtype
 
 from .preprocessing import input_name, input_words
@@ -60,10 +60,9 @@ def dynamic_shapes() -> tuple[dict[int, Any], ...]:
 
 
 def _untraceable(source: ExportSource, what: str, error: Exception) -> str:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return (
         f"{source.path}: {what} cannot trace the backbone '{source.backbone['name']}' of "
-        f"{source.distribution}: {reason}"
+        f"{source.distribution}: {failure_of(error)}"
     )
 
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from sslkit.data.prefetch import ordered_groups
+from sslkit.threads import in_order, ordered_groups
 
 
 def loader_threads():
@@ -85,3 +85,27 @@ def test_threads_of_the_loader_work_alone_and_the_callers_setting_stays():
     if "OpenMP" in torch.__config__.parallel_info():
         assert set(seen) == {1}
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("num_threads", [0, 3])
+def test_single_items_come_in_order_and_few_ahead(num_threads):
+    asked = []
+
+    def numbers():
+        for number in range(50):
+            asked.append(number)
+            yield number
+
+    results = in_order(lambda item: item * item, numbers(), num_threads=num_threads, ahead=4)
+    assert next(results) == 0
+    assert len(asked) == (5 if num_threads else 1)
+    assert list(results) == [number * number for number in range(1, 50)]
+    assert loader_threads() == []
+
+
+def test_what_an_item_raises_comes_in_its_place():
+    results = in_order(lambda item: 1 // item, [2, 1, 0, 1], num_threads=2)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert loader_threads() == []

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from functools import cache
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -68,6 +68,22 @@ def ordered_groups(
             yield _results(pending)
     finally:
         pool.close(future for _, futures in pending for future in futures)
+
+
+def in_order(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    num_threads: int,
+    ahead: int = 2,
+) -> Generator[Result, None, None]:
+    """`map(function, items)` by threads that are at least `ahead` items ahead; see
+    `ordered_groups`."""
+    groups = ((None, (item,)) for item in items)
+    results = ordered_groups(function, groups, num_threads=num_threads, groups_ahead=ahead)
+    with closing(results):
+        for _, (result,) in results:
+            yield result
 
 
 class _Pool(Generic[Item, Result]):

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from sslkit.nn.image import Interpolation
 from sslkit.nn.layer_groups import Named, groups_by_module_order
 
 from .component import Component
@@ -24,7 +25,7 @@ class Preprocess:
     """Side of the input, pixels."""
     resize: int
     """Length of the shorter side before the centre crop; equal to `size` for small images."""
-    interpolation: Literal["bilinear", "bicubic"]
+    interpolation: Interpolation
     mean: tuple[float, ...]
     """What the backbone subtracts (for the record; already inside the backbone)."""
     std: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""What protocols report of a classification of the test split."""
+"""What evaluators report of a classification of the test split."""
 
 from __future__ import annotations
 

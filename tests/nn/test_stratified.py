@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sslkit.nn.labels import balanced_subset, random_order, ranks_in_class
+from sslkit.nn.stratified import balanced_subset, random_order, ranks_in_class
 from sslkit.randomness import SampleRandom
 
 LABELS = torch.tensor([0] * 50 + [1] * 30 + [3] * 40)[torch.randperm(120)]

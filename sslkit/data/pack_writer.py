@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,30 +41,16 @@ from sslkit.data.pack_format import (
     tables_digest,
 )
 from sslkit.data.pack_journal import BlockRecord, Journal
-from sslkit.data.prefetch import ordered_groups
 from sslkit.data.resize import prepare_for_encoder
-from sslkit.data.splits import open_splits
+from sslkit.data.splits import Splits, open_splits
 from sslkit.errors import DataError, RecipeError
-from sslkit.recipe import find_recipe, load_recipe
+from sslkit.threads import in_order
 
 _SEED = 0
 """Seed of the choice of what replaces an unreadable image: a pack is the same for all runs."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the split, the number of its images that are done, and that of all."""
-
-
-def data_of(source: str, overrides: Sequence[str] = ()) -> Slot[DataSource]:
-    """The `data` block of a recipe (a file or a shipped name), or the one that `source` spells out,
-    such as `{name: image_folder, train: photos}`. Raises RecipeError."""
-    if source.lstrip().startswith("{"):  # any complete recipe does for the other fields
-        return load_recipe("quickstart", [f"data={source}", *overrides]).data
-    if Path(source).is_dir():
-        raise RecipeError(
-            f"{source}: is a folder; expected a recipe, or a data block in quotes such as "
-            f"'{{name: image_folder, train: {source}}}'"
-        )
-    return load_recipe(find_recipe(source), overrides).data
 
 
 def write_pack(
@@ -100,17 +87,17 @@ def write_pack(
 
 def _write(
     plan: Description,
-    stores: dict[str, CachedSplit],
+    stores: Splits[CachedSplit],
     out: Path,
     num_threads: int,
     on_progress: Progress,
 ) -> None:
     """Writes the file, or what is missing of it."""
     pixels_end = max(s.pixels + s.num_images * s.image_bytes for s in plan.splits().values())
-    journal = Journal(out, plan, pixels_end)
+    journal, present = Journal(out, plan, pixels_end), stores.present()
     try:
         for name, split in plan.splits().items():
-            packing = _SplitPacking(name, split, stores[name], plan.settings, journal)
+            packing = _SplitPacking(name, split, present[name], plan.settings, journal)
             packing.take_over(journal.done[name])
             on_progress(name, packing.images_done, split.num_images)
             with closing(packing.run(num_threads)) as progress:
@@ -148,12 +135,9 @@ class _SplitPacking:
     def run(self, num_threads: int) -> Generator[int, None, None]:
         """Packs the blocks that are missing; yields the number of images that are done."""
         todo = range(len(self._journal.done[self._name]), self._split.num_blocks)
-        groups = ((None, [number]) for number in todo)
         try:
-            with closing(
-                ordered_groups(self._pack_block, groups, num_threads=num_threads)
-            ) as packed:
-                for _, (record,) in packed:
+            with closing(in_order(self._pack_block, todo, num_threads=num_threads)) as packed:
+                for record in packed:
                     self._journal.add(record)
                     yield self.images_done
         finally:
@@ -193,35 +177,31 @@ class _SplitPacking:
 # --- What is going to be written ------------------------------------------------------------------
 
 
-def _open_stores(data: Slot[DataSource], num_threads: int) -> dict[str, CachedSplit]:
+def _open_stores(data: Slot[DataSource], num_threads: int) -> Splits[CachedSplit]:
     """The splits, images read on demand."""
     config, splits = data.config, open_splits(data)
     assert isinstance(config, DataSourceConfig)
-    readers = {"train": splits.train} | ({"test": splits.test} if splits.test is not None else {})
-    for reader in readers.values():
+    for reader in splits.present().values():
         if not reader.sample.is_image:
             raise RecipeError(
                 f"data: a pack holds images, and the samples of '{data.name}' are {reader.sample}; "
                 "give them as one array (`SplitReader.samples`), which may be a memory-mapped file"
             )
-    return {
-        name: CachedSplit(
-            reader,
+    return splits.map(
+        partial(
+            CachedSplit,
             max_corrupt_fraction=config.max_corrupt_fraction,
             seed=_SEED,
             num_threads=num_threads,
             resident_bytes=0,
         )
-        for name, reader in readers.items()
-    }
+    )
 
 
-def _plan(
-    data: Slot[DataSource], settings: Settings, stores: dict[str, CachedSplit]
-) -> Description:
+def _plan(data: Slot[DataSource], settings: Settings, stores: Splits[CachedSplit]) -> Description:
     """The description, without what only the pixels tell."""
     splits: dict[str, Split] = {}
-    for name, store in stores.items():
+    for name, store in stores.present().items():
         start = aligned(end_of(splits)) if splits else ALIGNMENT
         splits[name] = _planned_split(name, store, settings, start)
     # A limit on damage is no property of the images; whoever raises it can go on.
@@ -278,11 +258,11 @@ def _check_space(out: Path, plan: Description) -> None:
 # --- The end of the file --------------------------------------------------------------------------
 
 
-def _write_end(journal: Journal, plan: Description, stores: dict[str, CachedSplit]) -> None:
+def _write_end(journal: Journal, plan: Description, stores: Splits[CachedSplit]) -> None:
     """Labels, checksums, description, and last the prefix, which makes the file a pack."""
-    splits = {}
+    splits, present = {}, stores.present()
     for name, split in plan.splits().items():
-        labels = None if split.labels is None else _label_bytes(stores[name])
+        labels = None if split.labels is None else _label_bytes(present[name])
         records = journal.done[name]
         checksums = b"".join(bytes.fromhex(record.checksum) for record in records)
         assert len(checksums) == CHECKSUM_BYTES * split.num_blocks
@@ -294,7 +274,7 @@ def _write_end(journal: Journal, plan: Description, stores: dict[str, CachedSpli
         splits[name] = split.model_copy(
             update={"tables_digest": tables_digest(tables), "unreadable": found}
         )
-    notes = tuple(examine(stores["train"], stores.get("test"), refuse=False))
+    notes = tuple(examine(stores, refuse=False))
     whole = plan.model_copy(update={**splits, "notes": notes})
     description = whole.model_dump_json(indent=1).encode()
     if len(description) > MAX_DESCRIPTION_BYTES:

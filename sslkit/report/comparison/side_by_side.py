@@ -55,7 +55,7 @@ class RunRecord:
     images_seen: int
     """Optimiser steps times the batch size; 0 for weights that were only measured."""
     scores: Mapping[str, Score]
-    """`eval/knn/top1` -> values after the last epoch, for the main metrics of every protocol."""
+    """`eval/knn/top1` -> values after the last epoch, for the main metrics of every evaluator."""
     curves: Mapping[str, Sequence[Point]]
     """Metric -> its values during the run, the last one included."""
     training_seconds: float

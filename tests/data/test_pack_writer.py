@@ -19,8 +19,9 @@ from sslkit.api import DataSource, DataSourceConfig, ImageReader, Slot
 from sslkit.data import pack_format, pack_journal
 from sslkit.data.pack import Pack
 from sslkit.data.pack_format import Settings
-from sslkit.data.packing import data_of, write_pack
+from sslkit.data.pack_writer import write_pack
 from sslkit.errors import DataError, RecipeError
+from sslkit.recipe import load_data_block
 
 AS_IS = Settings(size=None, interpolation="bilinear")
 SYNTHETIC = "{name: synthetic, num_train: 90, num_test: 33, size: 16}"
@@ -59,7 +60,7 @@ def small_blocks(monkeypatch):
     ],
 )
 def test_a_pack_holds_what_the_source_gives(source, tmp_path):
-    data = data_of(source)
+    data = load_data_block(source)
     write_pack(data, tmp_path / "x.sslpack", AS_IS, num_threads=2)
     for split in ("train", "test"):
         reader, packed = data.build().open(split), opened(tmp_path / "x.sslpack", split)
@@ -88,7 +89,7 @@ def test_files_and_parquet_can_be_packed(tmp_path, encoded):
     parquet.write_table(table, tmp_path / "photos.parquet")
     for name in ("image_folder", "parquet"):
         train = tmp_path / ("photos" if name == "image_folder" else "photos.parquet")
-        data = data_of(f"{{name: {name}, train: {train}}}")
+        data = load_data_block(f"{{name: {name}, train: {train}}}")
         write_pack(data, tmp_path / f"{name}.sslpack", AS_IS, num_threads=1)
         reader, packed = data.build().open("train"), opened(tmp_path / f"{name}.sslpack")
         assert all(np.array_equal(packed.read(i), reader.read(i)) for i in range(6))
@@ -210,7 +211,7 @@ import sys
 from pathlib import Path
 from sslkit.data import pack_format, pack_journal
 from sslkit.data.pack_format import Settings
-from sslkit.data.packing import write_pack
+from sslkit.data.pack_writer import write_pack
 from sslkit.api import resolve_component
 from sslkit.host.plugins import load_plugins
 pack_format._BLOCK_BYTES = 20_000
@@ -241,14 +242,14 @@ def test_a_killed_process_is_continued_with_the_same_bytes(tmp_path, monkeypatch
     assert not out.exists()
     seen = []
     write_pack(
-        data_of(source),
+        load_data_block(source),
         out,
         AS_IS,
         num_threads=1,
         on_progress=lambda split, done, total: seen.append(done),
     )
     assert 0 < seen[0] < 900
-    write_pack(data_of(source), tmp_path / "whole", AS_IS, num_threads=0)
+    write_pack(load_data_block(source), tmp_path / "whole", AS_IS, num_threads=0)
     assert out.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
@@ -298,7 +299,7 @@ def test_images_of_several_sizes_need_a_size(tmp_path, list_reader, photo):
 
 
 def test_a_full_disk_is_found_before_and_reported_during(tmp_path, monkeypatch):
-    data = data_of(SYNTHETIC)
+    data = load_data_block(SYNTHETIC)
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1000))
     with pytest.raises(RecipeError, match=r"--out: .* needs 0.0 GB and .* has 0.0 GB free"):
         write_pack(data, tmp_path / "x", AS_IS, num_threads=0)
@@ -317,22 +318,22 @@ def test_a_full_disk_is_found_before_and_reported_during(tmp_path, monkeypatch):
 
 
 def test_the_data_of_a_recipe_with_overrides_or_a_block(tmp_path, tiny):
-    assert data_of(str(tiny), ["data.num_train=77"]).config.num_train == 77
-    assert data_of("quickstart").name == "digits"
-    assert data_of("{name: digits, size: 8}", ["data.size=16"]).config.size == 16
+    assert load_data_block(str(tiny), ["data.num_train=77"]).config.num_train == 77
+    assert load_data_block("quickstart").name == "digits"
+    assert load_data_block("{name: digits, size: 8}", ["data.size=16"]).config.size == 16
     with pytest.raises(RecipeError, match=r"folder; expected .*\{name: image_folder, train: .*"):
-        data_of(str(tmp_path))
+        load_data_block(str(tmp_path))
     with pytest.raises(RecipeError, match="sise"):
-        data_of("{name: digits, sise: 8}")
+        load_data_block("{name: digits, sise: 8}")
 
 
 def test_packing_a_pack_shrinks_it(tmp_path, photo):
     for number in range(5):
         Image.fromarray(photo(number, 40, 40)).save(tmp_path / f"{number}.png")
-    data = data_of(f"{{name: image_folder, train: {tmp_path}}}")
+    data = load_data_block(f"{{name: image_folder, train: {tmp_path}}}")
     write_pack(data, tmp_path / "large", AS_IS, num_threads=1)
     half = Settings(size=20, interpolation="bilinear")
-    write_pack(data_of(f"{{name: pack, file: {tmp_path}/large}}"), tmp_path / "a", half,
+    write_pack(load_data_block(f"{{name: pack, file: {tmp_path}/large}}"), tmp_path / "a", half,
                num_threads=1)  # fmt: skip
     write_pack(data, tmp_path / "b", half, num_threads=1)
     assert np.array_equal(opened(tmp_path / "a").samples, opened(tmp_path / "b").samples)
@@ -340,7 +341,7 @@ def test_packing_a_pack_shrinks_it(tmp_path, photo):
 
 
 def test_pixels_that_changed_in_an_unfinished_pack_are_made_again(small_blocks, tmp_path):
-    data = data_of(SYNTHETIC)
+    data = load_data_block(SYNTHETIC)
     write_pack(data, tmp_path / "whole", AS_IS, num_threads=0)
 
     def stop(split, done, total):
@@ -362,7 +363,7 @@ def test_pixels_that_changed_in_an_unfinished_pack_are_made_again(small_blocks, 
 
 
 def test_no_byte_between_the_sections_is_left_as_it_was(small_blocks, tmp_path, monkeypatch):
-    data = data_of(SYNTHETIC)
+    data = load_data_block(SYNTHETIC)
     write_pack(data, tmp_path / "whole", AS_IS, num_threads=0)
     whole = (tmp_path / "whole").read_bytes()
     with monkeypatch.context() as patched:
@@ -424,7 +425,7 @@ def test_a_test_split_is_divided_off_into_the_pack(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(path)
-    write_pack(data_of(source), tmp_path / "x", AS_IS, num_threads=2)
+    write_pack(load_data_block(source), tmp_path / "x", AS_IS, num_threads=2)
     assert np.bincount(opened(tmp_path / "x").labels).tolist() == [6, 6, 6]
     assert np.bincount(opened(tmp_path / "x", "test").labels).tolist() == [2, 2, 2]
 
