@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from sslkit.parallel.world import OneProcess, World
+
 from .backbones import Backbone
 from .component import Component, RunFacts
 from .data import Batch
@@ -65,6 +67,15 @@ class Method(Component, nn.Module, ABC):
 
     kind = "method"
     requires_labels: ClassVar[bool] = False
+    divides_objective: ClassVar[bool] = False
+    """Whether, with several processes, `objective` and `after_step` see this one's share of the
+    batch in place of all of it: for an objective that is too large to repeat on each. Its loss is
+    then the mean over its samples, given statistics of the batch that it takes through
+    `world.sum`, `world.mean` or `world.gather`, which are differentiable; and it keeps state equal
+    on all by the same means. With one process the share is the batch."""
+    world: World = OneProcess()
+    """The processes that share a batch; set before the first step. Needed where
+    `divides_objective` alone."""
     must_not_collapse: Mapping[str, Apart] | None = None
     """Entries of `embed` that keep the images of a batch apart in a healthy run, each judged on its
     own, at every view, by the evaluator `collapse`; one that does not, such as a predictor that

@@ -33,6 +33,7 @@ class Embedder:
     def __init__(self, method: Method, world: World) -> None:
         self._method = method
         self._world = world
+        method.world = world
         self._own: list[tuple[nn.Parameter, Tensor]] = []
         """Gradients of parameters that come from the objective itself, on several ranks."""
 
@@ -71,9 +72,10 @@ class Embedder:
         return nullcontext() if self._world.group is None else self._ranks.no_sync()
 
     def objective_gradients(self, loss: Tensor, embeddings: Embeddings) -> Embeddings:
-        """The gradient of the loss with respect to embeddings of the whole batch, (B, ...). What it
-        adds to the gradient of parameters, which is the same on all ranks, is kept until the end of
-        `summing`."""
+        """The gradient of the loss with respect to what the objective saw, (B, ...) for each name.
+        What it adds to the gradient of parameters is kept until the end of `summing`: it is the
+        same on all ranks, or, where the objective is divided, a part of the gradient of the mean
+        loss."""
         leaves = {name: value for name, value in embeddings.items() if value.requires_grad}
         if self._world.group is None:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -81,9 +83,17 @@ class Embedder:
         # Not `backward`: it would tell torch's DistributedDataParallel that these parameters have
         # their gradient, before the networks have been passed.
         parameters = [p for p in self._method.parameters() if p.requires_grad]
-        found = torch.autograd.grad(loss, [*leaves.values(), *parameters], allow_unused=True)
+        divided = self._method.divides_objective
+        with self._world.watching():
+            found = torch.autograd.grad(
+                loss / self._world.size if divided else loss,
+                [*leaves.values(), *parameters],
+                allow_unused=True,
+            )
         own = zip(parameters, found[len(leaves) :], strict=True)
         self._own = [(p, gradient) for p, gradient in own if gradient is not None]
+        if divided:
+            self._own = [(p, self._world.sum(gradient)) for p, gradient in self._own]
         to_rows = zip(leaves, found, strict=False)
         return {name: gradient for name, gradient in to_rows if gradient is not None}
 

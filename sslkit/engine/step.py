@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sslkit.api import Batch, Loss, LossInput, StepOutput
-from sslkit.parallel.division import Division
 from sslkit.randomness import seeded
 
 if TYPE_CHECKING:
@@ -132,8 +131,8 @@ def backward_in_parts(
     for what networks compute across samples: batch statistics are those of a micro-batch, on all
     ranks together.
     """
-    division, embedder = t.learner.division, t.learner.embedder
-    *earlier, last = range(division.parts)
+    embedder = t.learner.embedder
+    *earlier, last = range(t.learner.division.parts)
 
     before = [buffer.clone() for buffer in t.method.buffers()] if earlier else []
     # With gradients, though they are dropped: a compiled network has other bits without.
@@ -148,21 +147,23 @@ def backward_in_parts(
         name: torch.cat([*(part[name] for part in cached), value.detach()])
         for name, value in kept.items()
     }
-    joined, whole = share_rows(t, own, batch)
+    joined, seen = share_rows(t, own, batch)
     for name, value in kept.items():
         joined[name].requires_grad_(value.requires_grad)
-    output = objective(t, joined, whole, log=log)
+    output = objective(t, joined, seen, log=log)
     gradients = embedder.objective_gradients(t.optimization.scaled(output.loss), joined)
 
     with embedder.summing():
-        back = partial(_send_back, gradients, division)
+        back = partial(_send_back, gradients, t.learner.objective_rows)
         with nullcontext() if not earlier else embedder.apart():
             back(kept, last)
         del kept
         for number in earlier:
             with nullcontext() if number == earlier[-1] else embedder.apart():
                 back(embed_part(t, batch, number), number)
-    return _detached(joined), whole, output
+    if t.learner.objective_is_divided:
+        return *gather_batch(t, own, batch), mean_over_ranks(t, output)
+    return _detached(joined), seen, output
 
 
 def embed_part(t: Training, batch: Batch, number: int) -> Embeddings:
@@ -177,19 +178,25 @@ def embed_part(t: Training, batch: Batch, number: int) -> Embeddings:
 
 
 def share_rows(t: Training, own: Embeddings, batch: Batch) -> tuple[Embeddings, Batch]:
+    """What the objective sees: the whole batch, or this rank's share where the method divides its
+    objective."""
+    if t.compute.world.size == 1 or t.learner.objective_is_divided:
+        return own, replace(batch, views=())
+    return gather_batch(t, own, batch)
+
+
+def gather_batch(t: Training, own: Embeddings, batch: Batch) -> tuple[Embeddings, Batch]:
     """The embeddings of the whole batch, and all of the batch but its views, from the share that
     each rank has: in one message, and in the order of the batch, so that all ranks go on with the
     same bits."""
-    world, division = t.compute.world, t.learner.division
-    if world.size == 1:
-        return own, replace(batch, views=())
     labels = {} if batch.labels is None else {"labels": batch.labels}
     given = {
         **{f"embedding {name}": value for name, value in own.items()},
         **{f"target {name}": value for name, value in batch.targets.items()},
         **labels,
     }
-    found = {name: division.in_order(rows) for name, rows in world.gather_rows(given).items()}
+    gathered = t.compute.world.gather_rows(given)
+    found = {name: t.learner.division.in_order(rows) for name, rows in gathered.items()}
     assert batch.passing is not None
     whole = Batch(
         views=(),
@@ -201,15 +208,23 @@ def share_rows(t: Training, own: Embeddings, batch: Batch) -> tuple[Embeddings, 
     return {name: found[f"embedding {name}"] for name in own}, whole
 
 
+def mean_over_ranks(t: Training, output: StepOutput) -> StepOutput:
+    """What a divided objective gave on this rank, with the loss and the metrics of the batch."""
+    with torch.no_grad():
+        loss = output.loss.detach()
+        values = [torch.as_tensor(value, device=loss.device) for value in output.metrics.values()]
+        means = t.compute.world.mean(torch.stack([loss, *(v.to(loss) for v in values)]))
+    metrics = dict(zip(output.metrics, means[1:].unbind(), strict=True))
+    return replace(output, loss=means[0], metrics=metrics)
+
+
 def _send_back(
-    gradients: Embeddings, division: Division, embeddings: Embeddings, number: int
+    gradients: Embeddings, rows: Sequence[slice], embeddings: Embeddings, number: int
 ) -> None:
-    """Backward from the embeddings of this rank's piece of a micro-batch. gradients: of those of
-    the whole batch, (B, ...)."""
-    start = division.peers(number).start + division.first_peer
-    rows = slice(start, start + division.piece)
+    """Backward from the embeddings of this rank's piece of a micro-batch. gradients: of what the
+    objective saw; rows: where there each piece stands."""
     pairs = [
-        (value, gradients[name][rows])
+        (value, gradients[name][rows[number]])
         for name, value in embeddings.items()
         if value.requires_grad and name in gradients
     ]

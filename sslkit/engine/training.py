@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -130,6 +130,18 @@ class Learner:
     """Which part of a batch passes at a time, and here."""
     starts_from: str | None
     """What the backbone starts from; None for random weights."""
+
+    @property
+    def objective_is_divided(self) -> bool:
+        """Whether the objective sees this rank's share of a batch in place of all of it."""
+        return self.division.size > 1 and self.method.divides_objective
+
+    @property
+    def objective_rows(self) -> Sequence[slice]:
+        """For each micro-batch, where this rank's piece stands in what the objective sees."""
+        if self.objective_is_divided:
+            return self.division.pieces()
+        return self.division.pieces_in_batch()
 
 
 @dataclass

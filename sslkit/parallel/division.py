@@ -77,6 +77,11 @@ class Division:
         """For each micro-batch, where its piece stands in this rank's share."""
         return [slice(part * self.piece, (part + 1) * self.piece) for part in range(self.parts)]
 
+    def pieces_in_batch(self) -> Sequence[slice]:
+        """For each micro-batch, where its piece stands in the batch."""
+        starts = [self.peers(part).start + self.first_peer for part in range(self.parts)]
+        return [slice(start, start + self.piece) for start in starts]
+
     def peers(self, part: int) -> slice:
         """The rows of the batch that pass together in a micro-batch, on all ranks."""
         return slice(part * self.at_a_time, (part + 1) * self.at_a_time)

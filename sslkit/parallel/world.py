@@ -35,6 +35,10 @@ class World(ABC):
     group: ProcessGroup | None = None
     """The ranks as torch.distributed knows them; None for one process."""
 
+    def __deepcopy__(self, memo: object) -> World:
+        """Itself: a copy of a method is in the same world."""
+        return self
+
     @property
     def is_first(self) -> bool:
         """Whether this is rank 0, the one that writes, logs and speaks."""

@@ -29,12 +29,14 @@ data: {name: synthetic, num_train: 96, num_test: 16, size: 16}
 augmentation: {name: simclr, size: 16, jitter_strength: 0.5, blur: false}
 backbone: {name: timm, model: test_resnet}
 method: {name: simclr, head: {name: mlp, hidden_dim: 16, out_dim: 8}}
-optimizer: {name: adamw, lr: 1e-3, weight_decay: 0.01}
+optimizer: {name: adamw, lr: 1e-3, weight_decay: 0.01, eps: 1e-4}
 schedule: {name: cosine, warmup_epochs: 0.5}
 train: {epochs: 10, batch_size: 16, device: cpu, loader_threads: 0, log_every_steps: 2}
 evaluate: []
 tracking: {name: none}
 """
+"""The eps is above rounding errors, which AdamW makes steps of where a gradient is zero, as that
+of a bias before a normalisation is."""
 LN_HEAD = "{name: mlp, hidden_dim: 16, out_dim: 8, hidden_norm: none, output_norm: none}"
 BN_HEAD = "{name: mlp, hidden_dim: 16, out_dim: 8}"
 LAYER_NORM = ("augmentation.size=32", "backbone={name: timm, model: test_vit, patch_size: 8}")

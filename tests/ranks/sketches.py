@@ -145,4 +145,54 @@ class Masked(_Sketch):
         return StepOutput((error * weights).mean() + 0.01 * self.token.square().sum())
 
 
-SKETCHES = {cls.__name__.lower(): cls for cls in (Prototypes, Centred, WholeBatch, Masked)}
+class DividedCentre(Centred):
+    """The same, where each rank computes the loss of its share."""
+
+    divides_objective = True
+
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
+        found = super().objective(embeddings, batch, progress)
+        metrics = {"share": len(embeddings["z"]) / 1.0}
+        return StepOutput(found.loss, metrics, carry=self.world.mean(found.carry))
+
+
+class DividedBatch(WholeBatch):
+    """Barlow Twins' loss from statistics of the batch that the ranks sum."""
+
+    divides_objective = True
+
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
+        z = embeddings["z"]
+        z = z @ torch.randn(WIDTH, WIDTH, dtype=z.dtype, device=z.device)
+        count = len(z) * self.world.size
+        z = z - self.world.sum(z.sum(0)) / count
+        z = z / (self.world.sum(z.square().sum(0)) / (count - 1)).sqrt()
+        correlation = self.world.sum(z[:, 0].t() @ z[:, 1]) / count
+        return StepOutput((correlation - torch.eye(WIDTH, dtype=z.dtype)).square().sum())
+
+
+class DividedPrototypes(Prototypes):
+    """Learnt prototypes in a divided objective: their gradient is a sum over ranks too."""
+
+    divides_objective = True
+
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
+        z, centres = normalize(embeddings["z"]), normalize(self.prototypes)
+        scores = z @ centres.t()
+        with torch.no_grad():
+            likely = self.world.mean(scores.softmax(-1).mean(dim=(0, 1)))
+            codes = (scores / 0.1 - likely.log()).softmax(-1)
+        loss = F.cross_entropy(scores[:, 0] / 0.1, codes[:, 1])
+        return StepOutput(loss, carry=self.world.mean(z[:, 0].detach().mean(0))[None])
+
+
+_ALL = (
+    Prototypes, Centred, WholeBatch, Masked, DividedCentre, DividedBatch, DividedPrototypes,
+)  # fmt: skip
+SKETCHES = {cls.__name__.lower(): cls for cls in _ALL}
