@@ -4,9 +4,9 @@ small file from which the step can be repeated."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -15,13 +15,11 @@ from sslkit.errors import TrainingError
 from sslkit.runs.endings import FailureRecord, write_failure
 
 from .loss_meter import NotFiniteError, NotFiniteOnAnotherRankError
-from .not_finite import Place, Trace, first_odd, odd_value
+from .not_finite import Place, Trace, first_odd
 from .step import forward_backward, on_device_layout, step_randomness
 
 if TYPE_CHECKING:
     from .training import Training
-
-T = TypeVar("T")
 
 _LARGE = 1e3
 """Weights beyond this have grown for want of a smaller learning rate, not by training."""
@@ -33,6 +31,8 @@ class Reason:
 
     first: str
     remedy: str
+    moment: int = 0
+    """Which of the things looked at in one pass it was: the same number on all ranks."""
 
     def __str__(self) -> str:
         return f"{self.first}; {self.remedy}" if self.remedy else self.first
@@ -45,9 +45,9 @@ def explain_step(t: Training, found: NotFiniteError, batch: Batch | None) -> Tra
     batch: of that step, where the weights are still those that it began with; None where training
     went on before the device was asked. The step is then only repeated on request."""
     here = not isinstance(found, NotFiniteOnAnotherRankError)
-    first = _first_of_ranks(t, (found, _reason(t, batch)) if here else None)
-    assert first is not None  # one rank has found it
-    found, reason = first
+    everywhere = t.compute.world.collect(found if here else None)
+    found = next(each for each in everywhere if each is not None)
+    reason = _reason(t, batch)
     error = TrainingError(
         f"step {found.step}: {found.symptom} at learning rate {t.optimization.lr:.4g}: {reason}. "
         f"{way_on(t)}"
@@ -63,24 +63,22 @@ def _reason(t: Training, batch: Batch | None) -> Reason:
         return find_reason(t, batch)
 
 
-def _first_of_ranks(t: Training, found: T | None) -> T | None:
-    """What the first rank that found something found; all ranks call this together."""
-    everywhere = t.compute.world.collect(found)
-    return next((each for each in everywhere if each is not None), None)
-
-
 def refuse_odd_state(t: Training) -> None:
-    """Raises TrainingError where weights, buffers or the state of the optimiser are not finite."""
-    found = _first_of_ranks(t, t.state_check.find())
-    if found is None:
+    """Raises TrainingError where weights, buffers or the state of the optimiser are not finite on
+    a rank."""
+    everywhere = t.compute.world.collect(t.state_check.find())
+    ranks = [rank for rank, found in enumerate(everywhere) if found is not None]
+    if not ranks:
         return
+    found = everywhere[ranks[0]]
+    assert found is not None
     kind, name, value = found
     step = t.progress.step
     if step == t.began_at:
         start = _starting_weights(t) if step == 0 else "the checkpoint that this run goes on from"
         raise TrainingError(
-            f"before step {step + 1}: the {kind} '{name}' of the method {_holds(kind)} {value}; "
-            f"see {start}"
+            f"before step {step + 1}: the {kind} '{name}' of the method {_holds(kind)} {value}"
+            f"{_of_ranks(t, ranks)}; see {start}"
         )
     if kind == "buffer":
         cause = "loss and gradients are finite: see the layer that keeps it, and after_step"
@@ -89,46 +87,90 @@ def refuse_odd_state(t: Training) -> None:
             f"made so by the optimiser from a finite gradient at learning rate "
             f"{t.optimization.lr:.4g}: lower optimizer.lr, or see the other fields of optimizer"
         )
-    first = f"the {kind} '{name}' {_holds(kind)} {value}"
+    first = f"the {kind} '{name}' {_holds(kind)} {value}{_of_ranks(t, ranks)}"
     error = TrainingError(f"after step {step}: {first}, {cause}. {way_on(t)}")
     keep_record(t, step, first, math.nan, math.nan)
     raise error
 
 
 def find_reason(t: Training, batch: Batch) -> Reason:
-    """What is not finite first in the step that follows the present state. Repeats the step without
-    the optimiser, so the gradients are gone afterwards and buffers may have moved."""
+    """What is not finite first in the step that follows the present state; all ranks call this
+    together, whether they have it or not. Repeats the step without the optimiser, so the gradients
+    are gone afterwards and buffers may have moved."""
     batch = on_device_layout(t, batch)
-    if odd := first_odd((f"view {i}", view) for i, view in enumerate(batch.views)):
-        return Reason(f"{odd[0]} of the batch holds {odd[1]}", "see augmentation and data")
-    if odd := first_odd((f"'{k}'", value) for k, value in batch.targets.items()):
-        return Reason(f"target {odd[0]} of the batch holds {odd[1]}", "see augmentation")
-    if odd := first_odd(iter(t.method.named_parameters())):
-        cause = "as the optimiser left it: lower optimizer.lr, or see the other fields of optimizer"
-        return Reason(f"the weights '{odd[0]}' are {odd[1]} before the step", cause)
-    gradient = first_odd(_gradients(t))
+    return (
+        _earliest(t, _in_what_is_given(t, batch))
+        or _earliest(t, _in_passing(t, batch))
+        or Reason("each gradient is finite, and their norm is beyond float32", "")
+    )
+
+
+def _earliest(t: Training, places: Sequence[Reason | None]) -> Reason | None:
+    """The first place where a rank has found something: what comes after it, on that rank or on
+    another one, follows from it. places: what this rank has found, in order. The ranks are named
+    where not all have it."""
+    everywhere = t.compute.world.collect(list(places))
+    for found in zip(*everywhere, strict=True):
+        at = {rank: reason for rank, reason in enumerate(found) if reason is not None}
+        if at:
+            moment = min(reason.moment for reason in at.values())
+            ranks = [rank for rank, reason in at.items() if reason.moment == moment]
+            reason: Reason = at[ranks[0]]
+            return replace(reason, first=reason.first + _of_ranks(t, ranks))
+    return None
+
+
+def _of_ranks(t: Training, ranks: Sequence[int]) -> str:
+    """Which ranks have it, where not all do."""
+    if len(ranks) == t.compute.world.size:
+        return ""
+    return f" on rank {', '.join(map(str, ranks))}"
+
+
+def _in_what_is_given(t: Training, batch: Batch) -> list[Reason | None]:
+    """What the step begins with: its images, targets, weights."""
+    view = first_odd((f"view {i}", view) for i, view in enumerate(batch.views))
+    target = first_odd((f"'{name}'", value) for name, value in batch.targets.items())
+    weights = first_odd(iter(t.method.named_parameters()))
+    left = "as the optimiser left it: lower optimizer.lr, or see the other fields of optimizer"
+    return [
+        view and Reason(f"{view[0]} of the batch holds {view[1]}", "see augmentation and data"),
+        target and Reason(f"target {target[0]} of the batch holds {target[1]}", "see augmentation"),
+        weights and Reason(f"the weights '{weights[0]}' are {weights[1]} before the step", left),
+    ]
+
+
+def _in_passing(t: Training, batch: Batch) -> list[Reason | None]:
+    """What the step makes of it, repeated: forward, loss, backward."""
+    before = first_odd(_gradients(t))
     t.optimization.optimizer.zero_grad(set_to_none=True)
     trace = Trace()
     with trace.watching(t.method), step_randomness(t, micro_batch=0):
         embeddings, _, output = forward_backward(t, batch)
-    if trace.forward is not None:
-        return Reason(str(trace.forward), _remedy(t, trace.forward))
-    who = type(t.method).__name__
-    if odd := first_odd((f"'{name}'", value) for name, value in embeddings.items()):
-        return Reason(f"{who}.embed makes {odd[0]} {odd[1]} from finite outputs of modules", "")
-    if (value := odd_value(output.loss)) is not None:
-        return Reason(f"{who}.objective makes {value} from finite embeddings", _method_numbers(t))
-    if trace.backward is not None:
-        return Reason(f"{trace.backward}, though the loss is finite", _remedy(t, trace.backward))
-    if odd := first_odd(_gradients(t)):
-        return Reason(f"the gradient of '{odd[0]}' is {odd[1]}, though the loss is finite", "")
-    if gradient is not None:
-        return Reason(
-            f"the gradient of '{gradient[0]}' was {gradient[1]}, and is finite where the step is "
+    embedding = first_odd((f"'{name}'", value) for name, value in embeddings.items())
+    loss, after = first_odd(iter([("", output.loss)])), first_odd(_gradients(t))
+    who, finite = type(t.method).__name__, ", though the loss is finite"
+    return [
+        _at_place(t, trace.forward, ""),
+        embedding and Reason(_made(f"{who}.embed", embedding, "outputs of modules"), ""),
+        loss and Reason(_made(f"{who}.objective", loss, "embeddings"), _method_numbers(t)),
+        _at_place(t, trace.backward, finite),
+        after and Reason(f"the gradient of '{after[0]}' is {after[1]}{finite}", ""),
+        before
+        and Reason(
+            f"the gradient of '{before[0]}' was {before[1]}, and is finite where the step is "
             f"repeated up to {who}.after_backward",
             "see there",
-        )
-    return Reason("each gradient is finite, and their norm is beyond float32", "")
+        ),
+    ]
+
+
+def _made(who: str, odd: tuple[str, float], source: str) -> str:
+    return f"{who} makes {' '.join(map(str, odd)).lstrip()} from finite {source}"
+
+
+def _at_place(t: Training, place: Place | None, more: str) -> Reason | None:
+    return Reason(f"{place}{more}", _remedy(t, place), place.moment) if place else None
 
 
 def way_on(t: Training) -> str:

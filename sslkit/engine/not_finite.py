@@ -131,6 +131,8 @@ class Place:
     """"the output of", "the gradient at the input of" and the like."""
     value: float
     """What stands there: NaN, or an infinity."""
+    moment: int
+    """Which input, output or gradient of the step it was, counted as they came."""
 
     def __str__(self) -> str:
         name = self.name or "the method"
@@ -145,6 +147,7 @@ class Trace:
         self.forward: Place | None = None
         self.backward: Place | None = None
         self._odd_gradient: Tensor | None = None
+        self._seen = 0
 
     @contextmanager
     def watching(self, method: nn.Module) -> Iterator[None]:
@@ -184,20 +187,22 @@ class Trace:
 
     def _on_gradient(self, name: str, module: nn.Module, what: str) -> Any:
         def hook(gradient: Tensor) -> None:
+            self._seen += 1
             # One tensor is the output of a module and, told later, the input of the next one: it is
             # that one whose backward pass made its gradient.
             if self.backward is not None and gradient is not self._odd_gradient:
                 return
             if (value := odd_value(gradient)) is not None:
-                self.backward = Place(name, module, what, value)
+                self.backward = Place(name, module, what, value, self._seen)
                 self._odd_gradient = gradient
 
         return hook
 
     def _note_forward(self, name: str, module: nn.Module, what: str, found: Any) -> None:
+        self._seen += 1
         if self.forward is not None:
             return
         for tensor in tensors_in(found):
             if (value := odd_value(tensor)) is not None:
-                self.forward = Place(name, module, what, value)
+                self.forward = Place(name, module, what, value, self._seen)
                 return

@@ -133,13 +133,16 @@ class Processes(World):
         try:
             yield
         except BaseException as error:
+            if self._ended.is_set():  # all has been said by a block within this one
+                raise
             told = self._tell(f"rank {self.rank}: {str(error) or type(error).__name__}")
             self._leave()
             if self.is_first or not told:
                 raise
             code = getattr(error, "exit_code", 1)
             raise RankError(str(error), said=True, exit_code=code) from error
-        self._leave()
+        if not self._ended.is_set():
+            self._leave()
 
     def _tell(self, cause: str) -> bool:
         """Leaves the cause for all, where there is none yet; returns whether that was possible."""
