@@ -29,16 +29,17 @@ def calibrate_as_in_run(
     source: Path,
     fingerprint: str | None,
     store: CachedSplit | None = None,
-) -> None:
+) -> CachedSplit | None:
     """Gives the encoder and the projection layers of a checkpoint the batch statistics with which
-    its run measures and exports them, in place; the method stays where it is.
+    its run measures and exports them, in place; the method stays where it is. Returns the training
+    images that they are of, None where there are no such layers.
 
     recipe, fingerprint: of the run, and of its training images. source: what messages call the
     checkpoint. store: its training images, where they are open already. Raises CheckpointError
     where they cannot be opened or have changed."""
     network = nn.Sequential(method.encoder, *method.projection_layers)
     if not has_batch_statistics(network):
-        return
+        return None
     store = store or _open(recipe, source)
     if fingerprint not in (None, store.fingerprint):
         raise _without_images(
@@ -49,6 +50,7 @@ def calibrate_as_in_run(
     compute.prepare(network)
     calibrate(network, store, method.encoder.preparation, seed=recipe.seed, compute=compute)
     replace(compute, device=home).prepare(network)
+    return store
 
 
 def _open(recipe: Recipe, source: Path) -> CachedSplit:

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from sslkit.api import Backbone, Evaluator, FeatureEvaluator, ImageEvaluator, Method, SampleSpec
+from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import StoredImages
 from sslkit.data.view_base import ViewMaker
 from sslkit.engine.embedding_monitor import EmbeddingMonitor
@@ -42,9 +43,12 @@ def make_suites(
     stores: Stores,
     method: Method,
     watched: Watched | None = None,
+    *,
+    calibration: CachedSplit | None = None,
 ) -> EvaluationSuites:
     """The evaluators of the recipe on its images, those of entries that bring images on these, and
-    the accuracy of the online probe. watched: of a run that is under way.
+    the accuracy of the online probe. watched: of a run that is under way. calibration: the images
+    whose batch statistics every encoder is measured with, where they are not those of `stores`.
 
     Raises RecipeError where an evaluator asks for a layer that the projection head lacks."""
     watched = watched or Watched()
@@ -58,13 +62,18 @@ def make_suites(
         own += named_evaluators([("online_probe", accuracy)])
 
     images = _images(recipe, compute, stores, method, watched.maker)
-    suite = EvaluationSuite(own, images, seed=recipe.seed, embeddings=watched.monitor)
+    statistics = images
+    if calibration is not None and calibration is not stores.train:
+        statistics = _images(recipe, compute, Stores(calibration, None), method, None)
+    suite = EvaluationSuite(
+        own, images, seed=recipe.seed, calibration=statistics, embeddings=watched.monitor
+    )
     brought = [
         EvaluationSuite(
             [named for path, named in places.items() if stores.elsewhere.get(path) is there],
             _images(recipe, compute, there, method, None),
             seed=recipe.seed,
-            calibration=images,
+            calibration=statistics,
         )
         for there in {id(each): each for each in stores.elsewhere.values()}.values()
     ]

@@ -112,15 +112,23 @@ def test_a_checkpoint_is_calibrated_as_its_run_is(digits: Path) -> None:
     assert all("running_" in name for name in differing)
 
 
-def test_a_run_measures_other_data_with_its_own_statistics(digits: Path) -> None:
-    """And its untrained baseline with those of the other data, having none of its own."""
+def test_a_run_measures_other_data_with_its_own_statistics(digits: Path, tmp_path: Path) -> None:
+    """And the untrained encoder with them too: on other data both have seen none of it, so that the
+    numbers are those of an entry of `evaluate` that brings the data."""
     other = evaluate_run(digits, ["knn"], ["data.size=20"], Silent()).results
-    again = evaluate_weights(
-        digits, digits / "recipe.resolved.yaml", ["knn"], ["data.size=20"], Silent()
-    ).results
-    assert other.trained.metrics == again.trained.metrics
-    assert other.baselines.metrics == again.baselines.metrics
     assert other.trained.metrics["eval/knn/top1"] != metrics_of(digits)["eval/knn/top1"]
+
+    brought = "evaluate=[{name: knn, k: 5, data: {name: digits, size: 20}}]"
+    recipe = digits / "recipe.resolved.yaml"
+    beside = start(str(recipe), [brought, f"runs_dir={tmp_path}"], display=Silent()).run_dir
+    assert read_state(beside)["method"].keys() == read_state(digits)["method"].keys()
+    found = {**other.trained.metrics, **other.baselines.metrics}
+    assert {key: metrics_of(beside)[key] for key in found} == found
+
+    weights = evaluate_weights(digits, recipe, ["knn"], ["data.size=20"], Silent()).results
+    assert other.trained.metrics == weights.trained.metrics
+    untrained = "eval/knn/top1_untrained"  # of weights whose images nobody knows: of the data's own
+    assert other.baselines.metrics[untrained] != weights.baselines.metrics[untrained]
 
 
 def test_weights_are_measured_as_given(digits: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.api import Method, RunFacts
+from sslkit.data.cached_split import CachedSplit
 from sslkit.engine.display import Display
 from sslkit.experiment.measuring import conditions, make_suites, untrained_networks
 from sslkit.experiment.networks import (
@@ -43,15 +44,17 @@ def measure(
     method: Method,
     display: Display,
     *,
-    weights: bool,
+    weights: bool = False,
+    calibration: CachedSplit | None = None,
 ) -> FinalResults:
     """A trained and the untrained method with the evaluators of the recipe, the trained one with
     the batch statistics that it has. weights: whether only the encoder is trained, by someone else.
-    """
+    calibration: the images whose batch statistics the trained one has, and the untrained one is to
+    have; None: those of the recipe."""
     missing = say_missing_untrained(recipe, facts, display)
     compute = make_compute(recipe.train, OneProcess())
     compute.prepare(method)
-    suite = make_suites(recipe, compute, stores, method)
+    suite = make_suites(recipe, compute, stores, method, calibration=calibration)
     trained = suite.run(method.encoder, 0, True, () if weights else method.projection_layers)
     untrained = None
     if missing is None:

@@ -50,8 +50,8 @@ def evaluate_run(
     measured = _facts_of(stores, facts)
     if problems := check_recipe(without_starting_weights(recipe), measured, training=False):
         raise RecipeError(*problems)
-    _calibrate(method, path, recipe, stores.train)
-    results = measure(recipe, facts, stores, method, display, weights=False)
+    own = _calibrate(method, path, recipe, stores.train)
+    results = measure(recipe, facts, stores, method, display, calibration=own)
     return Measured(results, _keep(path, recipe, protocols, overrides, stores, results, display))
 
 
@@ -70,13 +70,17 @@ def _facts_of(stores: Stores, facts: RunFacts) -> RunFacts:
     )
 
 
-def _calibrate(method: Method, path: Path, recipe: Recipe, store: CachedSplit) -> None:
+def _calibrate(
+    method: Method, path: Path, recipe: Recipe, store: CachedSplit
+) -> CachedSplit | None:
     """Gives the method of a run the batch statistics that the run measured it with: of its own
-    training images, whatever it is measured on. recipe, store: of the measurement."""
+    training images, whatever it is measured on. recipe, store: of the measurement. Returns these
+    images, where they count."""
     folder = run_folder_of(path)
     saved = load_recipe(folder.recipe)
     own = store if recipe.data == saved.data and recipe.seed == saved.seed else None
-    calibrate_as_in_run(method, saved, path, read_environment(folder.path).data.get("train"), own)
+    trained_on = read_environment(folder.path).data.get("train")
+    return calibrate_as_in_run(method, saved, path, trained_on, own)
 
 
 def _refuse_others(path: Path) -> None:
