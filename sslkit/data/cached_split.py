@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -22,9 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslkit.api import ImageReader, SampleSpec, SplitReader, StreamReader, UnreadableImageError
+from sslkit.data.given_array import tensor_of
 from sslkit.data.stream_passes import StreamPasses
 from sslkit.errors import DataError
-from sslkit.parallel.world import World
+from sslkit.parallel.shared_memory import shared_empty
+from sslkit.parallel.world import OneProcess, World
 from sslkit.randomness import SampleRandom
 from sslkit.threads import ordered_groups
 
@@ -62,9 +63,10 @@ class CachedSplit:
         num_threads: int,
         resident_bytes: int = RESIDENT_BYTES,
         retry_waits: Sequence[float] = RETRY_WAITS,
-        on_progress: Callable[[int, int], None] | None = None,
+        world: World | None = None,
     ) -> None:
-        """`on_progress(done, total)` is called from time to time while images become resident."""
+        """world: ranks that open the split together; those of a machine share what is resident, of
+        which each decodes a part."""
         if len(reader) == 0:
             raise DataError("data: the set has no images; check the paths of the data block")
         self.reader = reader
@@ -81,10 +83,11 @@ class CachedSplit:
         self._retry_waits = tuple(retry_waits)
         self._replaced_by: dict[int, int] = {}
         self._lock = threading.Lock()
+        self._world = world or OneProcess()
         self._fingerprint: str | None = None
         self.notes: tuple[str, ...] = ()
         """What examining the images brought up; see `examine`."""
-        self.resident = self._load(resident_bytes, on_progress)
+        self.resident = self._load(resident_bytes)
         """(N, *sample.shape), such as (N, C, H, W) uint8, or None where samples are read on
         demand. It may be a read-only file: writing to it would end the process."""
 
@@ -185,55 +188,44 @@ class CachedSplit:
 
     # --- Loading ---------------------------------------------------------------------------------
 
-    def _load(
-        self, resident_bytes: int, on_progress: Callable[[int, int], None] | None
-    ) -> Tensor | None:
+    def _load(self, resident_bytes: int) -> Tensor | None:
         if self.streamed:
             return None
         if self.reader.samples is not None:
-            return self._shared(self.reader.samples)
+            return tensor_of(self.reader.samples, len(self), self.sample)
         shape = [side for side in self.sample.shape if side is not None]
         if len(shape) < len(self.sample.shape):
             return None
         dtype = self.sample.torch_dtype
         if len(self) * math.prod(shape) * dtype.itemsize > resident_bytes:
             return None
-        resident = torch.empty(len(self), *shape, dtype=dtype)
+        resident = shared_empty(self._world, (len(self), *shape), dtype)
         values = resident.numpy()
 
-        def load(start: int) -> int:
+        def load(start: int) -> None:
             stop = min(start + _LOAD_CHUNK, len(self))
             for index in range(start, stop):
                 sample = self._read(index)
                 if sample.shape != values.shape[1:]:
                     raise _SizesDifferError
                 values[index] = sample
-            return stop
 
-        groups = ((None, [start]) for start in range(0, len(self), _LOAD_CHUNK))
+        starts = range(0, len(self), _LOAD_CHUNK)[self._world.local_rank :: self._world.local_size]
+        groups = ((None, [start]) for start in starts)
+        differ = False
         with closing(ordered_groups(load, groups, num_threads=self.num_threads)) as finished:
             try:
-                for _, (done,) in finished:
-                    if on_progress is not None:
-                        on_progress(done, len(self))
+                for _ in finished:
+                    pass
             except _SizesDifferError:
-                # Readers judge from a sample of the headers, which may miss the odd one out.
-                self.sample = SampleSpec((self.channels, None, None))
-                return None
+                differ = True
+        self._world.barrier()
+        self.agree(self._world)
+        if self._world.any(differ):
+            # Readers judge from a sample of the headers, which may miss the odd one out.
+            self.sample = SampleSpec((self.channels, None, None))
+            return None
         return resident
-
-    def _shared(self, samples: NDArray[Any]) -> Tensor:
-        """A tensor on the memory of the reader's own array."""
-        if samples.shape[:1] != (len(self),) or not self.sample.fits(
-            samples.shape[1:], samples.dtype.name
-        ):
-            raise DataError(
-                f"data: the source has an array {samples.shape} {samples.dtype} of all samples; "
-                f"valid are {len(self)} of {self.sample}; correct the data source"
-            )
-        with warnings.catch_warnings():  # that it must not be written to, which nothing here does
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            return torch.from_numpy(samples)
 
     # --- One sample ------------------------------------------------------------------------------
 

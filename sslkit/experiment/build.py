@@ -118,7 +118,7 @@ def build(
     """Builds a resolved recipe whose facts `check` found, in a run folder."""
     recipe = settle(recipe, facts)
     compute = make_compute(recipe.train, world)
-    stores = open_stores(recipe, display)
+    stores = open_stores(recipe, display, world)
     no_untrained = say_missing_untrained(recipe, facts, display)
     check_repeatable(recipe, facts, stores.train)
     loader = make_loader(recipe, compute, stores)

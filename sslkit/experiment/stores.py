@@ -117,21 +117,24 @@ def class_sizes(labels: NDArray[np.int64] | Tensor | None) -> tuple[int, ...]:
     return tuple(counts.tolist())
 
 
-def open_stores(recipe: Recipe, display: Display) -> Stores:
-    """The images of the recipe, examined; what there is to say of them is shown and noted."""
-    own = _open(recipe, recipe.data, "data", display)
+def open_stores(recipe: Recipe, display: Display, world: World | None = None) -> Stores:
+    """The images of the recipe, examined; what there is to say of them is shown and noted.
+    world: ranks that open them together."""
+    own = _open(recipe, recipe.data, "data", display, world)
     opened: dict[Slot[DataSource], Stores] = {}
     elsewhere = {}
     for path, data in brought_data(recipe).items():
         if data not in opened:
-            opened[data] = _open(recipe, data, f"{path}.data", display)
+            opened[data] = _open(recipe, data, f"{path}.data", display, world)
             _say_shared(own, opened[data], path, display)
         elsewhere[path] = opened[data]
     return Stores(own.train, own.test, elsewhere)
 
 
-def _open(recipe: Recipe, data: Slot[DataSource], field: str, display: Display) -> Stores:
-    opened = open_splits(data).map(partial(open_store, recipe, data))
+def _open(
+    recipe: Recipe, data: Slot[DataSource], field: str, display: Display, world: World | None
+) -> Stores:
+    opened = open_splits(data).map(partial(open_store, recipe, data, world=world))
     train, test = opened.train, opened.test
     sizes = f"{len(train):,} training"
     nouns = f"{train.sample.noun}s" + (" an epoch" if train.streamed else "")
@@ -143,8 +146,14 @@ def _open(recipe: Recipe, data: Slot[DataSource], field: str, display: Display) 
     return Stores(train, test)
 
 
-def open_store(recipe: Recipe, data: Slot[DataSource], reader: SplitReader) -> CachedSplit:
-    """The images of a split."""
+def open_store(
+    recipe: Recipe,
+    data: Slot[DataSource],
+    reader: SplitReader,
+    *,
+    world: World | None = None,
+) -> CachedSplit:
+    """The images of a split. world: ranks that open it together."""
     config = data.config
     assert isinstance(config, DataSourceConfig)
     return CachedSplit(
@@ -152,6 +161,7 @@ def open_store(recipe: Recipe, data: Slot[DataSource], reader: SplitReader) -> C
         max_corrupt_fraction=config.max_corrupt_fraction,
         seed=recipe.seed,
         num_threads=max(1, recipe.train.loader_threads),
+        world=world,
     )
 
 

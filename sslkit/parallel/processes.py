@@ -41,7 +41,8 @@ class Processes(World):
 
     def __init__(self, launch: Launch) -> None:
         """Meets the others. Raises RankError where not all of them come."""
-        self.rank, self.size, self.local_rank = launch.rank, launch.size, launch.local_rank
+        self.rank, self.size = launch.rank, launch.size
+        self.local_rank, self.local_size = launch.local_rank, launch.local_size
         variables.MASTER_ADDR.set_default(launch.master_address)
         variables.MASTER_PORT.set_default(str(launch.master_port))
         self.timeout = timedelta(seconds=variables.SSLKIT_RANK_TIMEOUT.number() or 60)

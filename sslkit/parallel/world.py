@@ -32,6 +32,8 @@ class World(ABC):
     """How many there are."""
     local_rank: int = 0
     """Which one of those on this machine; it chooses the GPU."""
+    local_size: int = 1
+    """How many there are on this machine."""
     group: ProcessGroup | None = None
     """The ranks as torch.distributed knows them; None for one process."""
 
