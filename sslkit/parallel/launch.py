@@ -39,7 +39,8 @@ class Launch:
     """The same in all of them and after each restart, and in no others that run beside them as far
     as the launcher knows; empty where there is no such name."""
     restarts: int
-    """How often they have been started anew, by torchrun and by SLURM together; 0 at first."""
+    """How often they have been started anew, by torchrun and by SLURM together; 0 at first. Not the
+    same in all of them: where a machine has come back, its torchrun counts from 0."""
 
 
 def read_launch(environ: Mapping[str, str] | None = None) -> Launch | None:

@@ -341,8 +341,8 @@ def test_a_run_goes_on_through_requeues_warnings_and_preemptions(slurm: Slurm, h
     """In one folder and one run of MLflow, without a gap or a double in what both have."""
     store = here / "mlflow.db"
     tracking = f"tracking={{name: mlflow, tracking_uri: 'sqlite:///{store}'}}"
-    overrides = ["train.epochs=100", "evaluate=[]", tracking]
-    found = write_batch_file("tiny.yaml", overrides, Allocation(), "night")
+    overrides = ["train.epochs=50", "evaluate=[]", tracking]
+    found = write_batch_file("tiny.yaml", overrides, Allocation(tasks_per_node=2), "night")
     (here / "job.sh").write_text(found.text)
     job = slurm.submit(str(here / "job.sh"))
     warned = ["scancel", "--batch", "--signal=USR1", str(job)]
@@ -359,7 +359,7 @@ def test_a_run_goes_on_through_requeues_warnings_and_preemptions(slurm: Slurm, h
         for line in lines
         if "train/loss" in line["metrics"]
     ]
-    assert [step for step, _ in logged] == list(range(2, 601, 2))
+    assert [step for step, _ in logged] == list(range(2, 301, 2))
     with sqlite3.connect(store) as database:
         sent = database.execute(
             "select run_uuid, step, value from metrics where key = 'train/loss' order by step"

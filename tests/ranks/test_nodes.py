@@ -73,6 +73,13 @@ def test_each_node_has_its_own_loopback(nodes: Nodes) -> None:
     assert reach(nodes, "127.0.0.1") == "node1 ConnectionRefusedError"
 
 
+def test_a_command_on_a_node_works_in_the_present_folder(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said(nodes[1], ["pwd"]) == str(tmp_path)
+
+
 def test_a_killed_node_has_no_processes(nodes: Nodes) -> None:
     nested = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); time.sleep(60)"
     process = nodes[1].start(program(nested))

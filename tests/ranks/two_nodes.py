@@ -46,8 +46,9 @@ class Node:
         env: dict[str, str] | None = None,
         output: IO[str] | int | None = None,
     ) -> subprocess.Popen[str]:
-        """Starts a command on the node, without waiting for it; stderr goes with stdout."""
-        inside = [*_enter(self.holder), "--uts", "--mount", "--", *command]
+        """Starts a command on the node, in the present folder, without waiting for it; stderr goes
+        with stdout."""
+        inside = [*_enter(self.holder), "--uts", "--mount", "--wd=.", "--", *command]
         variables = {**os.environ, "GLOO_SOCKET_IFNAME": "cable", **(env or {})}
         return subprocess.Popen(
             inside, env=variables, stdout=output, stderr=subprocess.STDOUT, text=True
