@@ -115,7 +115,8 @@ class _Embed(nn.Module):
         super().__init__()
         self.method = method
         # torch prints a warning where it finds no unused parameter, though it is asked to look.
-        self.unused = nn.Parameter(torch.zeros(1))
+        first = next(p for p in method.parameters() if p.requires_grad)
+        self.unused = nn.Parameter(torch.zeros(1, dtype=first.dtype, device=first.device))
 
     def forward(self, batch: Batch) -> Embeddings:
         """(n, ...) for each name."""
