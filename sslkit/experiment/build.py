@@ -82,8 +82,7 @@ class Experiment:
 
     def describe(self) -> dict[str, Any]:
         """What the recipe does not say about the run, here and now."""
-        device = str(self.compute.device)
-        return describe_run(self.recipe, self.facts, self.stores, device)
+        return describe_run(self.recipe, self.facts, self.stores, self.compute)
 
     def write_unreadable(self) -> None:
         """Lists the images that could not be read, where there are any."""

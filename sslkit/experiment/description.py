@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.api import RunFacts
+from sslkit.nn.compute import Compute
 from sslkit.recipe import Recipe, backbone_name, components, recipe_hash
 from sslkit.runs.environment import code_digests, describe, git_state
 
@@ -33,13 +34,16 @@ def run_tags(recipe: Recipe) -> dict[str, str]:
     return tags
 
 
-def describe_run(recipe: Recipe, facts: RunFacts, stores: Stores, device: str) -> dict[str, Any]:
+def describe_run(
+    recipe: Recipe, facts: RunFacts, stores: Stores, compute: Compute
+) -> dict[str, Any]:
     """What the recipe does not say about a run, here and now."""
     used = [slot for _, slot in components(recipe)]
     found = describe(
-        device=device,
+        device=str(compute.device),
         plugins={slot.distribution: slot.version for slot in used},
         data=stores.fingerprints,
+        processes=compute.world.size,
     )
     modules = {"sslkit": "sslkit", **{slot.distribution: slot.cls.__module__ for slot in used}}
     return found | {

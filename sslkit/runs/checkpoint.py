@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,9 @@ import torch
 from sslkit.errors import CheckpointError, TrainingError
 from sslkit.files import chunks, open_file, reason, remove_leftovers, replacing
 from sslkit.nn.torch_file import read_torch_file
+from sslkit.parallel.world import OneProcess, World
 
+ONE_PROCESS = OneProcess()
 FORMAT = 2
 FORMAT_WITHOUT_DIGEST = 1
 _MARK = b"sslkit-sha256:"
@@ -70,18 +73,32 @@ class Checkpoints:
         found = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
         return [path for _, path in sorted((int(name[1]), path) for name, path in found if name)]
 
-    def load_newest(self) -> tuple[dict[str, Any] | None, list[str]]:
+    def load_newest(
+        self, world: World = ONE_PROCESS
+    ) -> tuple[dict[str, Any] | None, Sequence[str]]:
         """The newest checkpoint that can be read (None where there is none yet), and one message
-        for each newer one that is damaged. Raises CheckpointError if all are damaged."""
-        damaged: list[str] = []
-        for path in reversed(self.paths()):
-            try:
-                return load(path, inside=self.folder.parent), damaged
-            except CheckpointError as error:
-                damaged.append(str(error))
-        if damaged:
-            raise CheckpointError("; ".join(damaged))
-        return None, []
+        for each newer one that is damaged. Raises CheckpointError if all are damaged.
+
+        world: the ranks that all read it. The first one chooses: another machine may still see the
+        folder as it was some seconds ago."""
+        chosen: list[dict[str, Any]] = []
+
+        def choose() -> tuple[Path | None, list[str]]:
+            damaged: list[str] = []
+            for path in reversed(self.paths()):
+                try:
+                    chosen.append(load(path, inside=self.folder.parent))
+                    return path, damaged
+                except CheckpointError as error:
+                    damaged.append(str(error))
+            if damaged:
+                raise CheckpointError("; ".join(damaged))
+            return None, []
+
+        path, damaged = world.once(choose)
+        if path is None:
+            return None, damaged
+        return chosen[0] if chosen else load(path, inside=self.folder.parent), damaged
 
 
 def load(path: Path, *, inside: Path | None = None) -> dict[str, Any]:

@@ -59,13 +59,14 @@ def describe(
     device: str | None = None,
     plugins: Mapping[str, str] | None = None,
     data: Mapping[str, str] | None = None,
+    processes: int = 1,
     cwd: Path | None = None,
 ) -> dict[str, Any]:
     """Everything that `environment.json` holds, as plain JSON values.
 
     device: the resolved training device. plugins: distribution -> version of each plugin that the
-    recipe uses. data: split -> fingerprint. cwd: where to look for a git repository; by default the
-    working directory."""
+    recipe uses. data: split -> fingerprint. processes: how many share the work. cwd: where to look
+    for a git repository; by default the working directory."""
     git = git_state(cwd or Path.cwd())
     return {
         "python": platform.python_version(),
@@ -79,12 +80,14 @@ def describe(
         "hardware": hardware(),
         "torch": torch_settings(),
         "device": device,
+        "processes": processes,
         "data": dict(data or {}),
     }
 
 
 WATCHED = (
-    "code.", "device", "hardware.cpu", "hardware.gpus", "packages.", "plugins.", "python", "torch.",
+    "code.", "device", "hardware.cpu", "hardware.gpus", "packages.", "plugins.",
+    "processes", "python", "torch.",
 )  # fmt: skip
 """What of an environment may change the bits of a run."""
 _NOT_WATCHED = ("hardware.cpu_", "packages.mlflow", "packages.pluggy", "packages.pydantic")
@@ -110,7 +113,7 @@ def environment_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dic
     """Dotted name -> [before, now] of what may change the bits of a run and differs since it was
     last gone on with. saved: an environment.json with its `history`; what it does not hold is
     compared with nothing."""
-    before, after = _flat(saved), _flat(now)
+    before, after = {"processes": 1, **_flat(saved)}, _flat(now)  # 1: before it was recorded
     history = saved.get("history")
     for entry in history if isinstance(history, list) else ():
         changed = entry.get("changed") if isinstance(entry, Mapping) else None

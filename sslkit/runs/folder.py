@@ -66,9 +66,10 @@ class RunFolder(RunFiles):
             return folder
 
     @classmethod
-    def open(cls, path: Path | str, *, write: bool = False) -> RunFolder:
+    def open(cls, path: Path | str, *, write: bool = False, patience_s: float = 0.0) -> RunFolder:
         """An existing run folder. Raises RunFolderError where there is none, where it holds links,
-        devices or pipes, and, with `write`, where another process writes it."""
+        devices or pipes, and, with `write`, where another process writes it: if it still does after
+        `patience_s` seconds."""
         path = Path(path).absolute()
         if not path.is_dir():
             raise RunFolderError(f"{path}: no such run folder")
@@ -78,7 +79,7 @@ class RunFolder(RunFiles):
             raise RunFolderError(f"{path}: not a run folder (it has no {folder.recipe.name})")
         refuse_links(path)
         if write:
-            folder._lock = lock_folder(path)
+            folder._lock = lock_folder(path, patience_s)
             remove_leftovers(path)
         return folder
 
@@ -254,18 +255,18 @@ def refuse_links(path: Path) -> None:
         raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def lock_folder(path: Path) -> FileLock:
+def lock_folder(path: Path, patience_s: float = 0.0) -> FileLock:
     """Takes the operating system's lock on a folder, which ends with the process that holds it.
 
-    Raises RunFolderError where another process has it, which the message names, or where the folder
-    cannot be written. Give it back with `unlock_folder`."""
+    Raises RunFolderError where another process has it for longer than `patience_s` seconds, which
+    the message names, or where the folder cannot be written. Give it back with `unlock_folder`."""
     for name in (_lock_file(path), _owner_file(path)):
         if name.is_symlink():
             raise RunFolderError(f"{name}: is a link; remove it")
     lock = FileLock(_lock_file(path), thread_local=False)
     owner = {"pid": os.getpid(), "host": socket.gethostname()}
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience_s)
         write_atomic(_owner_file(path), json.dumps(owner))
     except Timeout:
         raise RunFolderError(f"{path}: in use by {_owner(path)}; wait or stop it first") from None

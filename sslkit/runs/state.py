@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.errors import CheckpointError
+from sslkit.parallel.world import World
 
-from .checkpoint import Checkpoints
+from .checkpoint import ONE_PROCESS, Checkpoints
 from .checkpoint import load as load_checkpoint
 from .evaluations import is_of_weights
 from .folder import RunFolder
 from .metrics_file import read_lines
 
 
-def read_state(run_or_checkpoint: Path) -> dict[str, Any]:
-    """The state in a checkpoint, or in the newest good checkpoint of a run folder."""
+def read_state(run_or_checkpoint: Path, world: World = ONE_PROCESS) -> dict[str, Any]:
+    """The state in a checkpoint, or in the newest good checkpoint of a run folder: the same one on
+    all ranks of `world`, who call this together."""
     if not run_or_checkpoint.exists():
         raise CheckpointError(f"{run_or_checkpoint}: no such run folder or checkpoint")
     if run_or_checkpoint.is_dir():
@@ -27,7 +29,7 @@ def read_state(run_or_checkpoint: Path) -> dict[str, Any]:
                 f"{run_or_checkpoint}: weights were measured here and not trained, so that the "
                 f"folder has none; name those under `backbone` in {folder.evaluation.name}"
             )
-        state, _ = Checkpoints(folder.checkpoints, keep=1).load_newest()
+        state, _ = Checkpoints(folder.checkpoints, keep=1).load_newest(world)
         if state is None:
             raise CheckpointError(f"{run_or_checkpoint}: the run has no checkpoint")
         return state

@@ -22,6 +22,8 @@ from sslkit.runs.folder import RunFolder, find_runs, held_by_first
 
 from .execute import RunResult, execute, explained_memory
 
+_PATIENCE_S = 30.0
+
 
 def resume_run(
     path: Path,
@@ -32,7 +34,7 @@ def resume_run(
     world: World,
 ) -> RunResult:
     """Resumes a run from its newest checkpoint, with the recipe that it was started with."""
-    with held_by_first(world, lambda: RunFolder.open(path, write=True)) as folder:
+    with held_by_first(world, lambda: hold(path, world)) as folder:
         if is_finished(folder.path):
             raise RecipeError(
                 f"{path}: this run is finished; --fork {path} starts a new one from it"
@@ -44,7 +46,7 @@ def resume_run(
         with explained_memory(wanted):
             experiment = build(wanted, facts, folder, display, world)
         refuse_other_data(experiment)
-        state, damaged = experiment.training.output.checkpoints.load_newest()
+        state, damaged = experiment.training.output.checkpoints.load_newest(world)
         for message in damaged:
             display.message(f"warning: {message}; going on from the checkpoint before it")
         if state is None:
@@ -53,6 +55,13 @@ def resume_run(
             restore(experiment, state, str(path))
         world.once(lambda: record_resume(experiment))
         return execute(experiment, stop)
+
+
+def hold(path: Path, world: World) -> RunFolder:
+    """The run folder, for writing. Where processes were killed and started again, one of those
+    before may have it for moments yet: it ends when it finds that its peers are gone."""
+    patience = 0.0 if world.size == 1 else _PATIENCE_S
+    return RunFolder.open(path, write=True, patience_s=patience)
 
 
 def record_resume(experiment: Experiment) -> None:

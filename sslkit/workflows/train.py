@@ -96,7 +96,7 @@ def _start(
             )
         display.message(f"going on with {unfinished}")
         return resume_run(unfinished, recipe, overrides, display, stop, world)
-    state = read_state(fork) if fork is not None else None
+    state = read_state(fork, world) if fork is not None else None
     facts = check(loaded)
     for warning in find_warnings(loaded, facts):
         display.message(f"warning: {warning}")
