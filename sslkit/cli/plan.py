@@ -14,6 +14,10 @@ from .output import print_json
 def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
     override: Overrides = None,
+    nproc: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Processes that would share every batch."),
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would do and cost, from a few measured steps; keep nothing."""
@@ -21,5 +25,7 @@ def plan(
     from sslkit.report.plan import print_plan
     from sslkit.workflows.plan import make_plan
 
-    found = make_plan(recipe, override or [], make_display(sys.stderr), measure=True).to_json()
+    display = make_display(sys.stderr)
+    plan = make_plan(recipe, override or [], display, measure=True, processes=nproc)
+    found = plan.to_json()
     print_json(found) if as_json else print_plan(found, recipe=True)

@@ -60,12 +60,13 @@ def run(
     from sslkit.engine.signals import StopSignals
     from sslkit.parallel.local import is_to_start, run_processes
 
-    if nproc is not None and is_to_start(nproc):
+    if nproc is not None and not dry_run and is_to_start(nproc):
         raise typer.Exit(run_processes([sys.executable, "-m", "sslkit", *sys.argv[1:]], nproc))
 
     with StopSignals(at_once=True) as stop:  # before the imports, which take seconds
         try:
-            status = _run(recipe, override, resume, fork, dry_run, as_json, stop)
+            plan_for = (nproc or 1) if dry_run else None
+            status = _run(recipe, override, resume, fork, plan_for, as_json, stop)
         except KeyboardInterrupt:
             if stop.requested is None:
                 raise
@@ -79,27 +80,27 @@ def _run(
     override: list[str] | None,
     resume: str | None,
     fork: Path | None,
-    dry_run: bool,
+    plan_for: int | None,
     as_json: bool,
     stop: StopSignals,
 ) -> str:
-    """The status of the run."""
+    """The status of the run. plan_for: a dry run, for so many processes; None: a real one."""
     from sslkit.engine.display import make_display
     from sslkit.report.terminal import print_run
     from sslkit.workflows.train import start
 
     display, overrides = make_display(sys.stderr), override or []
-    if dry_run and resume is not None:
+    if plan_for and resume is not None:
         from sslkit.workflows.replay import replay
 
         found = replay(Path(resume), overrides, display)
         print_json(found.to_json()) if as_json else print(found)
         return "finished"
-    if dry_run:
+    if plan_for:
         from sslkit.report.plan import print_plan
         from sslkit.workflows.plan import make_plan
 
-        plan = make_plan(required(recipe), overrides, display).to_json()
+        plan = make_plan(required(recipe), overrides, display, processes=plan_for).to_json()
         print_json(plan) if as_json else print_plan(plan)
         return "finished"
     result = start(recipe, overrides, resume=resume, fork=fork, display=display, stop=stop)

@@ -77,7 +77,7 @@ class Embedder:
         same on all ranks, or, where the objective is divided, a part of the gradient of the mean
         loss."""
         leaves = {name: value for name, value in embeddings.items() if value.requires_grad}
-        if self._world.group is None:
+        if self._world.size == 1:
             loss.backward()  # type: ignore[no-untyped-call]
             return {name: v.grad for name, v in leaves.items() if v.grad is not None}
         # Not `backward`: it would tell torch's DistributedDataParallel that these parameters have

@@ -30,7 +30,9 @@ def print_plan(plan: Mapping[str, Any], *, recipe: bool = False) -> None:
     for warning in plan["warnings"]:
         print_text(f"warning: {warning['path']}: {warning['message']}", indent="  ")
     print()
-    if plan["time"] is None:
+    if plan["shared"]:
+        print(_SHARED_WORDS)
+    elif plan["time"] is None:
         print("the dry run built everything and took one step; nothing was kept")
     else:
         print("everything was built and a few steps were measured; nothing was kept")
@@ -48,6 +50,8 @@ def _rows(plan: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     if plan["micro_batch_size"]:
         batch += f", in micro-batches of {plan['micro_batch_size']:,}"
     yield "batch", batch
+    if plan["shared"]:
+        yield from _shared_rows(plan["shared"], noun)
     for name, value in plan["facts"].items():
         yield name, f"{value:,}" if isinstance(value, int) else str(value)
     yield "steps", f"{plan['total_steps']:,}, {plan['steps_per_epoch']:,} an epoch"
@@ -56,16 +60,40 @@ def _rows(plan: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         f"{parameters['encoder']:,} in the encoder, {parameters['other']:,} trained beside it, "
         f"{parameters['trainable']:,} trained, {parameters['all']:,} in all",
     )
-    yield "first step", f"loss {plan['first_loss']:.4f}, {plan['first_step_seconds']:.2f} s"
+    loss = "" if plan["first_loss"] is None else f"loss {plan['first_loss']:.4f}, "
+    yield "first step", f"{loss}{plan['first_step_seconds']:.2f} s"
     if plan["time"] is not None:
         yield from _time_rows(plan["time"], noun)
     where = "of the process" if plan["device"] == "cpu" else "of the device"
-    yield "peak memory", f"{plan['peak_memory_mb']:,.0f} MB {where}"
+    memory = f"{plan['peak_memory_mb']:,.0f} MB {where}"
+    if plan["shared"]:
+        memory += f", and {plan['shared']['gradient_mb']:,.1f} MB for gradients on their way"
+    yield "peak memory", memory
     yield (
         "disk",
         f"{disk['checkpoint_mb']:,.1f} MB a checkpoint, {disk['checkpoints_mb']:,.1f} MB at most; "
         f"{disk['free_mb']:,.0f} MB free",
     )
+
+
+_SHARED_WORDS = (
+    "one process did the work of each, and its messages were counted, not sent: times are without\n"
+    "them, memory is that of one process; nothing was kept"
+)
+
+
+def _shared_rows(shared: Mapping[str, Any], noun: str) -> Iterable[tuple[str, str]]:
+    each = f"{shared['images']:,} {noun}s each"
+    if shared["parts"] > 1:
+        each += f", {shared['at_a_time']:,} at a time"
+    seen = shared["objective_images"]
+    yield "processes", f"{shared['processes']:,}: {each}; {seen:,} in the objective of each"
+    for message in shared["messages"]:
+        yield (
+            f"{message['about']} a step",
+            f"{message['number']:,} {message['operation']}, {size(message['bytes'])} in all",
+        )
+    yield "sent a step", f"{size(shared['sent_bytes'])} by each process, in a ring"
 
 
 def _time_rows(time: Mapping[str, Any], noun: str) -> Iterable[tuple[str, str]]:
@@ -124,6 +152,13 @@ def print_estimate(found: Mapping[str, Any]) -> None:
         "Time: training and features, from a few measured steps; protocols come on top. Disk: "
         f"checkpoints.\nNothing was trained or kept; the comparison would go to {found['folder']}"
     )
+
+
+def size(nbytes: float) -> str:
+    """`512 B`, `3.4 kB`, `1,200 MB`."""
+    if nbytes < 1e3:
+        return f"{nbytes:.0f} B"
+    return f"{nbytes / 1e3:.1f} kB" if nbytes < 1e6 else f"{nbytes / 1e6:,.1f} MB"
 
 
 def duration(seconds: float) -> str:

@@ -5,40 +5,40 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sslkit.api import Batch, Progress
+from sslkit.api import Progress
 from sslkit.data.evaluation_images import calibration_rows
 from sslkit.engine.display import Display
-from sslkit.engine.failure import refuse_odd_state
-from sslkit.engine.loop import check_steps, checked_step
 from sslkit.engine.peak_memory import peak_memory_mb
 from sslkit.engine.training import Training
-from sslkit.experiment.build import Experiment, build
+from sslkit.experiment.build import Experiment, build, make_division
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
 from sslkit.nn.batch_norm import has_batch_statistics
-from sslkit.parallel.world import OneProcess
+from sslkit.parallel.imagined import ImaginedRank
+from sslkit.parallel.world import OneProcess, World
 from sslkit.recipe import Recipe, dump_resolved, find_recipe, load_recipe, recipe_hash
 from sslkit.recipe.warnings import Advice, find_warnings, network_warnings, plan_facts, statements
 from sslkit.runs.folder import RunFolder
 
+from .plan_ranks import (
+    SharedBatch,
+    bearing_single_images,
+    describe_shared,
+    share_statements,
+    share_warnings,
+)
+from .plan_steps import MEASURED_STEPS, Steps, first_batches, take_steps
+
 _CURVE_POINTS = 61
-_COLD_STEPS = 2
-"""The first steps, which allocate and compile, are not measured where there are others."""
-_MEASURED_STEPS = 6
-_LIMIT_S = 30.0
-"""No step is begun after this time, once one is measured."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,14 @@ class Plan:
     lr_curve: list[dict[str, float]]
     curves: dict[str, list[dict[str, float]]]
     """The course of each other number that follows a schedule."""
-    first_loss: float
+    first_loss: float | None
+    """None with several processes: it needs all of them."""
     first_step_seconds: float
     time: dict[str, Any] | None
-    """The estimate of the whole run; None where it was not measured."""
+    """The estimate of the whole run; None where it was not measured. With several processes the
+    step of one, without what they send."""
+    shared: SharedBatch | None
+    """What each of several processes does; None for one."""
     peak_memory_mb: float | None
     disk: dict[str, float]
     statements: list[str]
@@ -79,116 +83,107 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return dict(vars(self))
+        return {**vars(self), "shared": None if self.shared is None else asdict(self.shared)}
 
 
 def make_plan(
-    recipe: str | Path, overrides: Sequence[str], display: Display, *, measure: bool = False
+    recipe: str | Path,
+    overrides: Sequence[str],
+    display: Display,
+    *,
+    measure: bool = False,
+    processes: int = 1,
 ) -> Plan:
     """Builds a recipe, takes one step on its first batch and describes what a run would do; with
-    `measure` it takes a few more steps and estimates how long the run takes.
+    `measure` it takes a few more steps and estimates how long the run takes. processes: that share
+    the batch; none is started, and what is measured is the work of one.
 
     Leaves no run folder and tells no tracker. Raises what a run would raise before its second
     step."""
     wanted = resolve(load_recipe(find_recipe(recipe), overrides))
+    world = ImaginedRank(processes) if processes > 1 else OneProcess()
+    make_division(wanted, world)  # refuses before anything is read
     facts = check(wanted)
     with (
         tempfile.TemporaryDirectory() as place,
         RunFolder.create(Path(place), wanted.name) as folder,
     ):
-        experiment = build(
-            wanted, facts, folder, display, OneProcess()
-        )  # the tracker is only started by a log
+        # The tracker is only started by a log.
+        experiment = build(wanted, facts, folder, display, world)
         training = experiment.training
-        steps = take_steps(training, _COLD_STEPS + _MEASURED_STEPS if measure else 1)
-        warnings = _warnings(wanted, experiment)
-        return Plan(
-            recipe=wanted.name,
-            recipe_hash=recipe_hash(wanted),
-            device=str(training.compute.device),
-            precision=training.compute.precision,
-            images=facts.num_images,
-            classes=facts.num_classes,
-            data=describe_data(experiment),
-            views=[{"size": view.size, "role": view.role} for view in facts.views],
-            batch_size=facts.batch_size,
-            micro_batch_size=wanted.train.micro_batch_size,
-            steps_per_epoch=facts.steps_per_epoch,
-            total_steps=facts.total_steps,
-            parameters=count_parameters(experiment),
-            facts=plan_facts(wanted, facts),
-            peak_lr=training.optimization.peak_lr,
-            lr_curve=lr_curve(training),
-            curves=number_curves(training),
-            first_loss=steps.first_loss,
-            first_step_seconds=steps.seconds[0],
-            time=estimate_time(experiment, steps) if measure else None,
-            peak_memory_mb=peak_memory_mb(training.compute.device),
-            disk=describe_disk(experiment),
-            statements=statements(wanted, training.method, facts.sample.noun),
-            warnings=[asdict(warning) for warning in warnings],
-            resolved_recipe=dump_resolved(experiment.recipe),
-        )
-
-
-def _warnings(recipe: Recipe, experiment: Experiment) -> list[Advice]:
-    return [
-        *find_warnings(recipe, experiment.facts),
-        *(Advice("data", note) for note in experiment.stores.train.notes),
-        *network_warnings(recipe, experiment.method, experiment.facts.sample.noun),
-    ]
-
-
-# --- Measured steps -------------------------------------------------------------------------------
+        with bearing_single_images(training):
+            steps = take_steps(training, MEASURED_STEPS if measure else 1)
+            memory, shared = peak_memory_mb(training.compute.device), share_batch(training, world)
+        return describe(wanted, experiment, Observed(steps, measure, memory, shared))
 
 
 @dataclass(frozen=True)
-class Steps:
-    """The first steps of a run."""
+class Observed:
+    """What the first steps have shown."""
 
-    first_loss: float
-    seconds: list[float]
-    """What each step took, data and optimiser included."""
-
-    @property
-    def warm(self) -> list[float]:
-        """Without the cold ones, as far as there are others."""
-        return self.seconds[min(_COLD_STEPS, len(self.seconds) - 1) :]
+    steps: Steps
+    measured: bool
+    """Whether they are enough for an estimate."""
+    memory_mb: float
+    shared: SharedBatch | None
 
 
-def take_steps(training: Training, number: int) -> Steps:
-    """Takes the first steps of the run. Raises what `train` raises in them."""
-    training.method.train()
-    refuse_odd_state(training)
-    seconds: list[float] = []
-    first_loss = math.nan
-    started = time.perf_counter()
-    with closing(_batches(training)) as batches:
-        for _ in range(min(number, training.progress.total_steps)):
-            begun = time.perf_counter()
-            batch = next(batches)
-            training.optimization.set_rules(training.progress)
-            output, _ = checked_step(training, batch)
-            _wait_for(training.compute.device)
-            seconds.append(time.perf_counter() - begun)
-            if training.progress.step == 0:
-                first_loss = output.loss.item()
-            training.progress = training.progress.next()
-            if len(seconds) > _COLD_STEPS and time.perf_counter() - started > _LIMIT_S:
-                break
-    check_steps(training)
-    refuse_odd_state(training)
-    return Steps(first_loss, seconds)
+def describe(recipe: Recipe, experiment: Experiment, seen: Observed) -> Plan:
+    """The plan of what was built. recipe: as it was resolved before."""
+    facts, training = experiment.facts, experiment.training
+    return Plan(
+        recipe=recipe.name,
+        recipe_hash=recipe_hash(recipe),
+        device=str(training.compute.device),
+        precision=training.compute.precision,
+        images=facts.num_images,
+        classes=facts.num_classes,
+        data=describe_data(experiment),
+        views=[{"size": view.size, "role": view.role} for view in facts.views],
+        batch_size=facts.batch_size,
+        micro_batch_size=recipe.train.micro_batch_size,
+        steps_per_epoch=facts.steps_per_epoch,
+        total_steps=facts.total_steps,
+        parameters=count_parameters(experiment),
+        facts=plan_facts(recipe, facts),
+        peak_lr=training.optimization.peak_lr,
+        lr_curve=lr_curve(training),
+        curves=number_curves(training),
+        first_loss=None if seen.shared else seen.steps.first_loss,
+        first_step_seconds=seen.steps.seconds[0],
+        time=estimate_time(experiment, seen.steps) if seen.measured else None,
+        shared=seen.shared,
+        peak_memory_mb=seen.memory_mb,
+        disk=describe_disk(experiment),
+        statements=_statements(recipe, experiment),
+        warnings=[asdict(warning) for warning in _warnings(recipe, experiment)],
+        resolved_recipe=dump_resolved(experiment.recipe),
+    )
 
 
-def _batches(training: Training) -> Generator[Batch, None, None]:
-    for epoch in count():
-        yield from training.loader.epoch(epoch)
+def _warnings(recipe: Recipe, experiment: Experiment) -> list[Advice]:
+    noun = experiment.facts.sample.noun
+    return [
+        *find_warnings(recipe, experiment.facts),
+        *(Advice("data", note) for note in experiment.stores.train.notes),
+        *network_warnings(recipe, experiment.method, noun),
+        *share_warnings(experiment.training.learner.division, experiment.method, noun),
+    ]
 
 
-def _wait_for(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+def _statements(recipe: Recipe, experiment: Experiment) -> list[str]:
+    return [
+        *statements(recipe, experiment.method, experiment.facts.sample.noun),
+        *share_statements(experiment.training.learner.division),
+    ]
+
+
+def share_batch(training: Training, world: World) -> SharedBatch | None:
+    """What each of several processes does in a step; None for one."""
+    if not isinstance(world, ImaginedRank):
+        return None
+    with closing(first_batches(training)) as batches:
+        return describe_shared(training, world, next(batches))
 
 
 # --- What follows ---------------------------------------------------------------------------------

@@ -51,6 +51,68 @@ def test_plan_refuses_what_run_refuses(tiny: Path, capsys: pytest.CaptureFixture
     assert call("plan", "nowhere.yaml") == 2
 
 
+def test_a_plan_for_several_processes_starts_none(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("plan", str(tiny), "--nproc", "4", "-o", "train.micro_batch_size=8") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "4: 4 images each, 2 at a time; 16 in the objective of each" in text
+    assert "MB for gradients on their way" in text
+    assert "its messages were counted, not sent" in text
+    assert "warning: --nproc: each process passes 2 images at a time" in text
+    assert call("plan", str(tiny), "--nproc", "4", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["shared"]["images"] == 4
+    assert plan["facts"] == {"negatives per anchor": 30}  # of the whole batch
+    assert plan["first_loss"] is None
+    assert any("4 processes share the batch" in line for line in plan["statements"])
+    assert call("run", str(tiny), "--dry-run", "--nproc", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["shared"]["processes"] == 2
+
+
+def test_every_process_may_pass_a_single_image(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("plan", str(tiny), "--nproc", "16", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["shared"]["at_a_time"] == 1
+    (about,) = [m for m in plan["shared"]["messages"] if m["about"] == "rows"]
+    assert about["number"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--nproc", "3"], "train.batch_size: 16 images cannot be shared equally by 3 processes"),
+        (
+            ["--nproc", "4", "-o", "train.micro_batch_size=2"],
+            "train.micro_batch_size: 2 images cannot be shared equally by 4 processes",
+        ),
+        (["--nproc", "0"], "should be greater than or equal to 1"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(
+    tiny: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    for command in (["plan", str(tiny)], ["run", str(tiny), "--dry-run"]):
+        assert call(*command, *options) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_layers_that_draw_are_said_where_processes_share(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vit = (
+        "backbone={name: timm, model: test_vit, patch_size: 4, drop_path_rate: 0.1}",
+        "augmentation.size=16",
+    )
+    options = [word for override in vit for word in ("-o", override)]
+    for processes, expected in (("2", True), ("1", False)):
+        assert call("plan", str(tiny), *options, "--nproc", processes, "--json") == 0
+        warnings = json.loads(capsys.readouterr().out)["warnings"]
+        assert any("drop path" in warning["message"] for warning in warnings) is expected
+
+
 def test_validate_prints_warnings_and_passes(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

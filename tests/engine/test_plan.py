@@ -100,10 +100,10 @@ def test_the_images_of_evaluations_are_those_of_the_run(
     counts = {"features": 0, "statistics": 0}
 
     def counted(kind: str, function: Any, only: Any) -> Any:
-        def count(network: nn.Module, batches: Iterable[Tensor], **settings: Any) -> Any:
+        def count(network: nn.Module, batches: Iterable[Tensor], *given: Any) -> Any:
             images = list(batches)
-            counts[kind] += sum(map(len, images)) if only(settings) else 0
-            return function(network, images, **settings)
+            counts[kind] += sum(map(len, images)) if only(given) else 0
+            return function(network, images, *given)
 
         return count
 
@@ -111,9 +111,9 @@ def test_the_images_of_evaluations_are_those_of_the_run(
     monkeypatch.setattr(EvaluationSuites, "seconds_per_image", lambda *_: 1.0)
     time = make_plan(str(tiny), changes, Silent(), measure=True).time
     assert time is not None
-    banks = counted("features", subjects.extract, lambda settings: settings["room"] is not None)
+    banks = counted("features", subjects.extract, lambda given: given[-1] is not None)
     monkeypatch.setattr(
-        subjects, "extract", lambda *given, room=None, **others: banks(*given, room=room, **others)
+        subjects, "extract", lambda *given: banks(*given, *[None] * (4 - len(given)))
     )
     statistics = counted("statistics", evaluation_images.calibrate_batch_norm, lambda _: True)
     monkeypatch.setattr(evaluation_images, "calibrate_batch_norm", statistics)

@@ -31,7 +31,7 @@ from sslkit.parallel.world import OneProcess
 from sslkit.recipe import Recipe, check_recipe, load_recipe
 from sslkit.runs.encoder_file import read_description
 from sslkit.runs.folder import RunFolder
-from sslkit.workflows.plan import take_steps
+from sslkit.workflows.plan_steps import take_steps
 from tests.data.series import LENGTH, Waves, Windows
 
 
