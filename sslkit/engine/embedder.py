@@ -15,6 +15,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from sslkit.api import Batch, Method
+from sslkit.nn.numerics import repeats_bits
 from sslkit.nn.shared_statistics import SharedStatistics, over_ranks, shareable_layers
 from sslkit.parallel.world import World
 
@@ -94,6 +95,8 @@ class Embedder:
         self._own = [(p, gradient) for p, gradient in own if gradient is not None]
         if divided:
             self._own = [(p, self._world.sum(gradient)) for p, gradient in self._own]
+        elif not repeats_bits(loss.device):  # or such parameters would drift apart by rounding
+            self._own = [(p, self._world.mean(gradient)) for p, gradient in self._own]
         to_rows = zip(leaves, found, strict=False)
         return {name: gradient for name, gradient in to_rows if gradient is not None}
 

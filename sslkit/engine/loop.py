@@ -12,6 +12,7 @@ from torch import Tensor
 from sslkit.api import Batch, StepOutput
 from sslkit.errors import TrainingError
 
+from .alike import refuse_unlike_ranks
 from .failure import explain_step, refuse_odd_state
 from .loss_meter import NotFiniteError
 from .peak_memory import peak_memory_mb
@@ -22,8 +23,9 @@ from .training import Training
 
 def save(t: Training) -> Path:
     """Writes a checkpoint of the current step, on rank 0. Raises TrainingError where the state is
-    not finite: what is kept is good to go on from."""
+    not finite, or not the same on all ranks: what is kept is good to go on from."""
     refuse_odd_state(t)
+    refuse_unlike_ranks(t)
     path = t.compute.world.once(lambda: t.output.checkpoints.save(t.progress.step, t.state_dict()))
     t.saved_step = t.progress.step
     return path
@@ -54,6 +56,8 @@ def train(training: Training, stop: StopSignals) -> None:
             output, probe_metrics = checked_step(t, batch, log=log_due)
             t.progress = t.progress.next()
             t.output.display.advance(t.progress.step)
+            if t.progress.step == t.began_at + 2:  # the first begins with the weights of rank 0
+                refuse_unlike_ranks(t)
             if compiling_since is not None:
                 log_compilation(t, compiling_since, output.loss)
                 compiling_since = None

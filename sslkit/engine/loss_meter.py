@@ -51,6 +51,8 @@ class LossMeter:
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
         """Gradient norms of the steps that `check` has not seen."""
+        self.last_loss: Tensor | float = math.nan
+        """Loss of the last step."""
         self.last_norm: Tensor | float = math.nan
         """Gradient norm of the last step."""
         self.restart_clock()
@@ -63,7 +65,8 @@ class LossMeter:
     def add(self, loss: Tensor, grad_norm: Tensor, images: int) -> None:
         """One step. grad_norm: of the whole gradient, before clipping, a scalar. Makes no
         synchronisation with the device."""
-        self.losses.append(loss.detach())
+        self.last_loss = loss.detach()
+        self.losses.append(self.last_loss)
         self.norms.append(grad_norm)
         self.last_norm = grad_norm
         self._images += images

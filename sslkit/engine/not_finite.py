@@ -78,17 +78,25 @@ class StateCheck:
         return None
 
     def _tensors(self) -> Iterator[tuple[str, str, Tensor]]:
-        for name, parameter in self._method.named_parameters():
-            yield "weights", name, parameter.detach()
-        for name, buffer in self._method.named_buffers():
-            value = buffer.detach()
-            if name in self._infinite:
+        for kind, name, value in state_tensors(self._method, self._optimization.optimizer):
+            if kind == "buffer" and name in self._infinite:
                 value = torch.where(torch.isinf(value), 0.0, value)
-            yield "buffer", name, value
-        names: dict[Tensor, str] = {p: name for name, p in self._method.named_parameters()}
-        for owner, entry in self._optimization.optimizer.state.items():
-            for key, moment in _named(entry):
-                yield "state of the optimiser", f"{key} of {names.get(owner, '?')}", moment
+            yield kind, name, value
+
+
+def state_tensors(
+    network: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, str, Tensor]]:
+    """(what it is, its name, the tensor itself, detached): weights, buffers, then the state of the
+    optimiser."""
+    for name, parameter in network.named_parameters():
+        yield "weights", name, parameter.detach()
+    for name, buffer in network.named_buffers():
+        yield "buffer", name, buffer.detach()
+    names: dict[Tensor, str] = {p: name for name, p in network.named_parameters()}
+    for owner, entry in optimizer.state.items():
+        for key, moment in _named(entry):
+            yield "state of the optimiser", f"{key} of {names.get(owner, '?')}", moment
 
 
 def _named(entry: Any) -> Iterator[tuple[str, Tensor]]:

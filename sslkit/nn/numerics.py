@@ -62,3 +62,8 @@ def normalize(x: Tensor, eps: float = 1e-12) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         unit: Tensor = x / norm.masked_fill(norm <= eps, math.inf)
         return unit
+
+
+def repeats_bits(device: torch.device) -> bool:
+    """Whether a device gives the same bits for the same numbers."""
+    return device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
