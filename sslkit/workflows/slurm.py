@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sslkit.errors import RecipeError
 from sslkit.experiment.check import check_without_data
+from sslkit.parallel.division import Division
 from sslkit.recipe import Recipe, find_recipe, load_recipe
 from sslkit.runs.folder import new_run_id, sanitise_name
 
@@ -103,6 +104,8 @@ def write_batch_file(
     run_id: tells this run from others of the recipe; by default a new one. Raises RecipeError."""
     loaded = load_recipe(find_recipe(recipe), overrides)
     check_without_data(loaded)
+    train, tasks = loaded.train, allocation.nodes * allocation.tasks_per_node
+    Division.of(train.batch_size, train.micro_batch_size, size=tasks)
     name = sanitise_name(loaded.name)
     runs_dir = loaded.runs_dir / f"{name}-{run_id or new_run_id()}"
     directives = _directives(loaded, name, allocation)

@@ -163,6 +163,11 @@ def test_a_broken_recipe_is_refused_now_and_not_in_the_queue(here: Path) -> None
         made(overrides=("train.epoch=5",))
 
 
+def test_a_batch_that_the_tasks_cannot_share_is_refused_now(here: Path) -> None:
+    with pytest.raises(RecipeError, match=r"train\.batch_size: 16 .* by 6 processes"):
+        write_batch_file("tiny.yaml", [], Allocation(nodes=2, tasks_per_node=3))
+
+
 def test_a_login_is_not_written(here: Path) -> None:
     uri = "https://me:secret@mlflow.example"
     with pytest.raises(RecipeError, match="MLFLOW_TRACKING_PASSWORD") as found:
@@ -180,11 +185,11 @@ def command(*words: str) -> int:
 
 
 def test_the_command_prints_the_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--nodes", "2", "--tasks-per-node", "3", "--cpus-per-task", "4", "--time", "2:0:0"]
+    words = ["--nodes", "2", "--tasks-per-node", "4", "--cpus-per-task", "4", "--time", "2:0:0"]
     assert command("tiny.yaml", *words, "--partition", "p", "--sbatch", "mem=8G") == 0
     printed = capsys.readouterr().out
     run_id = printed.split("/tiny-")[-1].split()[0]
-    allocation = Allocation(2, 3, 4, "2:0:0", "p", ("mem=8G",))
+    allocation = Allocation(2, 4, 4, "2:0:0", "p", ("mem=8G",))
     assert printed == write_batch_file("tiny.yaml", [], allocation, run_id).text
     assert sorted(path.name for path in here.iterdir()) == ["tiny.yaml"]
 
