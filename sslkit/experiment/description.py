@@ -8,6 +8,7 @@ from typing import Any
 
 from sslkit.api import RunFacts
 from sslkit.nn.compute import Compute
+from sslkit.parallel.launch import read_launch
 from sslkit.recipe import Recipe, backbone_name, components, recipe_hash
 from sslkit.runs.environment import code_digests, describe, git_state
 
@@ -44,6 +45,7 @@ def describe_run(
         plugins={slot.distribution: slot.version for slot in used},
         data=stores.fingerprints,
         processes=compute.world.size,
+        launch=launch.name if (launch := read_launch()) is not None else None,
     )
     modules = {"sslkit": "sslkit", **{slot.distribution: slot.cls.__module__ for slot in used}}
     return found | {

@@ -42,6 +42,12 @@ class Launch:
     """How often they have been started anew, by torchrun and by SLURM together; 0 at first. Not the
     same in all of them: where a machine has come back, its torchrun counts from 0."""
 
+    @property
+    def name(self) -> str | None:
+        """What tells this launch, restarts included, from others; None where nothing does."""
+        unnamed = self.run_id in ("", "none")  # torchrun's without --rdzv-id
+        return None if unnamed else f"{self.launcher} {self.run_id}"
+
 
 def read_launch(environ: Mapping[str, str] | None = None) -> Launch | None:
     """How this process was started; None where it was started alone. `environ` stands for the

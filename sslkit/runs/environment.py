@@ -60,13 +60,14 @@ def describe(
     plugins: Mapping[str, str] | None = None,
     data: Mapping[str, str] | None = None,
     processes: int = 1,
+    launch: str | None = None,
     cwd: Path | None = None,
 ) -> dict[str, Any]:
     """Everything that `environment.json` holds, as plain JSON values.
 
     device: the resolved training device. plugins: distribution -> version of each plugin that the
-    recipe uses. data: split -> fingerprint. processes: how many share the work. cwd: where to look
-    for a git repository; by default the working directory."""
+    recipe uses. data: split -> fingerprint. processes: how many share the work. launch: what
+    started them. cwd: where to look for a git repository; by default the working directory."""
     git = git_state(cwd or Path.cwd())
     return {
         "python": platform.python_version(),
@@ -81,6 +82,7 @@ def describe(
         "torch": torch_settings(),
         "device": device,
         "processes": processes,
+        "launch": launch,
         "data": dict(data or {}),
     }
 

@@ -50,6 +50,12 @@ class SavedEnvironment:
         return None if found is None else str(found)
 
     @property
+    def launch(self) -> str | None:
+        """Which launch of torchrun or SLURM began the run; None where it has no name."""
+        found = self.values.get("launch")
+        return None if found is None else str(found)
+
+    @property
     def working_directory(self) -> str | None:
         """The folder that the paths of the recipe count from."""
         found = self.values.get("working_directory")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import restore
+from sslkit.parallel.launch import read_launch
 from sslkit.parallel.world import World
 from sslkit.recipe import Recipe, components, find_recipe, hashed_view, load_recipe, recipe_hash
 from sslkit.runs.endings import forget_endings, is_finished
@@ -96,14 +97,34 @@ def check_from_elsewhere(recipe: Recipe, folder: RunFolder) -> RunFacts:
 
 def find_unfinished(recipe: Recipe) -> Path | None:
     """The newest run of this recipe, on the same paths, that has not come to its end."""
+    return _newest(recipe, lambda path: not is_finished(path) and not is_fork(path))
+
+
+def finished_before(recipe: Recipe, world: World) -> Path | None:
+    """The run of this recipe that these processes had already brought to its end when they were
+    started again (while a tracker took the last files, say): there is nothing left to do."""
+    launch = read_launch()
+    # Not the same on all ranks: torchrun counts on each machine for itself.
+    if not world.any(launch is not None and launch.restarts > 0):
+        return None
+
+    def is_ours(path: Path) -> bool:
+        begun_by = read_environment(path).launch
+        return is_finished(path) and begun_by is not None and begun_by == name
+
+    name = None if launch is None else launch.name
+    return world.once(lambda: _newest(recipe, is_ours))
+
+
+def _newest(recipe: Recipe, is_wanted: Callable[[Path], bool]) -> Path | None:
     found = []
     for begun in find_runs(Path(recipe.runs_dir), recipe.name):
         try:
             folder = RunFolder.open(begun.path)
-            if is_finished(folder.path) or is_fork(folder.path):
+            if not is_wanted(folder.path):
                 continue
             saved = load_recipe(folder.recipe)
-        except (RecipeError, RunFolderError):  # of another version, or no run of ours
+        except (CheckpointError, RecipeError, RunFolderError):  # of another version, or not ours
             continue
         if _identity(saved) == _identity(recipe):
             found.append(folder)

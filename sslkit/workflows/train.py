@@ -24,10 +24,10 @@ from sslkit.recipe.warnings import find_warnings, network_warnings
 from sslkit.runs.endings import why_stopped
 from sslkit.runs.environment_file import write_environment
 from sslkit.runs.folder import RunFolder, held_by_first
-from sslkit.runs.state import read_state, step_of
+from sslkit.runs.state import last_metrics, read_state, step_of
 
 from .execute import RunResult, ended_by_plugin, execute, explained_memory
-from .resume import find_unfinished, resume_run
+from .resume import find_unfinished, finished_before, resume_run
 
 
 def run_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RunResult:
@@ -96,6 +96,11 @@ def _start(
             )
         display.message(f"going on with {unfinished}")
         return resume_run(unfinished, recipe, overrides, display, stop, world)
+    if resume == "auto" and (done := finished_before(loaded, world)) is not None:
+        display.message(
+            f"{done}: this run is finished; what its tracker misses is sent by: sslkit sync {done}"
+        )
+        return RunResult(done, last_metrics(RunFolder(done)), None, speaks=world.is_first)
     state = read_state(fork, world) if fork is not None else None
     facts = check(loaded)
     for warning in find_warnings(loaded, facts):

@@ -297,3 +297,38 @@ def _orphan(path: Path) -> int:
         os._exit(9 if held.writable else 1)
     os.read(told, 1)
     return pid
+
+
+# --- Started again after the end ------------------------------------------------------------------
+
+
+def launched(recipe: Path, run_id: str, restarts: tuple[int, ...]) -> Path:
+    """Where a launch of torchrun ends. restarts: as the agent of each rank counts them."""
+
+    def work(world: World) -> RunResult:
+        os.environ["TORCHELASTIC_RUN_ID"] = run_id
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(restarts[world.rank])
+        overrides = ["train.max_steps=2", "evaluate=[]", "train.loader_threads=0"]
+        return start(recipe, overrides, resume="auto", display=Silent(), world=world)
+
+    ends = results(on_ranks(work, len(restarts)))
+    assert {end.status for end in ends} == {"finished"}
+    assert [end.speaks for end in ends] == [True, *[False] * (len(restarts) - 1)]
+    (path,) = {end.run_dir for end in ends}
+    return path
+
+
+def test_a_launch_that_restarts_after_the_end_has_nothing_left_to_do(tiny: Path) -> None:
+    """A worker that dies as it leaves makes torchrun start all again; a queue does where a job is
+    ended while its tracker takes the last files."""
+    first = launched(tiny, "night", (0, 0))
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    assert launched(tiny, "night", (0, 1)) == first  # only one agent has counted
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list((tiny.parent / "runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize(("run_id", "restarts"), [("night", 0), ("day", 1), ("none", 1)])
+def test_other_launches_begin_a_new_run(tiny: Path, run_id: str, restarts: int) -> None:
+    first = launched(tiny, "night" if run_id != "none" else "none", (0,))
+    assert launched(tiny, run_id, (restarts,)) != first
