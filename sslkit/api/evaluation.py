@@ -99,11 +99,12 @@ class Evaluator(Component, ABC):
 
     The host constructs it as `cls(config)`, once for a run. `evaluate` is called on the thread of
     the training loop, between two steps and at the end of the run, once for each subject: after
-    `every_epochs` for the trained encoder, and at the end for the baselines too. Of every subject
-    it is called with the same state of torch's generators, which follows from the seed of the
-    recipe and the name of the evaluator; the generators of the training are left alone. Gradients
-    are on, float32 is computed in float32, and networks are in eval mode. A network that it changed
-    is put back to the bit, and the evaluation reported as failed. An exception ends this
+    `every_epochs` for the trained encoder, and at the end for the baselines too. Several processes
+    take the features together, and the first alone calls `evaluate`, while the others wait. Of
+    every subject it is called with the same state of torch's generators, which follows from the
+    seed of the recipe and the name of the evaluator; those of the training are left alone.
+    Gradients are on, float32 is computed in float32, and networks are in eval mode. A network that
+    it changed is put back to the bit, and the evaluation reported as failed. An exception ends this
     evaluation and never the run. What an evaluator keeps in `self` is still there at its next call,
     and is lost when a run is resumed."""
 

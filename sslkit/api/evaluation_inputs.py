@@ -27,6 +27,8 @@ from .method import Apart
 from .samples import SampleSpec
 from .views import Augmentation
 
+EVALUATION_BATCH = 512
+"""Images that an encoder is given at a time."""
 Split = Literal["train", "test"]
 """A split of the run\'s images."""
 SubjectName = Literal["trained", "untrained", "pixels", "raw"]
@@ -273,7 +275,7 @@ class EvaluationImages(ABC):
 
     @abstractmethod
     def preprocessed(
-        self, split: Split, rows: Tensor | None = None, batch_size: int = 512
+        self, split: Split, rows: Tensor | None = None, batch_size: int = EVALUATION_BATCH
     ) -> Iterator[Tensor]:
         """(B, C, S, S) float32 in [0, 1]: the images as the encoder is evaluated on them, once
         each and in order, the last batch partial. rows: (n,) positions, default all."""

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from sslkit.api import Augmentation, Batch, EvaluationImages, Preprocess, Split, StreamReader
+from sslkit.api.evaluation_inputs import EVALUATION_BATCH
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.loader import TrainLoader
 from sslkit.data.resize import prepare_for_encoder
@@ -20,13 +22,17 @@ from sslkit.data.view_base import Chunk, ViewMaker
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError
 from sslkit.evaluation.labels import numbered_classes
-from sslkit.nn.batch_norm import calibrate_batch_norm, has_batch_statistics
+from sslkit.nn.batch_norm import (
+    batch_statistics,
+    calibrate_batch_norm,
+    copy_batch_statistics,
+    has_batch_statistics,
+)
 from sslkit.nn.compute import Compute
+from sslkit.parallel.shared_work import SharedWork
 from sslkit.randomness import Order, SampleRandom, stream_key
 from sslkit.threads import ordered_groups
 
-EVALUATION_BATCH = 512
-"""Images that an encoder is given at a time."""
 _CALIBRATION_IMAGES = 10_000
 _PAIR_CHUNK = 256
 _DECODE_CHUNK = 16
@@ -53,7 +59,7 @@ def evaluation_batches(
     if store.resident is None:
         yield from _decoded_batches(store, preprocess, batch_size, device, indices)
         return
-    for rows in torch.split(indices, batch_size):
+    for rows in torch.split(indices, batch_size) if len(indices) else ():
         samples = _in_unit_range(store, store.resident.index_select(0, rows).to(device))
         yield samples if preprocess is None else prepare_for_encoder(samples, preprocess)
 
@@ -75,17 +81,27 @@ def calibrate(
     *,
     seed: int,
     compute: Compute,
+    work: SharedWork | None = None,
 ) -> None:
     """Gives a network the batch statistics with which it is measured and exported, in place: those
     of up to 10,000 training images, prepared as for evaluation. See `calibrate_batch_norm`.
 
-    store: the training split. seed: of the recipe. Raises DataError."""
+    store: the training split. seed: of the recipe. work: of ranks that all have the network, and
+    share the images; None: this one alone. Raises DataError."""
     if not has_batch_statistics(network):
         return
-    rows = calibration_rows(store, seed)
+    work = work or SharedWork()
+    parts = list(torch.split(calibration_rows(store, seed), EVALUATION_BATCH))
+    if len(parts) > 1 and len(parts[-1]) == 1:  # one image has no batch statistics
+        parts[-2:] = [torch.cat(parts[-2:])]
+    own = work.own(parts)
+    rows = torch.cat(own) if own else torch.empty(0, dtype=torch.int64)
     batches = evaluation_batches(store, preprocess, EVALUATION_BATCH, compute.device, rows)
     with closing(batches):
-        calibrate_batch_norm(network, batches, compute)
+        in_order = partial(work.in_order, count=len(parts))
+        calibrate_batch_norm(network, batches, compute, in_order)
+    if work.world.size > 1:  # rank 0 has put them together
+        copy_batch_statistics(network, work.world.broadcast(batch_statistics(network)))
 
 
 def _decoded_batches(
@@ -105,7 +121,7 @@ def _decoded_batches(
             target.copy_(sample)
 
     def groups() -> Iterator[tuple[Tensor, list[tuple[Tensor, Tensor]]]]:
-        for rows in torch.split(indices, batch_size):
+        for rows in torch.split(indices, batch_size) if len(indices) else ():
             batch = torch.empty(
                 (len(rows), *shape),
                 dtype=store.sample.torch_dtype,
@@ -258,9 +274,16 @@ class StoredImages(EvaluationImages):
             self._run_maker,
         )
 
-    def calibrate(self, network: nn.Module) -> None:
+    def calibrate(self, network: nn.Module, work: SharedWork | None = None) -> None:
+        """See `EvaluationImages.calibrate`. work: of ranks that all have the network, and call this
+        together; None: this one alone."""
         calibrate(
-            network, self._train, self._preprocess, seed=self._recipe_seed, compute=self.compute
+            network,
+            self._train,
+            self._preprocess,
+            seed=self._recipe_seed,
+            compute=self.compute,
+            work=work,
         )
 
 

@@ -86,9 +86,15 @@ class TrainLoader:
                 finish = partial(self._finish, epoch, whole, parts)
                 yield finish() if self._side is None else self._side.run(finish)
 
-    def whole(self) -> TrainLoader:
-        """A loader of whole batches on this rank, with the same maker."""
-        return TrainLoader(self._maker, self.sampler, seed=self.seed, num_threads=self.num_threads)
+    def another(self) -> TrainLoader:
+        """A loader of the same batches, with the same maker, whose waiting is not counted here."""
+        return TrainLoader(
+            self._maker,
+            self.sampler,
+            seed=self.seed,
+            num_threads=self.num_threads,
+            division=self.division,
+        )
 
     def _share(self, indices: Tensor) -> Tensor:
         return indices if self.division.size == 1 else indices[self.division.rows]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from sslkit.api import Apart, Batch, Method, MethodEmbeddings
 from sslkit.nn.compute import Compute
 from sslkit.nn.modes import modes_kept
+from sslkit.nn.shared_statistics import over_ranks, shareable_layers
+from sslkit.parallel.division import Division
 from sslkit.randomness import seeded
 
-from .step import Embeddings, full_precision
+from .step import Embeddings, full_precision, piece_of
 
 if TYPE_CHECKING:
     from .training import Loader
@@ -33,17 +36,19 @@ class EmbeddingMonitor(MethodEmbeddings):
         compute: Compute,
         *,
         seed: int,
-        images: int,
+        division: Division,
         make_untrained: Callable[[], Method],
     ) -> None:
-        """images: how many of the batch, at most what goes through the networks at a time.
-        make_untrained: the method before its first step, on the device."""
+        """loader: of training batches, of this rank's share where there are several. division: of a
+        batch; its first micro-batch is embedded. make_untrained: the method before its first step,
+        on the device."""
         self._loader = loader
         self._method = method
         self._compute = compute
         self._seed = seed
-        self._images = images
+        self._division = division
         self._make_untrained = make_untrained
+        self._now: Embeddings | None = None
         self._untrained: Embeddings | None = None
 
     @property
@@ -53,7 +58,7 @@ class EmbeddingMonitor(MethodEmbeddings):
 
     def now(self) -> Embeddings:
         """The embeddings by the method as it is."""
-        return self._embed(self._method)
+        return self._embed(self._method) if self._now is None else self._now
 
     def untrained(self) -> Embeddings:
         """The embeddings by the method before its first step; made once."""
@@ -62,11 +67,31 @@ class EmbeddingMonitor(MethodEmbeddings):
         return self._untrained
 
     def _embed(self, method: Method) -> Embeddings:
-        waited = self._loader.wait_s
-        batch = next(self._loader.epoch(0)).select(slice(0, self._images))
-        self._loader.wait_s = waited  # that wait was not training's
-        with seeded(self._seed, "evaluation", "embeddings"):
-            return embed_unchanged(method, self._compute, batch)
+        world = self._compute.world
+        part = piece_of(next(self._loader.epoch(0)), self._division, 0)
+        rank = [world.rank] if world.rank else []
+        with seeded(self._seed, "evaluation", "embeddings", *rank):
+            if world.group is None:
+                return embed_unchanged(method, self._compute, part)
+            with world.watching(), over_ranks(shareable_layers(method), world.group):
+                found = embed_unchanged(method, self._compute, part)
+        everywhere = world.gather_rows(found)
+        return everywhere if world.is_first else {}
+
+    @contextmanager
+    def on_all_ranks(self) -> Iterator[None]:
+        """With several ranks: all of them embed now, each its share of the images, what rank 0 is
+        asked for inside. One process embeds when it is asked."""
+        if self._compute.world.size == 1:
+            yield
+            return
+        self._compute.world.barrier()
+        try:
+            self._now = self._embed(self._method)
+            self.untrained()
+            yield
+        finally:
+            self._now = None
 
 
 def embed_unchanged(method: Method, compute: Compute, batch: Batch) -> Embeddings:

@@ -118,9 +118,9 @@ def evaluate_epoch(t: Training, epoch: int, stop: StopSignals) -> None:
     Raises TrainingError where a protocol finds that training should end."""
     if not t.evaluation.is_due(epoch):
         return
-    with t.compute.eager(), stop.stopping_at_once(t.compute.world):
+    with t.compute.eager():
         t.evaluating = True
-        found = t.evaluation.run(epoch, t.progress.step)
+        found = t.evaluation.run(epoch, t.progress.step, stop)
         t.evaluating = False
     metrics = found.logged
     t.output.log.log(metrics, t.progress.step)

@@ -52,19 +52,20 @@ class StopSignals:
         """Whether one of the ranks was asked to stop: the same answer on all of them, which call
         this at the same moment. The others then stop as if they had been asked themselves."""
         asked = self.requested is not None
-        if world.any(asked) and not asked:
+        found = world.any(asked)
+        if found and self.requested is None:
             self._note("a stop on another rank")
-        return self.requested is not None
+        return found  # not of a signal that has come meanwhile, of which the others do not know
 
     @contextmanager
-    def stopping_at_once(self, world: World) -> Iterator[None]:
-        """For what rank 0 does and may be cut off anywhere because all is saved. A signal that came
-        before is heeded on entry; one that another rank gets meanwhile, when it is over."""
+    def stopping_at_once(self) -> Iterator[None]:
+        """For what may be cut off anywhere because all is saved, and what no other rank takes part
+        in. A signal that came before is heeded on entry."""
         before = self.at_once
         try:
-            if self.agree(world):
+            self.at_once = True
+            if self.requested is not None:
                 raise KeyboardInterrupt
-            self.at_once = world.is_first
             yield
         finally:
             self.at_once = before

@@ -15,6 +15,8 @@ from sslkit.api import Batch, Loss, LossInput, StepOutput
 from sslkit.randomness import seeded
 
 if TYPE_CHECKING:
+    from sslkit.parallel.division import Division
+
     from .training import Training
 
 Embeddings = dict[str, Tensor]
@@ -168,13 +170,19 @@ def backward_in_parts(
 
 def embed_part(t: Training, batch: Batch, number: int) -> Embeddings:
     """The embeddings of this rank's piece of a micro-batch."""
-    division, passing = t.learner.division, batch.passing
-    part = batch.select(division.pieces()[number])
-    if passing is not None:
-        peers = passing.select(division.peers(number))
-        part = replace(part, passing=peers, first_passing=division.first_peer)
+    division = t.learner.division
+    part = piece_of(batch, division, number)
     with step_randomness(t, micro_batch=number, rank=division.rank):
         return embed(t, part)
+
+
+def piece_of(batch: Batch, division: Division, number: int) -> Batch:
+    """This rank's piece of a micro-batch. batch: its share."""
+    part = batch.select(division.pieces()[number])
+    if batch.passing is None:
+        return part
+    peers = batch.passing.select(division.peers(number))
+    return replace(part, passing=peers, first_passing=division.first_peer)
 
 
 def share_rows(t: Training, own: Embeddings, batch: Batch) -> tuple[Embeddings, Batch]:

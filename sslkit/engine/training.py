@@ -23,6 +23,7 @@ from .loss_meter import LossMeter
 from .not_finite import StateCheck
 from .online_probe import OnlineProbe
 from .optimization import Optimization
+from .signals import StopSignals
 
 
 class Loader(Protocol):
@@ -85,8 +86,9 @@ class Evaluation(Protocol):
     def is_due(self, epoch: int) -> bool:
         """Whether one of them is due when so many epochs are done."""
 
-    def run(self, epoch: int, step: int) -> Findings:
-        """Runs those that are due then, at the step that ends the epoch."""
+    def run(self, epoch: int, step: int, stop: StopSignals) -> Findings:
+        """Runs those that are due then, at the step that ends the epoch, on all ranks together.
+        Raises KeyboardInterrupt on all of them where one is asked to stop."""
 
 
 @dataclass(frozen=True)

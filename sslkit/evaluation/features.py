@@ -5,8 +5,8 @@ Shapes: B images of a batch, N images of a split, C channels, S side in pixels, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import torch
@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslkit.api import FeatureBank
+from sslkit.api.evaluation_inputs import EVALUATION_BATCH
 from sslkit.nn.compute import Compute
 from sslkit.nn.modes import frozen
 from sslkit.nn.numerics import exact_float32
+from sslkit.parallel.shared_work import SharedWork
 
 DEVICE_BYTES = 1 << 31
 """Features of both splits up to this size stay on the training device, others in CPU memory."""
@@ -52,12 +54,15 @@ def extract(
     the encoder is, and how it computes. room: how many rows to make room for, and where; by default
     they are joined on the encoder's device, which needs twice the memory for a moment. The encoder
     is in evaluation mode meanwhile and is not changed. Raises ValueError if there is no batch."""
-    rows = _Rows(room)
-    with frozen(encoder), exact_float32():
+
+    def encoded() -> Iterator[Tensor]:
         for images in batches:
             with compute.autocast():
-                rows.add(encoder(compute.layout(images)).float())
-    return rows.joined()
+                features = encoder(compute.layout(images)).float()
+            yield features
+
+    with frozen(encoder), exact_float32():
+        return _joined(encoded(), room)
 
 
 def pixel_features(
@@ -69,11 +74,13 @@ def pixel_features(
     images stay as they are, (N, values).
 
     Not centred: see `centre_`. room: as for `extract`. Raises ValueError if there is no batch."""
-    rows = _Rows(room)
-    for images in batches:
-        images = images.float().contiguous()
-        rows.add((_shrink(images, max_side) if images.ndim == 4 else images).flatten(1))
-    return rows.joined()
+
+    def shrunk() -> Iterator[Tensor]:
+        for images in batches:
+            images = images.float().contiguous()
+            yield (_shrink(images, max_side) if images.ndim == 4 else images).flatten(1)
+
+    return _joined(shrunk(), room)
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,27 @@ class BankSpec:
     """Images of the split."""
     together: int
     """Images of all splits: they are kept in one place."""
+    work: SharedWork = field(default_factory=SharedWork)
+    """The ranks that share the batches, whose rows are all brought to rank 0."""
 
     def device(self, part: Tensor) -> torch.device:
         """Where features of this width go: to the CPU if all of them are more than 2 GiB. The rule
         looks at shapes only, so that results do not depend on free memory."""
         wanted = self.together * part.shape[1] * part.element_size()
         return part.device if wanted <= DEVICE_BYTES else torch.device("cpu")
+
+
+def _joined(blocks: Iterator[Tensor], room: BankSpec | None) -> Tensor:
+    """The blocks as one, (N, F); of all ranks where they share them, and (0, 0) on all but the
+    first."""
+    rows = _Rows(room)
+    if room is None:
+        for block in blocks:
+            rows.add(block)
+        return rows.joined()
+    for block in room.work.in_order(blocks, -(-room.rows // EVALUATION_BATCH)):
+        rows.add(block)
+    return rows.joined() if room.work.world.is_first else torch.empty(0, 0)
 
 
 class _Rows:

@@ -69,6 +69,11 @@ class SuiteResult:
         return seconds
 
     @property
+    def told(self) -> SuiteResult:
+        """What ranks that write nothing need of it: numbers and words."""
+        return replace(self, evaluations={}, figures={})
+
+    @property
     def logged(self) -> dict[str, float]:
         """Metrics and cost."""
         return {**self.metrics, **self.cost}

@@ -27,6 +27,8 @@ from sslkit.api import (
     Split,
     SubjectName,
 )
+from sslkit.api.evaluation_inputs import EVALUATION_BATCH
+from sslkit.parallel.shared_work import SharedWork
 
 from .features import BankSpec, centre_, extract, pixel_features
 from .labels import beside
@@ -41,9 +43,10 @@ class Subject(AugmentedViews, ABC):
     networks: nn.Module
     """All that an evaluator gets at, and must leave as it is."""
 
-    def __init__(self, images: EvaluationImages, seed: int) -> None:
+    def __init__(self, images: EvaluationImages, seed: int, work: SharedWork) -> None:
         self._images = images
         self._seed = seed
+        self._work = work
 
     @abstractmethod
     def features(self, batches: Iterable[Tensor], room: BankSpec | None = None) -> Tensor:
@@ -56,19 +59,24 @@ class Subject(AugmentedViews, ABC):
         none of the three kinds, or of one that this subject has nothing for."""
 
     def take_bank(self, with_train: bool = True) -> FeatureBank:
-        """The features of both splits. with_train: False leaves out those of the training split,
-        where there is a test split. Raises DataError."""
+        """The features of both splits, which all ranks take together; on all but the first the
+        bank is empty. with_train: False leaves out those of the training split, where there is a
+        test split. Raises DataError."""
         images = self._images
         counts = {split: images.num_images(split) for split in ("train", "test")}
         with_train = with_train or not counts["test"]
         wanted: list[Split] = ["train"] if with_train else []
         wanted += ["test"] if counts["test"] else []
+        together = sum(counts.values())
         taken = {
             split: self.features(
-                images.preprocessed(split), BankSpec(counts[split], sum(counts.values()))
+                self._batches(split), BankSpec(counts[split], together, self._work)
             )
             for split in wanted
         }
+        self._work.settle()  # the reading may have replaced labels
+        if not self._work.world.is_first:
+            return empty_bank(images)
         one = next(iter(taken.values()))
         nothing = one.new_empty(0, one.shape[1])
         train, test = taken.get("train", nothing), taken.get("test", nothing)
@@ -81,6 +89,21 @@ class Subject(AugmentedViews, ABC):
             images.class_names,
             images.device,
         )
+
+    def _batches(self, split: Split) -> Iterable[Tensor]:
+        """The batches of this rank."""
+        images, world = self._images, self._work.world
+        if world.size == 1:
+            return images.preprocessed(split)
+        every = torch.split(torch.arange(images.num_images(split)), EVALUATION_BATCH)
+        own = self._work.own(every)
+        return images.preprocessed(split, torch.cat(own), EVALUATION_BATCH) if own else ()
+
+
+def empty_bank(images: EvaluationImages) -> FeatureBank:
+    """A bank without rows."""
+    rows, labels = torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
+    return FeatureBank(rows, rows, labels, labels, images.class_names, images.device)
 
 
 class EncoderSubject(Subject):
@@ -96,8 +119,9 @@ class EncoderSubject(Subject):
         images: EvaluationImages,
         seed: int,
         embeddings: MethodEmbeddings,
+        work: SharedWork,
     ) -> None:
-        super().__init__(images, seed)
+        super().__init__(images, seed, work)
         self.name = name
         self.networks = nn.Sequential(encoder, *projection_layers)
         self._encoder = encoder
@@ -136,8 +160,8 @@ class EncoderSubject(Subject):
 class RawSubject(Subject):
     """The samples themselves, mean-centred: pixels of images."""
 
-    def __init__(self, images: EvaluationImages, seed: int) -> None:
-        super().__init__(images, seed)
+    def __init__(self, images: EvaluationImages, seed: int, work: SharedWork) -> None:
+        super().__init__(images, seed, work)
         self.name = images.sample.raw
         self.networks = nn.Sequential()
         self._mean: Tensor | None = None
@@ -147,7 +171,7 @@ class RawSubject(Subject):
 
     def take_bank(self, with_train: bool = True) -> FeatureBank:
         bank = super().take_bank()  # the mean is that of the training split
-        self._mean = centre_(bank)
+        self._mean = centre_(bank) if self._work.world.is_first else None
         return bank
 
     def pairs(self, num: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,9 @@ exception as the reason and its traceback in `SuiteResult.errors`, and a warning
 one that changes the encoder, which is put back to the bit. Only unreadable data, or an encoder
 that cannot run at all, raises.
 
+Ranks. All ranks call the same methods in the same order. They share the batches of what takes most
+of the time, features and batch statistics; evaluators work on rank 0 while the others wait.
+
 Batch statistics. A network is measured with the statistics that it has: `calibrated` gives it those
 that every encoder of a run is measured with, and takes them away again.
 """
@@ -17,22 +20,23 @@ that every encoder of a run is measured with, and takes them away again.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
-import torch
 from torch import nn
 
 from sslkit.api import EncoderName, EvaluationImages, FeatureBank, MethodEmbeddings, SubjectName
 from sslkit.nn.batch_norm import has_batch_statistics, kept_batch_statistics
 from sslkit.nn.modes import eval_mode
+from sslkit.parallel.shared_work import SharedWork
 
 from .collector import Collector, NamedEvaluator
 from .features import count_not_finite, extract
 from .isolation import isolated, unchanged
 from .labels import NO_LABELS, any_labelled, label_notes, label_problem, labelled_rows
 from .results import SuiteResult, joined
-from .subjects import EncoderSubject, RawSubject, Subject
+from .subjects import EncoderSubject, RawSubject, Subject, empty_bank
 
 NO_TEST_SPLIT = "no test split"
 
@@ -46,17 +50,21 @@ class EvaluationSuite:
         images: EvaluationImages,
         *,
         seed: int = 0,
-        calibration: EvaluationImages | None = None,
+        calibrate: Callable[[nn.Module], None] | None = None,
         embeddings: MethodEmbeddings | None = None,
+        work: SharedWork | None = None,
     ) -> None:
         """evaluators: under unique names, see `named_evaluators`. images: what they measure on.
-        seed: of the recipe. calibration: the images whose batch statistics every encoder is
-        measured with, where they are others. embeddings: of the method that is trained."""
+        seed: of the recipe. calibrate: gives a network the batch statistics that every encoder is
+        measured with, where they are not those of these images. embeddings: of the method that is
+        trained. work: of the ranks that evaluate together, the same of all suites of a run; None:
+        this one alone."""
         self._evaluators = list(evaluators)
         self._images = images
         self._seed = seed
-        self._calibration = calibration or images
+        self._calibrate = calibrate or images.calibrate
         self._embeddings = embeddings or MethodEmbeddings()
+        self.work = work or SharedWork()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,7 +99,8 @@ class EvaluationSuite:
             return
         with kept_batch_statistics(network):
             start = time.perf_counter()
-            self._calibration.calibrate(network)
+            self._calibrate(network)
+            self.work.settle()
             yield time.perf_counter() - start
 
     def run(
@@ -115,7 +124,7 @@ class EvaluationSuite:
         if due:
             subject = self._encoder_subject("trained", encoder, projection_layers, self._embeddings)
             self._measure(due, subject, report)
-        return report.result()
+        return self._told(report)
 
     def baselines(
         self, untrained: nn.Module | None, projection_layers: Sequence[nn.Module] = ()
@@ -127,13 +136,13 @@ class EvaluationSuite:
         encoder = self._evaluators if untrained is not None else []
         encoder = self._measurable(encoder, "untrained", report)
         if raw:
-            self._measure(raw, RawSubject(self._images, self._seed), report)
+            self._measure(raw, RawSubject(self._images, self._seed, self.work), report)
         if encoder and untrained is not None:
             with self.calibrated(untrained, projection_layers) as seconds:
                 report.calibrated("untrained", seconds)
                 subject = self._encoder_subject("untrained", untrained, projection_layers)
                 self._measure(encoder, subject, report)
-        return report.result()
+        return self._told(report)
 
     def seconds_per_image(self, encoder: nn.Module) -> float:
         """Seconds that the features of a training image take, measured on the second batch (on the
@@ -203,19 +212,19 @@ class EvaluationSuite:
             self._images,
             self._seed,
             embeddings or MethodEmbeddings(),
+            self.work,
         )
 
     def _measure(
         self, evaluators: Sequence[NamedEvaluator], subject: Subject, report: Collector
     ) -> None:
-        bank = self._empty_bank()
+        bank = empty_bank(self._images)
         readers = [part for named in evaluators for part in named.feature_parts_on(subject.name)]
         if readers:
             with report.timed(f"features/{subject.name}"):
                 bank = subject.take_bank(any("train" in part.splits for part in readers))
-        broken = count_not_finite(bank.train) + count_not_finite(bank.test)
+        broken, total = self.work.once(lambda: _count_not_finite(bank))
         if broken:
-            total = len(bank.train) + len(bank.test)
             for named in evaluators:
                 noun = self._images.sample.noun
                 report.skip(
@@ -227,7 +236,7 @@ class EvaluationSuite:
             for named in evaluators:
                 given = labelled if named.evaluator.requires_labels else bank
                 with report.timed(f"{named.key}/{subject.name}"):
-                    self._measure_one(named, subject, given, report)
+                    self.work.once(partial(self._measure_one, named, subject, given, report))
 
     def _measure_one(
         self, named: NamedEvaluator, subject: Subject, bank: FeatureBank, report: Collector
@@ -241,10 +250,17 @@ class EvaluationSuite:
         except (Exception, SystemExit) as error:
             report.fail(named, subject.name, error)
 
-    def _empty_bank(self) -> FeatureBank:
-        rows, labels = torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
-        images = self._images
-        return FeatureBank(rows, rows, labels, labels, images.class_names, images.device)
+    def _told(self, report: Collector) -> SuiteResult:
+        """What was found, which only rank 0 knows; the others are told what they need."""
+        result = report.result()
+        told = self.work.once(lambda: result.told)
+        return result if self.work.world.is_first else told
+
+
+def _count_not_finite(bank: FeatureBank) -> tuple[int, int]:
+    """Rows that hold a NaN or an infinity, and all rows."""
+    broken = count_not_finite(bank.train) + count_not_finite(bank.test)
+    return broken, len(bank.train) + len(bank.test)
 
 
 class EvaluationSuites:
@@ -256,6 +272,11 @@ class EvaluationSuites:
         """own: on the data of the run. The names of all evaluators are unique."""
         self._own = own
         self._all = (own, *others)
+
+    @property
+    def work(self) -> SharedWork:
+        """What the ranks do together, of all suites."""
+        return self._own.work
 
     @property
     def names(self) -> tuple[str, ...]:

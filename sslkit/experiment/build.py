@@ -65,7 +65,7 @@ class Experiment:
     facts: RunFacts
     folder: RunFolder
     stores: Stores
-    suite: EvaluationSuites
+    evaluation: RunEvaluation
     training: Training
     no_untrained: str | None
     """Why there is no untrained encoder to compare with, where there is none."""
@@ -74,6 +74,11 @@ class Experiment:
     def compute(self) -> Compute:
         """Where and how it computes."""
         return self.training.compute
+
+    @property
+    def suite(self) -> EvaluationSuites:
+        """The evaluators of the run."""
+        return self.evaluation.suites
 
     @property
     def method(self) -> Method:
@@ -134,16 +139,17 @@ def build(
     monitor = make_monitor(recipe, facts, compute, loader, method)
     watched = Watched(learner.probe, loader.maker, monitor)
     suites = make_suites(recipe, compute, stores, method, watched)
+    evaluation = RunEvaluation(suites, method, monitor, stores, folder)
     training = Training(
         compute,
         loader,
         learner,
         Progress(0, facts.total_steps, facts.steps_per_epoch),
         make_pace(recipe),
-        RunEvaluation(suites, method, stores, folder, world),
+        evaluation,
         make_output(recipe, folder, display, world),
     )
-    return Experiment(recipe, facts, folder, stores, suites, training, no_untrained)
+    return Experiment(recipe, facts, folder, stores, evaluation, training, no_untrained)
 
 
 def make_loader(recipe: Recipe, compute: Compute, stores: Stores) -> TrainLoader:
@@ -209,11 +215,11 @@ def make_monitor(
 ) -> EmbeddingMonitor:
     """What shows the embeddings of one batch to evaluators."""
     return EmbeddingMonitor(
-        loader.whole(),
+        loader.another(),
         method,
         compute,
         seed=recipe.seed,
-        images=recipe.train.micro_batch_size or recipe.train.batch_size,
+        division=loader.division,
         make_untrained=partial(initial_method, recipe, facts, compute),
     )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from torch import nn
@@ -21,6 +23,7 @@ from sslkit.evaluation.results import SuiteResult
 from sslkit.evaluation.suite import EvaluationSuite, EvaluationSuites
 from sslkit.nn.batch_norm import has_batch_statistics
 from sslkit.nn.compute import Compute
+from sslkit.parallel.shared_work import SharedWork
 from sslkit.recipe import Recipe
 
 from .stores import Stores
@@ -61,19 +64,27 @@ def make_suites(
         accuracy = ProbeAccuracy.beside([named.evaluator for named in takers], watched.probe)
         own += named_evaluators([("online_probe", accuracy)])
 
+    work = SharedWork(compute.world, settle=partial(stores.agree, compute.world))
     images = _images(recipe, compute, stores, method, watched.maker)
     statistics = images
     if calibration is not None and calibration is not stores.train:
         statistics = _images(recipe, compute, Stores(calibration, None), method, None)
+    calibrate = partial(statistics.calibrate, work=work)
     suite = EvaluationSuite(
-        own, images, seed=recipe.seed, calibration=statistics, embeddings=watched.monitor
+        own,
+        images,
+        seed=recipe.seed,
+        calibrate=calibrate,
+        embeddings=watched.monitor,
+        work=work,
     )
     brought = [
         EvaluationSuite(
             [named for path, named in places.items() if stores.elsewhere.get(path) is there],
             _images(recipe, compute, there, method, None),
             seed=recipe.seed,
-            calibration=statistics,
+            calibrate=calibrate,
+            work=work,
         )
         for there in {id(each): each for each in stores.elsewhere.values()}.values()
     ]
@@ -95,11 +106,16 @@ def _images(
 
 
 def evaluate_calibrated(
-    suites: EvaluationSuites, method: Method, epoch: int, final: bool
+    suites: EvaluationSuites,
+    method: Method,
+    epoch: int,
+    final: bool,
+    meanwhile: AbstractContextManager[object] | None = None,
 ) -> SuiteResult:
-    """Measures a method with the batch statistics of a run's training images; its own stay."""
+    """Measures a method with the batch statistics of a run's training images; its own stay.
+    meanwhile: entered when it has them."""
     encoder, layers = method.encoder, method.projection_layers
-    with suites.calibrated(encoder, layers) as seconds:
+    with suites.calibrated(encoder, layers) as seconds, meanwhile or nullcontext():
         return suites.run(encoder, epoch, final, layers, calibration_seconds=seconds)
 
 

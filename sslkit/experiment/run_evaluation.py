@@ -1,41 +1,78 @@
-"""The evaluators of a run on its way: when they are due, and what is done about what they find."""
+"""The evaluators of a run: when they are due, and what is done about what they find."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from sslkit.api import Method
+from sslkit.engine.embedding_monitor import EmbeddingMonitor
+from sslkit.engine.signals import StopSignals
 from sslkit.evaluation.results import SuiteResult
 from sslkit.evaluation.suite import EvaluationSuites
-from sslkit.parallel.world import World
+from sslkit.parallel.shared_work import SharedWork
 from sslkit.runs.endings import write_stop
 from sslkit.runs.folder import RunFolder
 
-from .measuring import evaluate_calibrated
+from .measuring import evaluate_calibrated, untrained_networks
 from .stores import Stores
 
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """Evaluates the method of a run after an epoch, on rank 0; the result is everywhere."""
+    """Evaluates the method of a run. All ranks call the same methods together; what decides is done
+    on rank 0, and known to all. A signal to any of them ends an evaluation on all, by
+    KeyboardInterrupt: nothing is lost, because all is saved before."""
 
     suites: EvaluationSuites
     method: Method
+    monitor: EmbeddingMonitor
     stores: Stores
     folder: RunFolder
-    world: World
 
     def is_due(self, epoch: int) -> bool:
         """Whether an evaluator is due when so many epochs are done."""
         return bool(self.suites.due(epoch, final=False))
 
-    def run(self, epoch: int, step: int) -> SuiteResult:
+    def run(self, epoch: int, step: int, stop: StopSignals) -> SuiteResult:
         """Runs those that are due then. step: the one that ended the epoch."""
-        self.stores.agree(self.world)
-        return self.world.once(lambda: self._run_here(epoch, step))
-
-    def _run_here(self, epoch: int, step: int) -> SuiteResult:
-        found = evaluate_calibrated(self.suites, self.method, epoch, final=False)
-        if found.stops:  # before they are logged: a kill between the two forgets nothing
-            write_stop(self.folder, step, found.stops)
+        with self.stopped_by(stop) as work:
+            embedded = self._embedded(epoch, final=False)
+            found = evaluate_calibrated(self.suites, self.method, epoch, False, embedded)
+            if found.stops:  # before they are logged: a kill between the two forgets nothing
+                work.once(lambda: write_stop(self.folder, step, found.stops))
         return found
+
+    def run_last(
+        self, epoch: int, save: Callable[[], None], make_untrained: Callable[[], Method | None]
+    ) -> tuple[SuiteResult, SuiteResult]:
+        """Runs all of them, and the baselines, inside `stopped_by`. save: called on rank 0 while
+        the method has the batch statistics that it is measured with: those to export."""
+
+        @contextmanager
+        def saved() -> Iterator[None]:
+            self.suites.work.once(save)
+            with self._embedded(epoch, final=True):
+                yield
+
+        trained = evaluate_calibrated(self.suites, self.method, epoch, True, saved())
+        return trained, self.suites.baselines(*untrained_networks(make_untrained()))
+
+    def _embedded(self, epoch: int, *, final: bool) -> AbstractContextManager[None]:
+        """The embeddings, for evaluators on features, which may ask for them."""
+        asked_for = self.suites.images_encoded("trained", epoch, final)
+        return self.monitor.on_all_ranks() if asked_for else nullcontext()
+
+    @contextmanager
+    def stopped_by(self, stop: StopSignals) -> Iterator[SharedWork]:
+        """What is done inside may be cut off: in one process anywhere; with several, all stop when
+        a round of batches is done, and what rank 0 does alone by a signal to it."""
+        work = self.suites.work
+        work.agree, work.alone = partial(stop.agree, work.world), stop.stopping_at_once
+        if work.agree():
+            raise KeyboardInterrupt
+        self.stores.agree(work.world)
+        with stop.stopping_at_once() if work.world.size == 1 else nullcontext():
+            yield work

@@ -7,8 +7,10 @@ weights as they are, on images as the network will see them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ def calibrate_batch_norm(
     network: nn.Module,
     batches: Iterable[Tensor],
     compute: Compute | None = None,
+    in_order: Callable[[Iterator[BatchMoments]], Iterable[BatchMoments]] = iter,
 ) -> None:
     """Gives the BatchNorm layers the statistics of these images, in place; modes are put back to
     what they were, and nothing else is changed. Layers that the network's own `train` leaves in
@@ -41,46 +44,73 @@ def calibrate_batch_norm(
     A layer's mean and variance are those of all its inputs, over all batches. As in
     training, activations reach the next layer normalised by their own batch, so batches sorted by
     class would bias them. Other layers (dropout) are in evaluation mode meanwhile. What the layers
-    held before has no influence. Compare "PreciseBN" (Wu and Johnson 2021, arXiv:2105.07576)."""
+    held before has no influence. Compare "PreciseBN" (Wu and Johnson 2021, arXiv:2105.07576).
+
+    in_order: makes of the moments of these batches those of all, in their order, where other
+    processes have the others; where it gives none, nothing is written."""
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(modes_kept(network))
         layers = _trained_layers(network)
         if not layers:
             return
-        moments = [_PooledMoments() for _ in layers]
         network.eval()
-        for layer, collect in zip(layers, moments, strict=True):
+        seen: list[LayerMoments] = []
+        for number, layer in enumerate(layers):
             layer.train()
             stack.callback(setattr, layer, "momentum", layer.momentum)
             layer.momentum = 1.0
-            stack.callback(layer.register_forward_hook(collect.hook).remove)
+            hook = partial(_watch, seen, number)
+            stack.callback(layer.register_forward_hook(hook).remove)
         assert layers[0].running_mean is not None
         compute = compute or Compute(layers[0].running_mean.device, "fp32", channels_last=False)
-        with kept_batch_statistics(network), exact_float32():
+
+        def passed() -> Iterator[BatchMoments]:
             for images in _without_single_images(batches):
                 with compute.autocast():
                     network(compute.layout(images))
-        for layer, collect in zip(layers, moments, strict=True):
-            collect.write(layer)
+                yield BatchMoments(tuple(seen), compute.device)
+                seen.clear()
+
+        pooled = [_PooledMoments() for _ in layers]
+        with kept_batch_statistics(network), exact_float32():
+            for found in in_order(passed()):
+                for each in found.layers:
+                    pooled[each.number].add(each)
+        for layer, moments in zip(layers, pooled, strict=True):
+            moments.write(layer)
 
 
 @contextmanager
 def kept_batch_statistics(network: nn.Module) -> Iterator[None]:
     """Whatever the block does to the statistics of BatchNorm layers, afterwards they are those of
     before, to the bit and in the same tensors."""
-    kept = [
-        (buffer, buffer.clone())
+    kept = [buffer.clone() for buffer in _statistics(network)]
+    try:
+        yield
+    finally:
+        copy_batch_statistics(network, kept)
+
+
+def batch_statistics(network: nn.Module) -> list[Tensor]:
+    """Copies of the statistics of all BatchNorm layers, on the CPU."""
+    return [buffer.cpu() for buffer in _statistics(network)]
+
+
+@torch.no_grad()
+def copy_batch_statistics(network: nn.Module, statistics: Sequence[Tensor]) -> None:
+    """Gives a network the `batch_statistics` of another one that is built alike, in place."""
+    for buffer, value in zip(_statistics(network), statistics, strict=True):
+        buffer.copy_(value)
+
+
+def _statistics(network: nn.Module) -> list[Tensor]:
+    return [
+        buffer
         for layer in network.modules()
         if isinstance(layer, _BatchNorm)
         for buffer in (layer.running_mean, layer.running_var, layer.num_batches_tracked)
         if buffer is not None
     ]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in kept:
-                buffer.copy_(before)
 
 
 def _trained_layers(network: nn.Module) -> list[_BatchNorm]:
@@ -94,22 +124,64 @@ def _trained_layers(network: nn.Module) -> list[_BatchNorm]:
     ]
 
 
+@dataclass(frozen=True)
+class LayerMoments:
+    """Mean and variance per channel of what a BatchNorm layer was given in one pass."""
+
+    number: int
+    """Which layer, in the order of the network."""
+    count: int
+    """Values of each channel."""
+    mean: Tensor  # (C,)
+    squares: Tensor  # (C,) sums of squared deviations from the mean
+
+
+@dataclass(frozen=True)
+class BatchMoments:
+    """Those of all layers that a batch passed, in its order."""
+
+    layers: Sequence[LayerMoments]
+    device: torch.device
+
+    def to(self, device: torch.device | str) -> BatchMoments:
+        """The same on another device."""
+        return BatchMoments(
+            [
+                replace(each, mean=each.mean.to(device), squares=each.squares.to(device))
+                for each in self.layers
+            ],
+            torch.device(device),
+        )
+
+
+def _watch(
+    seen: list[LayerMoments],
+    number: int,
+    layer: _BatchNorm,
+    inputs: tuple[Tensor, ...],
+    output: Tensor,
+) -> None:
+    """A forward hook. What the layer itself computes: with momentum 1 the moments of a batch are
+    its running statistics."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    count = inputs[0].numel() // layer.num_features
+    mean, squares = _double(layer.running_mean), _double(layer.running_var) * (count - 1)
+    seen.append(LayerMoments(number, count, mean, squares))
+
+
 class _PooledMoments:
-    """Mean and variance per channel over all inputs of a BatchNorm layer, merged batch by batch
-    (Chan et al. 1979) in float64 where the device has it. Those of a batch are what the layer
-    itself computes: with momentum 1 they are its running statistics."""
+    """The moments over all inputs of a layer, merged batch by batch (Chan et al. 1979) in float64
+    where the device has it."""
 
     def __init__(self) -> None:
         self.count = 0
         self.mean: Tensor | None = None
-        self.squares: Tensor | None = None  # sum of squared deviations from the mean
+        self.squares: Tensor | None = None
 
-    def hook(self, layer: _BatchNorm, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """A forward hook."""
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        count = inputs[0].numel() // layer.num_features
-        mean, squares = _double(layer.running_mean), _double(layer.running_var) * (count - 1)
+    def add(self, moments: LayerMoments) -> None:
+        """Those of further inputs."""
+        count, mean, squares = moments.count, moments.mean, moments.squares
         if self.mean is None or self.squares is None:
             self.count, self.mean, self.squares = count, mean, squares
             return

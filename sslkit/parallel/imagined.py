@@ -56,6 +56,9 @@ class ImaginedRank(World):
     def collect(self, value: T) -> list[T]:
         return [value] * self.size
 
+    def bring(self, value: T) -> list[T]:
+        return [value] * self.size
+
     def broadcast(self, value: T) -> T:
         return value
 

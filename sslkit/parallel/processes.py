@@ -77,6 +77,13 @@ class Processes(World):
             dist.all_gather_object(found, value)
         return found
 
+    def bring(self, value: T) -> list[T]:
+        found: list[Any] | None = [None] * self.size if self.is_first else None
+        self._meet()
+        with self.watching():
+            dist.gather_object(value, found)
+        return found or []
+
     def broadcast(self, value: T) -> T:
         return self.once(lambda: value)
 

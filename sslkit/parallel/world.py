@@ -55,6 +55,11 @@ class World(ABC):
         """What each rank gave, in the order of the ranks: plain values that can be pickled."""
 
     @abstractmethod
+    def bring(self, value: T) -> list[T]:
+        """`collect` on rank 0 alone, and nothing on the others; however long it takes until all
+        ranks have come here. Tensors have to be on the CPU."""
+
+    @abstractmethod
     def broadcast(self, value: T) -> T:
         """What rank 0 gave."""
 
@@ -104,6 +109,9 @@ class OneProcess(World):
         pass
 
     def collect(self, value: T) -> list[T]:
+        return [value]
+
+    def bring(self, value: T) -> list[T]:
         return [value]
 
     def broadcast(self, value: T) -> T:

@@ -20,9 +20,10 @@ from sslkit.engine.memory import (
 from sslkit.engine.signals import StopSignals
 from sslkit.engine.training import NoLog
 from sslkit.errors import RankError, SSLKitError, TrainingError
+from sslkit.evaluation.results import SuiteResult
 from sslkit.experiment.build import Experiment
 from sslkit.experiment.encoder import save_encoder
-from sslkit.experiment.measuring import conditions, untrained_networks
+from sslkit.experiment.measuring import conditions
 from sslkit.host.plugin_errors import describe_failure
 from sslkit.recipe import Recipe
 from sslkit.report.cost import run_cost, total_cost
@@ -112,10 +113,8 @@ def _execute(
                 stop.at_once = False
                 advance(experiment, stop)
                 if not stop.agree(world):
-                    # All is saved: nothing is lost by stopping in evaluation.
-                    stop.at_once = world.is_first
-                    experiment.stores.agree(world)
-                    results = world.once(lambda: finish(experiment, log))
+                    results = finish(experiment, log, stop)
+                    stop.at_once = world.is_first  # all is saved
         except KeyboardInterrupt:
             elsewhere = stop.requested is None and not world.is_first  # rank 0 was stopped
             if (stop.requested is None and not elsewhere) or is_finished(folder.path):
@@ -176,18 +175,28 @@ def how_to_go_on(experiment: Experiment, reason: str) -> str:
     )
 
 
-def finish(experiment: Experiment, log: RunLog | NoLog) -> FinalResults:
-    """Measures the last epoch beside the baselines; writes encoder, results and report."""
-    folder, training, suite = experiment.folder, experiment.training, experiment.suite
-    encoder, layers = experiment.method.encoder, experiment.method.projection_layers
+def finish(experiment: Experiment, log: RunLog | NoLog, stop: StopSignals) -> FinalResults:
+    """Measures the last epoch beside the baselines, on all ranks; writes encoder, results and
+    report, on rank 0. The others are told the numbers."""
+    training, written = experiment.training, list[FinalResults]()
     training.output.display.message("evaluating the last epoch and the baselines")
     training.evaluating = True
-    with training.compute.eager():
-        with suite.calibrated(encoder, layers) as seconds:  # what is measured is what is exported
-            log.artifact(save_encoder(experiment))  # a tracker takes it where its recipe says so
-            epochs = training.progress.epochs_done
-            trained = suite.run(encoder, epochs, True, layers, calibration_seconds=seconds)
-        baselines = suite.baselines(*untrained_networks(experiment.untrained()))
+    with experiment.evaluation.stopped_by(stop) as work:
+        with training.compute.eager():
+            trained, baselines = experiment.evaluation.run_last(
+                training.progress.epochs_done,
+                lambda: log.artifact(save_encoder(experiment)),  # which may log it
+                experiment.untrained,
+            )
+        work.once(lambda: written.append(write_findings(experiment, log, trained, baselines)))
+    return written[0] if written else FinalResults.collect(trained, baselines)
+
+
+def write_findings(
+    experiment: Experiment, log: RunLog | NoLog, trained: SuiteResult, baselines: SuiteResult
+) -> FinalResults:
+    """Logs and writes what a run came to."""
+    folder, training, encoder = experiment.folder, experiment.training, experiment.method.encoder
     for protocol, found in {**trained.warnings, **trained.stops}.items():
         training.output.display.message(f"warning: the last epoch: {protocol}: {found}")
     metrics = {**trained.metrics, **baselines.metrics}

@@ -233,8 +233,23 @@ def test_an_overdue_stop() -> None:
         assert not stop.overdue()
         stop._requested_at -= 10.0
         assert stop.overdue()
-        with pytest.raises(KeyboardInterrupt), stop.stopping_at_once(OneProcess()):
+        with pytest.raises(KeyboardInterrupt), stop.stopping_at_once():
             pytest.fail("it went on")
+
+
+def test_a_signal_while_ranks_agree_counts_the_next_time() -> None:
+    """The others were told of none, and go on."""
+
+    class Late(OneProcess):
+        def any(self, value: bool) -> bool:
+            if not value:
+                signal.raise_signal(signal.SIGUSR1)
+            return value
+
+    with StopSignals() as stop:
+        assert not stop.agree(Late())
+        assert stop.requested == "SIGUSR1"
+        assert stop.agree(Late())
 
 
 # --- Memory ---------------------------------------------------------------------------------------
