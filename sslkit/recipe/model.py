@@ -67,12 +67,13 @@ class TrainConfig(Block):
     epochs: PositiveInt
     """Passes over the training images."""
     batch_size: PositiveInt
-    """Images per optimiser step, over all ranks and micro-batches."""
+    """Images per optimiser step, over all processes and micro-batches: the batch that the loss
+    compares. Several processes share it equally."""
     micro_batch_size: PositiveInt | None = None
-    """Images that go through the networks at a time, for batches whose activations do not fit into
-    memory; divides `batch_size`. The gradient is that of the whole batch, for up to a third more
-    time, in networks without BatchNorm; BatchNorm has the statistics of a micro-batch, which makes
-    another gradient. null: the whole batch."""
+    """Images that go through the networks at a time, on all processes together, for batches whose
+    activations do not fit into memory; divides `batch_size`. The gradient is that of the whole
+    batch, for up to a third more time, in networks without BatchNorm; BatchNorm has the statistics
+    of a micro-batch, which makes another gradient. null: the whole batch."""
     max_steps: PositiveInt | None = None
     """Stops after so many optimiser steps; the schedule then ends there too."""
     precision: Precision = "fp32"
