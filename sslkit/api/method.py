@@ -72,7 +72,8 @@ class Method(Component, nn.Module, ABC):
     batch in place of all of it: for an objective that is too large to repeat on each. Its loss is
     then the mean over its samples, given statistics of the batch that it takes through
     `world.sum`, `world.mean` or `world.gather`, which are differentiable; and it keeps state equal
-    on all by the same means. With one process the share is the batch."""
+    on all by the same means, its losses none. BatchNorm in it is over the whole batch. With one
+    process the share is the batch."""
     world: World = OneProcess()
     """The processes that share a batch; set before the first step. Needed where
     `divides_objective` alone."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sslkit.api import Batch, Method
 from sslkit.nn.numerics import repeats_bits
-from sslkit.nn.shared_statistics import SharedStatistics, over_ranks, shareable_layers
+from sslkit.nn.shared_statistics import over_ranks, shareable_layers
 from sslkit.parallel.world import World
 
 Embeddings = dict[str, Tensor]
@@ -37,21 +36,35 @@ class Embedder:
         method.world = world
         self._own: list[tuple[nn.Parameter, Tensor]] = []
         """Gradients of parameters that come from the objective itself, on several ranks."""
+        self._made: DistributedDataParallel | None = None
+        self._trained: list[nn.Parameter] = []
+        """The parameters whose gradients it sums."""
 
     def __call__(self, batch: Batch) -> Embeddings:
         """The embeddings of the images that are here."""
         if self._world.group is None:
             return self._method.embed(batch)
-        with self._world.watching(), over_ranks(self._layers, self._world.group):
+        with self._world.watching(), self.sharing_statistics():
             return cast(Embeddings, self._ranks(batch))
 
-    @cached_property
-    def _layers(self) -> Sequence[SharedStatistics]:
-        return shareable_layers(self._method)
+    def sharing_statistics(self) -> AbstractContextManager[None]:
+        """Inside, BatchNorm is over the images of all ranks: in `embed`, and in an objective that
+        sees this rank's share."""
+        # Looked for anew: a method may have made a teacher since the last pass.
+        return over_ranks(shareable_layers(self._method), self._world.group)
 
-    @cached_property
+    @property
     def _ranks(self) -> DistributedDataParallel:
-        """Made at the first pass, by all ranks together; their weights become those of rank 0."""
+        """Made at the first pass, and when other parameters are trained than before: those of a
+        backbone that was frozen until now."""
+        trained = [p for p in self._method.parameters() if p.requires_grad]
+        if self._made is None or [*map(id, trained)] != [*map(id, self._trained)]:
+            self._made = None  # before the next one is made: it takes its hooks with it
+            self._made, self._trained = self._wrapped(), trained
+        return self._made
+
+    def _wrapped(self) -> DistributedDataParallel:
+        """By all ranks together; their weights become those of rank 0."""
         self._world.barrier()
         with warnings.catch_warnings(), self._world.watching("when the first step began"):
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
@@ -107,7 +120,9 @@ class Embedder:
             yield
         for parameter, gradient in self._own:
             summed = parameter.grad
-            parameter.grad = gradient if summed is None else summed + gradient
+            if summed is None:  # a copy: parameters that are added have one gradient between them
+                summed = parameter.grad = torch.zeros_like(parameter)
+            summed.add_(gradient)
         self._own = []
 
 

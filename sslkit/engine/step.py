@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sslkit.api import Batch, Loss, LossInput, StepOutput
+from sslkit.api import Batch, Loss, LossInput, Method, StepOutput
+from sslkit.errors import PluginError
 from sslkit.randomness import seeded
 
 if TYPE_CHECKING:
@@ -99,10 +100,25 @@ def objective(
     teacher and the parameters are still those that the loss was computed from.
 
     Raises PluginError where the loss cannot be minimised."""
-    output = t.method.objective(embeddings, batch, t.progress)
+    divided = t.learner.objective_is_divided
+    with t.learner.embedder.sharing_statistics() if divided else nullcontext():
+        output = t.method.objective(embeddings, batch, t.progress)
     t.learner.contract.check_output(t.method, output)
+    if divided:
+        refuse_losses_with_state(t.method, output)
     wanted = log or t.learner.contract.open
     return replace(output, metrics=read_metrics(t, output.metrics) if wanted else {})
+
+
+def refuse_losses_with_state(method: Method, output: StepOutput) -> None:
+    """Raises PluginError where a loss would keep state of this rank's share alone."""
+    for loss, _ in output.losses:
+        if type(loss).after_step is not Loss.after_step:
+            raise PluginError(
+                f"method: {type(method).__name__} divides its objective among processes, and its "
+                f"loss {type(loss).__name__} keeps state of what it sees, which would be another "
+                "one on each; keep it in the method, by way of `world`, or do not divide"
+            )
 
 
 def read_metrics(t: Training, metrics: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:

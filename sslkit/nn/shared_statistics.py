@@ -7,15 +7,18 @@ does so inside `over_ranks` and `in_groups`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from sslkit.parallel.collectives import gather_detached, reduce_detached
 
@@ -83,14 +86,26 @@ class SharedStatistics(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(n, C, ...) to the same shape."""
-        normalize = super().forward
-        if self.training and self.ranks is not None:
-            return _normalize_over_ranks(self, inputs, self.ranks, self.groups)
-        if self.training and self.group_sizes:
+        normalize: Callable[[Tensor], Tensor] = super().forward
+        if isinstance(self, nn.SyncBatchNorm):  # its own way works on GPUs alone, and not in groups
+            normalize = partial(_BatchNorm.forward, self)
+        if not self._takes_statistics:
+            return normalize(inputs)
+        if self.ranks is not None:
+            with _Intercepted(self) as found:
+                output = normalize(inputs)
+            found.check()
+            return output
+        if self.group_sizes:
             parts = torch.split(inputs, list(self.group_sizes))
             return torch.cat([normalize(part) for part in parts])
-        whole: Tensor = normalize(inputs)
-        return whole
+        return normalize(inputs)
+
+    @property
+    def _takes_statistics(self) -> bool:
+        """Whether the layer normalises by statistics of what it is given, which one without running
+        statistics always does."""
+        return self.training or getattr(self, "running_mean", None) is None
 
 
 def shareable_layers(network: nn.Module) -> list[SharedStatistics]:
@@ -145,33 +160,76 @@ def _shareable_class(layer: Any) -> Any:
     return type(f"Shared{layer.__name__}", (SharedStatistics, layer), {})
 
 
-def _normalize_over_ranks(
-    layer: Any, inputs: Tensor, ranks: ProcessGroup, groups: RowGroups | None
-) -> Tensor:
-    layer._check_input_dim(inputs)
-    owner = None if groups is None else groups.own
-    count = 1 if groups is None else groups.count
+_BATCH_NORM = inspect.signature(F.batch_norm)
+
+
+class _Intercepted(TorchFunctionMode):
+    """Inside, `F.batch_norm` is over the rows of all ranks: the one step of a layer that differs,
+    whatever else its class does, such as an activation that follows."""
+
+    def __init__(self, layer: SharedStatistics) -> None:
+        super().__init__()
+        self._layer = layer
+        self._met = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is not F.batch_norm:
+            return func(*args, **(kwargs or {}))
+        self._met = True
+        given = _BATCH_NORM.bind(*args, **(kwargs or {}))
+        given.apply_defaults()
+        return _batch_norm_over_ranks(self._layer, given.arguments)
+
+    def check(self) -> None:
+        """Raises TypeError where the layer took statistics in a way of its own."""
+        if not self._met:
+            raise TypeError(
+                f"{type(self._layer).__name__} takes batch statistics without "
+                "torch.nn.functional.batch_norm, so they would be those of one process alone; call "
+                "that function, or train with one process"
+            )
+
+
+def _batch_norm_over_ranks(layer: Any, given: Mapping[str, Any]) -> Tensor:
+    """`F.batch_norm` over the rows of all ranks or the groups of these. given: its arguments."""
+    inputs = given["input"]
+    if not given["training"]:
+        return F.batch_norm(**given)
+    groups: RowGroups | None = layer.groups
+    smallest = len(inputs) * layer.ranks.size() if groups is None else min(groups.sizes)
+    if smallest * inputs[0, 0].numel() < 2:
+        raise ValueError("expected more than 1 value per channel when training, as torch does")
+    owner, count = (None, 1) if groups is None else (groups.own, groups.count)
     output, mean, variance, rows = _OverRanks.apply(
-        inputs, layer.weight, layer.bias, layer.eps, ranks, owner, count
+        inputs, given["weight"], given["bias"], given["eps"], layer.ranks, owner, count
     )
-    _update_running(layer, mean, variance, rows)
+    if given["running_mean"] is not None:
+        running = given["running_mean"], given["running_var"]
+        _update_running(layer, running, given["momentum"], (mean, variance, rows))
     normalised: Tensor = output
     return normalised
 
 
 @torch.no_grad()
-def _update_running(layer: Any, mean: Tensor, variance: Tensor, rows: Tensor) -> None:
-    """As torch does it, one group after the other. mean, variance: (G, C), biased; rows: (G,)."""
-    if not layer.track_running_stats or layer.running_mean is None:
-        return
-    unbiased = variance * (rows / (rows - 1).clamp_min(1)).unsqueeze(1)
+def _update_running(
+    layer: Any,
+    running: tuple[Tensor, Tensor],
+    momentum: float,
+    statistics: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """As torch does it, one group after the other; the layer has counted the first already.
+    statistics: mean and biased variance, (G, C) both, of so many rows, (G,)."""
+    mean, variance, rows = statistics
+    unbiased = variance * (rows / (rows - 1)).unsqueeze(1)
     for group in range(len(mean)):
-        layer.num_batches_tracked.add_(1)
-        share = layer.momentum
-        if share is None:
-            share = 1.0 / float(layer.num_batches_tracked)
-        for running, now in ((layer.running_mean, mean), (layer.running_var, unbiased)):
-            running.mul_(1.0 - share).add_(now[group].to(running.dtype), alpha=share)
+        if group and layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.add_(1)
+            if layer.momentum is None:
+                momentum = 1.0 / float(layer.num_batches_tracked)
+        for kept, now in zip(running, (mean, unbiased), strict=True):
+            kept.mul_(1.0 - momentum).add_(now[group].to(kept.dtype), alpha=momentum)
 
 
 class _OverRanks(torch.autograd.Function):
@@ -196,7 +254,8 @@ class _OverRanks(torch.autograd.Function):
         everyone = gather_detached(torch.stack([mean, squares, rows.expand_as(mean)]), ranks)
         means, sums, counts = everyone.unbind(1)  # each (W, G, C)
         total = counts.sum(0)
-        mean = (means * counts).sum(0) / total
+        # Around the first mean: those of values far from zero are close to each other.
+        mean = means[0] + ((means - means[0]) * counts).sum(0) / total
         squares = (sums + counts * (means - mean).square()).sum(0)
         variance = squares / total
         inverse = torch.rsqrt(variance + eps)
