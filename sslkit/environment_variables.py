@@ -84,7 +84,16 @@ PMI_SIZE = Variable("PMI_SIZE", "How many another mpirun has started; refused ab
 
 SSLKIT_RANK_TIMEOUT = Variable(
     "SSLKIT_RANK_TIMEOUT",
-    "Seconds that the processes of a run wait for each other in a step; default: 60.",
+    "Seconds that the processes of a run wait for each other in a step; default: 45.",
+)
+SSLKIT_PARENT_LINE = Variable(
+    "SSLKIT_PARENT_LINE",
+    "Set by `sslkit run --nproc` for its processes: how it tells them that one of them is gone.",
+)
+TORCH_CPP_LOG_LEVEL = Variable(
+    "TORCH_CPP_LOG_LEVEL",
+    "What torch's C++ code prints; `sslkit run` on several processes sets it to ERROR where it is "
+    "not set: a process that is gone is said in one line.",
 )
 
 MLFLOW_TRACKING_URI = Variable(
@@ -146,6 +155,13 @@ ALL = (
     OMPI_COMM_WORLD_SIZE,
     PMI_SIZE,
     SSLKIT_RANK_TIMEOUT,
+    SSLKIT_PARENT_LINE,
+    TORCH_CPP_LOG_LEVEL,
     MLFLOW_TRACKING_URI,
     *RECORDED,
 )
+
+
+def rank_timeout_s() -> int:
+    """See SSLKIT_RANK_TIMEOUT."""
+    return SSLKIT_RANK_TIMEOUT.number() or 45

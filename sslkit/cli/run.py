@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sslkit import environment_variables as variables
 from sslkit.errors import SSLKitError
 
 from .options import AsJson, Overrides, required
@@ -58,11 +59,14 @@ def run(
 ) -> None:
     """Train, evaluate and track a recipe."""
     from sslkit.engine.signals import StopSignals
+    from sslkit.parallel.finding import is_one_of_several
     from sslkit.parallel.local import is_to_start, run_processes
 
     if nproc is not None and not dry_run and is_to_start(nproc):
         raise typer.Exit(run_processes([sys.executable, "-m", "sslkit", *sys.argv[1:]], nproc))
 
+    if is_one_of_several():  # before torch is imported: a rank that is gone is said in one line
+        variables.TORCH_CPP_LOG_LEVEL.set_default("ERROR")
     with StopSignals(at_once=True) as stop:  # before the imports, which take seconds
         try:
             plan_for = (nproc or 1) if dry_run else None

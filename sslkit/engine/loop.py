@@ -24,10 +24,17 @@ from .training import Training
 def save(t: Training) -> Path:
     """Writes a checkpoint of the current step, on rank 0. Raises TrainingError where the state is
     not finite, or not the same on all ranks: what is kept is good to go on from."""
-    refuse_odd_state(t)
-    refuse_unlike_ranks(t)
-    path = t.compute.world.once(lambda: t.output.checkpoints.save(t.progress.step, t.state_dict()))
-    t.saved_step = t.progress.step
+    with t.meter.paused():
+        refuse_odd_state(t)
+        refuse_unlike_ranks(t)
+        path = t.compute.world.once(lambda: _write(t))
+        t.saved_step = t.progress.step
+    return path
+
+
+def _write(t: Training) -> Path:
+    path = t.output.checkpoints.save(t.progress.step, t.state_dict())
+    t.saved_step = t.progress.step  # before the others hear of it: they may be gone
     return path
 
 

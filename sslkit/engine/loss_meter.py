@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,6 +62,13 @@ class LossMeter:
         """Begins to measure speed anew, for example after an evaluation."""
         self._since = time.perf_counter()
         self._images = 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """For what is no training, such as saving: its time does not count."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
 
     def add(self, loss: Tensor, grad_norm: Tensor, images: int) -> None:
         """One step. grad_norm: of the whole gradient, before clipping, a scalar. Makes no

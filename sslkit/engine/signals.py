@@ -50,12 +50,12 @@ class StopSignals:
 
     def agree(self, world: World) -> bool:
         """Whether one of the ranks was asked to stop: the same answer on all of them, which call
-        this at the same moment. The others then stop as if they had been asked themselves."""
-        asked = self.requested is not None
-        found = world.any(asked)
-        if found and self.requested is None:
+        this at the same moment. The others then stop as if they had been asked themselves. A signal
+        that comes while they agree counts the next time: no other rank knows of it yet."""
+        asked = world.any(self.requested is not None)
+        if asked and self.requested is None:
             self._note("a stop on another rank")
-        return found  # not of a signal that has come meanwhile, of which the others do not know
+        return asked
 
     @contextmanager
     def stopping_at_once(self) -> Iterator[None]:

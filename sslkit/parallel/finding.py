@@ -20,6 +20,12 @@ def find_world() -> World:
     return Processes(launch)
 
 
+def is_one_of_several() -> bool:
+    """Whether other processes were started beside this one."""
+    launch = read_launch()
+    return launch is not None and launch.size > 1
+
+
 def require_one_process() -> None:
     """Raises RecipeError where this process is one of several: they would write the same files."""
     launch = read_launch()

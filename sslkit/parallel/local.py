@@ -10,17 +10,23 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import FrameType
 
 from sslkit import environment_variables as variables
 from sslkit.errors import RecipeError
 
 from .launch import read_launch
+from .parent_line import Gone, ToRank
 
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-_GRACE_S = 20.0
-"""How long the others have to end by themselves after one has failed, and again after SIGTERM."""
+_GRACE_S = 45.0
+"""How long rank 0 has to end by itself after another one has failed, while it gives signs of life:
+it may have something to save, or to send to a tracker."""
+_SHORT_GRACE_S = 10.0
+"""How long all have without signs of life, the others once rank 0 has ended, and it after
+SIGTERM."""
 _LIFELINE = 1  # PR_SET_PDEATHSIG of Linux
 
 
@@ -39,66 +45,137 @@ def is_to_start(count: int) -> bool:
 def run_processes(command: Sequence[str], count: int) -> int:
     """Runs a command in `count` processes that know of each other as torchrun's do. Returns the
     exit code of the first one that fails, 1 where a signal ended it; 0 where none does."""
-    port = _free_port()
-    threads = str(max(1, (os.cpu_count() or 1) // count))
-    processes: list[subprocess.Popen[bytes]] = []
+    port, threads = _free_port(), max(1, (os.cpu_count() or 1) // count)
+    ranks: list[_Rank] = []
     previous = {}
 
     def forward(number: int, frame: FrameType | None) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
+        for rank in ranks:
+            rank.process.send_signal(number)
 
     for name in _FORWARDED:
         if (known := getattr(signal, name, None)) is not None:
             previous[known] = signal.signal(known, forward)
     try:
-        for rank in range(count):
-            environment = {
-                variables.OMP_NUM_THREADS.name: threads,
-                **os.environ,
-                variables.RANK.name: str(rank),
-                variables.WORLD_SIZE.name: str(count),
-                variables.LOCAL_RANK.name: str(rank),
-                variables.LOCAL_WORLD_SIZE.name: str(count),
-                variables.MASTER_ADDR.name: "127.0.0.1",
-                variables.MASTER_PORT.name: str(port),
-            }
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    env=environment,
-                    process_group=0,  # a Ctrl-C of the terminal reaches them through this one
-                    preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-                )
-            )
-        return _wait(processes)
+        for number in range(count):  # one by one: a signal meanwhile reaches those that run
+            ranks += [_start(command, number, _environment(number, count, port, threads))]
+        return _wait(ranks)
     finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
+        for rank in ranks:
+            rank.process.kill()
+            rank.line.close()
         for known, handler in previous.items():
             signal.signal(known, handler)
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+@dataclass
+class _Rank:
+    number: int
+    process: subprocess.Popen[bytes]
+    line: ToRank
+    asked: bool = False
+    """Whether it was asked to end."""
+
+    @property
+    def runs(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def signal(self) -> str | None:
+        """What ended it, where it could say nothing."""
+        code = self.process.poll()
+        return signal.Signals(-code).name if code is not None and code < 0 else None
+
+
+def _environment(rank: int, count: int, port: int, threads: int) -> dict[str, str]:
+    return {
+        variables.OMP_NUM_THREADS.name: str(threads),
+        **os.environ,
+        variables.RANK.name: str(rank),
+        variables.WORLD_SIZE.name: str(count),
+        variables.LOCAL_RANK.name: str(rank),
+        variables.LOCAL_WORLD_SIZE.name: str(count),
+        variables.MASTER_ADDR.name: "127.0.0.1",
+        variables.MASTER_PORT.name: str(port),
+    }
+
+
+def _start(command: Sequence[str], number: int, environment: dict[str, str]) -> _Rank:
+    line = ToRank()
+    process = subprocess.Popen(
+        command,
+        env={**environment, **line.variable},
+        pass_fds=(line.handle,),
+        process_group=0,  # a Ctrl-C of the terminal reaches them through this one
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+    )
+    line.started()
+    return _Rank(number, process, line)
+
+
+def _wait(ranks: Sequence[_Rank]) -> int:
     """Waits for all to end; those that outlive a failed one for long are ended."""
-    code, since, asked = 0, None, False
-    while True:
-        for rank, process in enumerate(processes):
-            ended = process.poll()
-            if ended and not code:
-                code, since = (1 if ended < 0 else ended), time.monotonic()
-                if ended < 0:
-                    _say(f"rank {rank} was ended by {signal.Signals(-ended).name}")
-        running = [process for process in processes if process.poll() is None]
-        if not running:
-            return code
-        if since is not None and time.monotonic() - since > _GRACE_S:
-            for process in running:
-                process.kill() if asked else process.terminate()
-            asked, since = True, time.monotonic()
+    code, since, told = 0, None, 0
+    gone: dict[int, Gone] = {}
+    while any(rank.runs for rank in ranks):
+        for rank in ranks:
+            if (ended := rank.process.poll()) and since is None:
+                code, since = max(ended, 1), time.monotonic()
+        if since is None:
+            _end_frozen(ranks, gone)
+        else:
+            _end(ranks, time.monotonic() - since)
+        _note_gone(ranks, gone)
+        if len(gone) > told:
+            _tell(ranks, gone)
+            told = len(gone)
         time.sleep(0.05)
+    _note_gone(ranks, gone)  # the last of them may have gone since
+    codes = [rank.process.poll() or 0 for rank in ranks]
+    if gone and max(codes) <= 0:
+        _say(str(next(iter(gone.values()))))  # nobody is left who could
+    return code or int(any(codes))
+
+
+def _end_frozen(ranks: Sequence[_Rank], gone: dict[int, Gone]) -> None:
+    """Ends the rank that has been silent for longest, where that is too long: stopped, or on a
+    machine out of memory. The others may wait for it, and be silent for that reason."""
+    limit = variables.rank_timeout_s()
+    rank = max(ranks, key=lambda rank: rank.line.silent_s())
+    if rank.runs and rank.line.silent_s() > limit:
+        gone[rank.number] = Gone(rank.number, f"gave no sign of life for {limit} s", speak=False)
+        rank.process.kill()
+
+
+def _note_gone(ranks: Sequence[_Rank], gone: dict[int, Gone]) -> None:
+    """Adds those that ended by a signal that was not ours."""
+    for rank in ranks:
+        if rank.signal is not None and not rank.asked:
+            why = f"was ended by {rank.signal}"
+            gone.setdefault(rank.number, Gone(rank.number, why, speak=False))
+
+
+def _tell(ranks: Sequence[_Rank], gone: Mapping[int, Gone]) -> None:
+    """Tells those that run who is gone; the first of them tells the user."""
+    running = [rank for rank in ranks if rank.runs and rank.number not in gone]
+    for rank in running:
+        for each in gone.values():
+            rank.line.tell(replace(each, speak=rank is running[0]))
+
+
+def _end(ranks: Sequence[_Rank], seconds: float) -> None:
+    """Ends those that still run so long after one has failed."""
+    for rank in ranks:
+        if not rank.runs:
+            continue
+        patient = ranks[0].runs and rank.line.silent_s() < _SHORT_GRACE_S
+        if not patient or seconds > _GRACE_S + _SHORT_GRACE_S:
+            if seconds > _SHORT_GRACE_S:
+                rank.asked = True
+                rank.process.kill()
+        elif seconds > _GRACE_S and not rank.asked:
+            rank.asked = True
+            rank.process.terminate()
 
 
 def _say(message: str) -> None:

@@ -7,9 +7,13 @@ Short meetings (`any`, `gather`, the reduction of gradients) are collectives and
 
 from __future__ import annotations
 
+import _thread
+import os
+import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -25,15 +29,16 @@ from sslkit.errors import RankError
 from .collectives import all_gather, all_reduce
 from .launch import Launch
 from .packing import packed, unpacked
+from .parent_line import ToParent
 from .world import World
 
 T = TypeVar("T")
 
-_BEAT_S = 2.0
-"""Seconds between two signs of life."""
+_BEAT_S = 1.0
+"""Seconds between two signs of life, and between two looks for the end of others."""
 _GRACE_S = 8.0
 """How long a rank that lost another one waits for that one's reason, and rank 0 at the end for the
-others."""
+others; and how long a rank may take to notice that another one has failed."""
 
 
 class Processes(World):
@@ -45,8 +50,15 @@ class Processes(World):
         self.local_rank, self.local_size = launch.local_rank, launch.local_size
         variables.MASTER_ADDR.set_default(launch.master_address)
         variables.MASTER_PORT.set_default(str(launch.master_port))
-        self.timeout = timedelta(seconds=variables.SSLKIT_RANK_TIMEOUT.number() or 60)
+        self.timeout = timedelta(seconds=variables.rank_timeout_s())
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        self._parent = ToParent()
+        self._lost: set[int] = set()
+        """Ranks that ended without a word."""
+        self._heard: str | None = None
+        """What another rank has told all."""
+        self._alone = self._noticed = False
+        """Whether rank 0 does what the others wait for; whether what ended the run was heard of."""
         with self.watching("while the processes met"):
             self._store, _, _ = next(
                 rendezvous("env://", self.rank, self.size, timeout=self.timeout)
@@ -88,7 +100,7 @@ class Processes(World):
         return self.once(lambda: value)
 
     def once(self, work: Callable[[], T]) -> T:
-        outcome: list[Any] = [_outcome(work) if self.is_first else None]
+        outcome: list[Any] = [self._outcome(work) if self.is_first else None]
         self._meet()
         with self.watching():
             dist.broadcast_object_list(outcome)
@@ -121,6 +133,16 @@ class Processes(World):
             dist.all_gather(list(rows.chunk(self.size)), buffer, group=self.group)
         return unpacked(rows, layout)
 
+    def _outcome(self, work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+        self._alone = True
+        try:
+            return work(), None
+        except BaseException as error:
+            error.__traceback__ = None
+            return None, error
+        finally:
+            self._alone = False
+
     # --- Ends ---------------------------------------------------------------------------------
 
     @contextmanager
@@ -143,14 +165,22 @@ class Processes(World):
         except BaseException as error:
             if self._ended.is_set():  # all has been said by a block within this one
                 raise
-            told = self._tell(f"rank {self.rank}: {str(error) or type(error).__name__}")
+            told = self._tell(f"ended with rank {self.rank}: {str(error) or type(error).__name__}")
             self._leave()
-            if self.is_first or not told:
+            if self._speaks(told):
                 raise
             code = getattr(error, "exit_code", 1)
             raise RankError(str(error), said=True, exit_code=code) from error
         if not self._ended.is_set():
             self._leave()
+
+    def _speaks(self, told: bool) -> bool:
+        """Whether this rank tells the user: rank 0, or where it is gone, one that nobody hears, of
+        which the parent chooses one. told: whether rank 0 was told."""
+        self._parent.listen()
+        if self._parent.gone:
+            return any(gone.speak for gone in self._parent.gone.values())
+        return self.is_first or (not told and self._heard is None)
 
     def _tell(self, cause: str) -> bool:
         """Leaves the cause for all, where there is none yet; returns whether that was possible."""
@@ -161,25 +191,49 @@ class Processes(World):
         return True
 
     def _cause(self) -> str | None:
-        with suppress(Exception):
-            if self._store.check(["cause"]):
-                return str(self._store.get("cause").decode())
-        return None
+        """What ended the run, as far as it is known. Raises where the store is gone."""
+        self._parent.listen()
+        if self._parent.gone:
+            self._lost.update(self._parent.gone)
+            return str(next(iter(self._parent.gone.values())))
+        if self._heard is None and self._store.check(["cause"]):
+            self._heard = str(self._store.get("cause").decode())
+            self._store.add("heard", 1)
+        return self._heard
 
     def _why_lost(self, error: Exception, when: str) -> str:
-        until = time.monotonic() + _GRACE_S
+        self._noticed = True
+        before, until = self._all_beats(), time.monotonic() + _GRACE_S
         while hasattr(self, "_store") and time.monotonic() < until:
-            if (cause := self._cause()) is not None:
-                return f"ended with {cause}"
-            time.sleep(0.2)
+            with suppress(Exception):
+                if (cause := self._cause()) is not None:
+                    return cause
+            time.sleep(0.1)
+        return self._name_lost(error, before, when)
+
+    def _name_lost(self, error: Exception, before: Sequence[int], when: str) -> str:
+        """What can be said of a rank that left no cause. before: signs of life some time ago."""
         late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+        silent = {
+            r for r, (a, b) in enumerate(zip(before, self._all_beats(), strict=False)) if a == b
+        }
+        silent.discard(self.rank)
+        self._lost |= silent
         what = f"did not come within {self.timeout.seconds} s" if late else "was lost"
-        cause = f"rank {self.rank}: another process {what} {when}".rstrip()
+        who = f"rank {', '.join(map(str, sorted(silent)))}" if silent else "another process"
+        cause = f"{who} {what} {when}".rstrip()
         self._tell(cause)
         return cause
 
+    def _all_beats(self) -> list[int]:
+        """The signs of life that each rank has given; empty where the store is gone."""
+        with suppress(Exception):
+            return [self._store.add(f"alive/{rank}", 0) for rank in range(self.size)]
+        return []
+
     def _leave(self) -> None:
-        """Ends the meeting so that nobody waits: the store is rank 0's, who goes last."""
+        """Ends the meeting so that nobody waits. The store is rank 0's, who goes when the others
+        have left or heard why: one that waits in a collective learns of the end by its going."""
         self._ended.set()
         with suppress(Exception):
             dist.destroy_process_group()
@@ -187,18 +241,39 @@ class Processes(World):
             self._store.add("left", 1)
             until = time.monotonic() + _GRACE_S
             while self.is_first and time.monotonic() < until:
-                if self._store.add("left", 0) >= self.size:
+                away = self._store.add("left", 0), self._store.add("heard", 0) + 1
+                if max(away) >= self.size - len(self._lost):
                     break
                 time.sleep(0.02)
 
     # --- Signs of life ------------------------------------------------------------------------
 
     def _beat(self) -> None:
+        """Gives signs of life, and looks for the end of others: the main thread may be busy with
+        what the others wait for, or hang."""
+        since = None
         while not self._ended.wait(_BEAT_S):
+            self._parent.beat()
             try:
                 self._store.add(f"alive/{self.rank}", 1)
-            except Exception:  # the store is gone: whoever waits for it finds that out
-                return
+                cause = self._cause()
+            except Exception:  # the store is gone, and rank 0 with it
+                cause = "rank 0 was lost"
+            if cause is None or self._noticed:
+                continue
+            if since is None:
+                since = time.monotonic()
+                if self._alone:  # nobody waits for it any more
+                    _thread.interrupt_main(signal.SIGTERM)
+            elif not self._alone and time.monotonic() - since > _GRACE_S:
+                self._end_hanging(cause)
+
+    def _end_hanging(self, cause: str) -> None:
+        """Ends this process, whose main thread does not do it. What is on disk is whole at any
+        moment."""
+        if self._speaks(told=not cause.startswith("rank 0")):
+            print(f"error: {cause}", file=sys.stderr, flush=True)
+        os._exit(1)
 
     def _meet(self) -> None:
         """Returns when all ranks have come here, however long that takes, as long as each of them
@@ -214,7 +289,8 @@ class Processes(World):
                     continue
                 looked = time.monotonic()
                 if (cause := self._cause()) is not None:
-                    raise RankError(f"ended with {cause}")
+                    self._noticed = True
+                    raise RankError(cause)
                 self._refuse_silence()
 
     def _refuse_silence(self) -> None:
@@ -225,17 +301,11 @@ class Processes(World):
             if beats != self._beats.get(rank, (None, 0.0))[0]:
                 self._beats[rank] = beats, now
             elif now - self._beats[rank][1] > self.timeout.seconds:
+                self._noticed = True
+                self._lost.add(rank)
                 cause = f"rank {rank} has given no sign of life for {self.timeout.seconds} s"
                 self._tell(cause)
                 raise RankError(cause)
-
-
-def _outcome(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
-    try:
-        return work(), None
-    except BaseException as error:
-        error.__traceback__ = None
-        return None, error
 
 
 def _is_lost(error: RuntimeError) -> bool:

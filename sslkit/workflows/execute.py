@@ -83,12 +83,14 @@ def execute(experiment: Experiment, stop: StopSignals) -> RunResult:
     try:
         log, results = _execute(experiment, stop)
     except RankError as error:
-        raise RankError(how_to_go_on(experiment, str(error))) from error
+        raise RankError(how_to_go_on(experiment, f"{error}; stopped")) from error
     except KeyboardInterrupt as error:
         if stop.requested is None:
             raise ended_by_plugin(error) from error
         if not is_finished(folder.path):
-            raise SSLKitError(how_to_go_on(experiment, f"{stop.requested}, at once")) from None
+            raise SSLKitError(
+                how_to_go_on(experiment, f"stopped by {stop.requested}, at once,")
+            ) from None
         experiment.training.output.display.message(
             f"{stop.requested} came after the run was finished: all is in {folder.path}; what its "
             f"tracker misses is sent by: sslkit sync {folder.path}"
@@ -133,7 +135,8 @@ def _execute(
             training.output.display.close()
             experiment.write_unreadable()
         if results is None:
-            training.output.display.message(how_to_go_on(experiment, stop.requested or "SIGINT"))
+            what = f"stopped by {stop.requested or 'SIGINT'}"
+            training.output.display.message(how_to_go_on(experiment, what))
         log.finish("killed" if results is None else "finished")
     return log, results
 
@@ -159,7 +162,7 @@ def advance(experiment: Experiment, stop: StopSignals) -> None:
     training.output.display.close()
 
 
-def how_to_go_on(experiment: Experiment, reason: str) -> str:
+def how_to_go_on(experiment: Experiment, what: str) -> str:
     """What became of a run that was stopped, in one line."""
     training = experiment.training
     progress, saved = training.progress, training.saved_step
@@ -170,7 +173,7 @@ def how_to_go_on(experiment: Experiment, reason: str) -> str:
         if saved < progress.step:
             kept += f", steps from {saved + 1} on are made again"
     return (
-        f"stopped by {reason} at step {progress.step} of {progress.total_steps} ({kept}); "
+        f"{what} at step {progress.step} of {progress.total_steps} ({kept}); "
         f"go on with: sslkit run --resume {experiment.folder.path}"
     )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import torch
 
+from sslkit.engine.signals import StopSignals
 from sslkit.errors import RankError, RecipeError
 from sslkit.parallel.world import World
 from tests.ranks.forked import LostRankError, on_ranks
@@ -98,4 +100,22 @@ def test_a_rank_that_dies_ends_the_others() -> None:
     assert isinstance(second, LostRankError)
     assert isinstance(first, RankError)
     assert isinstance(third, RankError)
-    assert "another process was lost" in str(first)
+    assert str(first) == str(third) == "rank 1 was lost"
+
+
+def test_a_signal_while_the_ranks_agree_counts_the_next_time() -> None:
+    """The others cannot know of it any more: all ranks get the same answers."""
+
+    def work(world: World) -> list[bool]:
+        stop, ask = StopSignals(), world.any
+
+        def any_then_signal(value: bool) -> bool:
+            answer = ask(value)
+            if world.rank == 1:
+                stop._handle(signal.SIGTERM, None)
+            return answer
+
+        world.any = any_then_signal  # type: ignore[method-assign]
+        return [stop.agree(world) for _ in range(3)]
+
+    assert on_ranks(work) == [[False, True, True]] * 2
