@@ -44,7 +44,7 @@ def is_to_start(count: int) -> bool:
 
 def run_processes(command: Sequence[str], count: int) -> int:
     """Runs a command in `count` processes that know of each other as torchrun's do. Returns the
-    exit code of the first one that fails, 1 where a signal ended it; 0 where none does."""
+    largest of their exit codes, that of a wrong input before that of a failure; 1 for a signal."""
     port, threads = _free_port(), max(1, (os.cpu_count() or 1) // count)
     ranks: list[_Rank] = []
     previous = {}
@@ -115,12 +115,12 @@ def _start(command: Sequence[str], number: int, environment: dict[str, str]) -> 
 
 def _wait(ranks: Sequence[_Rank]) -> int:
     """Waits for all to end; those that outlive a failed one for long are ended."""
-    code, since, told = 0, None, 0
+    since, told = None, 0
     gone: dict[int, Gone] = {}
     while any(rank.runs for rank in ranks):
         for rank in ranks:
-            if (ended := rank.process.poll()) and since is None:
-                code, since = max(ended, 1), time.monotonic()
+            if rank.process.poll() and since is None:
+                since = time.monotonic()
         if since is None:
             _end_frozen(ranks, gone)
         else:
@@ -134,7 +134,7 @@ def _wait(ranks: Sequence[_Rank]) -> int:
     codes = [rank.process.poll() or 0 for rank in ranks]
     if gone and max(codes) <= 0:
         _say(str(next(iter(gone.values()))))  # nobody is left who could
-    return code or int(any(codes))
+    return max(code if code >= 0 else 1 for code in codes)
 
 
 def _end_frozen(ranks: Sequence[_Rank], gone: dict[int, Gone]) -> None:

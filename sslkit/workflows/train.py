@@ -51,8 +51,6 @@ def start(
     there is none). fork: a run folder or checkpoint whose whole state a new run starts from. stop:
     active signals; by default they are for the time of the run. world: the processes that share
     the work; by default this one alone, and a RecipeError where others were started beside it."""
-    if resume is not None and fork is not None:
-        raise RecipeError("--resume and --fork exclude each other: give one of them")
     world = world or find_world()
     display = display_of(world, display)
     with nullcontext(stop) if stop is not None else StopSignals() as stop:
@@ -81,6 +79,8 @@ def _start(
     stop: StopSignals,
     world: World,
 ) -> RunResult:
+    if resume is not None and fork is not None:
+        raise RecipeError("--resume and --fork exclude each other: give one of them")
     if resume is not None and resume != "auto":
         return resume_run(Path(resume), recipe, overrides, display, stop, world)
     if recipe is None:

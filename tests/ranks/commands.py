@@ -16,6 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from sslkit.cli.app import main
 from sslkit.parallel import local
 
@@ -128,6 +130,7 @@ class Command:
             os.environ.update(variables)
             local.subprocess = SimpleNamespace(Popen=_fork_rank)  # type: ignore[attr-defined]
             sys.argv = ["sslkit", *arguments]
+            torch.set_num_threads(1)  # as many in every command, whichever fixture starts it
             before()
             main()
 

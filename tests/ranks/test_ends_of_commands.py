@@ -228,3 +228,19 @@ def test_a_full_disk_is_said_once(folder: Path) -> None:
     assert command.wait(limit_s=60) == 1
     (said,) = command.said()[len(NEWS) :]
     assert said == "error: [Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-o", "train.batch_size=15"], "train.batch_size: 15 images cannot be shared equally"),
+        (["-o", "train.epoch=3"], "-o train.epoch=3: unknown field"),
+        (["--resume", "x", "--fork", "y"], "--resume and --fork exclude each other"),
+    ],
+)
+def test_wrong_input_is_said_once(folder: Path, words: list[str], said: str) -> None:
+    command = Command(folder, "run", "tiny.yaml", "--nproc", "2", *words)
+    assert command.wait(limit_s=60) == 2
+    errors = [line for line in command.said() if line.startswith("error: ")]
+    assert len(errors) == 1, errors
+    assert errors[0].startswith(f"error: {said}")
