@@ -252,6 +252,7 @@ class Processes(World):
         """Gives signs of life, and looks for the end of others: the main thread may be busy with
         what the others wait for, or hang."""
         since = None
+        self._parent.beat()  # at once: the parent counts from the first one
         while not self._ended.wait(_BEAT_S):
             self._parent.beat()
             try:

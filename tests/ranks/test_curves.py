@@ -15,6 +15,14 @@ from torch import Tensor
 from tests.ranks.curves import METHODS, cases, curves
 from tests.ranks.forked import on_ranks
 
+QUICK = ("moco_v2", "masked", "dividedprototypes")
+"""A teacher with a queue and groups; a parameter of networks and objective; a divided objective."""
+IN_FEW_STEPS = [
+    # Half a minute of CPU time in all; with 50 steps each is among the slow ones anyway.
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in METHODS
+]
+
 
 @cache
 def trained(method: str, size: int, steps: int) -> list[dict[str, dict[str, Any]]]:
@@ -49,7 +57,7 @@ def assert_alike(method: str, size: int, steps: int) -> None:
                         assert distance(curve[kind][key], value) < bound, f"{where}: {kind} {key}"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", IN_FEW_STEPS)
 def test_two_ranks_train_as_one(method: str) -> None:
     assert_alike(method, 2, 8)
 
@@ -61,7 +69,7 @@ def test_fifty_steps(method: str, size: int) -> None:
     assert_alike(method, size, 50)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", IN_FEW_STEPS)
 def test_ranks_hold_the_same_bits(method: str) -> None:
     first, second = trained(method, 2, 8)
     for name, curve in first.items():

@@ -64,6 +64,7 @@ train: {epochs: 1, max_steps: 3, batch_size: 16, device: cpu, loader_threads: 0,
 tracking: {name: none}
 """
 SCENES = "{name: scenes, num_train: 6, num_test: 5, size: 32}"
+SIZES = [2, pytest.param(4, marks=pytest.mark.slow)]  # a quarter of a minute of CPU time
 EVALUATORS = {
     "knn": "{name: knn, k: 20}",
     "linear": "{name: linear, l2: [0.1, 0.01]}",
@@ -148,7 +149,7 @@ def of_evaluator(name: str, found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", sorted(EVALUATORS.keys() - {"collapse"}))
 def test_every_evaluator_finds_on_ranks_what_it_finds_in_one_process(size: int, name: str) -> None:
     for alone, together in zip(evaluated(1)[0], evaluated(size)[0], strict=True):
@@ -157,7 +158,7 @@ def test_every_evaluator_finds_on_ranks_what_it_finds_in_one_process(size: int, 
         assert not alone["errors"]
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", SIZES)
 def test_embeddings_alone_differ_in_their_last_digits(size: int) -> None:
     """Those are as a step of training on ranks makes them, whose batch statistics are added up in
     another order."""
@@ -172,7 +173,7 @@ def test_embeddings_alone_differ_in_their_last_digits(size: int) -> None:
     assert {name: together[name] for name in others} == {name: alone[name] for name in others}
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", SIZES)
 def test_all_ranks_are_told_the_numbers(size: int) -> None:
     first, *others = evaluated(size)
     for told in others:
