@@ -240,16 +240,16 @@ def test_folders_in_circles_end(write):
     for i in range(9):
         for j in range(9):
             (root / f"d{i}" / f"to{j}").symlink_to(root / f"d{j}")
-    from sslkit.builtin.sources import files
+    from sslkit.builtin.sources import image_files
 
-    most, files._MAX_FOLDERS = files._MAX_FOLDERS, 1000
+    most, image_files._MAX_FOLDERS = image_files._MAX_FOLDERS, 1000
     try:
         with pytest.raises(
             DataError, match="more than 1,000 of them; see whether links lead in cir"
         ):
             source(root).open("train")
     finally:
-        files._MAX_FOLDERS = most
+        image_files._MAX_FOLDERS = most
     deep = root / "deep" / "/".join("x" * 70)
     deep.mkdir(parents=True)
     with pytest.raises(DataError, match="nested more than 64 deep"):
