@@ -34,6 +34,12 @@ tracking: {name: none}
 """Trains in seconds; 6 steps an epoch; drop path, so that library randomness matters."""
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_from_the_start() -> None:
+    """For fixtures of a module, which are made before those of a test."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Small tensors are faster on one thread, and the machine may be shared."""

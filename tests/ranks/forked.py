@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pytest
+import torch
 
 from sslkit.parallel.finding import find_world
 from sslkit.parallel.world import World
@@ -58,6 +59,8 @@ def _fork(work: Callable[[World], Any], rank: int, size: int, port: int, folder:
         return pid
     code = 1
     try:
+        # Also for fixtures of a module, which are made before those of a test.
+        torch.set_num_threads(1)
         os.environ.update(launch_variables(rank, size, port))
         outcome = _outcome(work)
         (folder / f"{rank}.part").write_bytes(pickle.dumps(outcome))
