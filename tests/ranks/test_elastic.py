@@ -33,7 +33,8 @@ STAGES = ((4, 4), (2, 9), (1, 11))
 """Processes, and the step at which they stop: in the middle of an epoch of 6 steps."""
 CASES = (
     "moco_v2-batch-parts",  # a teacher and a queue
-    "prototypes-batch-parts",  # a queue, and weights that the objective alone uses
+    # A queue, and weights that the objective alone uses; a quarter of a minute of CPU time.
+    pytest.param("prototypes-batch-parts", marks=pytest.mark.slow),
     pytest.param("byol-batch-parts", marks=pytest.mark.slow),  # half a minute of CPU time
     pytest.param("simclr-layer-whole", marks=pytest.mark.slow),  # as long
 )
