@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +12,16 @@ from sslkit.deprecation import ENDS_WITH
 from sslkit.errors import PluginError
 
 
-class PlainNumber:
+class PlainNumber(ABC):
     """A constant computes and compares like its value, with a DeprecationWarning; a number that
     changes refuses, since there is no one value."""
 
     start: float
 
     @property
+    @abstractmethod
     def is_constant(self) -> bool:
         """Whether there is one value."""
-        raise NotImplementedError
 
     def _plain(self) -> float:
         if not self.is_constant:

@@ -86,6 +86,8 @@ def refuse_growth(file: BinaryIO) -> None:
                     _refuse_calls(archive.read(entry))
                 elif entry.filename.endswith(".pkl"):
                     raise ValueError(_DAMAGED)
+    # All that zipfile raises; the latter three for a compression that it does not know, a password
+    # and an archive that is cut off.
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise ValueError(_DAMAGED) from error
 

@@ -4,8 +4,7 @@ once, by `parallel.finding.find_world`, and passed down.
 A process is a rank. Every rank runs the same code on the same recipe and calls the same methods of
 its `World` in the same order; what one rank alone may do (make the run folder, write a file, talk
 to a tracker) it does inside `once`, or behind `is_first`. One process is a world too, in which
-every method gives back what it was given: no code asks whether there are several, and
-torch.distributed is not even imported.
+every method gives back what it was given, and torch.distributed is not even imported.
 """
 
 from __future__ import annotations
