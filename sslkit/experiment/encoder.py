@@ -6,10 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from sslkit.api import Backbone, RunFacts, SampleSpec, resolve_component
-from sslkit.errors import CheckpointError
+from sslkit.errors import CheckpointError, SSLKitError
 from sslkit.files import reason
 from sslkit.nn import safetensors_file
+from sslkit.nn.network_size import no_larger_than
 from sslkit.recipe import recipe_hash
 from sslkit.runs.encoder_file import (
     EncoderDescription,
@@ -23,6 +26,9 @@ from sslkit.runs.folder import run_folder_of
 from .build import Experiment
 from .networks import build_backbone, described_preparation, input_shape, without_weights
 from .restore import load_measured_method
+
+_SHOWN, _LONGEST = 2, 250
+"""Problems of a description that are said, and characters of one."""
 
 
 def save_encoder(experiment: Experiment) -> Path:
@@ -70,12 +76,25 @@ def _encoder_from_file(path: Path) -> Backbone:
     from sslkit.host.plugins import load_plugins
 
     described = read_description(path)
-    slot = resolve_component(load_plugins().registry, "backbone", described.backbone)
-    bare = without_weights(slot)  # the file has the weights: nothing else is loaded
-    encoder = build_backbone(bare, described.input_shape)
     try:
-        encoder.import_state(safetensors_file.load(path))
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
-        # Names or shapes that the network does not have, too: a file of another encoder.
-        raise CheckpointError(f"{path}: cannot be read as an encoder: {reason(error)}") from error
+        weights = safetensors_file.load(path)
+        slot = resolve_component(load_plugins().registry, "backbone", described.backbone)
+        bare = without_weights(slot)  # the file has the weights: nothing else is loaded
+        with no_larger_than(weights.values()):
+            encoder = build_backbone(bare, described.input_shape)
+        encoder.import_state(weights)
+    except SSLKitError:
+        raise
+    except ValidationError as error:
+        raise _unreadable(path, "; ".join(map(_problem, error.errors()[:_SHOWN]))) from error
+    except Exception as error:  # a file of anybody's: any field of a network may be anything
+        raise _unreadable(path, reason(error)) from error
     return encoder
+
+
+def _unreadable(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path}: cannot be read as an encoder: {why}")
+
+
+def _problem(error: Any) -> str:
+    return f"backbone.{'.'.join(map(str, error['loc']))}: {error['msg']}"[:_LONGEST]

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from sslkit.api import Method, RunFacts
-from sslkit.errors import CheckpointError
+from sslkit.errors import CheckpointError, SSLKitError
 from sslkit.nn.batch_norm import has_batch_statistics
+from sslkit.nn.network_size import no_larger_than
 from sslkit.recipe import Recipe, load_recipe
 from sslkit.runs.environment_file import read_environment
 from sslkit.runs.folder import run_folder_of
@@ -27,12 +28,17 @@ _REASON = 250
 def restore(experiment: Experiment, state: Mapping[str, Any], source: str) -> None:
     """Puts a checkpoint's state into an experiment. Raises CheckpointError if it does not fit; the
     experiment is then of no use, since parts of the state may have been taken over."""
-    step_of(state, source)
-    mine = experiment.facts.steps_per_epoch
-    if state.get("steps_per_epoch") != mine:
+    step, last = step_of(state, source), experiment.facts.total_steps
+    mine, found = experiment.facts.steps_per_epoch, state.get("steps_per_epoch")
+    if type(found) is not int or found != mine:
         raise CheckpointError(
-            f"{source}: has {state.get('steps_per_epoch')} steps an epoch and this recipe {mine} "
+            f"{source}: has {found!r:.40} steps an epoch and this recipe {mine} "
             "(batch size or data differ); start a run with backbone.weights instead"
+        )
+    if step > last:
+        raise CheckpointError(
+            f"{source}: is at step {step:,}, and the run ends at step {last:,}; it is damaged, or "
+            "of another run"
         )
     try:
         experiment.training.load_state_dict(state)
@@ -71,10 +77,14 @@ def load_method(
     folder = run_folder_of(run_or_checkpoint)
     recipe = load_recipe(folder.recipe, overrides)
     facts = read_environment(folder.path).facts
-    method = make_method(without_starting_weights(recipe), facts)
+    weights = state.get("method")
     try:
+        with no_larger_than(weights.values() if isinstance(weights, Mapping) else ()):
+            method = make_method(without_starting_weights(recipe), facts)
         method.load_state_dict(state["method"])
-    except (KeyError, RuntimeError) as error:
+    except SSLKitError:
+        raise
+    except Exception as error:  # a file of anybody's, as above
         raise CheckpointError(
             f"{run_or_checkpoint}: its weights do not fit the recipe ({misfit(error)}); leave "
             "method and backbone as the run has them"

@@ -116,9 +116,10 @@ def load(path: Path, *, inside: Path | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not readable as a checkpoint: {reason(error)}") from error
     if not isinstance(state, dict) or "format" not in state:
         raise CheckpointError(f"{path}: not a checkpoint of sslkit")
-    if state["format"] not in (FORMAT, FORMAT_WITHOUT_DIGEST):
+    if type(state["format"]) is not int or state["format"] not in (FORMAT, FORMAT_WITHOUT_DIGEST):
         raise CheckpointError(
-            f"{path}: written in checkpoint format {state['format']}, this version reads {FORMAT}"
+            f"{path}: written in checkpoint format {state['format']!r:.40}, this version reads "
+            f"{FORMAT}"
         )
     if state["format"] == FORMAT and not digested:
         raise CheckpointError(f"{path}: not readable as a checkpoint: its digest is damaged")

@@ -56,7 +56,7 @@ class EncoderDescription:
         """Whether a network may be built from it: the file may be a stranger's."""
         sizes = self.input_shape
         return (
-            all(isinstance(each, int) and 0 < each <= MAX_SIDE for each in sizes)
+            all(type(each) is int and 0 < each <= MAX_SIDE for each in sizes)  # True is no size
             and len(sizes) > 0
             and isinstance(self.backbone, dict)
             and len(self.backbone) > 0
@@ -69,7 +69,7 @@ def _is_sample(sample: Any) -> bool:
         return False
     sides = [side for side in sample["shape"] if side is not None]
     return isinstance(sample.get("dtype"), str) and all(
-        isinstance(side, int) and 0 < side <= MAX_SIDE for side in sides
+        type(side) is int and 0 < side <= MAX_SIDE for side in sides
     )
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import load_method
 from sslkit.nn import safetensors_file
 from sslkit.recipe import load_recipe
+from sslkit.runs.checkpoint import FORMAT_WITHOUT_DIGEST, load
 from sslkit.workflows.evaluate import evaluate_run
 from sslkit.workflows.resume import find_unfinished
 from sslkit.workflows.train import start
@@ -111,3 +115,108 @@ def test_an_encoder_of_other_names_is_refused_in_one_line(tiny: Path) -> None:
     safetensors_file.save(path, others, described)
     with pytest.raises(CheckpointError, match=r"cannot be read as an encoder: .*Missing key"):
         load_encoder(run_dir)
+
+
+def with_metadata(state: dict[str, Any]) -> OrderedDict[str, Any]:
+    found: OrderedDict[str, Any] = OrderedDict(state["method"])
+    found._metadata = [1]  # type: ignore[attr-defined]  # of torch, a mapping
+    return found
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("method", lambda state: torch.zeros(3), "do not fit the recipe"),
+        ("method", lambda state: [1], "do not fit the recipe"),
+        ("method", lambda state: {**state["method"], 1: torch.zeros(1)}, "do not fit the recipe"),
+        ("method", with_metadata, "do not fit the recipe"),
+        ("format", lambda state: torch.zeros(3), r"checkpoint format tensor\(\[0., 0., 0.\]\)"),
+        ("format", lambda state: "x" * 10_000, "checkpoint format 'xxx"),
+    ],
+)
+def test_a_checkpoint_of_anybodys_is_refused_in_one_line(
+    unfinished: Path, key: str, value: Callable[[dict[str, Any]], Any], expected: str
+) -> None:
+    (path,) = (unfinished / "checkpoints").iterdir()
+    state = load(path)
+    torch.save({**state, "format": FORMAT_WITHOUT_DIGEST, key: value(state)}, path)
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        load_method(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("steps_per_epoch", torch.zeros(3), r"has tensor\(\[0., 0., 0.\]\) steps an epoch"),
+        ("steps_per_epoch", "x" * 10_000, "has 'xxx"),
+        ("step", 10**15, "is at step 1,000,000,000,000,000, and the run ends at step 1; it is dam"),
+    ],
+)
+def test_a_resume_from_a_state_of_anybodys_is_refused_in_one_line(
+    unfinished: Path, key: str, value: object, expected: str
+) -> None:
+    """A step beyond the end would be a run that is done."""
+    (path,) = (unfinished / "checkpoints").iterdir()
+    torch.save({**load(path), "format": FORMAT_WITHOUT_DIGEST, key: value}, path)
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        start(None, [], resume=str(unfinished), display=Silent())
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert not (unfinished / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("image_size", True), ("channels", True), ("shape", [True, 16, 16])]
+)
+def test_an_encoder_file_whose_sizes_are_no_numbers_is_refused(
+    unfinished: Path, key: str, value: object
+) -> None:
+    file = unfinished / "encoder.safetensors"
+    described = safetensors_file.describe(file)
+    assert described is not None
+    safetensors_file.save(file, safetensors_file.load(file), {**described, key: value})
+    with pytest.raises(CheckpointError, match="its metadata is not that of this version"):
+        load_encoder(file)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        ({"name": "timm", "model": "vit_giant_patch14_dinov2"}, "has far more than its [0-9,]+ we"),
+        ({"name": "timm", "model": "test_resnet", "model_args": {"x": 1}}, "argument 'x'"),
+        ({"name": "timm", "model": "test_resnet", "field": 1}, "backbone.field: Extra inputs"),
+        ({"name": "os:system"}, "unknown backbone 'os:system'"),
+        ({"name": 3}, "cannot be read as an encoder"),
+        ({"model": "test_resnet"}, "cannot be read as an encoder"),
+    ],
+)
+def test_an_encoder_file_that_describes_no_network_of_its_weights_is_refused(
+    unfinished: Path, backbone: dict[str, Any], expected: str
+) -> None:
+    """The largest one here would take 4.5 GB, for a file of 400 KB."""
+    file = unfinished / "encoder.safetensors"
+    described = safetensors_file.describe(file)
+    assert described is not None
+    weights = safetensors_file.load(file)
+    safetensors_file.save(file, weights, {**described, "backbone": backbone})
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        load_encoder(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("hidden_dim: 16", "hidden_dim: 50000000"), ("test_resnet", "vit_giant_patch14_dinov2")],
+)
+def test_a_run_folder_that_describes_more_than_its_weights_is_refused(
+    unfinished: Path, old: str, new: str
+) -> None:
+    recipe = unfinished / "recipe.resolved.yaml"
+    text = recipe.read_text()
+    assert old in text
+    recipe.write_text(text.replace(old, new))
+    with pytest.raises(CheckpointError, match=r"has far more than its [0-9,]+ weights") as caught:
+        load_method(unfinished)
+    assert "\n" not in str(caught.value)

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -450,3 +451,16 @@ def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) 
     )
     assert done.returncode == 0, done.stderr[-500:]
     assert done.stdout.startswith("refused")
+
+
+def test_of_large_images_there_are_fewer(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size is what the file says: 32 images of 16,384 x 16,384 pixels would take 103 GB."""
+    monkeypatch.setattr("sslkit.workflows.export.sample_images._MOST_VALUES", 3 * 16 * 16 * 5)
+    assert len(make_probe(open_source(run)).images) == 5
+    shutil.copy(run / "encoder.safetensors", tmp_path / "alone.safetensors")
+    exported = export_encoder(tmp_path / "alone.safetensors", "timm", tmp_path / "out")
+    assert exported.images.startswith("5 synthetic images")
+    monkeypatch.setattr("sslkit.workflows.export.sample_images._MOST_VALUES", 1)
+    assert len(make_probe(open_source(tmp_path / "alone.safetensors")).images) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,8 @@ from sslkit.randomness import seeded
 from .source import ExportSource
 
 COUNT = 32
+_MOST_VALUES = 1 << 26
+"""Of all images together, as the encoder takes them: 256 MB. Of large ones there are fewer."""
 _GRID = 8
 """Side, in cells, of the coarse noise that synthetic images are."""
 _SPLITS: tuple[Literal["test", "train"], ...] = ("test", "train")
@@ -79,7 +82,7 @@ def _real(source: ExportSource, data: Slot[DataSource]) -> Probe:
             return _synthetic(source, reason)
         if not source.encoder.takes_images and reader.sample != source.sample:
             return _synthetic(source, f"those of '{data.name}' are {reader.sample} now")
-        images = tuple(_spread(reader))
+        images = tuple(_spread(reader, _count(source)))
         if images:
             what = _word(source.sample)
             return Probe(images, f"{len(images)} {split} {what} of {data.name}", synthetic=False)
@@ -90,8 +93,17 @@ def _word(sample: SampleSpec) -> str:
     return "images" if sample.is_image else "samples"
 
 
-def _spread(reader: SplitReader) -> list[Tensor]:
-    count = min(COUNT, len(reader))
+def _count(source: ExportSource) -> int:
+    """How many samples there should be."""
+    shape = source.shape
+    if source.encoder.takes_images:
+        side = source.encoder.preprocess.resize
+        shape = (source.channels, side, side)
+    return max(1, min(COUNT, _MOST_VALUES // math.prod(shape)))
+
+
+def _spread(reader: SplitReader, most: int) -> list[Tensor]:
+    count = min(most, len(reader))
     images = []
     for index in torch.linspace(0, len(reader) - 1, count, dtype=torch.float64).long().tolist():
         try:
@@ -105,15 +117,16 @@ def _spread(reader: SplitReader) -> list[Tensor]:
 
 
 def _synthetic(source: ExportSource, reason: str) -> Probe:
+    count = _count(source)
     if not source.encoder.takes_images:
         with seeded(0, "export"):
-            noise = torch.rand(COUNT, *source.shape)
+            noise = torch.rand(count, *source.shape)
         noise = (255.0 * noise if source.sample.is_image else noise).to(source.sample.torch_dtype)
-        what = f"{COUNT} synthetic {_word(source.sample)} ({reason})"
+        what = f"{count} synthetic {_word(source.sample)} ({reason})"
         return Probe(torch.split(noise, 1), what, synthetic=True)
     side = source.encoder.preprocess.resize
     with seeded(0, "export"):
-        cells = torch.rand(COUNT, source.channels, _GRID, _GRID)
+        cells = torch.rand(count, source.channels, _GRID, _GRID)
     smooth = functional.interpolate(cells, size=(side, side), mode="bicubic").clamp(0.0, 1.0)
     images = (255.0 * smooth).round().to(torch.uint8)
-    return Probe(torch.split(images, 1), f"{COUNT} synthetic images ({reason})", synthetic=True)
+    return Probe(torch.split(images, 1), f"{count} synthetic images ({reason})", synthetic=True)
