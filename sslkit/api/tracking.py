@@ -108,7 +108,8 @@ class Callback(Component):
         self.config = config
 
     def on_start(self, run: RunView, method: Method) -> None:
-        """Before the first step, also after a resume. `method` may be kept, to look at."""
+        """Before the first step, also after a resume. `method` may be kept, to look at; with
+        `train.parallel: fsdp` asking it for anything is a PluginError."""
 
     def on_batch(self, run: RunView, batch: Batch, progress: Progress) -> None:
         """After the views of a batch are made, before the step; every step."""

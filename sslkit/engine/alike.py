@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sslkit.errors import TrainingError
 from sslkit.nn.numerics import repeats_bits
+from sslkit.parallel.sharding import is_sharded
 from sslkit.runs.environment import hardware, torch_settings
 
 from .not_finite import state_tensors
@@ -61,9 +62,11 @@ def digests(t: Training) -> dict[str, int]:
 
 
 def kept(t: Training) -> Iterator[tuple[str, Tensor]]:
-    """What every rank keeps, and must keep alike: in words, and the tensor itself."""
+    """What every rank keeps, and must keep alike: in words, and the tensor itself. Of tensors in
+    parts each rank keeps another one."""
     for kind, name, tensor in state_tensors(t.method, t.optimization.optimizer):
-        yield f"the {kind} '{name}'", tensor
+        if not is_sharded(tensor):
+            yield f"the {kind} '{name}'", tensor
     if (probe := t.learner.probe) is not None:
         for kind, name, tensor in state_tensors(probe.classifier, probe.optimizer):
             yield f"the {kind} '{name}' of the online probe", tensor

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sslkit.api import Batch, Callback, Method, Progress, RunView
 from sslkit.errors import PluginError
+from sslkit.parallel.sharding import is_sharded
 from sslkit.randomness import seeded
 
 Numbers = dict[str, float]
@@ -32,6 +33,16 @@ class Watched(Protocol):
     def progress(self) -> Progress: ...
 
 
+class NotWhole:
+    """In place of a method whose weights lie in parts: the first rank alone cannot read them."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise PluginError(
+            f"a callback asks for '{name}' of the method, of whose weights each process has a part "
+            "with train.parallel=fsdp; leave it out, or set train.parallel=ddp"
+        )
+
+
 class Callbacks:
     """The callbacks of a run, in the order of the recipe.
 
@@ -52,7 +63,9 @@ class Callbacks:
 
     def on_start(self, t: Watched) -> None:
         """See `Callback.on_start`."""
-        self._call(t, "on_start", lambda each: each.on_start(t.run, t.method))
+        in_parts = any(is_sharded(parameter) for parameter in t.method.parameters())
+        method: Any = NotWhole() if in_parts else t.method
+        self._call(t, "on_start", lambda each: each.on_start(t.run, method))
 
     def on_batch(self, t: Watched, batch: Batch) -> None:
         """See `Callback.on_batch`."""

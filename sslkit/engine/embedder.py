@@ -14,8 +14,10 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from sslkit.api import Batch, Method
+from sslkit.errors import PluginError
 from sslkit.nn.numerics import repeats_bits
 from sslkit.nn.shared_statistics import over_ranks, shareable_layers
+from sslkit.parallel.sharding import is_sharded, shard
 from sslkit.parallel.world import World
 
 Embeddings = dict[str, Tensor]
@@ -54,10 +56,13 @@ class Embedder:
         return over_ranks(shareable_layers(self._method), self._world.group)
 
     @property
-    def _ranks(self) -> DistributedDataParallel:
-        """Made at the first pass, and when other parameters are trained than before: those of a
-        backbone that was frozen until now."""
-        trained = [p for p in self._method.parameters() if p.requires_grad]
+    def _ranks(self) -> nn.Module:
+        """What `embed` is called through. Made at the first pass, and when other parameters are
+        trained than before: those of a backbone that was frozen until now."""
+        return self._parallel()
+
+    def _parallel(self) -> DistributedDataParallel:
+        trained = _trained(self._method)
         if self._made is None or [*map(id, trained)] != [*map(id, self._trained)]:
             self._made = None  # before the next one is made: it takes its hooks with it
             self._made, self._trained = self._wrapped(), trained
@@ -72,7 +77,7 @@ class Embedder:
             # backward pass; a resumed run would then add up in another order than the one that it
             # goes on from.
             made = DistributedDataParallel(
-                _Embed(self._method),
+                _Embed(self._method, unused=True),
                 process_group=self._world.group,
                 broadcast_buffers=False,
                 find_unused_parameters=True,
@@ -83,7 +88,7 @@ class Embedder:
     def apart(self) -> AbstractContextManager[None]:
         """For passes whose gradients are only added up here, because another pass of the same step
         follows, whose gradients are summed over the ranks together with them."""
-        return nullcontext() if self._world.group is None else self._ranks.no_sync()
+        return nullcontext() if self._world.group is None else self._parallel().no_sync()
 
     def objective_gradients(self, loss: Tensor, embeddings: Embeddings) -> Embeddings:
         """The gradient of the loss with respect to what the objective saw, (B, ...) for each name.
@@ -96,7 +101,7 @@ class Embedder:
             return {name: v.grad for name, v in leaves.items() if v.grad is not None}
         # Not `backward`: it would tell torch's DistributedDataParallel that these parameters have
         # their gradient, before the networks have been passed.
-        parameters = [p for p in self._method.parameters() if p.requires_grad]
+        parameters = _trained(self._method)
         divided = self._method.divides_objective
         with self._world.watching():
             found = torch.autograd.grad(
@@ -126,15 +131,71 @@ class Embedder:
         self._own = []
 
 
-class _Embed(nn.Module):
-    """`embed` as the forward pass of a module, which is what DistributedDataParallel wraps."""
+class ShardedEmbedder(Embedder):
+    """Calls `Method.embed` with the blocks of its networks in parts on the ranks: torch's
+    `fully_shard` brings each together while it computes, and sums its gradients where they lie.
+    Those of everything else are summed when all parts of a batch have passed."""
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method, world: World, device: torch.device) -> None:
+        """Takes the weights of rank 0 apart; all ranks call this together."""
+        super().__init__(method, world)
+        assert world.group is not None
+        self._root = _Embed(method)
+        world.barrier()
+        with world.watching("when the weights were divided"):
+            shard(self._root, method, device, world.group)
+        self._trained = _trained(method)
+
+    @property
+    def _ranks(self) -> nn.Module:
+        if [*map(id, _trained(self._method))] != [*map(id, self._trained)]:
+            raise PluginError(
+                f"method: {type(self._method).__name__} trains other parameters than in its first "
+                "step, which train.parallel=fsdp cannot; set train.parallel=ddp"
+            )
+        return self._root
+
+    def apart(self) -> AbstractContextManager[None]:
+        return nullcontext()  # each pass adds up where the parts lie, and keeps no whole gradients
+
+    @contextmanager
+    def summing(self) -> Iterator[None]:
+        with super().summing():
+            yield
+            with self._world.watching():
+                self._sum_whole()
+
+    def _sum_whole(self) -> None:
+        """Sums over the ranks what each has found for parameters that are whole, in one message;
+        what no rank has found stays None."""
+        parameters = [p for p in _trained(self._method) if not is_sharded(p)]
+        if not parameters:
+            return
+        # On the CPU, so that a GPU is not waited for.
+        there = self._world.sum(torch.tensor([int(p.grad is not None) for p in parameters]))
+        used = [p for p, ranks in zip(parameters, there.tolist(), strict=True) if ranks]
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
+        summed = self._world.sum(torch.cat([gradient.flatten() for gradient in found]))
+        rows = torch.split(summed, [gradient.numel() for gradient in found])
+        for parameter, gradient, row in zip(used, found, rows, strict=True):
+            parameter.grad = gradient.copy_(row.view_as(gradient))
+
+
+def _trained(method: Method) -> list[nn.Parameter]:
+    return [p for p in method.parameters() if p.requires_grad]
+
+
+class _Embed(nn.Module):
+    """`embed` as the forward pass of a module, which is what torch wraps."""
+
+    def __init__(self, method: Method, *, unused: bool = False) -> None:
+        """unused: whether to add a parameter that is not used: DistributedDataParallel prints a
+        warning where it finds none, though it is asked to look."""
         super().__init__()
         self.method = method
-        # torch prints a warning where it finds no unused parameter, though it is asked to look.
-        first = next(p for p in method.parameters() if p.requires_grad)
-        self.unused = nn.Parameter(torch.zeros(1, dtype=first.dtype, device=first.device))
+        if unused:
+            first = _trained(method)[0]
+            self.unused = nn.Parameter(torch.zeros(1, dtype=first.dtype, device=first.device))
 
     def forward(self, batch: Batch) -> Embeddings:
         """(n, ...) for each name."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sslkit.api import Batch, Loss
 from sslkit.errors import TrainingError
+from sslkit.parallel.sharding import local_part
 from sslkit.runs.endings import FailureRecord, write_failure
 
 from .loss_meter import NotFiniteError, NotFiniteOnAnotherRankError
@@ -230,7 +231,8 @@ def _remedy(t: Training, place: Place) -> str:
 
 def _reach(module: nn.Module) -> float:
     """The largest magnitude among the module's own weights."""
-    return max((float(p.detach().abs().max()) for p in module.parameters() if p.numel()), default=0)
+    here = [local_part(parameter) for parameter in module.parameters()]
+    return max((float(part.abs().max()) for part in here if part.numel()), default=0)
 
 
 def _method_numbers(t: Training) -> str:

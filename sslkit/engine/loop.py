@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,18 +23,27 @@ from .training import Training
 
 
 def save(t: Training) -> Path:
-    """Writes a checkpoint of the current step, on rank 0. Raises TrainingError where the state is
-    not finite, or not the same on all ranks: what is kept is good to go on from."""
+    """Writes a checkpoint of the current step, on rank 0, or begins to (`finish_saving`). Raises
+    TrainingError where the state is not finite, or not the same on all ranks: what is kept is good
+    to go on from."""
     with t.meter.paused():
         refuse_odd_state(t)
         refuse_unlike_ranks(t)
-        path = t.compute.world.once(lambda: _write(t))
+        with t.compute.world.watching("to bring the state together"):
+            state = t.state_dict()
+        path = t.compute.world.once(lambda: _write(t, state))
         t.saved_step = t.progress.step
     return path
 
 
-def _write(t: Training) -> Path:
-    path = t.output.checkpoints.save(t.progress.step, t.state_dict())
+def finish_saving(t: Training) -> None:
+    """Returns when what was saved is whole. Raises TrainingError where it could not be written."""
+    with t.meter.paused():
+        t.compute.world.once(t.output.checkpoints.wait)
+
+
+def _write(t: Training, state: dict[str, Any]) -> Path:
+    path = t.output.checkpoints.save(t.progress.step, state)
     t.saved_step = t.progress.step  # before the others hear of it: they may be gone
     return path
 
@@ -86,6 +96,7 @@ def train(training: Training, stop: StopSignals) -> None:
     if stop.agree(world) and t.saved_step != t.progress.step:
         check_steps(t)
         save(t)
+    finish_saving(t)
 
 
 def checked_step(
@@ -125,6 +136,7 @@ def evaluate_epoch(t: Training, epoch: int, stop: StopSignals) -> None:
     Raises TrainingError where a protocol finds that training should end."""
     if not t.evaluation.is_due(epoch):
         return
+    finish_saving(t)
     with t.compute.eager():
         t.evaluating = True
         found = t.evaluation.run(epoch, t.progress.step, stop)

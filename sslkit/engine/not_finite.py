@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslkit.parallel.sharding import local_part
+
 from .optimization import Optimization
 
 
@@ -30,7 +32,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def odd_value(tensor: Tensor) -> float | None:
-    """A value of the tensor that is not finite (a NaN before an infinity); None where all are."""
+    """A value of the tensor that is not finite (a NaN before an infinity); None where all are. Of
+    one that lies in parts, those that are here are looked at."""
+    tensor = local_part(tensor)
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
         return None
     with torch.no_grad():
@@ -79,6 +83,7 @@ class StateCheck:
 
     def _tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         for kind, name, value in state_tensors(self._method, self._optimization.optimizer):
+            value = local_part(value)
             if kind == "buffer" and name in self._infinite:
                 value = torch.where(torch.isinf(value), 0.0, value)
             yield kind, name, value

@@ -22,6 +22,9 @@ from sslkit.api import (
 )
 from sslkit.api.schedules import checked_factor
 from sslkit.errors import PluginError
+from sslkit.parallel.sharding import is_sharded, local_part
+
+from .split_groups import SplitGroups
 
 _SMALLEST_SCALE = 1.0
 """Scale of the loss in float16. A gradient that is not finite at it was not made so by it."""
@@ -58,9 +61,10 @@ class Optimization:
         _check_groups(method, self.groups)
         self._parameters = [p for group in self.groups for _, p in group.params]
         self.config = config
-        groups = optimizer_groups(config, self.groups, self.peak_lr)
-        self.optimizer = optimizer.create(groups)
-        _check_optimizer(optimizer, self.optimizer, groups)
+        self._split = SplitGroups(optimizer_groups(config, self.groups, self.peak_lr))
+        self.optimizer = optimizer.create(self._split.groups)
+        _check_optimizer(optimizer, self.optimizer, self._split.groups)
+        self._split.check(self.optimizer)
         self._rules = [_rules(group) for group in self.optimizer.param_groups]
 
     def set_rules(self, progress: Progress) -> float:
@@ -93,12 +97,14 @@ class Optimization:
                 nn.utils.clip_grad_norm_(parameter, group.max_grad_norm or math.inf)
         if self.max_grad_norm is not None:
             left = self._grad_norm() if tensorwise else norm
-            nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, left)
+            clip_to(self._gradients(), self.max_grad_norm, left)
         return norm
 
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._parameters if p.grad is not None]
+
     def _grad_norm(self) -> Tensor:
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        return nn.utils.get_total_norm(gradients)
+        return norm_of_all(self._gradients())
 
     def step(self) -> None:
         """Updates the parameters, unless a gradient in float16 overflowed, and drops the
@@ -119,9 +125,10 @@ class Optimization:
         """What is worth a line in the log; waits for the device."""
         return {} if self.scaler is None else {"loss_scale": self.scaler.get_scale()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state, and the scale of the loss where there is one."""
-        state = self.optimizer.state_dict()
+    def state_dict(self, *, keep: bool = True) -> dict[str, Any]:
+        """The optimiser's state, and the scale of the loss where there is one. Where parameters lie
+        in parts, all ranks call this together. keep: whether this rank wants those parts."""
+        state = self._split.joined(self.optimizer.state_dict(), keep=keep)
         return state if self.scaler is None else {**state, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -129,10 +136,11 @@ class Optimization:
         which are those of the recipe, also where a fork changes them.
 
         Raises ValueError for the state of another optimiser."""
-        for rules, saved in zip(self._rules, state["param_groups"], strict=False):
+        given = self._split.cut({key: state[key] for key in ("state", "param_groups")})
+        for rules, saved in zip(self._rules, given["param_groups"], strict=False):
             if rules.keys() != _rules(saved).keys():
                 raise ValueError("it is the state of another optimiser")
-        self.optimizer.load_state_dict({key: state[key] for key in ("state", "param_groups")})
+        self.optimizer.load_state_dict(given)
         if self.scaler is not None and "scaler" in state:  # a fork may come from another precision
             self.scaler.load_state_dict(state["scaler"])
         self._check_entries()
@@ -160,6 +168,26 @@ class Optimization:
             for name, value in entry.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def norm_of_all(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients together, a scalar. Where some lie in parts, all ranks call this
+    together."""
+    sharded = [gradient for gradient in gradients if is_sharded(gradient)]
+    if not sharded:
+        return nn.utils.get_total_norm(gradients)
+    found: Any = nn.utils.get_total_norm(sharded)
+    in_parts: Tensor = found.full_tensor()
+    whole = nn.utils.get_total_norm([g for g in gradients if not is_sharded(g)])
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([in_parts, whole.to(in_parts)]))
+    return norm
+
+
+def clip_to(gradients: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
+    """Scales gradients so that their norm is at most so large, as
+    `torch.nn.utils.clip_grads_with_norm_` does. norm: what it is."""
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_([local_part(gradient) for gradient in gradients], factor)
 
 
 def _kind(value: Any, parameter: Tensor) -> str:

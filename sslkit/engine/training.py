@@ -12,6 +12,7 @@ from torch import Tensor
 from sslkit.api import Batch, Method, Progress, RunView, ScheduledNumber
 from sslkit.nn.compute import Compute
 from sslkit.parallel.division import Division
+from sslkit.parallel.sharding import gathered, scattered
 from sslkit.runs.checkpoint import Checkpoints
 from sslkit.runs.folder import RunFolder
 
@@ -211,10 +212,12 @@ class Training:
         return self.learner.optimization
 
     def state_dict(self) -> dict[str, Any]:
-        """All state that the next step depends on; the rest is a function of the step's number."""
+        """All state that the next step depends on; the rest is a function of the step's number.
+        With several ranks all call this together: what lies in parts is brought to rank 0."""
+        here = self.compute.world.is_first
         return {
-            "method": self.method.state_dict(),
-            "optimization": self.optimization.state_dict(),
+            "method": gathered(self.method.state_dict(), keep=here),
+            "optimization": self.optimization.state_dict(keep=here),
             "probe": self.learner.probe.state_dict() if self.learner.probe else None,
             "meter": self.meter.state_dict(),
             "steps_per_epoch": self.progress.steps_per_epoch,
@@ -222,7 +225,7 @@ class Training:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a checkpoint."""
-        self.method.load_state_dict(state["method"])
+        self.method.load_state_dict(scattered(state["method"], self.method.state_dict()))
         self.optimization.load_state_dict(state["optimization"])
         if self.learner.probe and state["probe"] is not None:
             self.learner.probe.load_state_dict(state["probe"])

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from sslkit.api import (
+    Callback,
     ImageAugmentation,
     Method,
     Progress,
@@ -21,17 +22,18 @@ from sslkit.data.views import view_maker
 from sslkit.engine.callbacks import Callbacks
 from sslkit.engine.contract import Contract
 from sslkit.engine.display import Display
-from sslkit.engine.embedder import Embedder
+from sslkit.engine.embedder import Embedder, ShardedEmbedder
 from sslkit.engine.embedding_monitor import EmbeddingMonitor
 from sslkit.engine.online_probe import OnlineProbe
 from sslkit.engine.optimization import Optimization
 from sslkit.engine.training import Learner, NoLog, Output, Pace, Training
+from sslkit.errors import RecipeError
 from sslkit.evaluation.suite import EvaluationSuites
 from sslkit.nn.compute import Compute
 from sslkit.parallel.division import Division
 from sslkit.parallel.world import World
-from sslkit.recipe import Recipe, components, flatten, scheduled_numbers
-from sslkit.runs.checkpoint import Checkpoints
+from sslkit.recipe import Recipe, TrainConfig, components, flatten, scheduled_numbers
+from sslkit.runs.checkpoint import BackgroundCheckpoints, Checkpoints
 from sslkit.runs.endings import write_unreadable
 from sslkit.runs.folder import RunFolder
 from sslkit.tracking.log import RunLog
@@ -46,7 +48,7 @@ from .networks import (
     without_starting_weights,
 )
 from .resolve import make_compute, settle
-from .run_evaluation import RunEvaluation
+from .run_evaluation import Measured, MeasuredCopy, RunEvaluation
 from .stores import Stores, open_stores
 from .trials import (
     check_convolutions,
@@ -82,8 +84,8 @@ class Experiment:
 
     @property
     def method(self) -> Method:
-        """The method that is trained."""
-        return self.training.method
+        """The method as it is measured and exported."""
+        return self.evaluation.measured.method
 
     def describe(self) -> dict[str, Any]:
         """What the recipe does not say about the run, here and now."""
@@ -130,16 +132,17 @@ def build(
     method = initial_method(recipe, facts, compute)
     check_encoder(recipe, facts, compute, method.encoder)
     check_convolutions(recipe, facts, compute, method.encoder)
+    measured = MeasuredCopy(method, compute.device) if compute.sharded else Measured(method)
     if compute.compiled:
-        compile_backbones(method, cuda_graphs=compute.cuda_graphs)
+        compile_backbones(method, compute)
     learner = make_learner(recipe, facts, compute, method)
     check_schedules(recipe, facts)
     check_disk_space(recipe, folder, method)
 
-    monitor = make_monitor(recipe, facts, compute, loader, method)
+    monitor = make_monitor(recipe, facts, compute, loader, measured.method)
     watched = Watched(learner.probe, loader.maker, monitor)
-    suites = make_suites(recipe, compute, stores, method, watched)
-    evaluation = RunEvaluation(suites, method, monitor, stores, folder)
+    suites = make_suites(recipe, compute, stores, measured.method, watched)
+    evaluation = RunEvaluation(suites, measured, monitor, stores, folder)
     training = Training(
         compute,
         loader,
@@ -147,7 +150,7 @@ def build(
         Progress(0, facts.total_steps, facts.steps_per_epoch),
         make_pace(recipe),
         evaluation,
-        make_output(recipe, folder, display, world),
+        make_output(recipe, folder, display, compute),
     )
     return Experiment(recipe, facts, folder, stores, evaluation, training, no_untrained)
 
@@ -181,6 +184,7 @@ def make_division(recipe: Recipe, world: World) -> Division:
 
 def make_learner(recipe: Recipe, facts: RunFacts, compute: Compute, method: Method) -> Learner:
     """What is trained, with all that a step needs."""
+    embedder = make_embedder(compute, method)  # first: it may take the parameters apart
     optimization = Optimization(
         method,
         recipe.optimizer.build(),
@@ -204,10 +208,17 @@ def make_learner(recipe: Recipe, facts: RunFacts, compute: Compute, method: Meth
         probe,
         contract,
         recipe.seed,
-        embedder=Embedder(method, compute.world),
+        embedder=embedder,
         division=make_division(recipe, compute.world),
         starts_from=starting_source(recipe),
     )
+
+
+def make_embedder(compute: Compute, method: Method) -> Embedder:
+    """How batches pass through the networks."""
+    if compute.sharded:
+        return ShardedEmbedder(method, compute.world, compute.device)
+    return Embedder(method, compute.world)
 
 
 def make_monitor(
@@ -236,21 +247,34 @@ def make_pace(recipe: Recipe) -> Pace:
     )
 
 
-def make_output(recipe: Recipe, folder: RunFolder, display: Display, world: World) -> Output:
+def make_output(recipe: Recipe, folder: RunFolder, display: Display, compute: Compute) -> Output:
     """Where results go; the log is opened when the run begins."""
     name = f"{recipe.name}-s{recipe.seed}"
     return Output(
         RunView(folder.path, name, flatten(recipe), run_tags(recipe)),
         folder,
-        Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints),
+        make_checkpoints(folder, recipe.train),
         display,
-        make_callbacks(recipe, world),
+        make_callbacks(recipe, compute),
     )
 
 
-def make_callbacks(recipe: Recipe, world: World) -> Callbacks:
-    """The callbacks of the recipe, which the first rank calls."""
-    watching = recipe.callbacks if world.is_first else ()
+def make_checkpoints(folder: RunFolder, train: TrainConfig) -> Checkpoints:
+    """Where and how the run is saved."""
+    kind = BackgroundCheckpoints if train.checkpoint_in_background else Checkpoints
+    return kind(folder.checkpoints, train.keep_checkpoints)
+
+
+def make_callbacks(recipe: Recipe, compute: Compute) -> Callbacks:
+    """The callbacks of the recipe, which the first rank calls. Raises RecipeError for one that sees
+    gradients, of which that rank has a part."""
+    for place, slot in enumerate(recipe.callbacks if compute.sharded else ()):
+        if slot.cls.on_gradients is not Callback.on_gradients:
+            raise RecipeError(
+                f"callbacks.{place}: {slot.name} sees gradients, of which each process has a part "
+                "with train.parallel=fsdp; leave it out, or set train.parallel=ddp"
+            )
+    watching = recipe.callbacks if compute.world.is_first else ()
     return Callbacks([(slot.name.rpartition(":")[2], slot.build()) for slot in watching])
 
 

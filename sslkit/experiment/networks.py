@@ -13,6 +13,7 @@ from sslkit.engine.display import Display
 from sslkit.errors import RecipeError
 from sslkit.nn.compute import Compute
 from sslkit.nn.recompute import is_recomputed
+from sslkit.parallel.sharding import blocks
 from sslkit.randomness import seeded
 from sslkit.recipe import Recipe
 
@@ -103,8 +104,9 @@ def initial_method(recipe: Recipe, facts: RunFacts, compute: Compute) -> Method:
     return method
 
 
-def compile_backbones(method: Method, *, cuda_graphs: bool = False) -> None:
-    """Compiles the encoder, and a teacher's, which is a backbone too.
+def compile_backbones(method: Method, compute: Compute) -> None:
+    """Compiles the encoder, and a teacher's, which is a backbone too; of weights in parts each
+    block by itself, since it is brought together between two of them.
 
     Raises RecipeError where blocks are recomputed: what they do is not for a compiler."""
     if is_recomputed(method):
@@ -112,9 +114,9 @@ def compile_backbones(method: Method, *, cuda_graphs: bool = False) -> None:
             "train.compile: blocks that the backbone recomputes cannot be compiled; set "
             "train.compile=false, or backbone.recompute=false"
         )
-    for module in method.modules():
-        if isinstance(module, Backbone):
-            module.compile(mode="reduce-overhead" if cuda_graphs else None)
+    backbones = [module for module in method.modules() if isinstance(module, Backbone)]
+    for module in blocks(method) if compute.sharded else backbones:
+        module.compile(mode="reduce-overhead" if compute.cuda_graphs else None)
 
 
 def build_backbone(slot: Slot[Backbone], shape: tuple[int, ...]) -> Backbone:

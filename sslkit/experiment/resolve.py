@@ -132,4 +132,5 @@ def make_compute(train: TrainConfig, world: World) -> Compute:
         compiled_augmentation=bool(train.compile_augmentation),
         cuda_graphs=train.cuda_graphs,
         world=world,
+        sharded=train.parallel == "fsdp" and world.group is not None,
     )

@@ -1,23 +1,64 @@
-"""The evaluators of a run: when they are due, and what is done about what they find."""
+"""The evaluators of a run: what they measure, when they are due, and what is done about what they
+find."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+
+import torch
 
 from sslkit.api import Method
 from sslkit.engine.embedding_monitor import EmbeddingMonitor
 from sslkit.engine.signals import StopSignals
 from sslkit.evaluation.results import SuiteResult
 from sslkit.evaluation.suite import EvaluationSuites
+from sslkit.parallel.sharding import gathered
 from sslkit.parallel.shared_work import SharedWork
 from sslkit.runs.endings import write_stop
 from sslkit.runs.folder import RunFolder
 
 from .measuring import evaluate_calibrated, untrained_networks
 from .stores import Stores
+
+
+@dataclass
+class Measured:
+    """The method as evaluators, embeddings and the exported encoder have it: the one that is
+    trained, itself."""
+
+    method: Method
+
+    @contextmanager
+    def up_to_date(self) -> Iterator[None]:
+        """Inside, `method` is as training has left it. All ranks enter together."""
+        yield
+
+
+class MeasuredCopy(Measured):
+    """A whole copy of a method whose weights lie in parts on the ranks: what is measured may copy
+    it, change it or leave some of it out. Between evaluations it lies in the memory of the host."""
+
+    def __init__(self, method: Method, device: torch.device) -> None:
+        """method: before it is taken apart."""
+        super().__init__(copy.deepcopy(method).to("cpu"))
+        self._trained = method
+        self._device = device
+
+    @contextmanager
+    def up_to_date(self) -> Iterator[None]:
+        self.method.load_state_dict(gathered(self._trained.state_dict(), keep=True))
+        with torch.no_grad():  # those that no state holds, too
+            for own, theirs in zip(self.method.buffers(), self._trained.buffers(), strict=True):
+                own.copy_(theirs)
+        self.method.to(self._device)
+        try:
+            yield
+        finally:
+            self.method.to("cpu")
 
 
 @dataclass(frozen=True)
@@ -27,7 +68,7 @@ class RunEvaluation:
     KeyboardInterrupt: nothing is lost, because all is saved before."""
 
     suites: EvaluationSuites
-    method: Method
+    measured: Measured
     monitor: EmbeddingMonitor
     stores: Stores
     folder: RunFolder
@@ -38,9 +79,9 @@ class RunEvaluation:
 
     def run(self, epoch: int, step: int, stop: StopSignals) -> SuiteResult:
         """Runs those that are due then. step: the one that ended the epoch."""
-        with self.stopped_by(stop) as work:
+        with self.stopped_by(stop) as work, self.measured.up_to_date():
             embedded = self._embedded(epoch, final=False)
-            found = evaluate_calibrated(self.suites, self.method, epoch, False, embedded)
+            found = evaluate_calibrated(self.suites, self.measured.method, epoch, False, embedded)
             if found.stops:  # before they are logged: a kill between the two forgets nothing
                 work.once(lambda: write_stop(self.folder, step, found.stops))
         return found
@@ -57,7 +98,9 @@ class RunEvaluation:
             with self._embedded(epoch, final=True):
                 yield
 
-        trained = evaluate_calibrated(self.suites, self.method, epoch, True, saved())
+        with self.measured.up_to_date():
+            method = self.measured.method
+            trained = evaluate_calibrated(self.suites, method, epoch, True, saved())
         return trained, self.suites.baselines(*untrained_networks(make_untrained()))
 
     def _embedded(self, epoch: int, *, final: bool) -> AbstractContextManager[None]:

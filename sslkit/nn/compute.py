@@ -30,6 +30,8 @@ class Compute:
     """Whether the compiled backbone is replayed as CUDA graphs."""
     world: World = field(default_factory=OneProcess)
     """The processes that share the work, and which of them this is."""
+    sharded: bool = False
+    """Whether each of them keeps a part of the weights alone."""
 
     @property
     def compiles(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sslkit.deprecation import removed_names
+from sslkit.parallel.sharding import local_part
 
 from .numerics import full_precision
 
@@ -104,7 +105,8 @@ def _matching(teacher: Any, online: Any) -> tuple[list[Tensor], list[Tensor]]:
     if mine.keys() != theirs.keys():
         name = min(mine.keys() ^ theirs.keys())
         raise ValueError(f"teacher and online network differ: only one of them has {name}")
-    return list(mine.values()), [theirs[name].detach() for name in mine]
+    # Both lie in parts in the same way, where they do.
+    return [local_part(mine[name]) for name in mine], [local_part(theirs[name]) for name in mine]
 
 
 __getattr__ = removed_names(

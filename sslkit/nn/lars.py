@@ -95,12 +95,14 @@ def trust_ratios(
     weights: list[Tensor], updates: list[Tensor], trust_coefficient: float
 ) -> list[Tensor]:
     """eta * |w| / |g| for each pair, 1 where a norm is 0; scalars on the tensors' device."""
-    weight_norms = torch.stack(torch._foreach_norm(weights, dtype=_norm_dtype(weights)))
-    update_norms = torch.stack(torch._foreach_norm(updates, dtype=_norm_dtype(updates)))
+    weight_norms, update_norms = torch.stack(_norms(weights)), torch.stack(_norms(updates))
     usable = (weight_norms > 0) & (update_norms > 0)
     ratios = trust_coefficient * weight_norms / update_norms.where(usable, 1.0)
     return list(ratios.where(usable, 1.0).unbind())
 
 
-def _norm_dtype(tensors: list[Tensor]) -> torch.dtype:
-    return torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
+    """In float32 at least."""
+    if tensors[0].dtype.itemsize >= torch.float32.itemsize:
+        return list(torch._foreach_norm(tensors))  # with a dtype, tensors in parts are refused
+    return list(torch._foreach_norm(tensors, dtype=torch.float32))

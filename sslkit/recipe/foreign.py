@@ -40,6 +40,7 @@ _RENAMED = {
     "train.batch_size": "bs global_batch_size total_batch_size train_batch_size "
     "per_device_train_batch_size batch_size_per_device",
     "train.precision": "amp use_amp mixed_precision autocast fp16 use_fp16 bf16 dtype",
+    "train.parallel": "strategy distributed distributed_strategy ddp fsdp",
     "train.device": "accelerator cuda use_cuda",
     "train.loader_threads": "num_workers workers n_workers num_threads dataloader_num_workers "
     "dataloader_workers",
@@ -68,10 +69,12 @@ _ABSENT = {
         "train.micro_batch_size to what fits into memory: the loss is then that of the whole batch"
     ),
     "devices gpus num_gpus n_gpus gpu gpu_id gpu_ids num_devices num_nodes world_size "
-    "nproc_per_node strategy distributed distributed_backend ddp sync_batchnorm sync_bn": (
-        "there is no such setting: a run uses one device, which train.device chooses, and "
-        "CUDA_VISIBLE_DEVICES says which GPU that is; sslkit compare --devices makes several runs "
-        "side by side"
+    "nproc_per_node": (
+        "a recipe says nothing of processes: sslkit run RECIPE --nproc N trains on N devices of "
+        "this machine, torchrun or srun on several machines; CUDA_VISIBLE_DEVICES says which GPUs"
+    ),
+    "sync_batchnorm sync_bn": (
+        "there is no such setting: BatchNorm is over the images of all processes, as in one"
     ),
     "shuffle drop_last pin_memory persistent_workers prefetch_factor non_blocking": (
         "there is no such setting: every epoch has an order of its own that follows from the seed, "

@@ -22,9 +22,11 @@ _NOT_HASHED_IN_TRAIN = frozenset(
     {
         "device",
         "loader_threads",
+        "parallel",
         "log_every_steps",
         "checkpoint_every_epochs",
         "checkpoint_every_steps",
+        "checkpoint_in_background",
         "keep_checkpoints",
     }
 )
@@ -38,8 +40,10 @@ def recipe_hash(recipe: Recipe) -> str:
     - `seed`: runs that differ in it are repetitions;
     - `name`, `expect`, `origins`: names, judges and records;
     - `tracking`, `callbacks`, `runs_dir`, `train.log_every_steps`, `train.checkpoint_every_epochs`,
-      `train.checkpoint_every_steps`, `train.keep_checkpoints`: watch and store;
+      `train.checkpoint_every_steps`, `train.checkpoint_in_background`, `train.keep_checkpoints`:
+      watch and store;
     - `train.loader_threads`: the same bits for any number;
+    - `train.parallel`: how processes share the same computation;
     - `train.device`: the same mathematics elsewhere; the environment record has the device;
     - the value of every path, whose data has its own fingerprint (that a path is given counts).
 

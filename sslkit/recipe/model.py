@@ -90,6 +90,10 @@ class TrainConfig(Block):
     cuda_graphs: bool = False
     """Replays the compiled backbone as CUDA graphs, which saves the time between small kernels;
     needs `compile` and a CUDA device."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes keep of the networks: `ddp` all of them, `fsdp` of each block that
+    repeats, such as those of a transformer, a part of its weights, gradients and optimiser state,
+    for networks that are too large for one device. The numbers are the same."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; `auto` takes the first of cuda, mps and cpu that works and is recorded."""
     deterministic: bool = False
@@ -105,10 +109,22 @@ class TrainConfig(Block):
     """Saves a checkpoint after every so many epochs."""
     checkpoint_every_steps: PositiveInt | None = None
     """Also saves a checkpoint every so many steps."""
+    checkpoint_in_background: bool = False
+    """Writes checkpoints while training goes on, from a copy of all state in the memory of the
+    host; evaluations and the end of the run wait for them."""
     keep_checkpoints: PositiveInt = 2
     """How many of the last checkpoints to keep."""
     online_probe: OnlineProbeConfig | None = OnlineProbeConfig()
     """A probe that is trained along, where the data has labels; null switches it off."""
+
+    @model_validator(mode="after")
+    def _parts_need_no_scale(self) -> TrainConfig:
+        if self.parallel == "fsdp" and self.precision == "fp16":
+            raise ValueError(
+                "parallel: fsdp does not go with precision fp16, whose gradients are scaled; set "
+                "precision: bf16 or fp32, or parallel: ddp"
+            )
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> TrainConfig:

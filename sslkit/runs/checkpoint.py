@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,7 +39,7 @@ class Checkpoints:
         leaves either the whole new file or none of it.
 
         Raises TrainingError where the file cannot be written; the older ones are then untouched."""
-        path = self.folder / f"step-{step:08d}.pt"
+        path = self._path(step)
         try:
             self.folder.mkdir(exist_ok=True)  # without parents: a run that was moved is elsewhere
             remove_leftovers(self.folder)  # so that kills do not fill the disk
@@ -65,6 +66,12 @@ class Checkpoints:
         for old in paths[: max(end - self.keep, 0)] + paths[end:]:
             old.unlink(missing_ok=True)
         return path
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.pt"
+
+    def wait(self) -> None:
+        """Returns when what was saved is whole, and in its place."""
 
     def paths(self) -> list[Path]:
         """Checkpoints by step, oldest first."""
@@ -99,6 +106,54 @@ class Checkpoints:
         if path is None:
             return None, damaged
         return chosen[0] if chosen else load(path, inside=self.folder.parent), damaged
+
+
+class BackgroundCheckpoints(Checkpoints):
+    """Checkpoints that are written by a thread, from a copy of the state in the memory of the host,
+    while training goes on. One at a time: the next one waits for the one before. Nothing is seen
+    of a checkpoint before it is whole."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        super().__init__(folder, keep)
+        self._writing: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Copies the state and begins to write it. Raises what the one before could not be written
+        for."""
+        self.wait()
+        copied = copy_on_host(state)
+
+        def write() -> None:
+            try:
+                Checkpoints.save(self, step, copied)
+            except Exception as error:  # told to the thread that trains
+                self._error = error
+
+        # Not a daemon: a process that ends by an error leaves the checkpoint whole.
+        self._writing = threading.Thread(target=write, name="checkpoint")
+        self._writing.start()
+        return self._path(step)
+
+    def wait(self) -> None:
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+
+def copy_on_host(value: Any) -> Any:
+    """A state (nested dicts, lists and tuples) whose tensors are copies on the CPU."""
+    if isinstance(value, torch.Tensor):
+        copied = value.detach().to("cpu")
+        return copied.clone() if copied.data_ptr() == value.data_ptr() else copied
+    if isinstance(value, dict):
+        return {key: copy_on_host(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copy_on_host(item) for item in value)
+    return value
 
 
 def load(path: Path, *, inside: Path | None = None) -> dict[str, Any]:

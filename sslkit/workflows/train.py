@@ -10,7 +10,7 @@ from typing import Any
 
 from sslkit.api import RunFacts
 from sslkit.engine.display import Display, display_of, make_display
-from sslkit.engine.loop import save
+from sslkit.engine.loop import finish_saving, save
 from sslkit.engine.signals import StopSignals
 from sslkit.errors import CheckpointError, RecipeError, SSLKitError, TrainingError
 from sslkit.experiment.build import Experiment, build
@@ -116,6 +116,7 @@ def _start(
                 refuse_ended(state, facts, f"{fork}")
                 restore(experiment, state, f"{fork}")
                 save(experiment.training)  # a resume before the next one must have a start
+                finish_saving(experiment.training)
             world.once(lambda: describe_folder(experiment, fork))
         return execute(experiment, stop)
 
