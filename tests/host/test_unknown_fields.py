@@ -58,9 +58,9 @@ def said(text: str, *overrides: str) -> list[str]:
         ("train.temperature",
          "unknown field here; this recipe has it at method.loss.temperature or "
          "evaluate.0.temperature"),
-        ("train.devices", "unknown field; there is no such setting: a run uses one device"),
-        ("gpus", "unknown field; there is no such setting: a run uses one device"),
-        ("train.strategy", "unknown field; there is no such setting: a run uses one device"),
+        ("train.devices", "unknown field; a recipe says nothing of processes: sslkit run RECIPE"),
+        ("gpus", "unknown field; a recipe says nothing of processes: sslkit run RECIPE"),
+        ("train.strategy", "unknown field; in sslkit it is train.parallel"),
         ("train.accumulate_grad_batches",
          "unknown field; sslkit does not add up the gradients of small batches"),
         ("train.drop_last", "unknown field; there is no such setting"),
