@@ -104,8 +104,8 @@ def _extent(value: Any, known: dict[int, int], depth: int = 0) -> int:
 
 
 def _tensor_bytes(value: Tensor) -> int:
-    """Of all elements, if each had its own: one may stand for many. What lies on no device has
-    none, and compressed sparse tensors share none."""
+    """Bytes of all elements, if each had its own: one may stand for many. What lies on no device
+    has none, and compressed sparse tensors share none."""
     if value.layout == torch.sparse_coo:
         return _tensor_bytes(value._indices()) + _tensor_bytes(value._values())
     if value.is_meta or value.layout != torch.strided:

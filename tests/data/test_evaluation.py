@@ -10,6 +10,7 @@ from torchvision.transforms import functional as tv
 from sslkit.api import Preprocess, ViewSpec
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import augmented_pairs, evaluation_batches
+from sslkit.data.resize import resize
 from sslkit.data.views import view_maker
 
 
@@ -125,3 +126,29 @@ def test_pairs_do_not_depend_on_threads_or_on_whose_maker_it_is(
             expected = expected or pair
             assert torch.equal(pair[0], expected[0])
             assert torch.equal(pair[1], expected[1])
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_images_are_resized_channel_by_channel_to_the_same_bits(
+    photo, monkeypatch, interpolation, channels
+):
+    """As floats, the largest image that is read would take 800 MB, in each thread."""
+    image = torch.from_numpy(photo(0, 300, 411))[..., :channels].permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate
+    taken = []
+
+    def noted(given, **options):
+        taken.append(given.shape[1])
+        return resized(given, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", noted)
+    for images in (image, image / 255.0):
+        for size in ((64, 88), (224, 307)):
+            monkeypatch.setattr("sslkit.data.resize._LARGE", 300 * 411)
+            whole = resize(images, size, interpolation)
+            taken.clear()
+            monkeypatch.setattr("sslkit.data.resize._LARGE", 300 * 411 - 1)
+            assert torch.equal(resize(images, size, interpolation), whole)
+            is_small = images.dtype == torch.uint8 and interpolation == "bilinear"
+            assert taken == ([channels] if is_small else [1] * channels)

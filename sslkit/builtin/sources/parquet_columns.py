@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,10 @@ from sslkit.errors import DataError, RecipeError, first_line_of
 from sslkit.files import parse_json
 
 _SHOWN_COLUMNS, _SHOWN_LETTERS = 10, 60
+
+_MOST_TIMES, _MOST_MORE = 16, 64 << 20
+"""A column takes at most so many times the bytes of its file, and so many more, in memory: images
+hardly shrink by compression."""
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 """Column names that `label_column: auto` takes for labels."""
@@ -30,6 +34,20 @@ class Shard:
     """pyarrow.Schema."""
     column_bytes: Mapping[str, int]
     """Uncompressed size of each top-level column."""
+    size: int
+    """Bytes of the file."""
+
+    def refuse_growth(self, column: str, found: int | None = None) -> None:
+        """Raises DataError where a column takes far more memory than its file has bytes: a page of
+        zeros, or one value that stands for all rows, makes gigabytes of a few kilobytes. found:
+        what was read of it so far; None: what the footer says."""
+        taken = self.column_bytes.get(column, 0) if found is None else found
+        if taken > _MOST_TIMES * self.size + _MOST_MORE:
+            raise DataError(
+                f"data: {self.path} has {self.size:,} bytes, and its column "
+                f"{_few([column])} takes more than {taken >> 20:,} MiB in memory; write the "
+                "file again, without values that stand in it many times over"
+            )
 
     def features(self) -> dict[str, Any]:
         """The `features` that the library `datasets` stores in the schema, else {}."""
@@ -61,8 +79,11 @@ def open_shards(paths: Sequence[Path]) -> list[Shard]:
     shards: list[Shard] = []
     for path in paths:
         with whole_file(path), parquet.ParquetFile(path) as file:
-            sizes = _column_bytes(file.metadata)
-            shards.append(Shard(path, file.metadata.num_rows, file.schema_arrow, sizes))
+            sizes = column_bytes(file.metadata, range(file.metadata.num_row_groups))
+            rows, size = file.metadata.num_rows, path.stat().st_size
+            shards.append(Shard(path, rows, file.schema_arrow, sizes, size))
+        if rows > size:  # of any use, each has a byte
+            raise DataError(f"data: {path} says it has {rows:,} rows, in {size:,} bytes")
         if not shards[-1].schema.equals(shards[0].schema, check_metadata=False):
             raise DataError(
                 f"data: {path} has columns {_columns(shards[-1])}, but {shards[0].path} has "
@@ -146,14 +167,11 @@ def labels_of(
     if column is None:
         return None, None
     import pyarrow as pa
-    from pyarrow import parquet
 
     kind = shards[0].schema.field(column).type
-    chunks = []
-    for shard in shards:
-        with whole_file(shard.path):
-            chunks += parquet.read_table(shard.path, columns=[column])[column].chunks
-    values = pa.chunked_array(chunks, kind)
+    if _is_text(kind):
+        return _text_positions(_read_labels(shards, column, as_dictionary=True))
+    values = pa.chunked_array(_read_labels(shards, column), kind)
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     values = _plain_labels(values, f"column {column} of {shards[0].path}")
@@ -163,17 +181,59 @@ def labels_of(
     return _positions(values, column) if names is None else _among(values, column, names)
 
 
+def _read_labels(shards: Sequence[Shard], column: str, *, as_dictionary: bool = False) -> list[Any]:
+    """The chunks of a column. as_dictionary: as numbers of values, each of which is in memory
+    once."""
+    from pyarrow import parquet
+
+    chunks: list[Any] = []
+    for shard in shards:
+        shard.refuse_growth(column)
+        with whole_file(shard.path):
+            read = [column] if as_dictionary else None
+            table = parquet.read_table(shard.path, columns=[column], read_dictionary=read)
+            chunks += table[column].chunks
+    return chunks
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _text_positions(
+    chunks: Sequence[Any],
+) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
+    """Labels as positions in the texts that occur; see `labels_of`."""
+    import pyarrow as pa
+
+    found: list[tuple[list[str], NDArray[np.int64]]] = []
+    for chunk in chunks:
+        coded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
+        rows = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        found.append((coded.dictionary.to_pylist(), rows))
+    classes = sorted({texts[row] for texts, rows in found for row in np.unique(rows) if row >= 0})
+    if not classes:
+        return None, None
+    position = {text: number for number, text in enumerate(classes)}
+    parts = [
+        np.array([*(position.get(text, -1) for text in texts), -1])[rows] for texts, rows in found
+    ]
+    return np.concatenate(parts).astype(np.int64), tuple(classes)
+
+
 def _plain_labels(values: Any, where: str) -> Any:
-    """Labels as int64, uint64 or string, with null for none. Raises RecipeError for other types."""
+    """Labels as int64, uint64 or string, with null for none. Raises RecipeError for other types.
+    Texts are read in another way."""
     import pyarrow as pa
     from pyarrow import compute
 
     kind = values.type
     if pa.types.is_boolean(kind):
         return values.cast(pa.string())
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
-        return values.cast(pa.large_string())
-    if pa.types.is_string_view(kind):
+    if pa.types.is_string_view(kind) or pa.types.is_null(kind):
         return values.cast(pa.large_string())
     whole = pa.types.is_floating(kind) and _are_whole(values)
     if not (pa.types.is_integer(kind) or whole):
@@ -244,9 +304,10 @@ def _holds_images(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _column_bytes(metadata: Any) -> dict[str, int]:
+def column_bytes(metadata: Any, groups: Iterable[int]) -> dict[str, int]:
+    """Uncompressed size of each top-level column in some row groups, as the footer says."""
     sizes: dict[str, int] = {}
-    for number in range(metadata.num_row_groups):
+    for number in groups:
         group = metadata.row_group(number)
         for position in range(group.num_columns):
             leaf = group.column(position)

@@ -8,7 +8,7 @@ import re
 import shutil
 import threading
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslkit.api import UnreadableImageError
-from sslkit.builtin.sources.parquet_columns import Shard, whole_file
+from sslkit.builtin.sources.parquet_columns import Shard, column_bytes, whole_file
 from sslkit.builtin.sources.paths import sample_positions
 from sslkit.builtin.sources.regular_files import is_inside, read_image_file
 from sslkit.errors import DataError, RecipeError
@@ -27,7 +27,9 @@ Chunk = tuple[Any, Any]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 4096
-_ROWS_PER_BATCH = 1024
+_BATCH_ROWS, _BATCH_BYTES = 64, 64 << 20
+"""Rows that are read at a time, and bytes that they take if each were as large as all of their row
+group: one image can stand for all rows."""
 
 
 class _AddressError(UnreadableImageError):
@@ -107,16 +109,17 @@ class ImageColumn:
         return found
 
     def _first_rows(self, shard: Shard, last: bool, count: int) -> list[Chunk]:
-        """The first rows of the first or last row group; reads only the pages that hold them."""
-        import pyarrow as pa
-
-        with whole_file(shard.path), _streamed(shard) as file:
-            groups = file.metadata.num_row_groups
-            if not groups:
-                return []
-            batches = file.iter_batches(count, [groups - 1 if last else 0], [self.name])
-            first = next(batches, None)
-            return [] if first is None else _split(pa.Table.from_batches([first])[self.name])
+        """The first rows of the first or last row group, fewer of large images; reads only the
+        pages that hold them."""
+        found: list[Chunk] = []
+        rows = size = 0
+        with whole_file(shard.path):
+            for batch in _batches(shard, self.name, last=last, most=count):
+                found.append(_split(batch.column(0)))
+                rows, size = rows + batch.num_rows, size + batch.nbytes
+                if rows >= count or size >= _BATCH_BYTES:
+                    break
+        return found
 
     def digest(self) -> bytes:
         """A hash of each shard's size, footer (rows, offsets, sizes and statistics of every column
@@ -136,20 +139,18 @@ class ImageColumn:
 
     def _opened(self) -> list[Chunk]:
         import pyarrow as pa
-        from pyarrow import parquet
 
         if self._cache is None:
-            tables = []
+            batches = []
             for shard in self.shards:
                 with whole_file(shard.path, retried=True):
-                    table = parquet.read_table(shard.path, columns=[self.name], memory_map=True)
-                tables.append(table)
+                    batches += list(_batches(shard, self.name))
         else:
             path = self._cache / f"{self.digest().hex()}.arrow"
             if not path.exists():
                 self._convert(path)
-            tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all()]
-        chunks = [chunk for table in tables for chunk in _split(table[self.name])]
+            batches = pa.ipc.open_file(pa.memory_map(str(path))).read_all().to_batches()
+        chunks = [_split(batch.column(0)) for batch in batches]
         self._chunk_ends = list(accumulate(len(chunk[0]) for chunk in chunks))
         return chunks
 
@@ -168,17 +169,32 @@ class ImageColumn:
         schema = pa.schema([self.shards[0].schema.field(self.name)])
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for shard in self.shards:
-                with whole_file(shard.path, retried=True), _streamed(shard) as file:
-                    for batch in file.iter_batches(_ROWS_PER_BATCH, columns=[self.name]):
+                with whole_file(shard.path, retried=True):
+                    for batch in _batches(shard, self.name):
                         writer.write_batch(batch)
         temporary.replace(path)
 
 
-def _streamed(shard: Shard) -> Any:
-    """A file that is read page by page: a row group may hold the whole shard."""
+def _batches(
+    shard: Shard, name: str, *, last: bool = False, most: int = _BATCH_ROWS
+) -> Iterator[Any]:
+    """A column some rows at a time, read page by page: a row group may hold the whole shard. last:
+    from the last row group on. most: rows at a time.
+
+    Raises DataError where it takes far more memory than the file has bytes."""
     from pyarrow import parquet
 
-    return parquet.ParquetFile(shard.path, memory_map=True, pre_buffer=False)
+    shard.refuse_growth(name)
+    taken = 0
+    with parquet.ParquetFile(shard.path, memory_map=True, pre_buffer=False) as file:
+        groups = range(file.metadata.num_row_groups)
+        for group in groups[-1:] if last else groups:
+            size = max(1, column_bytes(file.metadata, [group]).get(name, 0))
+            rows = max(1, min(most, _BATCH_ROWS, _BATCH_BYTES // size))
+            for batch in file.iter_batches(rows, [group], [name]):
+                taken += batch.nbytes
+                shard.refuse_growth(name, taken)
+                yield batch
 
 
 def _position(ends: list[int], index: int) -> tuple[int, int]:
@@ -214,15 +230,12 @@ def _named_file(folder: Path, name: str) -> bytes:
         raise UnreadableImageError(f"the row names {name[:80]!r}, which is no file") from error
 
 
-def _split(column: Any) -> list[Chunk]:
-    """The bytes and paths of each chunk of a column."""
+def _split(column: Any) -> Chunk:
+    """The bytes and paths of some rows."""
     import pyarrow as pa
 
     if not pa.types.is_struct(column.type):
-        return [(chunk, None) for chunk in column.chunks]
+        return column, None
     names = [field.name for field in column.type]
-    split = []
-    for chunk in column.chunks:
-        children = dict(zip(names, chunk.flatten(), strict=True))
-        split.append((children["bytes"], children.get("path")))
-    return split
+    children = dict(zip(names, column.flatten(), strict=True))
+    return children["bytes"], children.get("path")

@@ -28,7 +28,7 @@ from .source import ExportSource
 
 COUNT = 32
 _MOST_VALUES = 1 << 26
-"""Of all images together, as the encoder takes them: 256 MB. Of large ones there are fewer."""
+"""Values of all images together, as the encoder takes them: 256 MB. Large ones are fewer."""
 _GRID = 8
 """Side, in cells, of the coarse noise that synthetic images are."""
 _SPLITS: tuple[Literal["test", "train"], ...] = ("test", "train")
