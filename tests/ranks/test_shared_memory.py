@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from sslkit.errors import DataError, RankError
 from sslkit.parallel import shared_memory
 from sslkit.parallel.shared_memory import shared_empty
 from sslkit.parallel.world import World
-from tests.ranks.forked import on_ranks
+from tests.ranks.forked import LostRankError, on_ranks
 
 IMAGES = 700
 
@@ -70,19 +73,46 @@ def test_a_set_is_decoded_once_and_is_what_one_process_has() -> None:
     assert first_reads <= IMAGES + 3 * 7 * 3  # each once, and what stands in for damaged ones
 
 
-def test_it_is_one_memory_and_leaves_no_file(tmp_path: Path) -> None:
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the files of shared memory are made in."""
+    monkeypatch.setattr(shared_memory, "_MEMORY", tmp_path / "none")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def named_by_rank() -> int | None:
+    """As if each rank were in a container of its own."""
+    return int(os.environ["RANK"])
+
+
+@pytest.mark.parametrize("namespace", [None, lambda: None, named_by_rank])
+def test_it_is_one_memory_and_leaves_no_file(
+    place: Path, monkeypatch: pytest.MonkeyPatch, namespace: Callable[[], int | None] | None
+) -> None:
+    """Also where it has to have a name: on other systems than Linux, and between containers."""
+    if namespace is not None:
+        monkeypatch.setattr(shared_memory, "_process_namespace", namespace)
+
     def work(world: World) -> Any:
         shared = shared_empty(world, (4, 2), torch.int32)
         if world.rank == 1:
             shared[1] = 7
         world.barrier()
-        return shared[1].tolist(), sorted(path.name for path in tmp_path.glob("sslkit-*"))
+        return shared[1].tolist(), sorted(path.name for path in place.glob("sslkit-*"))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shared_memory, "_MEMORY", tmp_path / "none")
-        patch.setenv("TMPDIR", str(tmp_path))
-        patch.setattr("tempfile.tempdir", str(tmp_path))
-        assert on_ranks(work) == [([7, 7], [])] * 2
+    assert on_ranks(work) == [([7, 7], [])] * 2
+
+
+def test_it_leaves_no_file_where_all_are_killed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is there, and before all have it."""
+    monkeypatch.setattr(torch, "from_file", lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL))
+    ends = on_ranks(lambda world: shared_empty(world, (4, 2), torch.int32))
+    assert [type(end) for end in ends] == [LostRankError] * 2
+    assert list(place.iterdir()) == []
 
 
 def test_one_rank_that_cannot_read_ends_all() -> None:

@@ -1,4 +1,5 @@
-"""`python -m tests.soak fuzz|kills`: inputs that nobody should give, and runs that are killed."""
+"""`python -m tests.soak fuzz|kills|rank-kills`: inputs that nobody should give, and runs that are
+killed."""
 
 from __future__ import annotations
 
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 1 where a fault was found, else 0."""
     given = _parser().parse_args(arguments)
-    one_thread()
-    import_everything()
+    commands = {"fuzz": _fuzz, "kills": _kills, "rank-kills": _rank_kills}
+    if given.command != "rank-kills":  # which starts interpreters of its own
+        one_thread()
+        import_everything()
     with tempfile.TemporaryDirectory(prefix="sslkit-soak-") as name:
-        scratch = Path(name).resolve()
-        return _fuzz(given, scratch) if given.command == "fuzz" else _kills(given, scratch)
+        return commands[given.command](given, Path(name).resolve())
 
 
 def _fuzz(given: argparse.Namespace, scratch: Path) -> int:
@@ -82,6 +84,16 @@ def _kills(given: argparse.Namespace, scratch: Path) -> int:
     return int(bool(report["faults"]))
 
 
+def _rank_kills(given: argparse.Namespace, scratch: Path) -> int:
+    from tests.ranks.random_kills import kill_chains, report
+
+    found = report(given.seed, kill_chains(given.seed, given.kills, scratch))
+    print(json.dumps({key: value for key, value in found.items() if key != "chains"}, indent=1))
+    if given.out:
+        given.out.write_text(json.dumps(found, indent=1) + "\n")
+    return int(bool(found["faults"]))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -92,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     fuzz.add_argument("--keep", type=Path, metavar="FOLDER", help="With --only: keep its files.")
     kills = commands.add_parser("kills", help="Runs that are killed, and resumed to the end.")
     kills.add_argument("--kills", type=int, default=60)
-    for command in (fuzz, kills):
+    ranks = commands.add_parser("rank-kills", help="The same of runs on two processes.")
+    ranks.add_argument("--kills", type=int, default=40)
+    for command in (fuzz, kills, ranks):
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--jobs", type=int, default=2, help="Processes side by side.")
         command.add_argument("--out", type=Path, help="Write the report, as JSON.")
