@@ -140,6 +140,8 @@ class ShardedEmbedder(Embedder):
         """Takes the weights of rank 0 apart; all ranks call this together."""
         super().__init__(method, world)
         assert world.group is not None
+        # Nobody writes into what `embed` gave before it has gone back: `engine.step`.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         self._root = _Embed(method)
         world.barrier()
         with world.watching("when the weights were divided"):

@@ -14,14 +14,16 @@ from torch import Tensor
 from .world import World
 
 T = TypeVar("T")
+About = Literal["weights", "gradients", "rows", "statistics", "flags", "method"]
+Operation = Literal["all_reduce", "all_gather", "reduce_scatter"]
 
 
 @dataclass(frozen=True)
 class Message:
     """A collective, as one rank sees it."""
 
-    about: Literal["gradients", "rows", "statistics", "flags", "method"]
-    operation: Literal["all_reduce", "all_gather"]
+    about: About
+    operation: Operation
     nbytes: int
     """What this rank gives: the tensor that is summed, or its part of what is gathered."""
 
@@ -29,7 +31,8 @@ class Message:
         """Bytes that each of `size` ranks sends where they pass them on in a ring, as NCCL does
         and gloo for what is large."""
         rounds = size - 1
-        return self.nbytes * (2 * rounds / size if self.operation == "all_reduce" else rounds)
+        shares = {"all_reduce": 2 / size, "reduce_scatter": 1 / size, "all_gather": 1}
+        return self.nbytes * rounds * shares[self.operation]
 
 
 class ImaginedRank(World):
@@ -43,8 +46,8 @@ class ImaginedRank(World):
 
     def note(
         self,
-        about: Literal["gradients", "rows", "statistics", "flags", "method"],
-        operation: Literal["all_reduce", "all_gather"],
+        about: About,
+        operation: Operation,
         nbytes: int,
     ) -> None:
         """A message that would be sent now."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+_CONTAINERS = nn.ModuleList, nn.Sequential
 _MOSTLY = 0.5
 """A block that has more than this part of its weights in a list of blocks is taken apart."""
 
@@ -75,8 +76,9 @@ def scattered(value: Any, like: Any) -> Any:
 
 def blocks(network: nn.Module) -> list[nn.Module]:
     """The blocks that repeat in a network, and lie in parts: the elements of every `ModuleList` or
-    `Sequential` that are of one class and have weights. Of those within each other the outer ones
-    count, unless most of an element is such a list again, as in networks of several stages."""
+    `Sequential` that are of one class, have weights, and are neither single layers nor plain
+    containers, as the layers of a head are. Of those within each other the outer ones count, unless
+    most of an element is such a list again, as in networks of several stages."""
     if _is_list(network):
         inner = [blocks(element) for element in network.children()]
         return [
@@ -90,10 +92,11 @@ def blocks(network: nn.Module) -> list[nn.Module]:
 def _is_list(module: nn.Module) -> bool:
     elements = list(module.children())
     return (
-        isinstance(module, nn.ModuleList | nn.Sequential)
+        isinstance(module, _CONTAINERS)
         and len(elements) > 1
         and len({type(element) for element in elements}) == 1
-        and all(_weights(element) for element in elements)
+        and not isinstance(elements[0], _CONTAINERS)
+        and all(_weights(element) and any(element.children()) for element in elements)
     )
 
 

@@ -93,6 +93,9 @@ def _shared_rows(shared: Mapping[str, Any], noun: str) -> Iterable[tuple[str, st
             f"{message['about']} a step",
             f"{message['number']:,} {message['operation']}, {size(message['bytes'])} in all",
         )
+    if count := shared["sharded_parameters"]:
+        kept = -(-count // shared["processes"])
+        yield "in parts", f"{count:,} parameters, {kept:,} on each; peak memory has all of them"
     yield "sent a step", f"{size(shared['sent_bytes'])} by each process, in a ring"
 
 

@@ -113,7 +113,8 @@ def make_plan(
         training = experiment.training
         with bearing_single_images(training):
             steps = take_steps(training, MEASURED_STEPS if measure else 1)
-            memory, shared = peak_memory_mb(training.compute.device), share_batch(training, world)
+            memory = peak_memory_mb(training.compute.device)
+            shared = share_batch(training, world, sharded=wanted.train.parallel == "fsdp")
         return describe(wanted, experiment, Observed(steps, measure, memory, shared))
 
 
@@ -178,12 +179,13 @@ def _statements(recipe: Recipe, experiment: Experiment) -> list[str]:
     ]
 
 
-def share_batch(training: Training, world: World) -> SharedBatch | None:
-    """What each of several processes does in a step; None for one."""
+def share_batch(training: Training, world: World, *, sharded: bool) -> SharedBatch | None:
+    """What each of several processes does in a step; None for one. sharded: whether each of them
+    keeps a part of the weights alone."""
     if not isinstance(world, ImaginedRank):
         return None
     with closing(first_batches(training)) as batches:
-        return describe_shared(training, world, next(batches))
+        return describe_shared(training, world, next(batches), sharded=sharded)
 
 
 # --- What follows ---------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from sslkit.engine.training import Training
 from sslkit.nn.shared_statistics import SharedStatistics, shareable_layers
 from sslkit.parallel.division import Division
 from sslkit.parallel.imagined import ImaginedRank, Message
+from sslkit.parallel.sharding import blocks
 from sslkit.recipe.warnings import Advice
 
 _FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20
@@ -40,19 +42,33 @@ class SharedBatch:
     gradient_mb: float
     """Memory (10^6 bytes) that torch keeps for the gradients on their way, beside what is
     measured."""
+    sharded_parameters: int
+    """Parameters, of teachers too, of which each process keeps a part alone; the memory that is
+    measured is that of all of them."""
     messages: list[dict[str, Any]]
     """About what, which operation, how many of them a step, bytes of one process in them."""
     sent_bytes: float
     """Bytes that each process sends in a step, passed on in a ring."""
 
 
-def describe_shared(training: Training, world: ImaginedRank, batch: Batch) -> SharedBatch:
-    """Takes a step of one rank with what is its share of a batch, and looks at its messages."""
+def describe_shared(
+    training: Training, world: ImaginedRank, batch: Batch, *, sharded: bool = False
+) -> SharedBatch:
+    """Takes a step of one rank with what is its share of a batch, and looks at its messages.
+    sharded: whether the blocks of its networks would lie in parts."""
     division, method = training.learner.division, training.method
-    with training.compute.eager(), _noting_statistics(shareable_layers(method), world):
+    in_parts = blocks(method) if sharded else []
+    layers = shareable_layers(method)
+    with (
+        training.compute.eager(),
+        _noting_statistics(layers, world),
+        _noting_blocks(in_parts, world),
+    ):
         world.messages.clear()
         checked_step(training, batch)
-    gradients = list(gradient_messages(p for p in method.parameters() if p.requires_grad))
+    parts = {p for block in in_parts for p in block.parameters()}
+    whole = [p for p in method.parameters() if p.requires_grad and p not in parts]
+    gradients = list(sum_of_whole(whole) if sharded else gradient_messages(iter(whole)))
     # Whether a stop was asked for: agreed on after each step.
     messages = [*gradients, *world.messages, Message("flags", "all_reduce", 1)]
     divides = training.learner.objective_is_divided
@@ -63,6 +79,7 @@ def describe_shared(training: Training, world: ImaginedRank, batch: Batch) -> Sh
         parts=division.parts,
         objective_images=division.share if divides else division.batch_size,
         gradient_mb=sum(message.nbytes for message in gradients[:-1]) / 1e6,
+        sharded_parameters=sum(p.numel() for p in parts),
         messages=_counted(messages),
         sent_bytes=sum(message.sent(division.size) for message in messages),
     )
@@ -82,6 +99,47 @@ def gradient_messages(parameters: Iterator[nn.Parameter]) -> Iterator[Message]:
     if filled:
         yield Message("gradients", "all_reduce", filled)
     yield Message("gradients", "all_reduce", 4 * len(sizes))
+
+
+def sum_of_whole(parameters: Sequence[nn.Parameter]) -> Iterator[Message]:
+    """Those of `engine.embedder.ShardedEmbedder`: the gradients of what is whole, and before, which
+    of them there are."""
+    yield Message("gradients", "all_reduce", sum(p.nbytes for p in parameters))
+    yield Message("gradients", "all_reduce", 8 * len(parameters))
+
+
+@contextmanager
+def _noting_blocks(in_parts: Sequence[nn.Module], world: ImaginedRank) -> Iterator[None]:
+    """Notes what torch's `fully_shard` sends: each pass through a block brings it together, and
+    again on the way back; when all of these have come to a block, its gradient is divided."""
+
+    def note(block: nn.Module, inputs: Any, output: Any) -> None:
+        rows = sum(map(rows_of, block.parameters()))
+        world.note("weights", "all_gather", rows)
+        if isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(  # type: ignore[no-untyped-call]
+                lambda _: world.note("weights", "all_gather", rows)
+            )
+
+    def rows_of(parameter: Tensor) -> int:
+        return parameter.nbytes // len(parameter) * -(-len(parameter) // world.size)
+
+    handles: list[Any] = [block.register_forward_hook(note) for block in in_parts]
+    for block in in_parts:
+        trained: list[Any] = [p for p in block.parameters() if p.requires_grad]
+        nbytes = sum(map(rows_of, trained)) * world.size
+        divided = partial(_note_divided, world, nbytes)
+        # torch sends those of a block together
+        handles += [p.register_post_accumulate_grad_hook(divided) for p in trained[:1]]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _note_divided(world: ImaginedRank, nbytes: int, _: Tensor) -> None:
+    world.note("gradients", "reduce_scatter", nbytes)
 
 
 @contextmanager

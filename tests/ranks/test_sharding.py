@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,16 +17,21 @@ from torch import nn
 import sslkit
 from sslkit.api import Callback, ComponentConfig, Slot
 from sslkit.engine.display import Silent
+from sslkit.engine.step import train_step
+from sslkit.engine.training import Training
 from sslkit.errors import PluginError, RecipeError, SSLKitError
 from sslkit.experiment import networks
 from sslkit.experiment.build import build
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve, resolve_compile
+from sslkit.nn.mlp import mlp
+from sslkit.parallel.imagined import ImaginedRank
 from sslkit.parallel.sharding import blocks, gathered, is_sharded, local_part
 from sslkit.parallel.world import World
 from sslkit.recipe import load_recipe
-from sslkit.runs.folder import held_by_first
-from tests.ranks.curves import LAYER_NORM, begin, cases, curve, make
+from sslkit.runs.folder import RunFolder, held_by_first
+from sslkit.workflows.plan_ranks import describe_shared
+from tests.ranks.curves import LAYER_NORM, begin, cases, curve, doubled, make
 from tests.ranks.forked import on_ranks
 from tests.ranks.sketches import SKETCHES
 from tests.ranks.test_elastic import (
@@ -204,8 +211,82 @@ def test_networks_of_several_stages_lie_in_blocks_not_stages() -> None:
 
 
 def test_a_head_is_no_list_of_blocks() -> None:
-    head = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-    assert blocks(nn.ModuleDict({"head": head})) == []
+    head, lists = mlp(4, 4, 4, num_layers=3), nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    assert blocks(nn.ModuleDict({"head": head, "lists": lists})) == []
+
+
+def test_blocks_of_torch_are_blocks() -> None:
+    layer = nn.TransformerEncoderLayer(4, 1, dim_feedforward=4)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    assert named_blocks(encoder) == ["layers.0", "layers.1"]
+
+
+# --- What is sent ---------------------------------------------------------------------------------
+
+
+def sent(world: World, folder: Path, case: str) -> Counter[tuple[str, int]]:
+    """Operation, numbers of one rank -> how many gloo was given in the second step."""
+    with held_by_first(world, lambda: begin(folder)) as run:
+        t = sharded_training(run, case, world)
+        first, second, *_ = t.loader.epoch(0)
+        train_step(t, first)
+        t.progress = t.progress.next()
+        with torch.profiler.profile(record_shapes=True) as profile:
+            train_step(t, second)
+    found = Counter[tuple[str, int]]()
+    for event in profile.events():
+        if event.name.startswith("gloo:"):
+            found[event.name.removeprefix("gloo:"), prod(event.input_shapes[0])] += 1
+    return found
+
+
+def sharded_training(run: RunFolder, case: str, world: World) -> Training:
+    method, overrides = next((m, o) for name, m, o in cases() if name == case)
+    with patch("sslkit.experiment.build.initial_method", doubled_method):
+        t = make(run, method, [*overrides, SHARDED], world)
+    augment = t.loader.epoch
+    t.loader.epoch = lambda *given: map(doubled, augment(*given))  # type: ignore[method-assign]
+    return t
+
+
+@pytest.mark.parametrize("case", ["simclr-layer-whole", "byol-layer-parts"])
+def test_the_plan_counts_what_weights_in_parts_send(case: str, tmp_path: Path) -> None:
+    real, imagined = tmp_path / "real", tmp_path / "imagined"
+    real.mkdir(), imagined.mkdir()
+    world, (found, _) = ImaginedRank(2), results(on_ranks(lambda w: sent(w, real, case)))
+    with held_by_first(world, lambda: begin(imagined)) as run:
+        t = sharded_training(run, case, world)
+        plan = describe_shared(t, world, next(iter(t.loader.epoch(0))), sharded=True)
+    noted = Counter((m.about, m.operation, m.nbytes // 8) for m in world.messages)
+    ((_, operation, rows), gathered_times), *others = (
+        pair for pair in noted.items() if pair[0][0] == "weights"
+    )
+    assert (operation, others) == ("all_gather", [])
+    # After a pass whose activations were dropped torch looks ahead to a block too many.
+    more = 1 if case.endswith("parts") else 0
+    assert found["all_gather", rows] == gathered_times + more
+    # gloo adds up all of it and takes its part.
+    divided = noted["gradients", "reduce_scatter", 2 * rows]
+    assert found["all_reduce", 2 * rows] == divided > 0
+    whole = next(m for m in plan.messages if m["operation"] == "all_reduce")
+    assert found["all_reduce", whole_numbers(t)] == 1
+    assert whole["bytes"] == 8 * (whole_numbers(t) + whole_parameters(t))
+    assert plan.sharded_parameters == sum(
+        p.numel() for block in blocks(t.method) for p in block.parameters()
+    )
+
+
+def whole_numbers(t: Training) -> int:
+    return sum(p.numel() for p in whole_trained(t))
+
+
+def whole_parameters(t: Training) -> int:
+    return len(whole_trained(t))
+
+
+def whole_trained(t: Training) -> list[nn.Parameter]:
+    inside = {p for block in blocks(t.method) for p in block.parameters()}
+    return [p for p in t.method.parameters() if p.requires_grad and p not in inside]
 
 
 # --- What does not go with it ---------------------------------------------------------------------
