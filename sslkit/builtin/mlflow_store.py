@@ -6,14 +6,16 @@ import json
 import logging
 import os
 import re
+import shutil
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from sslkit.builtin.mlflow_uri import login_of_environment, resolve_uri, sqlite_path
+from sslkit.builtin.mlflow_uri import login_of_environment, resolve_uri, sqlite_path, sqlite_uri
 
 MAX_KEY = 250
 MAX_PARAM_VALUE = 6000
@@ -76,9 +78,34 @@ def client(uri: str) -> Any:
     for name, value in {**CLIENT_ENVIRONMENT, **login}.items():
         os.environ.setdefault(name, value)
     _quieten()
+    path = sqlite_path(uri)
+    if path is not None and not _is_there(path):
+        _create(path)
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
+
+
+def _create(path: Path) -> None:
+    """Makes a SQLite store in a folder beside its place, and puts it there when it is whole: nobody
+    could open one again whose process was killed among MLflow's migrations, which take seconds."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = path.with_name(f".{path.name}.new")
+    shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
+    folder.mkdir()
+    try:
+        made = SqlAlchemyStore(sqlite_uri(folder / path.name), (path.parent / "mlruns").as_uri())
+        made.engine.dispose()
+        if not _is_there(path):  # another program may have made it without our lock
+            (folder / path.name).replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file holds anything: SQLite leaves an empty one where a program has only looked."""
+    return path.exists() and path.stat().st_size > 0
 
 
 def _quieten() -> None:

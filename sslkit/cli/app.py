@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import sys
 import threading
@@ -143,9 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             app(words, prog_name="sslkit")
         finally:
             sys.stdout.flush()  # what cannot be written is said here, not by the interpreter
+    except RankError as error:
+        if debug and not error.said:
+            raise
+        _leave_ranks(error)
     except SSLKitError as error:
-        if isinstance(error, RankError) and error.said:
-            sys.exit(error.exit_code)
         if debug:
             raise
         _fail(str(error), error.exit_code)
@@ -159,7 +162,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{describe_failure(error)}. The same command with --debug shows the traceback", 1)
 
 
+def _leave_ranks(error: RankError) -> NoReturn:
+    """Ends one of several processes at once: what the interpreter would still wait for may hang,
+    or abort, where another rank is gone."""
+    if not error.said:
+        _say(str(error))
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(error.exit_code)
+
+
 def _fail(message: str, code: int) -> NoReturn:
     """Ends with a line on standard error for each problem."""
-    print("\n".join(f"error: {line}" for line in printable(message).splitlines()), file=sys.stderr)
+    _say(message)
     sys.exit(code)
+
+
+def _say(message: str) -> None:
+    print("\n".join(f"error: {line}" for line in printable(message).splitlines()), file=sys.stderr)

@@ -8,6 +8,8 @@ from typing import Annotated, Literal, TypeVar
 
 import typer
 
+from sslkit.errors import RecipeError
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option("-o", "--override", metavar="PATH=VALUE", help="Change a field: train.epochs=5."),
@@ -28,6 +30,15 @@ def one_of(given: str, valid: tuple[_Choice, ...], option: str) -> _Choice:
         if choice == given:
             return choice
     raise typer.BadParameter(f"{option}: got {given!r}; valid is {', '.join(valid)}")
+
+
+def processes(given: str, most: int | None = None) -> int:
+    """The number of `--nproc`. most: that can be."""
+    number = int(given) if re.fullmatch(r"[0-9]{1,9}", given.strip()) else 0
+    if number < 1 or (most is not None and number > most):
+        upwards = "from 1" if most is None else f"from 1 to {most:,} on this machine"
+        raise RecipeError(f"--nproc: got {given[:40]!r}; valid is a whole number {upwards}")
+    return number
 
 
 def required(recipe: str | None) -> str:

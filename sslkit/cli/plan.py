@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, Overrides
+from .options import AsJson, Overrides, processes
 from .output import print_json
 
 
@@ -15,9 +15,8 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
     override: Overrides = None,
     nproc: Annotated[
-        int,
-        typer.Option(metavar="N", min=1, help="Processes that would share every batch."),
-    ] = 1,
+        str, typer.Option(metavar="N", help="Processes that would share every batch.")
+    ] = "1",
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would do and cost, from a few measured steps; keep nothing."""
@@ -26,6 +25,6 @@ def plan(
     from sslkit.workflows.plan import make_plan
 
     display = make_display(sys.stderr)
-    plan = make_plan(recipe, override or [], display, measure=True, processes=nproc)
+    plan = make_plan(recipe, override or [], display, measure=True, processes=processes(nproc))
     found = plan.to_json()
     print_json(found) if as_json else print_plan(found, recipe=True)

@@ -11,7 +11,7 @@ import typer
 from sslkit import environment_variables as variables
 from sslkit.errors import SSLKitError
 
-from .options import AsJson, Overrides, required
+from .options import AsJson, Overrides, processes, required
 from .output import print_json
 
 if TYPE_CHECKING:
@@ -30,10 +30,9 @@ Fork = Annotated[
     typer.Option(metavar="RUN|CHECKPOINT", help="Start a new run from the whole state of another."),
 ]
 Processes = Annotated[
-    int | None,
+    str | None,
     typer.Option(
         metavar="N",
-        min=1,
         help="Processes on this machine that share every batch, one for each GPU. On several "
         "machines: torchrun, or srun.",
     ),
@@ -60,16 +59,17 @@ def run(
     """Train, evaluate and track a recipe."""
     from sslkit.engine.signals import StopSignals
     from sslkit.parallel.finding import is_one_of_several
-    from sslkit.parallel.local import is_to_start, run_processes
+    from sslkit.parallel.local import is_to_start, most_processes, run_processes
 
-    if nproc is not None and not dry_run and is_to_start(nproc):
-        raise typer.Exit(run_processes([sys.executable, "-m", "sslkit", *sys.argv[1:]], nproc))
+    count = None if nproc is None else processes(nproc, None if dry_run else most_processes())
+    if count is not None and not dry_run and is_to_start(count):
+        raise typer.Exit(run_processes([sys.executable, "-m", "sslkit", *sys.argv[1:]], count))
 
     if is_one_of_several():  # before torch is imported: a rank that is gone is said in one line
         variables.TORCH_CPP_LOG_LEVEL.set_default("ERROR")
     with StopSignals(at_once=True) as stop:  # before the imports, which take seconds
         try:
-            plan_for = (nproc or 1) if dry_run else None
+            plan_for = (count or 1) if dry_run else None
             status = _run(recipe, override, resume, fork, plan_for, as_json, stop)
         except KeyboardInterrupt:
             if stop.requested is None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from sslkit.parallel.main_thread import interrupt_main_thread
+
 if TYPE_CHECKING:  # this is imported before torch, so that an early signal is heeded
     from sslkit.parallel.world import World
 
@@ -28,7 +30,12 @@ class StopSignals:
 
     def __init__(self, *, at_once: bool = False) -> None:
         self.requested: str | None = None
+        """The signal that asks for a stop, and the rank that got it where that is another one."""
         self.at_once = at_once
+        self.got: str | None = None
+        """The signal that came to this process itself."""
+        self._elsewhere: str | None = None
+        self._agreed = False
         self._requested_at = 0.0
         self._previous: dict[int, Any] = {}
 
@@ -52,10 +59,20 @@ class StopSignals:
         """Whether one of the ranks was asked to stop: the same answer on all of them, which call
         this at the same moment. The others then stop as if they had been asked themselves. A signal
         that comes while they agree counts the next time: no other rank knows of it yet."""
-        asked = world.any(self.requested is not None)
-        if asked and self.requested is None:
-            self._note("a stop on another rank")
-        return asked
+        if not world.any(self.requested is not None):
+            return False
+        if not self._agreed:  # all of them know now, and say what they got
+            self._agreed = True
+            got = [(name, rank) for rank, name in enumerate(world.collect(self.got)) if name]
+            if self.requested is None:
+                self._note(*(f"{name} on rank {rank}" for name, rank in got[:1]))
+        return True
+
+    def hear(self, elsewhere: str) -> None:
+        """Another rank got a signal, which is `SIGTERM on rank 1`: as if it had come to this one.
+        To be called on another thread than the main one."""
+        self._elsewhere = elsewhere
+        interrupt_main_thread()
 
     @contextmanager
     def stopping_at_once(self) -> Iterator[None]:
@@ -74,13 +91,16 @@ class StopSignals:
         """Whether a stop was asked for a while ago: what still waits should wait no longer."""
         return self.requested is not None and time.monotonic() - self._requested_at > _PATIENCE_S
 
-    def _note(self, reason: str) -> None:
+    def _note(self, reason: str = "a signal") -> None:
         if self.requested is None:
             self._requested_at = time.monotonic()
         self.requested = reason
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = self.requested is not None and number == signal.SIGINT
-        self._note(signal.Signals(number).name)
+        heard, self._elsewhere = self._elsewhere, None
+        if heard is None:
+            self.got = signal.Signals(number).name
+        self._note(heard or signal.Signals(number).name)
         if again or self.at_once:
             raise KeyboardInterrupt

@@ -27,6 +27,7 @@ from functools import partial
 from torch import nn
 
 from sslkit.api import EncoderName, EvaluationImages, FeatureBank, MethodEmbeddings, SubjectName
+from sslkit.api.evaluation_inputs import EVALUATION_BATCH
 from sslkit.nn.batch_norm import has_batch_statistics, kept_batch_statistics
 from sslkit.nn.modes import eval_mode
 from sslkit.parallel.shared_work import SharedWork
@@ -76,13 +77,17 @@ class EvaluationSuite:
         return [named.key for named in self._due(epoch, final)]
 
     def images_encoded(self, subject: EncoderName, epoch: int, final: bool) -> int:
-        """Images whose features are taken where the evaluators that are then due measure an
-        encoder; not counted is what evaluators make of images by themselves, such as views."""
+        """Images whose features are taken one after the other where the evaluators that are then
+        due measure an encoder; ranks take theirs side by side. Not counted is what evaluators make
+        of images by themselves, such as views."""
         due = self._measurable(self._due(epoch, final), subject, Collector("planned"))
         readers = [part for named in due for part in named.feature_parts_on(subject)]
         if not readers:
             return 0
-        train, test = self._images.num_images("train"), self._images.num_images("test")
+        train, test = (
+            self.work.one_after_another(count, EVALUATION_BATCH)
+            for count in (self._images.num_images("train"), self._images.num_images("test"))
+        )
         with_train = not test or any("train" in part.splits for part in readers)
         return test + (train if with_train else 0)
 

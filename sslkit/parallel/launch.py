@@ -49,9 +49,12 @@ class Launch:
         return None if unnamed else f"{self.launcher} {self.run_id}"
 
 
-def read_launch(environ: Mapping[str, str] | None = None) -> Launch | None:
+def read_launch(
+    environ: Mapping[str, str] | None = None, *, starts_others: bool = False
+) -> Launch | None:
     """How this process was started; None where it was started alone. `environ` stands for the
-    environment of the process.
+    environment of the process. starts_others: it is to start several itself, which needs no srun
+    where a job has one machine.
 
     torchrun counts before SLURM, which may have started it. Raises RecipeError, one line, where
     the variables contradict each other, or name several processes but not which this one is: each
@@ -66,7 +69,7 @@ def read_launch(environ: Mapping[str, str] | None = None) -> Launch | None:
         _refuse_other_numbers(values, launch)
         return launch
     _refuse_half(values)
-    _refuse_allocation_without_srun(values)
+    _refuse_allocation_without_srun(values, starts_others)
     return None
 
 
@@ -257,8 +260,10 @@ def _refuse_half(values: _Values) -> None:
             )
 
 
-def _refuse_allocation_without_srun(values: _Values) -> None:
+def _refuse_allocation_without_srun(values: _Values, starts_others: bool) -> None:
     """Several tasks or machines, of which this process would use one."""
+    if starts_others and values.number(variables.SLURM_JOB_NUM_NODES) == 1:
+        return
     for variable, what in (
         (variables.SLURM_NTASKS, "tasks"),
         (variables.SLURM_JOB_NUM_NODES, "machines"),

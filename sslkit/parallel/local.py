@@ -27,13 +27,21 @@ it may have something to save, or to send to a tracker."""
 _SHORT_GRACE_S = 10.0
 """How long all have without signs of life, the others once rank 0 has ended, and it after
 SIGTERM."""
+_MOST_TO_TRY = 16
+"""Processes that a machine may run however few processors it has: to see what many do."""
 _LIFELINE = 1  # PR_SET_PDEATHSIG of Linux
+
+
+def most_processes() -> int:
+    """How many processes may share a batch on this machine: more than it has processors can only
+    be slower, and many more would take all of its memory before one could say so."""
+    return max(os.cpu_count() or 1, _MOST_TO_TRY)
 
 
 def is_to_start(count: int) -> bool:
     """Whether so many processes are still to be started: this is none of them. Raises RecipeError
     where another number was."""
-    launch = read_launch()
+    launch = read_launch(starts_others=count > 1)
     if launch is not None and launch.size > 1 and launch.size != count:
         raise RecipeError(
             f"--nproc: {count}, but {launch.launcher} has started {launch.size} processes; leave "

@@ -7,13 +7,11 @@ Short meetings (`any`, `gather`, the reduction of gradients) are collectives and
 
 from __future__ import annotations
 
-import _thread
 import os
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,24 +19,27 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from sslkit import environment_variables as variables
 from sslkit.errors import RankError
 
 from .collectives import all_gather, all_reduce
 from .launch import Launch
+from .main_thread import interrupt_main_thread
 from .packing import packed, unpacked
 from .parent_line import ToParent
+from .store import BEAT_S, Store
 from .world import World
 
 T = TypeVar("T")
 
-_BEAT_S = 1.0
-"""Seconds between two signs of life, and between two looks for the end of others."""
 _GRACE_S = 8.0
-"""How long a rank that lost another one waits for that one's reason, and rank 0 at the end for the
-others; and how long a rank may take to notice that another one has failed."""
+"""How long a rank that lost another one waits for that one's reason, rank 0 at the end for the
+others, and a main thread may take to notice that another rank has ended."""
+_LAST_S = 12.0
+"""How long it may take to end once it has noticed: rank 0 has a tracker to tell ..."""
+_ALONE_S = 45.0
+"""... and what it does while the others wait for it: saving, say."""
 
 
 class Processes(World):
@@ -51,32 +52,31 @@ class Processes(World):
         variables.MASTER_ADDR.set_default(launch.master_address)
         variables.MASTER_PORT.set_default(str(launch.master_port))
         self.timeout = timedelta(seconds=variables.rank_timeout_s())
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         self._parent = ToParent()
-        self._lost: set[int] = set()
-        """Ranks that ended without a word."""
-        self._heard: str | None = None
-        """What another rank has told all."""
         self._alone = self._noticed = False
         """Whether rank 0 does what the others wait for; whether what ended the run was heard of."""
-        with self.watching("while the processes met"):
-            self._store, _, _ = next(
-                rendezvous("env://", self.rank, self.size, timeout=self.timeout)
-            )
-            dist.init_process_group(
-                backend,
-                store=self._store,
-                rank=self.rank,
-                world_size=self.size,
-                timeout=self.timeout,
-            )
-        assert dist.group.WORLD is not None
-        self.group = self._all = dist.group.WORLD
-        self._meetings = 0
-        self._beats: dict[int, tuple[int | None, float]] = {}
         self._ended = threading.Event()
-        self._alive = threading.Thread(target=self._beat, name="sign of life", daemon=True)
-        self._alive.start()
+        self._meetings = 0
+        try:
+            with self.watching("while the processes met"):
+                self._store = Store(self.rank, self.size, self.timeout)
+                threading.Thread(target=self._watch, name="sign of life", daemon=True).start()
+                self.group = self._all = self._meet_torch()
+        except BaseException:
+            self._ended.set()
+            raise
+
+    def _meet_torch(self) -> dist.ProcessGroup:
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(
+            backend,
+            store=self._store.torch,
+            rank=self.rank,
+            world_size=self.size,
+            timeout=self.timeout,
+        )
+        assert dist.group.WORLD is not None
+        return dist.group.WORLD
 
     # --- Meetings -----------------------------------------------------------------------------
 
@@ -143,6 +143,20 @@ class Processes(World):
         finally:
             self._alone = False
 
+    def _meet(self) -> None:
+        """Returns when all ranks have come here, however long that takes, as long as each of them
+        gives signs of life."""
+        self._meetings += 1
+        key, pause = f"meeting/{self._meetings}", 0.001
+        with self.watching():
+            self._store.add(key, 1)
+            while self._store.add(key, 0) < self.size:
+                time.sleep(pause)
+                pause = min(1.5 * pause, 0.1)
+                if (cause := self._end()) is not None:
+                    self._noticed = True
+                    raise RankError(cause)
+
     # --- Ends ---------------------------------------------------------------------------------
 
     @contextmanager
@@ -151,10 +165,23 @@ class Processes(World):
         that says why."""
         try:
             yield
-        except (dist.DistError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not _is_lost(error):
+        except RankError:
+            self._noticed = True
+            raise
+        except RuntimeError as error:
+            if not _is_lost(error):
                 raise
             raise RankError(self._why_lost(error, when)) from error
+
+    @contextmanager
+    def passing_on(
+        self, asked: Callable[[], str | None], tell: Callable[[str], None]
+    ) -> Iterator[None]:
+        self._store.wish, self._store.on_wish = asked, tell if self.is_first else None
+        try:
+            yield
+        finally:
+            self._store.wish, self._store.on_wish = lambda: None, None
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -165,148 +192,127 @@ class Processes(World):
         except BaseException as error:
             if self._ended.is_set():  # all has been said by a block within this one
                 raise
-            told = self._tell(f"ended with rank {self.rank}: {str(error) or type(error).__name__}")
+            self._hurry()
+            self._tell(f"ended with rank {self.rank}: {str(error) or type(error).__name__}")
+            speaks = self._speaks()
             self._leave()
-            if self._speaks(told):
+            if speaks:
                 raise
             code = getattr(error, "exit_code", 1)
             raise RankError(str(error), said=True, exit_code=code) from error
         if not self._ended.is_set():
             self._leave()
 
-    def _speaks(self, told: bool) -> bool:
-        """Whether this rank tells the user: rank 0, or where it is gone, one that nobody hears, of
-        which the parent chooses one. told: whether rank 0 was told."""
+    def _speaks(self) -> bool:
+        """Whether this rank tells the user: rank 0. Where it is gone, the parent chooses one;
+        without a parent the first rank of each machine that is not known to be gone as well."""
         self._parent.listen()
         if self._parent.gone:
             return any(gone.speak for gone in self._parent.gone.values())
-        return self.is_first or (not told and self._heard is None)
+        self._store.end()  # which may find that rank 0 is silent
+        if 0 not in self._store.lost:
+            return self.is_first
+        first = self.rank - self.local_rank
+        here = set(range(first, first + self.local_size)) - self._store.lost
+        return self.rank == min(here, default=self.rank)
 
-    def _tell(self, cause: str) -> bool:
-        """Leaves the cause for all, where there is none yet; returns whether that was possible."""
-        try:
-            self._store.compare_set("cause", "", cause)
-        except Exception:  # the store went with rank 0
-            return False
-        return True
-
-    def _cause(self) -> str | None:
-        """What ended the run, as far as it is known. Raises where the store is gone."""
+    def _end(self) -> str | None:
+        """What ended the run, as far as it is known; None where it goes on."""
         self._parent.listen()
         if self._parent.gone:
-            self._lost.update(self._parent.gone)
+            self._store.lost.update(self._parent.gone)
             return str(next(iter(self._parent.gone.values())))
-        if self._heard is None and self._store.check(["cause"]):
-            self._heard = str(self._store.get("cause").decode())
-            self._store.add("heard", 1)
-        return self._heard
+        return self._store.end()
+
+    def _hurry(self) -> None:
+        """The run ends: the store is waited for no longer than any other rank."""
+        self._noticed = True
+        self._store.patience_s = min(self._store.patience_s, _GRACE_S)
 
     def _why_lost(self, error: Exception, when: str) -> str:
-        self._noticed = True
-        before, until = self._all_beats(), time.monotonic() + _GRACE_S
-        while hasattr(self, "_store") and time.monotonic() < until:
-            with suppress(Exception):
-                if (cause := self._cause()) is not None:
-                    return cause
+        if not hasattr(self, "_store"):
+            return f"another process {_what(error, self.timeout)} {when}"
+        self._hurry()
+        before, until = self._signs(), time.monotonic() + _GRACE_S
+        while time.monotonic() < until:
+            if self._end() is None:
+                with suppress(Exception):
+                    self._store.look()
+            if (cause := self._end()) is not None:
+                return cause
             time.sleep(0.1)
         return self._name_lost(error, before, when)
 
     def _name_lost(self, error: Exception, before: Sequence[int], when: str) -> str:
         """What can be said of a rank that left no cause. before: signs of life some time ago."""
-        late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
-        silent = {
-            r for r, (a, b) in enumerate(zip(before, self._all_beats(), strict=False)) if a == b
-        }
-        silent.discard(self.rank)
-        self._lost |= silent
-        what = f"did not come within {self.timeout.seconds} s" if late else "was lost"
-        who = f"rank {', '.join(map(str, sorted(silent)))}" if silent else "another process"
-        cause = f"{who} {what} {when}".rstrip()
-        self._tell(cause)
+        pairs = zip(before, self._signs(), strict=False)
+        lost = {rank for rank, (then, now) in enumerate(pairs) if then == now} - {self.rank}
+        who = f"rank {', '.join(map(str, sorted(lost)))}" if lost else "another process"
+        cause = f"{who} {_what(error, self.timeout)} {when}".rstrip()
+        self._tell(cause, lost)
         return cause
 
-    def _all_beats(self) -> list[int]:
+    def _tell(self, cause: str, lost: Iterable[int] = ()) -> None:
+        """Leaves the cause for all, where there is none yet."""
+        try:
+            self._store.tell(cause, lost)
+        except Exception:  # the store went with rank 0
+            self._store.lose_first()
+
+    def _signs(self) -> list[int]:
         """The signs of life that each rank has given; empty where the store is gone."""
         with suppress(Exception):
-            return [self._store.add(f"alive/{rank}", 0) for rank in range(self.size)]
+            return self._store.signs()
         return []
 
     def _leave(self) -> None:
         """Ends the meeting so that nobody waits. The store is rank 0's, who goes when the others
         have left or heard why: one that waits in a collective learns of the end by its going."""
-        self._ended.set()
         with suppress(Exception):
             dist.destroy_process_group()
         with suppress(Exception):
-            self._store.add("left", 1)
+            self._store.leave()
             until = time.monotonic() + _GRACE_S
             while self.is_first and time.monotonic() < until:
                 away = self._store.add("left", 0), self._store.add("heard", 0) + 1
-                if max(away) >= self.size - len(self._lost):
+                if max(away) >= self.size - len(self._store.lost):
                     break
                 time.sleep(0.02)
+        self._ended.set()
+        self._store.close()
 
-    # --- Signs of life ------------------------------------------------------------------------
+    # --- The thread that watches ----------------------------------------------------------------
 
-    def _beat(self) -> None:
+    def _watch(self) -> None:
         """Gives signs of life, and looks for the end of others: the main thread may be busy with
         what the others wait for, or hang."""
         since = None
         self._parent.beat()  # at once: the parent counts from the first one
-        while not self._ended.wait(_BEAT_S):
+        while not self._ended.wait(BEAT_S):
             self._parent.beat()
-            try:
-                self._store.add(f"alive/{self.rank}", 1)
-                cause = self._cause()
-            except Exception:  # the store is gone, and rank 0 with it
-                cause = "rank 0 was lost"
-            if cause is None or self._noticed:
+            self._store.beat()
+            if (cause := self._end()) is None:
                 continue
             if since is None:
                 since = time.monotonic()
                 if self._alone:  # nobody waits for it any more
-                    _thread.interrupt_main(signal.SIGTERM)
-            elif not self._alone and time.monotonic() - since > _GRACE_S:
+                    interrupt_main_thread()
+            patience = _ALONE_S if self._alone else _LAST_S if self._noticed else _GRACE_S
+            if time.monotonic() - since > patience:
                 self._end_hanging(cause)
 
     def _end_hanging(self, cause: str) -> None:
         """Ends this process, whose main thread does not do it. What is on disk is whole at any
         moment."""
-        if self._speaks(told=not cause.startswith("rank 0")):
+        if self._speaks():
             print(f"error: {cause}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    def _meet(self) -> None:
-        """Returns when all ranks have come here, however long that takes, as long as each of them
-        gives signs of life."""
-        self._meetings += 1
-        key, pause, looked = f"meeting/{self._meetings}", 0.001, time.monotonic()
-        with self.watching():
-            self._store.add(key, 1)
-            while self._store.add(key, 0) < self.size:
-                time.sleep(pause)
-                pause = min(1.5 * pause, 0.1)
-                if time.monotonic() - looked < _BEAT_S:
-                    continue
-                looked = time.monotonic()
-                if (cause := self._cause()) is not None:
-                    self._noticed = True
-                    raise RankError(cause)
-                self._refuse_silence()
 
-    def _refuse_silence(self) -> None:
-        """Raises RankError where a rank has given no sign of life for long."""
-        now = time.monotonic()
-        for rank in range(self.size):
-            beats = self._store.add(f"alive/{rank}", 0)
-            if beats != self._beats.get(rank, (None, 0.0))[0]:
-                self._beats[rank] = beats, now
-            elif now - self._beats[rank][1] > self.timeout.seconds:
-                self._noticed = True
-                self._lost.add(rank)
-                cause = f"rank {rank} has given no sign of life for {self.timeout.seconds} s"
-                self._tell(cause)
-                raise RankError(cause)
+def _what(error: Exception, timeout: timedelta) -> str:
+    """What became of a rank, by what torch says."""
+    late = any(sign in str(error).lower() for sign in ("timed out", "timeout"))
+    return f"did not come within {timeout.seconds} s" if late else "was lost"
 
 
 def _is_lost(error: RuntimeError) -> bool:

@@ -45,6 +45,14 @@ class SharedWork:
         """Those of all batches that are this rank's: every `size`-th."""
         return list(batches)[self.world.rank :: self.world.size]
 
+    def one_after_another(self, images: int, batch: int) -> int:
+        """How many out of so many images are passed one after the other, in batches of `batch`: the
+        largest batch of each round, and all of them with one process."""
+        if not images:
+            return 0
+        full_rounds = -(-images // (batch * self.world.size)) - 1
+        return full_rounds * batch + min(images - full_rounds * batch * self.world.size, batch)
+
     def in_order(self, blocks: Iterable[P], count: int) -> Iterator[P]:
         """What is made of all batches, in their order, on rank 0; nothing on the others, which keep
         nothing. With one process: `blocks`, as they come.

@@ -96,6 +96,15 @@ class World(ABC):
         yield
 
     @contextmanager
+    def passing_on(
+        self, asked: Callable[[], str | None], tell: Callable[[str], None]
+    ) -> Iterator[None]:
+        """Within the block, rank 0 is told what `asked` says on another rank, also while that one
+        waits for it: there `tell` is called with it and the rank, once, on a thread that is not
+        the main one."""
+        yield
+
+    @contextmanager
     def reporting(self) -> Iterator[None]:
         """The whole work of this rank: what ends it is told to the others."""
         yield

@@ -63,7 +63,7 @@ def _rows(plan: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     loss = "" if plan["first_loss"] is None else f"loss {plan['first_loss']:.4f}, "
     yield "first step", f"{loss}{plan['first_step_seconds']:.2f} s"
     if plan["time"] is not None:
-        yield from _time_rows(plan["time"], noun)
+        yield from _time_rows(plan["time"], noun, shared=plan["shared"] is not None)
     where = "of the process" if plan["device"] == "cpu" else "of the device"
     memory = f"{plan['peak_memory_mb']:,.0f} MB {where}"
     if plan["shared"]:
@@ -99,7 +99,7 @@ def _shared_rows(shared: Mapping[str, Any], noun: str) -> Iterable[tuple[str, st
     yield "sent a step", f"{size(shared['sent_bytes'])} by each process, in a ring"
 
 
-def _time_rows(time: Mapping[str, Any], noun: str) -> Iterable[tuple[str, str]]:
+def _time_rows(time: Mapping[str, Any], noun: str, *, shared: bool) -> Iterable[tuple[str, str]]:
     yield (
         "step",
         f"{time['step_seconds']:.3g} s, {time['images_per_second']:,.0f} {noun}s/s "
@@ -109,7 +109,7 @@ def _time_rows(time: Mapping[str, Any], noun: str) -> Iterable[tuple[str, str]]:
         "time",
         f"{duration(time['training_seconds'])} of training + {duration(time['feature_seconds'])} "
         f"of features and batch statistics for {time['evaluations']} evaluations; protocols come "
-        "on top",
+        f"on top{', on the first process alone' if shared else ''}",
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sslkit.api import RunView, Tracker
-from sslkit.errors import TrackingError, failure_of
+from sslkit.errors import RankError, TrackingError, failure_of
 from sslkit.runs.folder import RunFolder
 from sslkit.runs.metrics_file import MetricLine, encode_line, read_lines, truncate_after
 from sslkit.runs.upload_state import Status, UploadState
@@ -39,7 +39,10 @@ class FeedTiming:
     retry_max_s: float = 60.0
     """... up to this."""
     finish_s: float = 30.0
-    """How long `RunLog.finish` waits for the rest to be sent."""
+    """How long `RunLog.finish` waits for the rest to be sent ..."""
+    lost_s: float = 8.0
+    """... where another process of the run is gone: all are to end within a minute, and the service
+    may be behind the same cable."""
 
 
 class RunLog:
@@ -106,20 +109,22 @@ class RunLog:
         self._feed.save()
         self._notify(urgent=True)
 
-    def finish(self, status: Status) -> bool:
+    def finish(self, status: Status, *, lost: bool = False) -> bool:
         """Sends the rest, at most `FeedTiming.finish_s` long, and ends the tracker's run. True
         where the tracker has everything; what it misses stays in the run folder for `sync`. A
-        second call does nothing."""
+        second call does nothing. lost: another process of the run is gone; see
+        `FeedTiming.lost_s`."""
         if self._stopping is None:
+            most_s = self._timing.lost_s if lost else self._timing.finish_s
             with self._write_lock:
                 self._file.close()
             self._feed.cursor.status = status
             self._feed.save()
-            self._deadline = time.monotonic() + self._timing.finish_s
+            self._deadline = time.monotonic() + most_s
             with self._wake:
                 self._stopping = status
                 self._wake.notify()
-            self._thread.join(self._timing.finish_s)
+            self._thread.join(most_s)
             if self._thread.is_alive():
                 self._feed.abandon()
             self._report_missing()
@@ -137,7 +142,8 @@ class RunLog:
         if kind is None:
             self.finish("finished")
         else:
-            self.finish("killed" if issubclass(kind, KeyboardInterrupt) else "failed")
+            status: Status = "killed" if issubclass(kind, KeyboardInterrupt) else "failed"
+            self.finish(status, lost=issubclass(kind, RankError))
 
     def _append(self, line: MetricLine) -> None:
         text = encode_line(line)

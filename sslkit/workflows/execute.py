@@ -111,7 +111,10 @@ def _execute(
         log.artifact(folder.recipe)
         log.artifact(folder.environment)
         try:
-            with SystemSampler(log.log_system, training.compute.device):
+            with (
+                SystemSampler(log.log_system, training.compute.device),
+                world.passing_on(lambda: stop.got, stop.hear),
+            ):
                 stop.at_once = False
                 advance(experiment, stop)
                 if not stop.agree(world):
@@ -156,7 +159,9 @@ def advance(experiment: Experiment, stop: StopSignals) -> None:
     progress = training.progress
     training.output.display.start(progress.total_steps, progress.step)
     training.output.callbacks.on_start(training)
-    if at_epoch_end(progress) and not was_evaluated(experiment.folder, progress.step):
+    if at_epoch_end(progress) and not experiment.compute.world.once(
+        lambda: was_evaluated(experiment.folder, progress.step)
+    ):
         evaluate_epoch(training, progress.epochs_done, stop)
     train(training, stop)
     training.output.display.close()
@@ -166,10 +171,13 @@ def how_to_go_on(experiment: Experiment, what: str) -> str:
     """What became of a run that was stopped, in one line."""
     training = experiment.training
     progress, saved = training.progress, training.saved_step
+    paths = training.output.checkpoints.paths()
+    if paths and not experiment.compute.world.is_first:  # rank 0 may have saved unheard
+        saved = int(paths[-1].stem.removeprefix("step-"))
     if saved is None:
         kept = "nothing saved yet, so it begins again"
     else:
-        kept = f"saved in {training.output.checkpoints.paths()[-1].name}"
+        kept = f"saved in {paths[-1].name}"
         if saved < progress.step:
             kept += f", steps from {saved + 1} on are made again"
     return (

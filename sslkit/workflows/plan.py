@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from sslkit.api import Progress
+from sslkit.api.evaluation_inputs import EVALUATION_BATCH
 from sslkit.data.evaluation_images import calibration_rows
 from sslkit.engine.display import Display
 from sslkit.engine.peak_memory import peak_memory_mb
@@ -193,8 +194,8 @@ def share_batch(training: Training, world: World, *, sharded: bool) -> SharedBat
 
 def estimate_time(experiment: Experiment, steps: Steps) -> dict[str, Any]:
     """Seconds of the run: the measured step times the number of steps, and features and batch
-    statistics of every evaluation. What evaluators do with the features, checkpoints and start-up
-    come on top."""
+    statistics of every evaluation, which several processes share. What evaluators do with the
+    features, on the first process alone, checkpoints and start-up come on top."""
     facts, encoder = experiment.facts, experiment.method.encoder
     step = median(steps.warm)
     encoded = images_encoded(experiment)
@@ -214,8 +215,9 @@ def estimate_time(experiment: Experiment, steps: Steps) -> dict[str, Any]:
 
 
 def images_encoded(experiment: Experiment) -> list[int]:
-    """Images that go through an encoder each time that features are taken: during training, after
-    it, and of the untrained encoder. An encoder with BatchNorm gets its statistics before."""
+    """Images that go through an encoder, one after the other, each time that features are taken:
+    during training, after it, and of the untrained encoder. An encoder with BatchNorm gets its
+    statistics before."""
     facts, suite, encoder = experiment.facts, experiment.suite, experiment.method.encoder
     epochs = range(1, math.ceil(facts.total_steps / facts.steps_per_epoch))
     encoded = [suite.images_encoded("trained", epoch, final=False) for epoch in epochs]
@@ -224,7 +226,8 @@ def images_encoded(experiment: Experiment) -> list[int]:
         encoded.append(suite.images_encoded("untrained", 0, final=True))
     before = 0
     if has_batch_statistics(encoder):
-        before = len(calibration_rows(experiment.stores.train, experiment.recipe.seed))
+        rows = calibration_rows(experiment.stores.train, experiment.recipe.seed)
+        before = suite.work.one_after_another(len(rows), EVALUATION_BATCH)
     return [before + images for images in encoded if images]
 
 

@@ -36,7 +36,7 @@ def resume_run(
 ) -> RunResult:
     """Resumes a run from its newest checkpoint, with the recipe that it was started with."""
     with held_by_first(world, lambda: hold(path, world)) as folder:
-        if is_finished(folder.path):
+        if world.once(lambda: is_finished(folder.path)):
             raise RecipeError(
                 f"{path}: this run is finished; --fork {path} starts a new one from it"
             )

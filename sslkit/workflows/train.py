@@ -55,19 +55,24 @@ def start(
     display = display_of(world, display)
     with nullcontext(stop) if stop is not None else StopSignals() as stop:
         stop.at_once = True  # until there is something to save
-        try:
-            with world.reporting():
-                return _start(recipe, overrides, resume, fork, display, stop, world)
-        except KeyboardInterrupt as error:
-            if stop.requested is None:
-                raise ended_by_plugin(error) from error
-            raise SSLKitError(
-                f"stopped by {stop.requested} before the first step; nothing was kept"
-                if resume is None
-                else f"stopped by {stop.requested} before the first step; the run is as it was"
-            ) from None
-        except SystemExit as error:
+        with world.reporting(), named_ends(stop, new=resume is None):
+            return _start(recipe, overrides, resume, fork, display, stop, world)
+
+
+@contextmanager
+def named_ends(stop: StopSignals, *, new: bool) -> Iterator[None]:
+    """Gives a stop before the first step, and an end by a plugin, their words. new: whether the run
+    is."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        stop.at_once = False  # a second signal must not cut off what tells the other ranks
+        if stop.requested is None:
             raise ended_by_plugin(error) from error
+        kept = "nothing was kept" if new else "the run is as it was"
+        raise SSLKitError(f"stopped by {stop.requested} before the first step; {kept}") from None
+    except SystemExit as error:
+        raise ended_by_plugin(error) from error
 
 
 def _start(
@@ -89,7 +94,7 @@ def _start(
     loaded = resolve(load_recipe(recipe, overrides))
     unfinished = world.once(lambda: find_unfinished(loaded)) if resume == "auto" else None
     if unfinished is not None:
-        if (why := why_stopped(unfinished)) is not None:
+        if (why := world.once(lambda: why_stopped(unfinished))) is not None:
             raise TrainingError(
                 f"{unfinished}: {why}. It stays stopped; go on all the same (to the next "
                 f"evaluation) with: sslkit run --resume {unfinished}"

@@ -88,7 +88,10 @@ def test_every_process_may_pass_a_single_image(
             ["--nproc", "4", "-o", "train.micro_batch_size=2"],
             "train.micro_batch_size: 2 images cannot be shared equally by 4 processes",
         ),
-        (["--nproc", "0"], "should be greater than or equal to 1"),
+        *(
+            (["--nproc", n], f"error: --nproc: got '{n}'; valid is a whole number from 1")
+            for n in ("0", "-1", "abc", "1.5", "", "9" * 12)
+        ),
     ],
 )
 def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(
@@ -120,3 +123,22 @@ def test_validate_prints_warnings_and_passes(
     printed = capsys.readouterr()
     assert printed.out.strip() == f"{tiny}: ok"
     assert f"{tiny}: warning: method.loss.temperature: 1e-30" in printed.err
+
+
+@pytest.mark.parametrize(("processors", "most"), [(4, 16), (96, 96)])
+def test_more_processes_than_can_be_are_refused_before_one_starts(
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    processors: int,
+    most: int,
+) -> None:
+    def start(command: object, count: int) -> int:
+        return 0 if count == most else 9
+
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    monkeypatch.setattr("sslkit.parallel.local.run_processes", start)
+    assert call("run", str(tiny), "--nproc", str(most)) == 0
+    assert call("run", str(tiny), "--nproc", str(most + 1)) == 2
+    said = f"error: --nproc: got '{most + 1}'; valid is a whole number from 1 to {most} on this "
+    assert capsys.readouterr().err == f"{said}machine\n"

@@ -24,6 +24,8 @@ from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
 from sslkit.evaluation import subjects
 from sslkit.evaluation.suite import EvaluationSuites
+from sslkit.parallel.imagined import ImaginedRank
+from sslkit.parallel.shared_work import SharedWork
 from sslkit.recipe import load_recipe, shipped_recipes
 from sslkit.recipe.warnings import Advice, find_warnings, network_warnings, plan_facts, statements
 from sslkit.report.plan import duration, text_plot
@@ -120,6 +122,45 @@ def test_the_images_of_evaluations_are_those_of_the_run(
     start(tiny, changes, display=Silent())
     again = 96 if BROUGHT in entries else 0  # the untrained encoder is calibrated for each source
     assert time["feature_seconds"] == counts["features"] + counts["statistics"] - again
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "alone"),
+    [
+        (0, 2, 0),
+        (1, 2, 1),
+        (512, 2, 512),
+        (513, 2, 512),  # the other one has a single image, meanwhile
+        (1024, 2, 512),
+        (1025, 2, 513),
+        (2000, 2, 1024),
+        (50_000, 1, 50_000),
+        (50_000, 8, 6656),  # 97 batches and 336 images: 13 rounds, whole ones among the last
+        (50_000, 64, 1024),
+        (50_000, 98, 512),
+    ],
+)
+def test_images_that_ranks_take_one_after_the_other(images: int, size: int, alone: int) -> None:
+    """Against the batches themselves, dealt out."""
+    batches = [min(512, images - start) for start in range(0, images, 512)]
+    rounds = [max(batches[start : start + size]) for start in range(0, len(batches), size)]
+    assert sum(rounds) == alone
+    assert SharedWork(ImaginedRank(size)).one_after_another(images, 512) == alone
+
+
+def test_the_time_of_evaluations_is_that_of_shared_features(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,300 training images and 600 test images on 2 processes: 2 rounds of 512 and 276, then one
+    of 512; the same training images for the batch statistics. With one: all of them."""
+    data = "data={name: synthetic, num_train: 1300, num_test: 600, size: 16}"
+    changes = [data, "train.online_probe=null", "train.max_steps=1", "evaluate=[{name: knn, k: 5}]"]
+    monkeypatch.setattr(EvaluationSuites, "seconds_per_image", lambda *_: 1.0)
+    for processes, images in ((1, 1300 + 1300 + 600), (2, 788 + 788 + 512)):
+        plan = make_plan(str(tiny), changes, Silent(), measure=True, processes=processes)
+        assert plan.time is not None
+        assert plan.time["evaluations"] == 2  # of the trained and the untrained encoder
+        assert plan.time["feature_seconds"] == 2 * images
 
 
 def test_a_run_shorter_than_the_measurement_is_planned_whole(tiny: Path) -> None:

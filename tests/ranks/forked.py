@@ -33,24 +33,32 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def on_ranks(work: Callable[[World], T], size: int = 2) -> list[Any]:
+def on_ranks(work: Callable[[World], T], size: int = 2, *, limit_s: float = LIMIT_S) -> list[Any]:
     """What `work` returns, or raises, on each rank. What it returns has to be picklable; ranks
-    share no memory with the test. A rank that is killed gives LostRankError."""
+    share no memory with the test. A rank that is killed gives LostRankError; one that is frozen is
+    killed when the others have ended."""
     with TemporaryDirectory() as folder:
         port = free_port()
         sys.stdout.flush(), sys.stderr.flush()
         children = [_fork(work, rank, size, port, Path(folder)) for rank in range(size)]
-        until = time.monotonic() + LIMIT_S
+        until = time.monotonic() + limit_s
         waiting = set(children)
         while waiting:
             waiting = {pid for pid in waiting if os.waitpid(pid, os.WNOHANG) == (0, 0)}
-            if waiting and time.monotonic() > until:
+            late = time.monotonic() > until
+            if late or all(_is_frozen(pid) for pid in waiting):
                 for pid in waiting:
                     os.kill(pid, 9)
                     os.waitpid(pid, 0)
-                pytest.fail(f"{len(waiting)} of {size} ranks did not end in {LIMIT_S} s")
+                if late and waiting:
+                    pytest.fail(f"{len(waiting)} of {size} ranks did not end in {limit_s} s")
+                break
             time.sleep(0.01)
         return [_end_of(Path(folder) / str(rank)) for rank in range(size)]
+
+
+def _is_frozen(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def _fork(work: Callable[[World], Any], rank: int, size: int, port: int, folder: Path) -> int:

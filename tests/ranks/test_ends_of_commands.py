@@ -17,6 +17,7 @@ import pytest
 from sslkit.api import Progress
 from sslkit.builtin.evaluators.knn import KNN
 from sslkit.builtin.simclr import SimCLR
+from sslkit.builtin.sources.synthetic import SyntheticReader
 from sslkit.runs.checkpoint import Checkpoints
 from tests.ranks.commands import Command
 from tests.soak.finished import differences
@@ -106,7 +107,7 @@ def test_a_signal_saves_once_and_stops_all(
     run = only_run(folder)
     last = max(path.name for path in (run / "checkpoints").iterdir())
     step = int(last[5:13])
-    by = "a stop on another rank" if to == "1" else number.name
+    by = f"{number.name} on rank 1" if to == "1" else number.name
     assert command.said() == [
         *NEWS,
         f"stopped by {by} at step {step} of 12 (saved in {last}); "
@@ -118,18 +119,50 @@ def test_a_signal_saves_once_and_stops_all(
     require_same_end(folder, undisturbed)
 
 
+@pytest.mark.parametrize("to", ["0", "1"])
+def test_a_signal_cuts_off_what_rank_0_does_alone(folder: Path, to: str) -> None:
+    """Also one to a rank that waits for it. The evaluator would take ten minutes."""
+    command = two_ranks(folder, slow(KNN, "evaluate", folder / "flag", seconds=600))
+    command.wait_for((folder / "flag").exists)
+    command.send(signal.SIGTERM, to)
+    assert command.wait(limit_s=60) == 1
+    (said,) = command.said()[len(NEWS) :]
+    where = " on rank 1" if to == "1" else ""
+    assert said.startswith(f"stopped by SIGTERM{where} at step 4 of 12 (saved in step-00000004.pt)")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_before_the_first_step_is_named(folder: Path, rank: int) -> None:
+    def patch() -> None:
+        read, sent = SyntheticReader.read, list[None]()
+
+        def signal_then_read(self: SyntheticReader, index: int) -> Any:
+            if os.environ.get("RANK") == str(rank) and not sent:
+                sent.append(os.kill(os.getpid(), signal.SIGUSR1))
+            return read(self, index)
+
+        SyntheticReader.read = signal_then_read  # type: ignore[method-assign]
+
+    command = two_ranks(folder, patch)
+    assert command.wait(limit_s=60) == 1
+    errors = [line for line in command.said() if line.startswith("error: ")]
+    ended = "" if rank == 0 else "ended with rank 1: "
+    assert errors == [f"error: {ended}stopped by SIGUSR1 before the first step; nothing was kept"]
+    assert not list((folder / "runs").iterdir())
+
+
 # --- Ranks that die, freeze, hang or fail ---------------------------------------------------------
 
 
-def slow(cls: type, name: str, flag: Path) -> Callable[[], None]:
-    """Has a method take three seconds, and says when it has begun."""
+def slow(cls: type, name: str, flag: Path, *, seconds: float = 3) -> Callable[[], None]:
+    """Has a method take some seconds, and says when it has begun."""
 
     def patch() -> None:
         inner = getattr(cls, name)
 
         def slowed(self: Any, *args: Any, **more: Any) -> Any:
             flag.touch()
-            time.sleep(3)
+            time.sleep(seconds)
             return inner(self, *args, **more)
 
         setattr(cls, name, slowed)
@@ -175,7 +208,8 @@ def test_a_rank_that_freezes_ends_all(folder: Path, rank: str) -> None:
     assert command.wait(limit_s=60) == 1
     (said,) = command.said()[len(NEWS) :]
     assert re.match(
-        rf"error: rank {rank} (gave no sign of life for|did not come within) 6 s; stopped at", said
+        rf"error: rank {rank} (gave no sign of life for|did not come within) \d+ s; stopped at",
+        said,
     )
 
 

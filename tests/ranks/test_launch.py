@@ -235,6 +235,17 @@ def test_half_a_start_is_refused_in_one_line(environ: dict[str, str], message: s
     assert len(str(found.value)) < 250
 
 
+def test_the_shell_of_one_machine_starts_its_processes_itself() -> None:
+    shell = SHELL | {"SLURM_JOB_NUM_NODES": "1"}
+    assert read_launch(shell, starts_others=True) is None
+    with pytest.raises(RecipeError, match="SLURM_NTASKS=8"):
+        read_launch(shell)
+    with pytest.raises(RecipeError, match="SLURM_NTASKS=8"):  # of its other machine it has nothing
+        read_launch(SHELL, starts_others=True)
+    with pytest.raises(RecipeError, match="mpirun"):
+        read_launch(shell | {"OMPI_COMM_WORLD_SIZE": "2"}, starts_others=True)
+
+
 def test_pmi_of_srun_itself_is_no_mpirun() -> None:
     assert read(STEP | {"PMI_SIZE": "8", "PMI_RANK": "5"}).launcher == "SLURM"
 

@@ -242,7 +242,7 @@ def test_a_stop_on_any_rank_stops_all_with_one_checkpoint(
 
     ends = on_ranks(work)
     assert ends[asked] == ("stopped", "SIGTERM")
-    assert ends[1 - asked] == ("stopped", "a stop on another rank")
+    assert ends[1 - asked] == ("stopped", f"SIGTERM on rank {asked}")
     (folder,) = (tiny.parent / "runs").iterdir()
     assert read_state(folder)["step"] == at
     assert len(list((folder / "checkpoints").iterdir())) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sslkit.api import ComponentConfig, RunView
-from sslkit.errors import TrackingError
+from sslkit.errors import RankError, TrackingError
 from sslkit.runs.folder import RunFolder
 from sslkit.runs.metrics_file import read_lines
+from sslkit.runs.upload_state import UploadState
 from sslkit.tracking.log import FeedTiming, RunLog, sync
 
 if TYPE_CHECKING:
@@ -267,3 +269,19 @@ def test_slow_service_costs_the_deadline_and_no_more(
     assert not log.finish("finished")
     assert time.perf_counter() - began < 1.5
     assert len(list(read_lines(folder.metrics))) == 200
+
+
+def test_a_run_that_lost_a_process_waits_less_for_the_service(
+    folder: RunFolder, view: RunView, memory_tracker: MemoryTracker
+) -> None:
+    """Both may be behind one cable, and all processes are to end within a minute."""
+    answering = threading.Event()
+    memory_tracker.log_metrics = lambda points: answering.wait(60)  # type: ignore[assignment, method-assign]
+    timing = FeedTiming(interval_s=0.05, finish_s=60.0, lost_s=0.1)
+    with pytest.raises(RankError), RunLog(folder, memory_tracker, view, timing=timing) as log:
+        log.log({"a": 1.0}, 1)
+        raise RankError("rank 1 was lost")
+    cursor = UploadState.load(folder.tracker)
+    assert cursor is not None
+    assert (cursor.status, cursor.closed) == ("failed", False)  # for a sync
+    answering.set()
