@@ -111,7 +111,7 @@ class RunEvaluation:
     @contextmanager
     def stopped_by(self, stop: StopSignals) -> Iterator[SharedWork]:
         """What is done inside may be cut off: in one process anywhere; with several, all stop when
-        a round of batches is done, and what rank 0 does alone by a signal to it."""
+        a round of batches is done, and what rank 0 does alone by a signal to any."""
         work = self.suites.work
         work.agree, work.alone = partial(stop.agree, work.world), stop.stopping_at_once
         if work.agree():

@@ -75,7 +75,7 @@ class SharedWork:
                 yield from (each.to(block.device) for each in brought if each is not None)
 
     def once(self, work: Callable[[], T]) -> T:
-        """See `World.once`. A stop that another rank was asked for is heeded when it is over."""
+        """See `World.once`. A stop that was asked for meanwhile is heeded when it is over."""
         if self.world.size == 1:
             return work()
 

@@ -439,13 +439,13 @@ def test_a_signal_ends_the_taking_of_features_after_its_round(
 def test_a_signal_while_an_evaluator_works_ends_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    """At once where it comes to rank 0, which is at work; after the evaluator elsewhere."""
+    """At once, also where it comes to the rank that waits for it."""
     worked: list[str] = []
 
     def signalled(self: KNN, given: FeatureInput) -> Evaluation:
         worked.append("knn begun")
         os.kill(int((tmp_path / f"{rank}.pid").read_text()), signal.SIGTERM)
-        sleep(0.3)
+        sleep(100)
         worked.append("knn done")
         return Evaluation({"top1": 0.5})
 
@@ -462,6 +462,6 @@ def test_a_signal_while_an_evaluator_works_ends_all(
 
     (first, done), (second, idle) = returned(on_ranks(work))
     assert first.status == second.status == "stopped"
-    assert done == (["knn begun"] if rank == 0 else ["knn begun", "knn done"])
+    assert done == ["knn begun"]
     assert idle == []
     assert read_state(first.run_dir)["step"] == 2
