@@ -161,8 +161,9 @@ class Store:
                 who = f"rank {', '.join(map(str, silent))}"
                 self._leave_cause(_silence(who, self._limit_s), silent)
             self._pass_wish()
-        except RuntimeError:  # torch's: the store is gone, and rank 0 with it
-            self.lost.add(0)
+            self._failures = 0
+        except RuntimeError:  # torch's: the store is gone; a parent may know more in a moment
+            self._failures += 1
 
     def _silent(self) -> list[int]:
         """Ranks without a sign of life for too long: all have an eye on rank 0, and it on all."""

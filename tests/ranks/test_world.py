@@ -103,6 +103,19 @@ def test_a_rank_that_dies_ends_the_others() -> None:
     assert str(first) == str(third) == "rank 1 was lost"
 
 
+def test_one_rank_says_that_rank_0_died() -> None:
+    """The store went with it, and no parent is here that could choose."""
+
+    def work(world: World) -> None:
+        if world.is_first:
+            os._exit(9)
+        world.sum(torch.ones(2))
+
+    _, second, third = on_ranks(work, 3)
+    assert str(second) == str(third) == "rank 0 was lost"
+    assert [second.said, third.said] == [False, True]
+
+
 def test_a_signal_while_the_ranks_agree_counts_the_next_time() -> None:
     """The others cannot know of it any more: all ranks get the same answers."""
 
