@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ from sslkit.data.evaluation_images import evaluation_batches
 from sslkit.data.pack_writer import only_writer
 from sslkit.data.splits import open_splits
 from sslkit.engine.pack_progress import PackProgress, make_pack_progress
-from sslkit.errors import DataError, RecipeError, SSLKitError
+from sslkit.errors import DataError, RecipeError, SSLKitError, message_of
 from sslkit.evaluation.features import count_not_finite, extract, state_digest
 from sslkit.experiment.encoder import load_encoder, trained_on
 from sslkit.experiment.networks import described_preparation, refuse_unlike_samples
@@ -162,7 +163,7 @@ def _write(
     if out.is_dir():
         raise RecipeError(f"--out {out}: is a folder; name the file to write, such as x.parquet")
     rows = 0
-    with ExitStack() as stack:
+    with _said_where(out), ExitStack() as stack:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(only_writer(out))
@@ -177,6 +178,19 @@ def _write(
             writer.write_table(table)
             rows += table.num_rows
     return rows
+
+
+@contextmanager
+def _said_where(out: Path) -> Iterator[None]:
+    """Says which file cannot be written: Arrow does not."""
+    try:
+        yield
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else message_of(error)
+        raise SSLKitError(
+            f"--out {out}: cannot be written ({why}); nothing was kept: mend that, or choose "
+            "another place, and give the command again"
+        ) from error
 
 
 def _schema(width: int, labelled: bool, origin: dict[str, Any]) -> pa.Schema:

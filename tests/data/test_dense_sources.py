@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -396,3 +397,81 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(DataError, match=r"instances_train2017\.json: .*more than 2,147,483,648"):
         read_instances(path)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "JPEGImages/2012_val_000001.jpg", "SegmentationClass/2012_val_000001.png",
+        "Annotations/2012_val_000001.xml", "ImageSets/Segmentation/val.txt",
+        "ImageSets/Main/val.txt",
+    ],
+)  # fmt: skip
+def test_nothing_of_voc_is_read_through_a_link_that_leads_out(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the header of an image, nor a list, whose first line the message would show."""
+    root = write_voc(tmp_path / "voc")
+    path = root / "VOC2012" / place
+    path.rename(tmp_path / "secret")
+    path.symlink_to(tmp_path / "secret")
+    read: list[str] = []
+    opened = os.open
+
+    def noted(file: Any, *rest: Any, **named: Any) -> int:
+        read.append(os.path.realpath(file))
+        return opened(file, *rest, **named)
+
+    monkeypatch.setattr(os, "open", noted)
+    task = "detection" if "Main" in place or "Annotations" in place else "segmentation"
+    with pytest.raises(RecipeError, match="is a link that leads out of") as error:
+        open_voc(root, task, "test")
+    assert place in one_line(error)
+    assert str(tmp_path / "secret") not in read
+
+
+@pytest.mark.parametrize(
+    "place", ["val2017/000000000001.jpg", "annotations/instances_val2017.json"]
+)
+def test_nothing_of_coco_is_read_through_a_link_that_leads_out(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_coco(tmp_path / "coco")
+    path = root / place
+    path.rename(tmp_path / "secret")
+    path.symlink_to(tmp_path / "secret")
+    read: list[str] = []
+    opened = os.open
+
+    def noted(file: Any, *rest: Any, **named: Any) -> int:
+        read.append(os.path.realpath(file))
+        return opened(file, *rest, **named)
+
+    monkeypatch.setattr(os, "open", noted)
+    with pytest.raises(RecipeError, match="is a link that leads out of") as error:
+        open_coco(root, "test")
+    assert place in one_line(error)
+    assert str(tmp_path / "secret") not in read
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "expected"),
+    [
+        ("images", "width", 10**400, "pixels; expected 1 to 67,108,864 a side"),
+        ("images", "height", 10**12, "pixels; expected 1 to 67,108,864 a side"),
+        ("images", "file_name", "\ud800.jpg", "text without halves of letters"),
+        ("categories", "name", "\udfff", "text without halves of letters"),
+        ("annotations", "bbox", [10**400, 1, 3, 3], r"\[left, top, width, height\]"),
+    ],
+)
+def test_numbers_and_letters_that_nothing_else_takes_are_refused(
+    tmp_path: Path, kind: str, field: str, value: object, expected: str
+) -> None:
+    root = write_coco(tmp_path / "coco")
+    path = root / "annotations" / "instances_train2017.json"
+    tree = json.loads(path.read_text())
+    tree[kind][0][field] = value
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=expected) as error:
+        open_coco(root)
+    assert len(one_line(error)) < 700

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -314,3 +315,25 @@ def test_data_of_another_kind_are_refused_in_one_line(run: Path, tmp_path: Path)
         embed_source(run / "encoder.safetensors", out, block, device="cpu")
     with pytest.raises(RecipeError, match=line):
         evaluate_run(run, ["knn"], [f"data={block}"], Silent())
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.parquet"
+    source = f"{{name: image_folder, train: {photos(tmp_path / 'photos', 40)}}}"
+    assert sslkit_command("embed", str(run), source, "-O", str(out)) == 0
+    before = out.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        assert sslkit_command("embed", str(run), source, "-O", str(out)) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(
+        f"error: --out {out}: cannot be written (File too large); nothing was k"
+    )
+    assert out.read_bytes() == before
+    assert not list(tmp_path.glob(".out*"))
+    assert sslkit_command("embed", str(run), source, "-O", str(out)) == 0

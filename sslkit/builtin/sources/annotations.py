@@ -157,7 +157,18 @@ def field_of(path: Path, where: str, item: dict[str, Any], field: str, kind: typ
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         words = {int: "a whole number", str: "text", list: "a list"}[kind]
         raise bad(path, f"{where}: '{field}' is {_short(value)}", words)
+    if isinstance(value, str) and not _is_whole(value):
+        raise bad(path, f"{where}: '{field}' is {_short(value)}", "text without halves of letters")
     return value
+
+
+def _is_whole(text: str) -> bool:
+    """Whether it can be written: JSON may hold one half of a character beyond the first 65,536."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # --- Boxes ----------------------------------------------------------------------------------------

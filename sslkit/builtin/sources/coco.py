@@ -17,6 +17,9 @@ from sslkit.builtin.sources.image_files import FileReader, refuse_outside
 from sslkit.builtin.sources.paths import missing
 from sslkit.errors import RecipeError
 
+_MAX_SIDE = 1 << 26
+"""Pixels: no image that is read has more in a line."""
+
 Split = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 
 
@@ -59,10 +62,10 @@ class COCO(DataSource):
         for wanted, what in ((path, "the boxes"), (root / name, "the images")):
             if not wanted.exists():
                 raise missing(f"data.{split}", wanted, f"{what} of {name}")
+        refuse_outside(f"data.{split}", path.parent, [path.name])
         instances = read_instances(path)
-        reader = COCOReader(root / name, instances, path)
-        reader.check(f"data.{split}")
-        return reader
+        refuse_outside(f"data.{split}", root / name, instances.files)
+        return COCOReader(root / name, instances, path)
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,6 @@ class COCOReader(FileReader, HasBoxes):
         super().__init__(root, instances.files, 3, None, None, {"annotations": str(source)})
         self._boxes = instances.boxes
         self.box_classes = instances.names
-
-    def check(self, field: str) -> None:
-        """Raises RecipeError for an image that does not exist, or is none of the folder's files."""
-        refuse_outside(field, Path(self._root), self._paths)
 
     def boxes(self, index: int) -> Boxes:
         return self._boxes[index]
@@ -145,8 +144,8 @@ def _file_name(path: Path, key: int, image: Mapping[str, Any]) -> str:
 
 def _size(path: Path, key: int, image: dict[str, Any]) -> tuple[int, int]:
     height, width = (field_of(path, f"image {key}", image, f, int) for f in ("height", "width"))
-    if height < 1 or width < 1:
-        raise bad(path, f"image {key} has {width} x {height} pixels", "at least one")
+    if not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE):
+        raise bad(path, f"image {key} has {width} x {height} pixels", f"1 to {_MAX_SIDE:,} a side")
     return height, width
 
 

@@ -87,9 +87,7 @@ class VOC(DataSource):
                 f"data.{split}: the lists {', '.join(sets)} name no image; expected one name a line"
             )
         kind = VOCMasks if config.task == "segmentation" else VOCBoxes
-        reader = kind(config, list(entries))
-        reader.check(f"data.{split}")
-        return reader
+        return kind(config, list(entries), f"data.{split}")
 
     def _listed(self, field: str, sets: Sequence[str]) -> dict[tuple[str, str], None]:
         """(folder of the year, image) of every line of some lists, once."""
@@ -97,9 +95,11 @@ class VOC(DataSource):
         entries: dict[tuple[str, str], None] = {}
         for name in sets:
             year, _, listed = name.partition("/")
-            path = self.config.root / f"VOC{year}" / "ImageSets" / folder / f"{listed}.txt"
+            within = self.config.root / f"VOC{year}"
+            path = within / "ImageSets" / folder / f"{listed}.txt"
             if not is_regular(path):
                 raise missing(field, path, f"the list {name} of images")
+            refuse_outside(field, within, [str(path.relative_to(within))])
             entries |= {(f"VOC{year}", image): None for image in read_names(path)}
         return entries
 
@@ -117,19 +117,20 @@ class VOC(DataSource):
 class VOCReader(FileReader):
     """Images of some lists, each with one file of annotations."""
 
-    def __init__(self, config: VOC.Config, entries: list[tuple[str, str]]) -> None:
+    def __init__(self, config: VOC.Config, entries: list[tuple[str, str]], field: str) -> None:
+        """field: what names the lists. Raises RecipeError for an image or an annotation that does
+        not exist, or is a link that leads out of its folder."""
         self._config = config
         self._entries = entries
         paths = [f"{year}/JPEGImages/{name}.jpg" for year, name in entries]
+        self._check(field, paths)  # before the first image is looked into
         super().__init__(config.root, paths, 3, None, None, {})
 
-    def check(self, field: str) -> None:
-        """Raises RecipeError for an image or an annotation that does not exist, or is a link that
-        leads out of its folder."""
+    def _check(self, field: str, paths: Sequence[str]) -> None:
         for name in dict(self._entries):
             root = self._config.root / name
             numbers = [i for i, (year, _) in enumerate(self._entries) if year == name]
-            images = [self._paths[i].partition("/")[2] for i in numbers]
+            images = [paths[i].partition("/")[2] for i in numbers]
             notes = [str(self.annotation(i).relative_to(root)) for i in numbers]
             refuse_outside(field, root, [*images, *notes])
 
