@@ -40,9 +40,20 @@ def assert_rank_0_alone_writes(writes: list[Write], folder: Path) -> None:
     assert {each.rank for each in in_folder} == {0}
 
 
-@pytest.mark.slow  # a minute: real interpreters, traced
+@pytest.mark.slow  # a minute for each: real interpreters, traced
 @pytest.mark.timeout(600)
-def test_rank_0_alone_has_files_open_for_writing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        [
+            "train.parallel=fsdp", "train.checkpoint_in_background=true", "augmentation.size=32",
+            "backbone={name: timm, model: test_vit, patch_size: 8}",
+        ],
+    ],
+    ids=["whole", "parts"],
+)  # fmt: skip
+def test_rank_0_alone_has_files_open_for_writing(tmp_path: Path, overrides: list[str]) -> None:
     """A start, training, checkpoints, a stop by a signal, a resume, evaluation, files of a
     callback, and MLflow; in a repository whose index git would like to write."""
     folder = tmp_path / "work"
@@ -53,7 +64,8 @@ def test_rank_0_alone_has_files_open_for_writing(tmp_path: Path) -> None:
     def is_saved() -> bool:
         return any(folder.glob("runs/*/checkpoints/step-00000004.pt"))
 
-    words = "run", "tiny.yaml", "--nproc", "2", "--resume", "auto"
+    changes = [word for each in overrides for word in ("-o", each)]
+    words = "run", "tiny.yaml", "--nproc", "2", "--resume", "auto", *changes
     try:
         code, said, writes = traced(folder, *words, stop=is_saved)
     except Unavailable as reason:
