@@ -84,6 +84,11 @@ class ToParent:
                 self._line.setblocking(False)
                 os.set_inheritable(number, False)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is such a parent."""
+        return self._line is not None
+
     def beat(self) -> None:
         """A sign of life."""
         if self._line is not None:

@@ -59,9 +59,12 @@ class Processes(World):
         self._meetings = 0
         try:
             with self.watching("while the processes met"):
-                self._store = Store(self.rank, self.size, self.timeout)
+                self._store = Store(self.rank, self.size, self.timeout, self._parent_says)
                 threading.Thread(target=self._watch, name="sign of life", daemon=True).start()
                 self.group = self._all = self._meet_torch()
+        except RankError as error:
+            self._ended.set()
+            raise RankError(str(error), said=not self._speaks()) from error
         except BaseException:
             self._ended.set()
             raise
@@ -206,9 +209,10 @@ class Processes(World):
     def _speaks(self) -> bool:
         """Whether this rank tells the user: rank 0. Where it is gone, the parent chooses one;
         without a parent the first rank of each machine that is not known to be gone as well."""
-        self._parent.listen()
-        if self._parent.gone:
+        if self._parent_says() is not None:
             return any(gone.speak for gone in self._parent.gone.values())
+        if not hasattr(self, "_store"):  # they have not met: with a parent rank 0 lives
+            return self.is_first or not self._parent.is_there
         self._store.end()  # which may find that rank 0 is silent
         if 0 not in self._store.lost:
             return self.is_first
@@ -218,11 +222,15 @@ class Processes(World):
 
     def _end(self) -> str | None:
         """What ended the run, as far as it is known; None where it goes on."""
-        self._parent.listen()
-        if self._parent.gone:
+        if (said := self._parent_says()) is not None:
             self._store.lost.update(self._parent.gone)
-            return str(next(iter(self._parent.gone.values())))
+            return said
         return self._store.end()
+
+    def _parent_says(self) -> str | None:
+        """Which rank ended without a word, as the parent has seen; None where it has not."""
+        self._parent.listen()
+        return next((str(gone) for gone in self._parent.gone.values()), None)
 
     def _hurry(self) -> None:
         """The run ends: the store is waited for no longer than any other rank."""
@@ -231,7 +239,7 @@ class Processes(World):
 
     def _why_lost(self, error: Exception, when: str) -> str:
         if not hasattr(self, "_store"):
-            return f"another process {_what(error, self.timeout)} {when}"
+            return self._parent_says() or f"another process {_what(error, self.timeout)} {when}"
         self._hurry()
         before, until = self._signs(), time.monotonic() + _GRACE_S
         while time.monotonic() < until:

@@ -38,9 +38,15 @@ class Store:
 
     What asks it raises RankError where it is silent, and what torch raises where it is gone."""
 
-    def __init__(self, rank: int, size: int, timeout: timedelta) -> None:
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        timeout: timedelta,
+        in_vain: Callable[[], str | None] = lambda: None,
+    ) -> None:
         """Returns when all ranks have come. timeout: for them to come; later, for how long one of
-        them may give no sign of life."""
+        them may give no sign of life. in_vain: asked meanwhile, says why they will not come."""
         self._rank, self._size = rank, size
         self._limit_s = timeout.total_seconds()
         self.patience_s = self._limit_s + _SPARE_S
@@ -65,7 +71,7 @@ class Store:
         self._calls = queue.SimpleQueue()
         threading.Thread(target=self._work, name="store", daemon=True).start()
         meeting = rendezvous("env://", rank, size, timeout=timeout)
-        self.torch: TorchStore = self._ask(lambda: next(meeting)[0])
+        self.torch: TorchStore = self._ask(lambda: next(meeting)[0], in_vain)
         """For torch, whose waits for keys hold up the connection."""
         self._store: TorchStore = self._ask(self.torch.clone)
         self.patience_s = self._limit_s
@@ -110,13 +116,13 @@ class Store:
         """Ends the thread."""
         self._calls.put(None)
 
-    def _ask(self, call: Callable[[], T]) -> T:
+    def _ask(self, call: Callable[[], T], in_vain: Callable[[], str | None] = lambda: None) -> T:
         answer: Future[T] = Future()
         self._calls.put((call, answer))
         while True:
             with suppress(TimeoutError):
                 return answer.result(_TICK_S)
-            if (end := self._own_end()) is not None:
+            if (end := in_vain() or self._own_end()) is not None:
                 raise RankError(end)
 
     def _own_end(self) -> str | None:

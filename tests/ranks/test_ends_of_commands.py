@@ -18,7 +18,10 @@ from sslkit.api import Progress
 from sslkit.builtin.evaluators.knn import KNN
 from sslkit.builtin.simclr import SimCLR
 from sslkit.builtin.sources.synthetic import SyntheticReader
+from sslkit.parallel import finding
+from sslkit.parallel.world import World
 from sslkit.runs.checkpoint import Checkpoints
+from sslkit.workflows import train
 from tests.ranks.commands import Command
 from tests.soak.finished import differences
 
@@ -198,6 +201,24 @@ def test_a_rank_that_is_killed_ends_all_and_nothing_is_lost(
         said,
     )
     require_same_end(folder, undisturbed)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_before_they_meet_ends_all(folder: Path, rank: int) -> None:
+    """While it imports, say: the others need not wait for it."""
+
+    def patch() -> None:
+        def find_or_die() -> World:
+            if os.environ.get("RANK") == str(rank):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return finding.find_world()
+
+        train.find_world = find_or_die  # type: ignore[attr-defined]
+
+    words = "run", "tiny.yaml", "--nproc", "3", "-o", "train.batch_size=48"
+    command = Command(folder, *words, before=patch, environment={"SSLKIT_RANK_TIMEOUT": "600"})
+    assert command.wait(limit_s=60) == 1
+    assert command.said() == [f"error: rank {rank} was ended by SIGKILL"]
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
