@@ -36,7 +36,11 @@ def train_step(
     component gave in the first step breaks its contract."""
     t.compute.begin_step()
     batch = on_device_layout(t, batch)
-    with step_randomness(t, micro_batch=0), t.learner.contract.watching(t.method):
+    with (
+        t.compute.world.watching(),  # weights in parts send messages anywhere
+        step_randomness(t, micro_batch=0),
+        t.learner.contract.watching(t.method),
+    ):
         t.learner.contract.check_batch(batch)
         t.method.before_step(t.progress)
         embeddings, batch, output = forward_backward(t, batch, log=log)

@@ -48,17 +48,20 @@ SHARDED = "train.parallel=fsdp"
 
 # --- The same curve -------------------------------------------------------------------------------
 
-PARTS = {
+PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "teacher": ("byol-layer-parts", ()),
     "queue and batch statistics": ("moco_v2-batch-parts", ()),
     "weights of the objective": ("prototypes-layer-whole", ("train.max_grad_norm=0.05",)),
     "norms of tensors": ("simclr-layer-parts", ("optimizer={name: lars, lr: 0.2}",)),
     "blocks that are recomputed": ("simclr-layer-whole", ("backbone.recompute=true",)),
-    # Frozen blocks, each tensor clipped by itself, and statistics in groups.
-    "frozen": pytest.param("moco_v3-layer-whole", (), marks=pytest.mark.slow),
-    "divided objective": pytest.param("dividedprototypes-layer-parts", (), marks=pytest.mark.slow),
-    "masks": pytest.param("masked-layer-parts", (), marks=pytest.mark.slow),
+    "frozen": ("moco_v3-layer-whole", ()),
+    "divided objective": ("dividedprototypes-layer-parts", ()),
+    "masks": ("masked-layer-parts", ()),
 }
+# Each takes ten seconds of CPU time.
+QUICK = [
+    name if name == "teacher" else pytest.param(name, marks=pytest.mark.slow) for name in PARTS
+]
 
 
 def doubled_method(*given: Any) -> Any:
@@ -89,8 +92,9 @@ def trained(case: str, more: tuple[str, ...], size: int, steps: int) -> list[dic
         return results(on_ranks(lambda world: whole_curve(world, path, case, more, steps), size))
 
 
-@pytest.mark.parametrize(("case", "more"), PARTS.values(), ids=PARTS)
-def test_weights_in_parts_train_as_one_process_does(case: str, more: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("name", QUICK)
+def test_weights_in_parts_train_as_one_process_does(name: str) -> None:
+    case, more = PARTS[name]
     (alone,) = trained(case, more, 1, 6)
     assert alone["losses"].std() > 1e-4  # it trains
     assert alone["kept"] == (0, 0)
@@ -106,7 +110,7 @@ def test_weights_in_parts_train_as_one_process_does(case: str, more: tuple[str, 
 
 @pytest.mark.slow  # four processes, two of which wait for the others on a machine of two cores
 def test_four_processes_keep_a_quarter_each() -> None:
-    case, more = PARTS["teacher"]  # type: ignore[misc]
+    case, more = PARTS["teacher"]
     (alone,) = trained(case, more, 1, 6)
     for found in trained(case, more, 4, 6):
         here, everywhere = found["kept"]
@@ -142,6 +146,7 @@ def tiny_run(folder: Path, size: int, *overrides: str) -> Path:
     return run_on(size, recipe, *MOMENTUM, *overrides).run_dir
 
 
+@pytest.mark.slow  # a run more, on one process
 def test_a_run_in_parts_is_that_of_one_process(sharded_run: Path, tmp_path: Path) -> None:
     alone = tiny_run(tmp_path, 1)
     assert_close(final_state(sharded_run), final_state(alone), 1e-4)  # float32, 12 steps
@@ -154,6 +159,7 @@ def test_a_run_in_parts_is_that_of_one_process(sharded_run: Path, tmp_path: Path
     assert found[last].get(baseline) == expected[last].get(baseline)
 
 
+@pytest.mark.slow  # two runs more on two processes
 def test_saved_on_two_and_resumed_on_two_has_the_same_bits(
     sharded_run: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +255,10 @@ def sharded_training(run: RunFolder, case: str, world: World) -> Training:
     return t
 
 
-@pytest.mark.parametrize("case", ["simclr-layer-whole", "byol-layer-parts"])
+@pytest.mark.parametrize(
+    "case",
+    ["simclr-layer-whole", pytest.param("byol-layer-parts", marks=pytest.mark.slow)],  # as long
+)
 def test_the_plan_counts_what_weights_in_parts_send(case: str, tmp_path: Path) -> None:
     real, imagined = tmp_path / "real", tmp_path / "imagined"
     real.mkdir(), imagined.mkdir()
