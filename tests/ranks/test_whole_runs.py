@@ -302,3 +302,41 @@ def test_the_meter_asks_all_ranks() -> None:
         "the loss or the gradient of another rank is not finite",
         "the loss is nan",
     ]
+
+
+def test_rank_0_alone_asks_the_folder_how_to_go_on(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network file system the others may still see it as it was: here they see a run that is
+    finished, was stopped for good, and has had the evaluation that rank 0 misses. They would go
+    another way, and one of them wait for the other for ever."""
+    overrides = ["train.loader_threads=0", "train.checkpoint_every_epochs=1"]
+
+    def epoch_then_signal(t: Training, epoch: int, stop: StopSignals) -> None:
+        stop._handle(signal.SIGTERM, None)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sslkit.engine.loop.evaluate_epoch", epoch_then_signal)
+        stopped = run(tiny, OneProcess(), *overrides)
+    assert stopped.status == "stopped"
+    assert read_state(stopped.run_dir)["step"] == 6
+
+    def stale(place: str, answer: object) -> None:
+        module, name = place.rsplit(".", 1)
+        ask = getattr(sys.modules[module], name)
+        monkeypatch.setattr(
+            place, lambda *given: answer if os.environ.get("RANK") == "1" else ask(*given)
+        )
+
+    stale("sslkit.workflows.resume.is_finished", True)
+    stale("sslkit.workflows.train.why_stopped", "step 6: stopped by knn: it says so")
+    stale("sslkit.workflows.execute.was_evaluated", True)
+
+    def work(world: World) -> tuple[Path, str]:
+        result = start(str(tiny), overrides, resume="auto", display=Silent(), world=world)
+        return result.run_dir, result.status
+
+    assert on_ranks(work) == [(stopped.run_dir, "finished")] * 2
+    lines = (stopped.run_dir / "metrics.jsonl").read_text().splitlines()
+    assert any(each["step"] == 6 and "eval/knn/top1" in each["metrics"]
+               for each in map(json.loads, lines))  # fmt: skip
