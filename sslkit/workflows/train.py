@@ -12,7 +12,7 @@ from sslkit.api import RunFacts
 from sslkit.engine.display import Display, display_of, make_display
 from sslkit.engine.loop import finish_saving, save
 from sslkit.engine.signals import StopSignals
-from sslkit.errors import CheckpointError, RecipeError, SSLKitError, TrainingError
+from sslkit.errors import CheckpointError, DataError, RecipeError, SSLKitError, TrainingError
 from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
@@ -108,6 +108,7 @@ def _start(
         return RunResult(done, last_metrics(RunFolder(done)), None, speaks=world.is_first)
     state = read_state(fork, world) if fork is not None else None
     facts = check(loaded)
+    refuse_unlike_data(world, {"training": f"{facts.num_images:,} {facts.sample.noun}s"})
     for warning in find_warnings(loaded, facts):
         display.message(f"warning: {warning}")
     with held_by_first(world, lambda: RunFolder.create(loaded.runs_dir, loaded.name)) as folder:
@@ -122,8 +123,26 @@ def _start(
                 restore(experiment, state, f"{fork}")
                 save(experiment.training)  # a resume before the next one must have a start
                 finish_saving(experiment.training)
+            refuse_unlike_data(world, experiment.stores.fingerprints)
             world.once(lambda: describe_folder(experiment, fork))
         return execute(experiment, stop)
+
+
+def refuse_unlike_data(world: World, seen: Mapping[str, str]) -> None:
+    """Raises DataError where ranks see other data: each machine may have files of its own. seen:
+    split -> its fingerprint, or its size. A resume compares them with what the run began with."""
+    brought = world.bring(dict(seen))
+
+    def compare() -> None:
+        for rank, each in enumerate(brought):
+            for split, found in each.items():
+                if found != brought[0].get(split):
+                    raise DataError(
+                        f"data: the {split} data is {brought[0].get(split)} on rank 0 and {found} "
+                        f"on rank {rank}; all machines have to see the same files"
+                    )
+
+    world.once(compare)
 
 
 def describe_folder(experiment: Experiment, fork: Path | None) -> None:

@@ -18,6 +18,7 @@ import torch
 from sslkit.api import Batch, Progress
 from sslkit.builtin.augmented_views import AugmentedViews
 from sslkit.builtin.simclr import SimCLR
+from sslkit.builtin.sources.synthetic import SyntheticReader
 from sslkit.data.cached_split import CachedSplit
 from sslkit.engine.display import Display, Silent
 from sslkit.engine.loop import checked_step
@@ -302,6 +303,23 @@ def test_the_meter_asks_all_ranks() -> None:
         "the loss or the gradient of another rank is not finite",
         "the loss is nan",
     ]
+
+
+def test_ranks_that_see_other_data_are_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of another number, or as many others: the losses would be those of neither."""
+
+    def work(world: World, *overrides: str) -> RunResult:
+        return run(tiny, world, *NO_EVALUATION, *overrides)
+
+    more = on_ranks(lambda world: work(world, f"data.num_train={96 + 16 * world.rank}"))
+    said = "data: the training data is 96 images on rank 0 and 112 images on rank 1; all machines"
+    assert str(more[0]).startswith(said)
+    monkeypatch.setattr(
+        SyntheticReader, "fingerprint", lambda self: "abc" + os.environ.get("RANK", "")
+    )
+    others = on_ranks(work)
+    assert str(others[0]).startswith("data: the train data is abc0 on rank 0 and abc1 on rank 1;")
+    assert not list((tiny.parent / "runs").iterdir())
 
 
 def test_rank_0_alone_asks_the_folder_how_to_go_on(
