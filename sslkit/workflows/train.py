@@ -19,7 +19,7 @@ from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import restore
 from sslkit.parallel.finding import find_world
 from sslkit.parallel.world import World
-from sslkit.recipe import dump_resolved, load_recipe
+from sslkit.recipe import Recipe, dump_resolved, load_recipe
 from sslkit.recipe.warnings import find_warnings, network_warnings
 from sslkit.runs.endings import why_stopped
 from sslkit.runs.environment_file import write_environment
@@ -106,6 +106,13 @@ def _start(
             f"{done}: this run is finished; what its tracker misses is sent by: sslkit sync {done}"
         )
         return RunResult(done, last_metrics(RunFolder(done)), None, speaks=world.is_first)
+    return _begin(loaded, fork, display, stop, world)
+
+
+def _begin(
+    loaded: Recipe, fork: Path | None, display: Display, stop: StopSignals, world: World
+) -> RunResult:
+    """A new run. loaded: its recipe, resolved."""
     state = read_state(fork, world) if fork is not None else None
     facts = check(loaded)
     refuse_unlike_data(world, {"training": f"{facts.num_images:,} {facts.sample.noun}s"})
