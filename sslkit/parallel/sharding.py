@@ -11,9 +11,10 @@ A tensor in parts is a torch `DTensor`. One process never has one, and does not 
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -51,11 +52,7 @@ def gathered(value: Any, *, keep: bool) -> Any:
     if is_sharded(value):
         whole = value.detach().full_tensor()
         return whole.cpu() if keep else whole.new_empty(0, device="cpu")
-    if isinstance(value, Mapping):
-        return {key: gathered(item, keep=keep) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(gathered(item, keep=keep) for item in value)
-    return value
+    return mapped(lambda item: gathered(item, keep=keep), value)
 
 
 def scattered(value: Any, like: Any) -> Any:
@@ -66,9 +63,30 @@ def scattered(value: Any, like: Any) -> Any:
 
         whole = value.to(like.device, like.dtype)
         return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
-    if isinstance(value, Mapping) and isinstance(like, Mapping):
-        return {key: scattered(item, like.get(key)) for key, item in value.items()}
+    if isinstance(value, dict) and isinstance(like, Mapping):
+        return with_values(value, {key: scattered(v, like.get(key)) for key, v in value.items()})
     return value
+
+
+def mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """A dict, list or tuple of what `change` makes of its items; anything else as it is."""
+    if isinstance(value, dict):
+        return with_values(value, {key: change(item) for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        found = [change(item) for item in value]
+        same = all(one is other for one, other in zip(found, value, strict=True))
+        return value if same else type(value)(found)
+    return value
+
+
+def with_values(given: dict[Any, Any], values: dict[Any, Any]) -> dict[Any, Any]:
+    """A dict with other values, which keeps what torch notes beside a state (`_metadata`); itself
+    where none is another one."""
+    if all(values[key] is item for key, item in given.items()):
+        return given
+    changed = copy.copy(given)
+    changed.update(values)
+    return changed
 
 
 # --- Networks in parts ---------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import torch
 from sslkit.errors import CheckpointError, TrainingError
 from sslkit.files import chunks, open_file, reason, remove_leftovers, replacing
 from sslkit.nn.torch_file import read_torch_file
+from sslkit.parallel.sharding import mapped
 from sslkit.parallel.world import OneProcess, World
 
 ONE_PROCESS = OneProcess()
@@ -147,13 +148,8 @@ class BackgroundCheckpoints(Checkpoints):
 def copy_on_host(value: Any) -> Any:
     """A state (nested dicts, lists and tuples) whose tensors are copies on the CPU."""
     if isinstance(value, torch.Tensor):
-        copied = value.detach().to("cpu")
-        return copied.clone() if copied.data_ptr() == value.data_ptr() else copied
-    if isinstance(value, dict):
-        return {key: copy_on_host(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(copy_on_host(item) for item in value)
-    return value
+        return value.detach().to("cpu", copy=True)
+    return mapped(copy_on_host, value)
 
 
 def load(path: Path, *, inside: Path | None = None) -> dict[str, Any]:

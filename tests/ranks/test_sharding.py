@@ -26,9 +26,10 @@ from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve, resolve_compile
 from sslkit.nn.mlp import mlp
 from sslkit.parallel.imagined import ImaginedRank
-from sslkit.parallel.sharding import blocks, gathered, is_sharded, local_part
+from sslkit.parallel.sharding import blocks, gathered, is_sharded, local_part, scattered
 from sslkit.parallel.world import World
 from sslkit.recipe import load_recipe
+from sslkit.runs.checkpoint import copy_on_host
 from sslkit.runs.folder import RunFolder, held_by_first
 from sslkit.workflows.plan_ranks import describe_shared
 from tests.ranks.curves import LAYER_NORM, begin, cases, curve, doubled, make
@@ -190,6 +191,17 @@ def run_until(step: int, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def assert_same_encoder(one: Path, other: Path) -> None:
     found, expected = (sslkit.load_encoder(run).state_dict() for run in (one, other))
     assert_close(found, expected, 1e-6)
+
+
+def test_states_keep_what_torch_notes_beside_them() -> None:
+    state = nn.BatchNorm1d(2).state_dict()
+    versions = state._metadata  # type: ignore[attr-defined]
+    assert versions[""] == {"version": 2}
+    assert gathered(state, keep=True) is state  # nothing lies in parts
+    assert scattered(state, state) is state
+    copied = copy_on_host({"method": state})["method"]
+    assert copied._metadata == versions
+    assert copied["weight"] is not state["weight"]
 
 
 # --- What lies in parts ---------------------------------------------------------------------------
