@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections import Counter
@@ -207,10 +208,14 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_parts(path: Path) -> None:
-    """Removes what processes that were killed had written of one file. Only for whoever keeps
-    others from writing it."""
+    """Removes what processes that were killed had written of one file or folder. Only for whoever
+    keeps others from writing it."""
     for part in path.parent.iterdir():
-        if part.name.startswith(f".{path.name}.") and _TEMPORARY.fullmatch(part.name):
+        if not (part.name.startswith(f".{path.name}.") and _TEMPORARY.fullmatch(part.name)):
+            continue
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
             part.unlink(missing_ok=True)
 
 

@@ -250,7 +250,7 @@ def _check_space(out: Path, plan: Description) -> None:
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         raise RecipeError(
-            f"--out: {out} needs {needed / 1e9:.1f} GB and {out.parent} has {free / 1e9:.1f} GB "
+            f"--out: {out} needs {needed / 1e6:,.1f} MB and {out.parent} has {free / 1e6:,.1f} MB "
             "free; choose another disk or a smaller --size"
         )
 

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -23,8 +24,9 @@ import sslkit
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.cli import main
 from sslkit.data.evaluation_images import evaluation_batches
+from sslkit.data.pack_writer import only_writer
 from sslkit.engine.display import Silent
-from sslkit.errors import CheckpointError, ExportError, RecipeError
+from sslkit.errors import CheckpointError, ExportError, RecipeError, SSLKitError
 from sslkit.experiment.stores import open_stores
 from sslkit.recipe import load_recipe
 from sslkit.workflows.evaluate.weight_files import evaluate_weights
@@ -464,3 +466,35 @@ def test_of_large_images_there_are_fewer(
     assert exported.images.startswith("5 synthetic images")
     monkeypatch.setattr("sslkit.workflows.export.sample_images._MOST_VALUES", 1)
     assert len(make_probe(open_source(tmp_path / "alone.safetensors")).images) == 1
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    run: Path, tmp_path: Path, format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["export", str(run / "encoder.safetensors"), "--format", format, "--out", str(out)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ended.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {out}: cannot be written (")
+    assert "File too large" in error
+    assert error.endswith("give the command again")
+    assert not list(tmp_path.iterdir())
+    stale = tmp_path / ".out.abcd_123.tmp"  # of a process that was killed
+    (stale / "folder").mkdir(parents=True)
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert not ended.value.code
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_processes_do_not_export_to_one_folder(run: Path, tmp_path: Path) -> None:
+    with only_writer(tmp_path / "out"), pytest.raises(SSLKitError, match="another process"):
+        export_encoder(run / "encoder.safetensors", "timm", tmp_path / "out")

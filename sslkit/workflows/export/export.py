@@ -7,15 +7,17 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import isnan
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
+from sslkit.data.pack_writer import only_writer
 from sslkit.errors import ExportError, RecipeError, SSLKitError, failure_of
-from sslkit.files import UMASK, flush
+from sslkit.files import UMASK, flush, reason, remove_parts
 from sslkit.parallel.finding import require_one_process
 from sslkit.runs.folder import RunFolder
 
@@ -81,6 +83,11 @@ def export_encoder(run: str | Path, format: str, out: Path | None = None) -> Exp
             (folder / card.FILE).write_text(text, encoding="utf-8")
     except ExportError as error:
         raise ExportError(f"{target}: not kept: {error}") from error
+    except (OSError, SafetensorError) as error:  # the latter for a full disk, too
+        raise ExportError(
+            f"{target}: cannot be written ({reason(error)}); nothing was kept: mend that, or "
+            "choose another place, and give the command again"
+        ) from error
     except KeyboardInterrupt:
         raise SSLKitError("stopped; nothing was kept") from None
     return Exported(target, format, target / chosen.file, difference, probe.origin, probe.synthetic)
@@ -126,17 +133,26 @@ def _not_kept(difference: Difference, probe: Probe) -> ExportError:
 
 @contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
-    """A folder beside `target`, which becomes it at the end and is removed where that fails."""
+    """A folder beside `target`, which becomes it at the end and is removed where that fails. What
+    killed processes left of it is removed."""
+    with ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(only_writer(target))
+            remove_parts(target)
+            made = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        except OSError as error:
+            raise RecipeError(
+                f"--out {target}: cannot be made ({error.strerror}); choose another place"
+            ) from error
+        with _renamed(Path(made), target):
+            yield Path(made)
+
+
+@contextmanager
+def _renamed(temporary: Path, target: Path) -> Iterator[None]:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    except OSError as error:
-        raise RecipeError(
-            f"--out {target}: cannot be made ({error.strerror}); choose another place"
-        ) from error
-    temporary = Path(made)
-    try:
-        yield temporary
+        yield
         for path in temporary.iterdir():
             path.chmod(0o666 & ~UMASK)  # safetensors, as mkdtemp, lets only the owner read
             flush(path)

@@ -45,6 +45,8 @@ def write(source: ExportSource, folder: Path) -> None:
                 external_data=weights > _LARGEST_FILE,
                 verbose=False,
             )
+    except OSError:  # a full disk says nothing about the network
+        raise
     except Exception as error:  # whatever torch and onnxscript raise about the code of a network
         raise ExportError(
             f"{source.path}: torch.onnx cannot export the backbone '{source.backbone['name']}' of "
