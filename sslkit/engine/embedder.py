@@ -78,11 +78,11 @@ class Embedder:
             # goes on from.
             made = DistributedDataParallel(
                 _Embed(self._method, unused=True),
-                process_group=self._world.group,
+                process_group=self._world.gradient_group,
                 broadcast_buffers=False,
                 find_unused_parameters=True,
             )
-            made.register_comm_hook(self._world.group, _summed)
+            made.register_comm_hook(self._world.gradient_group, _summed)
         return made
 
     def apart(self) -> AbstractContextManager[None]:

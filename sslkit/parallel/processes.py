@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ from .packing import packed, unpacked
 from .parent_line import ToParent
 from .store import BEAT_S, Store
 from .world import World
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 
@@ -80,6 +84,11 @@ class Processes(World):
         )
         assert dist.group.WORLD is not None
         return dist.group.WORLD
+
+    @cached_property
+    def gradient_group(self) -> ProcessGroup:
+        with self.watching("when the first step began"):
+            return cast("ProcessGroup", dist.new_group(timeout=self.timeout))
 
     # --- Meetings -----------------------------------------------------------------------------
 

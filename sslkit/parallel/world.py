@@ -36,6 +36,13 @@ class World(ABC):
     group: ProcessGroup | None = None
     """The ranks as torch.distributed knows them; None for one process."""
 
+    @property
+    def gradient_group(self) -> ProcessGroup | None:
+        """The same ranks with a line of their own, for sums of gradients, which are sent while a
+        backward pass goes on: when depends on what a network does with the images of a rank, and
+        on one line they would be mistaken for statistics."""
+        return None
+
     def __deepcopy__(self, memo: object) -> World:
         """Itself: a copy of a method is in the same world."""
         return self
