@@ -1,18 +1,17 @@
 """Value, gradient and state on several processes against one: our methods through the engine, and
 losses of lightly as its documentation uses them, under DistributedDataParallel.
 
-    python -m tests.benchmarks.ranks_exactness --ranks 2 4 --steps 4
+    python -m tests.benchmarks.ranks_exactness --ranks 2 4 --steps 50
     python -m tests.benchmarks.ranks_exactness --peers
 
-prints the tables of docs/explanation/ranks.md. Float64, gloo.
+prints the tables of docs/explanation/ranks.md. Gloo.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sslkit.parallel.world import World
 from tests.ranks.curves import METHODS, curves
+from tests.ranks.differences import differences, of_gradients
 from tests.ranks.forked import on_ranks
 
 Row = tuple[str, ...]
@@ -35,7 +35,7 @@ IMAGES, INPUT, WIDTH = 32, 16, 24
 
 def ends(work: Callable[[World], Any], size: int) -> list[Any]:
     """What each rank has found."""
-    found = on_ranks(work, size)
+    found = on_ranks(work, size, limit_s=1800)
     for end in found:
         if isinstance(end, BaseException):
             raise end
@@ -48,41 +48,34 @@ def trained(method: str, size: int, steps: int) -> list[dict[str, dict[str, Any]
         return ends(lambda world: curves(world, Path(folder), method, steps), size)
 
 
+OURS = ("loss", "gradient", "state", "float32 loss", "float32 gradient")
+
+
 def our_rows(methods: list[str], sizes: list[int], steps: int) -> Iterator[Row]:
-    """For each case and number of ranks the largest relative difference of a loss, the relative
-    length of the gradients' difference in the first step, the largest difference of the state."""
+    """For each case: what of `OURS` differs, and by how much, for each number of ranks, the worst
+    rank of them; how far one process in float32 is from itself in float64; whether all ranks hold
+    the same bits."""
     for method in methods:
         (alone,) = trained(method, 1, steps)
-        for size in sizes:
-            found, *others = trained(method, size, steps)
-            for case, expected in alone.items():
-                loss = ((found[case]["losses"] - expected["losses"]) / expected["losses"]).abs()
-                gradient = relative(found[case]["gradient"], expected["gradient"])
-                state = relative(found[case]["state"], expected["state"])
-                same = all(
-                    torch.equal(value, other[case]["state"][name])
-                    for other in others
-                    for name, value in found[case]["state"].items()
-                )
-                yield (
-                    case, str(size), power(float(loss.max())), power(gradient), power(state),
-                    "yes" if same else "no",
-                )  # fmt: skip
+        ranks = {size: trained(method, size, steps) for size in sizes}
+        for case, expected in alone.items():
+            each = {
+                size: [differences(found[case], expected) for found in all_of_them]
+                for size, all_of_them in ranks.items()
+            }
+            columns = [
+                ", ".join(power(max(one[what] for one in each[size])) for size in sizes)
+                for what in OURS
+            ]
+            own = of_gradients(expected["single"], expected["double"])
+            alike = all(same_bits([found[case] for found in ranks[size]]) for size in sizes)
+            yield *case.split("-"), *columns, power(own), "equal" if alike else "not equal"
 
 
-def worst(rows: Iterable[Row]) -> Iterator[Row]:
-    """Of each method and number of ranks the largest numbers of its cases."""
-    for (method, ranks), cases in groupby(rows, lambda row: (row[0].partition("-")[0], row[1])):
-        columns = list(zip(*cases, strict=True))
-        largest = [max(column, key=float) for column in columns[2:5]]
-        yield method, ranks, *largest, "yes" if set(columns[5]) == {"yes"} else "no"
-
-
-def relative(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """|found - expected| / |expected|, all tensors taken as one vector."""
-    one = torch.cat([value.double().flatten() for value in expected.values()])
-    other = torch.cat([found[name].double().flatten() for name in expected])
-    return float((other - one).norm() / one.norm().clamp_min(1e-300))
+def same_bits(ranks: list[dict[str, Any]]) -> bool:
+    """Whether all hold the same state."""
+    first, *others = (rank["double"]["state"] for rank in ranks)
+    return all(torch.equal(other[name], first[name]) for other in others for name in first)
 
 
 def power(value: float) -> str:
@@ -170,7 +163,6 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2])
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--all", action="store_true", help="every case, not the worst of each")
     parser.add_argument("--peers", action="store_true", help="lightly's losses and nothing else")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -178,9 +170,8 @@ def main() -> None:
         print(f"lightly {version('lightly')}, torch {version('torch')}, 2 ranks\n")
         table(("loss", "value", "gradient's length", "cosine"), peer_rows(2))
         return
-    rows = our_rows(options.methods, options.ranks, options.steps)
-    head = ("method", "processes", "loss", "gradient", "state", "bits")
-    table(head, rows if options.all else worst(rows))
+    head = ("method", "norm", "passes", *OURS, "of one process", "bits")
+    table(head, our_rows(options.methods, options.ranks, options.steps))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks.ranks_exactness import our_rows, peer_rows
+from tests.benchmarks.ranks_exactness import OURS, our_rows, peer_rows
 from tests.benchmarks.ranks_overhead import overheads
+from tests.ranks.differences import BOUNDS
 
 
 def test_parts_of_a_step_are_parts() -> None:
@@ -18,12 +19,17 @@ def test_parts_of_a_step_are_parts() -> None:
 
 
 def test_our_rows_are_exact() -> None:
-    rows = list(our_rows(["simclr"], [2], 1))
-    assert len(rows) == 4
-    for _, ranks, *differences, same in rows:
-        assert ranks == "2"
-        assert all(float(difference) < 1e-12 for difference in differences)
-        assert same == "yes"
+    rows = list(our_rows(["simclr"], [1, 2], 1))
+    assert [row[:3] for row in rows] == [
+        ("simclr", norm, passes) for norm in ("batch", "layer") for passes in ("whole", "parts")
+    ]
+    for _, _, _, *columns, own, bits in rows:
+        for what, cell in zip(OURS, columns, strict=True):
+            one, two = map(float, cell.split(", "))
+            assert one == 0.0
+            assert two < BOUNDS[what]
+        assert 1e-8 < float(own) < 1e-4
+        assert bits == "equal"
 
 
 def test_rows_of_a_library_whose_losses_gather() -> None:

@@ -23,7 +23,7 @@ class _Sketch(Method):
 
     def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
-        self.head = nn.Linear(backbone.num_features, WIDTH)
+        self.head: nn.Module = nn.Linear(backbone.num_features, WIDTH)
 
     @property
     def networks(self) -> nn.Module:
@@ -103,18 +103,20 @@ class Centred(_Sketch):
 
 class WholeBatch(_Sketch):
     """Barlow Twins' correlations over the whole batch (Zbontar et al. 2021, arXiv 2103.03230), with
-    a random projection that the objective draws. The head has no bias: its gradient would be
-    rounding errors alone, which AdamW makes steps of."""
+    a random projection that the objective draws. The head has no bias and begins with an
+    activation: a shift of all embeddings has no gradient but rounding errors, which AdamW makes
+    steps of."""
 
     def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
-        self.head = nn.Linear(backbone.num_features, WIDTH, bias=False)
+        linear = nn.Linear(backbone.num_features, WIDTH, bias=False)
+        self.head = nn.Sequential(nn.GELU(), linear)
 
     def objective(
         self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
     ) -> StepOutput:
         z = embeddings["z"]
-        z = z @ torch.randn(WIDTH, WIDTH, dtype=z.dtype, device=z.device)
+        z = z @ torch.randn(WIDTH, WIDTH, device=z.device).to(z.dtype)
         z = (z - z.mean(0)) / z.std(0)
         correlation = z[:, 0].t() @ z[:, 1] / len(z)
         return StepOutput((correlation - torch.eye(WIDTH, dtype=z.dtype)).square().sum())
@@ -167,7 +169,7 @@ class DividedBatch(WholeBatch):
         self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
     ) -> StepOutput:
         z = embeddings["z"]
-        z = z @ torch.randn(WIDTH, WIDTH, dtype=z.dtype, device=z.device)
+        z = z @ torch.randn(WIDTH, WIDTH, device=z.device).to(z.dtype)
         count = len(z) * self.world.size
         z = z - self.world.sum(z.sum(0)) / count
         z = z / (self.world.sum(z.square().sum(0)) / (count - 1)).sqrt()

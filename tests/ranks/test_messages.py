@@ -21,7 +21,13 @@ from tests.ranks.curves import begin, cases, make
 from tests.ranks.forked import on_ranks
 
 CASES = {name: (method, overrides) for name, method, overrides in cases()}
+CASES["a resnet"] = (
+    "simclr",
+    [*CASES["simclr-batch-whole"][1], "backbone={name: timm, model: test_resnet}"],
+)
+"""With so many weights that torch sends them in several messages."""
 TRIED = (
+    "a resnet",
     "simclr-batch-whole",
     "simclr-batch-parts",
     "simclr-layer-parts",
@@ -98,7 +104,7 @@ def messages(plan: SharedBatch) -> dict[str, tuple[int, int]]:
 def test_the_messages_of_simclr(tmp_path: Path) -> None:
     """374,392 parameters and torch's own 1 in 51 tensors; 17 layers of 1,064 channels; for
     each of 8 images two views of 96 + 8 numbers and a label of 8 bytes."""
-    plan = planned(tmp_path / "plan", "simclr-batch-whole", 2)
+    plan = planned(tmp_path / "plan", "a resnet", 2)
     assert messages(plan) == {
         "gradients all_reduce": (3, 4 * (374_392 + 1) + 4 * 51),
         "statistics all_gather": (17, 3 * 4 * 1_064),
