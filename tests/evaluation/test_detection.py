@@ -16,7 +16,7 @@ from sslkit.builtin.evaluators.detector import Pyramid, pyramid_stages
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.evaluation.features import state_digest
 from sslkit.evaluation.scores import is_score
-from tests.data.dense_folders import scenes, write_coco, write_voc
+from tests.data.dense_folders import annotation_xml, scenes, write_coco, write_voc
 from tests.evaluation.dense import Averages, measure, protocol
 
 SCENES = {"name": "scenes", "label": "colour", "size": 32, "num_train": 8, "num_test": 4}
@@ -84,6 +84,17 @@ def test_bad_annotations_are_found_before_training(tmp_path: Path) -> None:
     found = measure(protocol("detection", data, steps=10**6, **SMALL), network())
     assert found.skipped is not None
     assert "2012_val_000003.xml: it declares a document type" in found.skipped
+
+
+def test_more_objects_than_can_be_matched_are_found_before_training(tmp_path: Path) -> None:
+    """50,000 of them would take 400 GB beside the anchors of one image."""
+    root = write_voc(tmp_path)
+    path = root / "VOC2012" / "Annotations" / "2012_train_000001.xml"
+    path.write_text(annotation_xml([("cat", (1, 1, 9, 9), 0)] * 1001))
+    data = {"name": "voc", "task": "detection", "root": str(root)}
+    found = measure(protocol("detection", data, steps=10**6, **SMALL), network())
+    assert found.skipped is not None
+    assert "2012_train_000001.jpg: has 1,001 objects, and at most 1,000 are match" in found.skipped
 
 
 def test_pixels_are_no_start_and_the_untrained_encoder_can_be_left_out() -> None:

@@ -39,7 +39,7 @@ from sslkit.builtin.evaluators.dense_data import (
 )
 from sslkit.builtin.evaluators.detector import Pyramid, faster_rcnn, pyramid_stages
 from sslkit.builtin.evaluators.encoder_maps import check_images, device_of, with_feature_maps
-from sslkit.errors import SSLKitError, TrainingError, first_line_of
+from sslkit.errors import DataError, SSLKitError, TrainingError, first_line_of
 from sslkit.nn.average_precision import THRESHOLDS, Detections, Matches
 from sslkit.nn.resampling import resample
 from sslkit.nn.supervised import SupervisedTraining
@@ -49,6 +49,8 @@ _DROPS = (3 / 4, 11 / 12)
 """Parts of the training after which the learning rate falls to a tenth: 18,000 and 22,000 of 24,000
 steps (He et al. 2019)."""
 _MOMENTUM = 0.9
+_MOST_OBJECTS = 1000
+"""Objects of an image: each is held against some 270,000 anchors, which takes 8 MB."""
 
 Sample = tuple[Tensor, dict[str, Tensor]]
 """An image (C, H, W) in [0, 1], and its `boxes` (M, 4) and `labels` (M,) from 1 on."""
@@ -226,8 +228,16 @@ def draws(rows: Sequence[int], count: int, seed: int) -> Iterator[tuple[int, boo
 
 
 def _all_boxes(reader: ImageReader) -> list[Boxes]:
+    """The boxes of every image. Raises DataError for an image with more than can be matched."""
     assert isinstance(reader, HasBoxes)
-    return list(annotated_images(reader.boxes, range(len(reader))))
+    found = list(annotated_images(reader.boxes, range(len(reader))))
+    for index, boxes in enumerate(found):
+        if len(boxes) > _MOST_OBJECTS:
+            raise DataError(
+                f"{reader.describe(index)}: has {len(boxes):,} objects, and at most "
+                f"{_MOST_OBJECTS:,} are matched; cut the image, or leave it out of its list"
+            )
+    return found
 
 
 def detections(detector: Any, reader: ImageReader, device: torch.device) -> list[Detections]:
