@@ -13,6 +13,7 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from sslkit.api import Optimizer, OptimizerConfig
 from sslkit.nn import lars
+from sslkit.parallel.sharding import is_sharded
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -40,8 +41,10 @@ class SGD(Optimizer):
 
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         config = self.config
+        # torch has no fused form of it for weights that lie in parts.
+        whole = not any(is_sharded(p) for group in groups for p in group["params"])
         optimizer = torch.optim.SGD(
-            groups, momentum=config.momentum, nesterov=config.nesterov, fused=True
+            groups, momentum=config.momentum, nesterov=config.nesterov, fused=whole
         )
         # torch leaves the buffers of its first fused step uninitialised where float16 skips it.
         for group in optimizer.param_groups if config.momentum else ():

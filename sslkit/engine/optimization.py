@@ -110,7 +110,7 @@ class Optimization:
         """Updates the parameters, unless a gradient in float16 overflowed, and drops the
         gradients."""
         if self.scaler is None:
-            self.optimizer.step()
+            self._split.step(self.optimizer)
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()

@@ -34,6 +34,18 @@ class SplitGroups:
                 "groups that Optimizer.create is given"
             )
 
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Has an optimiser take its step. PluginError where it cannot on tensors in parts."""
+        try:
+            optimizer.step()
+        except NotImplementedError as error:
+            if not self._sharded:
+                raise
+            raise PluginError(
+                f"optimizer: {type(optimizer).__name__} does not compute on weights in parts "
+                f"({str(error).splitlines()[0]}); set train.parallel=ddp, or make it without fused"
+            ) from error
+
     def joined(self, state: dict[str, Any], *, keep: bool) -> dict[str, Any]:
         """The state of the optimiser as if no group had been cut. All ranks call this together.
         keep: whether this rank wants the tensors that lie in parts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,6 +54,11 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "queue and batch statistics": ("moco_v2-batch-parts", ()),
     "weights of the objective": ("prototypes-layer-whole", ("train.max_grad_norm=0.05",)),
     "norms of tensors": ("simclr-layer-parts", ("optimizer={name: lars, lr: 0.2}",)),
+    "momentum": (
+        "simclr-layer-whole",
+        ("optimizer={name: sgd, lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 0.01}",),
+    ),
+    "adam": ("simclr-layer-whole", ("optimizer={name: adam, lr: 1e-3, eps: 1e-4}",)),
     "blocks that are recomputed": ("simclr-layer-whole", ("backbone.recompute=true",)),
     "frozen": ("moco_v3-layer-whole", ()),
     "divided objective": ("dividedprototypes-layer-parts", ()),
@@ -106,7 +111,12 @@ def test_weights_in_parts_train_as_one_process_does(name: str) -> None:
         assert ((found["losses"] - alone["losses"]) / alone["losses"]).abs().max() < 1e-10
         assert_close(found["gradient"], alone["gradient"], 1e-10)
         assert_close(found["state"], alone["state"], 1e-9)
-        assert_close(found["moments"], alone["moments"], 1e-9)
+        assert_close(found["moments"]["state"], alone["moments"]["state"], 1e-9)
+        own, others = (
+            [group["params"] for group in each["moments"]["param_groups"]]
+            for each in (found, alone)
+        )
+        assert own == others
 
 
 @pytest.mark.slow  # four processes, two of which wait for the others on a machine of two cores
@@ -355,6 +365,21 @@ def test_callbacks_that_need_what_is_elsewhere_are_refused(
 def test_fp16_is_refused(tiny: Path) -> None:
     with pytest.raises(RecipeError, match="fsdp does not go with precision fp16"):
         load_recipe(tiny, [SHARDED, "train.precision=fp16"])
+
+
+def test_an_optimiser_that_cannot_is_refused(tmp_path: Path) -> None:
+    def work(world: World) -> None:
+        fused = partial(torch.optim.SGD, lr=0.1, fused=True)
+        with (
+            held_by_first(world, lambda: begin(tmp_path)) as run,
+            patch("sslkit.builtin.optimizers.AdamW.create", lambda self, groups: fused(groups)),
+        ):
+            curve(sharded_training(run, "simclr-layer-whole", world), 1)
+
+    first, _ = on_ranks(work)
+    assert isinstance(first, PluginError)
+    assert "SGD does not compute on weights in parts" in str(first)
+    assert "\n" not in str(first)
 
 
 class Fickle(SKETCHES["centred"]):  # type: ignore[misc]
