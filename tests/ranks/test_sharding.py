@@ -51,7 +51,7 @@ SHARDED = "train.parallel=fsdp"
 
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "teacher": ("byol-layer-parts", ()),
-    "queue and batch statistics": ("moco_v2-batch-parts", ()),
+    "queue and batch statistics": ("moco_v2-batch-parts", LAYER_NORM),  # statistics: of heads
     "weights of the objective": ("prototypes-layer-whole", ("train.max_grad_norm=0.05",)),
     "norms of tensors": ("simclr-layer-parts", ("optimizer={name: lars, lr: 0.2}",)),
     "momentum": (
