@@ -89,7 +89,7 @@ def test_saved_on_four_then_two_then_one(case: str) -> None:
     assert losses.dtype == torch.float64
     assert alone.std() > 1e-4  # it trains
     assert ((losses - alone) / alone).abs().max() < 1e-10
-    assert_close(state, its_state, 1e-8)
+    assert_close(state, its_state, 1e-12)
 
 
 def assert_close(found: Any, expected: Any, bound: float, path: str = "state") -> None:
