@@ -124,8 +124,17 @@ def test_bfloat16_is_as_near_to_float32_on_two_ranks_as_on_one(case: str) -> Non
     first, second = on(2, method, half, lambda t: curve(t, 3))
     assert of_tensors(second["state"], first["state"], least=0.01) == 0.0
     assert torch.equal(first["losses"], second["losses"])
-    for measure in (of_losses, of_gradients):
+    for measure in (of_losses, of_whole_gradient):
         assert 0.0 < measure(first, exact) < 2 * measure(alone, exact)
+
+
+def of_whole_gradient(found: dict[str, Any], exact: dict[str, Any]) -> float:
+    """|g - g1| / |g1|, since half precision leaves little of the smallest tensors."""
+    expected, there = (
+        torch.cat([each["gradient"][name].flatten() for name in exact["gradient"]])
+        for each in (exact, found)
+    )
+    return float((there - expected).norm() / expected.norm())
 
 
 # --- Compiled -------------------------------------------------------------------------------------
