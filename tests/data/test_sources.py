@@ -5,10 +5,12 @@ import struct
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from sslkit.builtin.sources import torchvision as torchvision_source
 from sslkit.builtin.sources.digits import Digits
 from sslkit.builtin.sources.paths import sample_positions
+from sslkit.builtin.sources.scenes import Scenes
 from sslkit.builtin.sources.synthetic import FACTORS, Synthetic
 from sslkit.builtin.sources.torchvision import Torchvision
 from sslkit.data.cached_split import CachedSplit
@@ -210,3 +212,17 @@ def test_digits_are_those_of_scikit_learn() -> None:
     assert np.array_equal(images, theirs.images)
     assert images.dtype == theirs.images.dtype
     assert np.array_equal(labels, theirs.target)
+
+
+@pytest.mark.parametrize(
+    ("source", "field"),
+    [
+        (Digits, "size"),
+        *((s, f) for s in (Synthetic, Scenes) for f in ("num_train", "num_test", "size")),
+    ],
+)
+@pytest.mark.parametrize("value", [10**9, 10**30])
+def test_numbers_of_images_that_fit_nowhere_are_refused(source, field, value):
+    """A number of its factors is drawn for each image as a source is opened."""
+    with pytest.raises(ValidationError, match="less than or equal to"):
+        source.Config(**{field: value})

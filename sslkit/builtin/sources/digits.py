@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from sslkit.api import DataSource, DataSourceConfig
 from sslkit.builtin.sources.arrays import ArrayReader
@@ -24,7 +24,7 @@ class Digits(DataSource):
     class Config(DataSourceConfig):
         """Fields of the `digits` source."""
 
-        size: PositiveInt = 32
+        size: int = Field(default=32, ge=1, le=8192)
         """Side in pixels to which the 8 x 8 originals are enlarged (bilinear); 8 leaves them."""
         test_fraction: float = Field(default=0.2, gt=0.0, lt=1.0)
         """Part of each class that is kept for testing, chosen by a hash of the image's number. The

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from sslkit.api import Boxes, DataSource, DataSourceConfig, HasBoxes, HasMasks, ImageReader
 from sslkit.builtin.sources.shapes import (
@@ -46,11 +46,11 @@ class Scenes(DataSource):
     class Config(DataSourceConfig):
         """Fields of the `scenes` source."""
 
-        num_train: PositiveInt = 400
+        num_train: int = Field(default=400, ge=1, le=10_000_000)
         """Number of training images."""
-        num_test: NonNegativeInt = 100
+        num_test: int = Field(default=100, ge=0, le=10_000_000)
         """Number of test images; 0 for none."""
-        size: int = Field(default=64, ge=16)
+        size: int = Field(default=64, ge=16, le=8192)
         """Side of the images, pixels."""
         channels: Literal[1, 3] = 3
         """Grey (1) or RGB (3)."""

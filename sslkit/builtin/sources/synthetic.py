@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 from sslkit.api import DataSource, DataSourceConfig, ImageReader
 from sslkit.builtin.sources.shapes import SHAPES, TEXTURES, Scene, render
@@ -39,11 +39,11 @@ class Synthetic(DataSource):
     class Config(DataSourceConfig):
         """Fields of the `synthetic` source."""
 
-        num_train: PositiveInt = 4000
+        num_train: int = Field(default=4000, ge=1, le=10_000_000)
         """Number of training images."""
-        num_test: NonNegativeInt = 1000
+        num_test: int = Field(default=1000, ge=0, le=10_000_000)
         """Number of test images; 0 for none."""
-        size: int = Field(default=32, ge=8)
+        size: int = Field(default=32, ge=8, le=8192)
         """Side of the images, pixels."""
         channels: Literal[1, 3] = 3
         """Grey (1) or RGB (3)."""

@@ -10,7 +10,7 @@ from typing import Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from sslkit.api import DataSource, DataSourceConfig, PositiveRange, SampleSpec, SplitReader
 from sslkit.randomness import SampleRandom
@@ -29,13 +29,13 @@ class Waves(DataSource):
     class Config(DataSourceConfig):
         """Fields of the `waves` source."""
 
-        num_train: PositiveInt = 2000
+        num_train: int = Field(default=2000, ge=1, le=10_000_000)
         """Number of training series."""
-        num_test: NonNegativeInt = 1000
+        num_test: int = Field(default=1000, ge=0, le=10_000_000)
         """Number of test series; 0 for none."""
-        length: int = Field(default=128, ge=16)
+        length: int = Field(default=128, ge=16, le=1_000_000)
         """Values of a series."""
-        channels: PositiveInt = 1
+        channels: int = Field(default=1, ge=1, le=10_000)
         """Channels: the same wave, each with a phase and noise of its own."""
         periods: PositiveRange = (3.0, 8.0)
         """Range of the periods in a series, log-uniform; of a chirp its mean."""
