@@ -146,8 +146,13 @@ def ceiling(t: Training, batch: Batch, steps: int) -> tuple[float, float]:
 def measure(
     world: World, place: Path, batch_size: int, steps: int, overrides: Sequence[str]
 ) -> Overhead:
-    """On each rank the same; SimCLR, in float32."""
-    settings = [f"data.num_train={2 * batch_size}", f"train.batch_size={batch_size}", *overrides]
+    """On each rank the same; SimCLR, in float32, with timm's smallest ResNet."""
+    settings = [
+        "backbone={name: timm, model: test_resnet}",
+        f"data.num_train={2 * batch_size}",
+        f"train.batch_size={batch_size}",
+        *overrides,
+    ]
     with held_by_first(world, lambda: begin(place)) as folder:
         ours, plain = (make(folder, "simclr", settings, world) for _ in range(2))
     for t in (ours, plain):
