@@ -168,13 +168,14 @@ def _killed(chain: Chain, reference: Reference, plan: Plan, folder: Path) -> boo
     """Starts the command and kills one of its processes. Returns whether it came in time; what
     should not have happened is noted in the chain."""
     command = _start(folder, *WORDS)
+    begun = command.step()
     _wait_for_moment(command, plan, reference.seconds)
     whom, process = _victim(command, plan.whom)
     if not _is_running(process):
         return not _ended_well(chain, command)
     os.kill(process, signal.SIGKILL)
     since = time.monotonic()
-    at = stage_of(folder)
+    at = stage_of(folder, begun)
     faults = []
     while alive := [each for each in processes(folder) if each != process]:
         command.process.poll()
@@ -227,7 +228,7 @@ def _wait_for_moment(command: Command, plan: Plan, seconds: float) -> None:
         "checkpoint": lambda: _is_saving(command.folder),
         "evaluation": lambda: command.step() > begun and command.step() % STEPS_OF_EPOCH == 0,
     }
-    skipped = int(plan.after * 3) if plan.when == "checkpoint" else 0
+    skipped = int(2 * plan.after) if plan.when == "checkpoint" else 0
     while command.process.poll() is None:
         if conditions[plan.when]():
             if not skipped:
@@ -271,23 +272,24 @@ def is_over(folder: Path) -> bool:
     return run is not None and (run / "results.json").exists()
 
 
-def stage_of(folder: Path) -> str:
-    """What the run of a chain was at when it was killed, as its files say."""
-    run = newest(folder)
-    if run is None:
-        return "start"
-    if is_over(folder):
+def stage_of(folder: Path, begun: int = 0) -> str:
+    """What the run of a chain was at when it was killed, as its files say. begun: the last step
+    before the command."""
+    run, step = newest(folder), 0
+    metrics: dict[str, Any] = {}
+    if run is not None and is_over(folder):
         return "end"
+    with suppress(OSError, ValueError, IndexError):
+        step, metrics = logged(run or folder)[-1]
+    if run is None or step <= begun:
+        return "start"
     if any(run.glob("checkpoints/.step-*.tmp")):
         return "checkpoint"
     if any(run.glob(".*.tmp")):
         return "file"
-    with suppress(OSError, ValueError):
-        step, metrics = logged(run)[-1]
-        if step % STEPS_OF_EPOCH == 0 and "train/loss" in metrics:
-            return "evaluation"
-        return f"step {step}"
-    return "first step"
+    if step % STEPS_OF_EPOCH == 0 and "train/loss" in metrics:
+        return "evaluation"
+    return f"step {step}"
 
 
 def processes(folder: Path) -> list[int]:
