@@ -139,13 +139,13 @@ class ShardedEmbedder(Embedder):
     def __init__(self, method: Method, world: World, device: torch.device) -> None:
         """Takes the weights of rank 0 apart; all ranks call this together."""
         super().__init__(method, world)
-        assert world.group is not None
+        assert world.gradient_group is not None
         # Nobody writes into what `embed` gave before it has gone back: `engine.step`.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         self._root = _Embed(method)
         world.barrier()
         with world.watching("when the weights were divided"):
-            shard(self._root, method, device, world.group)
+            shard(self._root, method, device, world.gradient_group)
         self._trained = _trained(method)
 
     @property
