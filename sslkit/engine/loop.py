@@ -124,7 +124,8 @@ def finish_epoch(t: Training, stop: StopSignals) -> None:
     if t.progress.step == t.progress.total_steps:
         return
     epoch = t.progress.epochs_done
-    if t.pace.saves_epoch(epoch) or t.evaluation.is_due(epoch):
+    due = t.pace.saves_epoch(epoch) or t.evaluation.is_due(epoch)
+    if due and t.saved_step != t.progress.step:
         save(t)
     evaluate_epoch(t, epoch, stop)
 

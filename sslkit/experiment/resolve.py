@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 
 import torch
 
@@ -69,6 +70,22 @@ def evaluation_compute(recipe: Recipe) -> Compute:
     return Compute(torch.device(device), recipe.evaluation_precision, recipe.train.channels_last)
 
 
+def gpu_of_rank(world: World) -> int:
+    """The GPU of this process among those that it sees: the one of its number on this machine, or
+    the only one, where srun shows each process its own. All ranks call this together. Raises
+    RecipeError where two processes would have one."""
+    count = torch.cuda.device_count()
+    index = world.local_rank if count > 1 else 0
+    mine = torch.cuda.get_device_properties(index).uuid if index < count else None
+    gpus = world.collect((socket.gethostname(), str(mine)))
+    if len(set(gpus)) < len(gpus):
+        raise RecipeError(
+            f"train.device: {world.local_size} processes on this machine, and this one sees "
+            f"{count} GPU{'' if count == 1 else 's'}, which do not suffice; start one for each GPU"
+        )
+    return index
+
+
 def resolve_compile(setting: bool | str, field: str = "compile") -> bool:
     """Whether to compile. Raises RecipeError for `true` without a compiler; `if_available` becomes
     its outcome, which the resolved recipe records. field: what of `train` is resolved."""
@@ -113,7 +130,7 @@ def make_compute(train: TrainConfig, world: World) -> Compute:
     """The bundle of resolved settings (no `auto`, no `if_available`)."""
     device = torch.device(train.device)
     if device.type == "cuda" and world.size > 1:
-        device = torch.device("cuda", world.local_rank)
+        device = torch.device("cuda", gpu_of_rank(world))
         torch.cuda.set_device(device)
     if device.type == "mps" and train.precision != "fp32":
         raise RecipeError(

@@ -119,3 +119,18 @@ def assert_equal(one: Any, other: Any) -> None:
             assert_equal(*pair)
     else:
         assert one == other
+
+
+def test_a_step_is_saved_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it ends an epoch."""
+    saved = []
+    save = Checkpoints.save
+
+    def noted(self: Checkpoints, step: int, state: Any) -> Path:
+        saved.append(step)
+        return save(self, step, state)
+
+    monkeypatch.setattr(Checkpoints, "save", noted)
+    overrides = ["train.epochs=2", "train.checkpoint_every_steps=3", "evaluate=[]"]
+    start(tiny, overrides, display=Silent())
+    assert saved == [3, 6, 9, 12]

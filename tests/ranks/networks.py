@@ -14,6 +14,8 @@ class ConvNet(Backbone):
     """Convolution, BatchNorm, ReLU, a residual convolution, mean pooling."""
 
     num_features = 12
+    block: nn.Module
+    shortcut: nn.Module
 
     class Config(ComponentConfig):
         pass
@@ -31,6 +33,30 @@ class ConvNet(Backbone):
         x = self.stem(images - 0.5)
         features: Tensor = (self.block(x) + self.shortcut(x)).relu().mean(dim=(2, 3))
         return features
+
+
+class BlockNet(ConvNet):
+    """Two blocks with BatchNorm, as in a ResNet, in place of the second convolution."""
+
+    def __init__(self, config: Any, *, channels: int, image_size: int) -> None:
+        super().__init__(config, channels=channels, image_size=image_size)
+        self.block = nn.Sequential(_Block(self.num_features), _Block(self.num_features))
+        self.shortcut = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """In the numbers of its weights."""
+        return super().forward(images.to(next(self.stem.parameters()).dtype))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = x + self.norm(self.convolution(x)).relu()
+        return found
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Module:

@@ -32,8 +32,9 @@ from sslkit.recipe import load_recipe
 from sslkit.runs.checkpoint import copy_on_host
 from sslkit.runs.folder import RunFolder, held_by_first
 from sslkit.workflows.plan_ranks import describe_shared
-from tests.ranks.curves import LAYER_NORM, begin, cases, curve, doubled, make
+from tests.ranks.curves import LAYER_NORM, begin, cases, curve, doubled, make, slot
 from tests.ranks.forked import on_ranks
+from tests.ranks.networks import BlockNet
 from tests.ranks.sketches import SKETCHES
 from tests.ranks.test_elastic import (
     Stop,
@@ -62,6 +63,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "blocks that are recomputed": ("simclr-layer-whole", ("backbone.recompute=true",)),
     "frozen": ("moco_v3-layer-whole", ()),
     "divided objective": ("dividedprototypes-layer-parts", ()),
+    "batch statistics in blocks": ("byol-batch-parts", ()),
     "masks": ("masked-layer-parts", ()),
 }
 # Each takes ten seconds of CPU time.
@@ -77,13 +79,15 @@ def doubled_method(*given: Any) -> Any:
 def whole_curve(
     world: World, folder: Path, case: str, more: tuple[str, ...], steps: int
 ) -> dict[str, Any]:
-    """The curve of a case in float64, with whole tensors."""
+    """The curve of a case in float64, with whole tensors. Without a backbone of its own a case has
+    one of blocks with BatchNorm."""
     method, overrides = next((m, o) for name, m, o in cases() if name == case)
     with (
         held_by_first(world, lambda: begin(folder)) as run,
         patch("sslkit.experiment.build.initial_method", doubled_method),
     ):
-        t = make(run, method, [*overrides, *more, SHARDED], world)
+        slots = {} if "layer" in case or more else {"backbone": slot(BlockNet)}
+        t = make(run, method, [*overrides, *more, SHARDED], world, slots=slots)
         found = gathered(curve(t, steps), keep=True)
         sharded = [p for p in t.method.parameters() if is_sharded(p)]
         moments = gathered(t.optimization.state_dict(), keep=True)
