@@ -36,8 +36,10 @@ def train_step(
     component gave in the first step breaks its contract."""
     t.compute.begin_step()
     batch = on_device_layout(t, batch)
+    # Weights in parts send messages anywhere; otherwise only what sends them is watched, since a
+    # component's own errors may sound like a lost process.
     with (
-        t.compute.world.watching(),  # weights in parts send messages anywhere
+        t.compute.world.watching() if t.compute.sharded else nullcontext(),
         step_randomness(t, micro_batch=0),
         t.learner.contract.watching(t.method),
     ):
