@@ -170,14 +170,13 @@ def advance(experiment: Experiment, stop: StopSignals) -> None:
 def how_to_go_on(experiment: Experiment, what: str) -> str:
     """What became of a run that was stopped, in one line."""
     training = experiment.training
-    progress, saved = training.progress, training.saved_step
-    paths = training.output.checkpoints.paths()
-    if paths and not experiment.compute.world.is_first:  # rank 0 may have saved unheard
-        saved = int(paths[-1].stem.removeprefix("step-"))
-    if saved is None:
+    progress, paths = training.progress, training.output.checkpoints.paths()
+    # What is there, and not what was begun: rank 0 may have saved unheard, or be at it.
+    if not paths:
         kept = "nothing saved yet, so it begins again"
     else:
         kept = f"saved in {paths[-1].name}"
+        saved = int(paths[-1].stem.removeprefix("step-"))
         if saved < progress.step:
             kept += f", steps from {saved + 1} on are made again"
     return (

@@ -192,6 +192,19 @@ def test_saved_on_two_and_resumed_on_one_exports_the_same_encoder(
     assert_same_encoder(finished, sharded_run)
 
 
+@pytest.mark.slow  # two runs more on two processes
+def test_in_bf16_a_run_in_parts_is_that_with_whole_weights(tmp_path: Path) -> None:
+    found = []
+    for parallel in ("fsdp", "ddp"):
+        (tmp_path / parallel).mkdir()
+        short = ("train.precision=bf16", "train.max_steps=4", "evaluate=[]")
+        run = tiny_run(tmp_path / parallel, 2, f"train.parallel={parallel}", *short)
+        found.append([metrics["train/loss"] for _, metrics in logged(run)])
+    in_parts, whole = found
+    assert len(whole) == 2
+    assert in_parts == pytest.approx(whole, rel=1e-3)  # bf16 has 3 digits; both pass alike
+
+
 def run_until(step: int, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run in parts that is asked to stop after a step."""
     with monkeypatch.context() as patched:
