@@ -99,7 +99,7 @@ def test_ctrl_c_while_a_stopped_run_is_closed(tiny: Path, monkeypatch: pytest.Mo
     def hook(self: object, run: object, metrics: object, progress: Any) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    def interrupted(self: RunLog, status: Any) -> bool:
+    def interrupted(self: RunLog, status: Any, *, lost: bool = False) -> bool:
         if self._stopping is None:
             finish(self, status)
             signal.raise_signal(signal.SIGINT)
@@ -115,7 +115,7 @@ def test_ctrl_c_while_a_stopped_run_is_closed(tiny: Path, monkeypatch: pytest.Mo
 def test_ctrl_c_after_a_finished_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finish = RunLog.finish
 
-    def interrupted(self: RunLog, status: Any) -> bool:
+    def interrupted(self: RunLog, status: Any, *, lost: bool = False) -> bool:
         if self._stopping is None:
             finish(self, status)
             signal.raise_signal(signal.SIGINT)

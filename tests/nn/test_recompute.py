@@ -13,6 +13,7 @@ from sslkit.api import RunFacts, ViewSpec
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.errors import RecipeError
 from sslkit.experiment.networks import compile_backbones
+from sslkit.nn.compute import Compute
 from sslkit.nn.recompute import Recomputed, is_recomputed, recompute
 
 SIDE = 32
@@ -161,4 +162,4 @@ def test_what_recipes_may_not_ask() -> None:
     assert paths in ([], ["recompute"]), "its blocks are known to timm, or it is refused"
     method: Any = nn.Sequential(backbone(again=True))
     with pytest.raises(RecipeError, match=r"train\.compile: blocks that the backbone recomputes"):
-        compile_backbones(method)
+        compile_backbones(method, Compute(torch.device("cpu"), "fp32", channels_last=False))
