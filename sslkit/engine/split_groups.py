@@ -38,7 +38,7 @@ class SplitGroups:
         """Has an optimiser take its step. PluginError where it cannot on tensors in parts."""
         try:
             optimizer.step()
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # torch's, of an operation that has no form for them
             if not self._sharded:
                 raise
             raise PluginError(
@@ -57,7 +57,8 @@ class SplitGroups:
             for number, p in enumerate(_parameters(self.groups))
             if number in state["state"]
         }
-        rules = {id(p): g for g, made in self._pairs(state) for p in made["params"]}
+        saved = zip(state["param_groups"], self.groups, strict=True)
+        rules = {id(p): group for group, made in saved for p in made["params"]}
         groups = [
             {**rules[id(given["params"][0])], "params": [places[id(p)] for p in given["params"]]}
             for given in self._given
@@ -88,10 +89,6 @@ class SplitGroups:
             for part in self.groups
         ]
         return {"state": entries, "param_groups": groups}
-
-    def _pairs(self, state: Mapping[str, Any]) -> Any:
-        """Each saved group, and the group that was given."""
-        return zip(state["param_groups"], self.groups, strict=True)
 
 
 def _parts(group: dict[str, Any]) -> list[dict[str, Any]]:

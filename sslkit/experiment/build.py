@@ -31,6 +31,7 @@ from sslkit.errors import RecipeError
 from sslkit.evaluation.suite import EvaluationSuites
 from sslkit.nn.compute import Compute
 from sslkit.parallel.division import Division
+from sslkit.parallel.sharding import blocks
 from sslkit.parallel.world import World
 from sslkit.recipe import Recipe, TrainConfig, components, flatten, scheduled_numbers
 from sslkit.runs.checkpoint import BackgroundCheckpoints, Checkpoints
@@ -215,7 +216,13 @@ def make_learner(recipe: Recipe, facts: RunFacts, compute: Compute, method: Meth
 
 
 def make_embedder(compute: Compute, method: Method) -> Embedder:
-    """How batches pass through the networks."""
+    """How batches pass through the networks. Raises RecipeError where weights are to lie in parts
+    and none can."""
+    if compute.sharded and not blocks(method):
+        raise RecipeError(
+            f"train.parallel: fsdp divides blocks that repeat, and {type(method).__name__} has "
+            "none in its networks; set train.parallel=ddp"
+        )
     if compute.sharded:
         return ShardedEmbedder(method, compute.world, compute.device)
     return Embedder(method, compute.world)

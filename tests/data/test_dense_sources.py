@@ -399,6 +399,19 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         read_instances(path)
 
 
+def noted_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are opened from now on, links followed."""
+    read: list[str] = []
+    opened = os.open
+
+    def noted(file: Any, *rest: Any, **named: Any) -> int:
+        read.append(os.path.realpath(file))
+        return opened(file, *rest, **named)
+
+    monkeypatch.setattr(os, "open", noted)
+    return read
+
+
 @pytest.mark.parametrize(
     "place",
     [
@@ -415,14 +428,7 @@ def test_nothing_of_voc_is_read_through_a_link_that_leads_out(
     path = root / "VOC2012" / place
     path.rename(tmp_path / "secret")
     path.symlink_to(tmp_path / "secret")
-    read: list[str] = []
-    opened = os.open
-
-    def noted(file: Any, *rest: Any, **named: Any) -> int:
-        read.append(os.path.realpath(file))
-        return opened(file, *rest, **named)
-
-    monkeypatch.setattr(os, "open", noted)
+    read = noted_reads(monkeypatch)
     task = "detection" if "Main" in place or "Annotations" in place else "segmentation"
     with pytest.raises(RecipeError, match="is a link that leads out of") as error:
         open_voc(root, task, "test")
@@ -440,14 +446,7 @@ def test_nothing_of_coco_is_read_through_a_link_that_leads_out(
     path = root / place
     path.rename(tmp_path / "secret")
     path.symlink_to(tmp_path / "secret")
-    read: list[str] = []
-    opened = os.open
-
-    def noted(file: Any, *rest: Any, **named: Any) -> int:
-        read.append(os.path.realpath(file))
-        return opened(file, *rest, **named)
-
-    monkeypatch.setattr(os, "open", noted)
+    read = noted_reads(monkeypatch)
     with pytest.raises(RecipeError, match="is a link that leads out of") as error:
         open_coco(root, "test")
     assert place in one_line(error)

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,15 +53,20 @@ def training(run: Path, name: str, world: World) -> Training:
     return t
 
 
-def seen(world: World, run: Path, name: str) -> Sent:
-    """What gloo was given in the second step, by torch's DistributedDataParallel as well."""
-    t = training(run, name, world)
+def second_step(t: Training, behind: Callable[[], object] = lambda: None) -> Any:
+    """What torch's profiler saw of the second step, and of what comes behind it."""
     first, second, *_ = t.loader.epoch(0)
     train_step(t, first)
     t.progress = t.progress.next()
     with torch.profiler.profile(record_shapes=True) as profile:
         train_step(t, second)
-        StopSignals().agree(world)
+        behind()
+    return profile
+
+
+def seen(world: World, run: Path, name: str) -> Sent:
+    """What gloo was given in the second step, by torch's DistributedDataParallel as well."""
+    profile = second_step(training(run, name, world), lambda: StopSignals().agree(world))
     found: Sent = Counter()
     for event in profile.events():
         if event.name.startswith("gloo:"):

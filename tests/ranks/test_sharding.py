@@ -17,7 +17,6 @@ from torch import nn
 import sslkit
 from sslkit.api import Callback, ComponentConfig, Slot
 from sslkit.engine.display import Silent
-from sslkit.engine.step import train_step
 from sslkit.engine.training import Training
 from sslkit.errors import PluginError, RecipeError, SSLKitError
 from sslkit.experiment import networks
@@ -45,6 +44,7 @@ from tests.ranks.test_elastic import (
     results,
     run_on,
 )
+from tests.ranks.test_messages import second_step
 
 SHARDED = "train.parallel=fsdp"
 
@@ -272,12 +272,7 @@ def test_blocks_of_torch_are_blocks() -> None:
 def sent(world: World, folder: Path, case: str) -> Counter[tuple[str, int]]:
     """Operation, numbers of one rank -> how many gloo was given in the second step."""
     with held_by_first(world, lambda: begin(folder)) as run:
-        t = sharded_training(run, case, world)
-        first, second, *_ = t.loader.epoch(0)
-        train_step(t, first)
-        t.progress = t.progress.next()
-        with torch.profiler.profile(record_shapes=True) as profile:
-            train_step(t, second)
+        profile = second_step(sharded_training(run, case, world))
     found = Counter[tuple[str, int]]()
     for event in profile.events():
         if event.name.startswith("gloo:"):
@@ -377,6 +372,18 @@ def test_callbacks_that_need_what_is_elsewhere_are_refused(
     assert isinstance(first, SSLKitError)
     assert message in str(first)
     assert "train.parallel=ddp" in str(first)
+
+
+def test_a_network_without_blocks_is_refused(tmp_path: Path) -> None:
+    """All of it would be whole on every process, without a word."""
+
+    def work(world: World) -> None:
+        with held_by_first(world, lambda: begin(tmp_path)) as run:
+            make(run, "simclr", [SHARDED], world)
+
+    first, _ = on_ranks(work)
+    assert isinstance(first, RecipeError)
+    assert "SimCLR has none in its networks; set train.parallel=ddp" in str(first)
 
 
 def test_fp16_is_refused(tiny: Path) -> None:
