@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import signal
 import sys
 import threading
@@ -130,6 +131,11 @@ def _root(
     """Self-supervised learning on images, as an experiment that a recipe describes."""
 
 
+_TyperError: Any = typer.BadParameter.__mro__[2]
+"""What typer raises for a command line that it cannot read. Where its class lives differs between
+releases; a public one derives from it."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. arguments: in place of those of the process, whose streams are then left
     as they are."""
@@ -141,9 +147,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show_warnings_in_one_line()
     try:
         try:
-            app(words, prog_name="sslkit")
+            code = app(words, prog_name="sslkit", standalone_mode=False)
         finally:
             sys.stdout.flush()  # what cannot be written is said here, not by the interpreter
+    except _TyperError as error:
+        if error.ctx is not None and error.format_message() == error.ctx.get_help():
+            print(error.format_message(), file=sys.stderr)  # a group that was given no command
+            sys.exit(error.exit_code)
+        _fail(_usage_problem(error, words), error.exit_code)
+    except typer.Abort:
+        _fail("stopped at a question", 1)
     except RankError as error:
         if debug and not error.said:
             raise
@@ -160,6 +173,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         _fail(f"{describe_failure(error)}. The same command with --debug shows the traceback", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_problem(error: Any, words: Sequence[str]) -> str:
+    """What is wrong with the words of a command line, in one line: where, what was given, what is
+    valid and where the help is."""
+    message = " ".join(error.format_message().split()).removesuffix(".")
+    message = re.sub(r"\.? (\(?)[Dd]id you mean ", r", \1did you mean ", message)
+    message = message.replace("Input should", "should").replace("argument(s)", "argument")
+    for option in getattr(getattr(error, "param", None), "opts", ()):
+        if option in words[:-1]:
+            message += f", got {words[words.index(option) + 1][:60]!r}"
+    message = f"{message[:1].lower()}{message[1:]}"
+    if error.ctx is None:
+        return message
+    command = error.ctx.command_path
+    return f"{command}: {message}{'' if message.endswith('?') else '.'} See: {command} --help"
 
 
 def _leave_ranks(error: RankError) -> NoReturn:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sslkit.errors import RecipeError
 from sslkit.report.console import print_line
 
 from .options import DEVICES, SPLITS, AsJson, Overrides, one_of
@@ -65,7 +66,7 @@ def embed(
         print_json([asdict(row) for row in rows]) if as_json else print_nearest(rows)
         return
     if out is None:
-        raise typer.BadParameter("name the file to write with --out")
+        raise RecipeError("name the file to write with --out")
     methods = parse_methods(maps)
     written = embed_source(
         run, out, source, override or [], split=one_of(split, SPLITS, "--split"),

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sslkit.errors import RecipeError
 from sslkit.report.console import print_line
 
 from .options import AsJson, Overrides
@@ -58,9 +59,9 @@ def evaluate(
         weights = Path(what) if what is not None else None
         found = evaluate_weights(weights, recipe, names, override or [], display, model=backbone)
     elif backbone is not None:
-        raise typer.BadParameter("--backbone also needs the --recipe to measure by")
+        raise RecipeError("--backbone also needs the --recipe to measure by")
     elif what is None:
-        raise typer.BadParameter("name a run folder, or weights with the --recipe to measure by")
+        raise RecipeError("name a run folder, or weights with the --recipe to measure by")
     else:
         found = evaluate_run(what, names, override or [], display)
     if as_json:

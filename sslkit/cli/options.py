@@ -29,7 +29,7 @@ def one_of(given: str, valid: tuple[_Choice, ...], option: str) -> _Choice:
     for choice in valid:
         if choice == given:
             return choice
-    raise typer.BadParameter(f"{option}: got {given!r}; valid is {', '.join(valid)}")
+    raise RecipeError(f"{option}: got {given!r}; valid is {', '.join(valid)}")
 
 
 def processes(given: str, most: int | None = None) -> int:
@@ -44,7 +44,7 @@ def processes(given: str, most: int | None = None) -> int:
 def required(recipe: str | None) -> str:
     """The recipe of a command that can do without one only in another mode."""
     if recipe is None:
-        raise typer.BadParameter("a recipe is needed here")
+        raise RecipeError("a recipe is needed here")
     return recipe
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sslkit.errors import RecipeError
+
 from .options import AsJson, Overrides, required
 from .output import print_json
 
@@ -59,7 +61,7 @@ def pack(
     if verify is not None:
         found = verify_pack(verify, threads)
     elif out is None:
-        raise typer.BadParameter("name the file to write with --out")
+        raise RecipeError("name the file to write with --out")
     else:
         found = pack_source(
             required(source), out, override or [], size, interpolation, threads=threads

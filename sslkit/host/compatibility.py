@@ -14,7 +14,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from sslkit.deprecation import (
@@ -74,10 +74,12 @@ def stated_interface(plugin: Any) -> int | None:
     one that this sslkit does not have."""
     stated = getattr(plugin, STATEMENT, None)
     if stated is None:
+        _refuse_other_spellings(plugin)
         return None
     if not isinstance(stated, int) or isinstance(stated, bool):
         raise PluginError(
-            f"{STATEMENT} is {stated!r}, expected a number such as {INTERFACE_VERSION}"
+            f"{STATEMENT} is {repr(stated)[:40]}, expected a whole number such as "
+            f"{INTERFACE_VERSION}"
         )
     if stated > INTERFACE_VERSION:
         raise PluginError(
@@ -90,6 +92,13 @@ def stated_interface(plugin: Any) -> int | None:
             f"{INTERFACE_VERSION}: install a newer version of the plugin"
         )
     return stated
+
+
+def _refuse_other_spellings(plugin: Any) -> None:
+    """Raises PluginError for a name of a hook module that is meant as the statement."""
+    for name in vars(plugin) if isinstance(plugin, ModuleType) else ():
+        if name.lower().strip("_").startswith(STATEMENT):
+            raise PluginError(f"{name} is not read: write {STATEMENT} = {INTERFACE_VERSION}")
 
 
 def misfit(cls: type[Any], interface: type[Any], stated: int | None) -> str | None:

@@ -180,10 +180,12 @@ def _load(
         # What a plugin prints while it is imported must not mix with our output (`--json`).
         with contextlib.redirect_stdout(sys.stderr):
             plugin = entry_point.load()
-            for kind, name, target in _registrations(plugin):
-                entry = Entry(kind, name, target, record.distribution, record.version)
-                entries.append(entry)
-            stated = stated_interface(plugin)
+            try:
+                for kind, name, target in _registrations(plugin):
+                    entry = Entry(kind, name, target, record.distribution, record.version)
+                    entries.append(entry)
+            finally:  # a hook that is not known here may be one of a later interface
+                stated = stated_interface(plugin)
             entries = [replace(entry, interface=stated) for entry in entries]
         _refuse_taken_names(entries, earlier)
         reason = None

@@ -7,13 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from sslkit.cli import main
+from sslkit.cli import app, main
 from tests.host.broken_recipes import BROKEN_RECIPES, BrokenRecipe
 
 
@@ -201,8 +203,23 @@ def test_schema_and_doctor(sslkit: Callable[..., Outcome]) -> None:
         (["run", "quickstart", "--fork", "nowhere"], "nowhere"),
         (["run", "quickstart", "--fork", "a", "--resume", "b"], "exclude each other"),
         (["eval", "nowhere"], "nowhere"),
-        (["rum"], "No such command"),
-        (["run", "quickstart", "--sed", "1"], "No such option"),
+        (["rum"], "error: sslkit: no such command 'rum', did you mean 'run'? See: sslkit --help\n"),
+        (
+            ["run", "quickstart", "--sed", "1"],
+            "error: sslkit run: no such option: --sed. See: sslkit run --help\n",
+        ),
+        (
+            ["run", "a", "b"],
+            "error: sslkit run: got unexpected extra argument (b). See: sslkit run --help\n",
+        ),
+        (["run", "-o"], "error: option '-o' requires an argument\n"),
+        (["plan", "q", "--json=1"], "error: option '--json' does not take a value\n"),
+        (["plugins", "lst"], "error: sslkit plugins: no such command 'lst', did you mean 'list'?"),
+        (["compare"], "error: sslkit compare: missing argument 'RUN_OR_RECIPE...'. See: sslkit"),
+        (["export", "x"], "error: sslkit export: missing option '--format'. See: sslkit export"),
+        (["ui", "--port", "0"], ", got '0'. See: sslkit ui --help\n"),
+        (["pack", "--size", "big"], ", got 'big'. See: sslkit pack --help\n"),
+        (["embed", "x"], "error: name the file to write with --out\n"),
         (["run", "quickstart", "-o", "seed"], "-o seed"),
         (["plugins", "list", "--kind", "lose"], "lose"),
     ],
@@ -211,7 +228,37 @@ def test_wrong_words(words: list[str], expected: str, sslkit: Callable[..., Outc
     outcome = sslkit(*words)
     assert outcome.code == 2
     assert expected in outcome.err
-    assert "Traceback" not in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert outcome.err.startswith("error: ")
+
+
+def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command."""
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*words, name))
+    if words and not hasattr(group, "commands"):
+        yield words
+
+
+@pytest.mark.parametrize("words", list(commands(typer.main.get_command(app))), ids=" ".join)
+def test_every_command_refuses_an_option_in_one_line(
+    words: Sequence[str], sslkit: Callable[..., Outcome]
+) -> None:
+    outcome = sslkit(*words, "--no-such-option")
+    command = f"sslkit {' '.join(words)}"
+    assert outcome.code == 2
+    assert outcome.err == (
+        f"error: {command}: no such option: --no-such-option. See: {command} --help\n"
+    )
+
+
+@pytest.mark.parametrize("group", ["plugins", "recipes"])
+def test_a_group_without_a_command_shows_its_help(
+    group: str, sslkit: Callable[..., Outcome]
+) -> None:
+    outcome = sslkit(group)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"Usage: sslkit {group} ")
 
 
 def test_a_file_that_cannot_be_written(sslkit: Callable[..., Outcome]) -> None:

@@ -208,8 +208,11 @@ def test_no_old_address_hides_a_module_that_is_there() -> None:
                "older version of the plugin"),
         ("0", "is written for interface 0, this sslkit has 1 to 2: install a newer version of the "
               "plugin"),
-        ("'2'", "sslkit_interface is '2', expected a number such as 2"),
-        ("True", "sslkit_interface is True, expected a number such as 2"),
+        ("'2'", "sslkit_interface is '2', expected a whole number such as 2"),
+        ("2.0", "sslkit_interface is 2.0, expected a whole number such as 2"),
+        ("True", "sslkit_interface is True, expected a whole number such as 2"),
+        ("0; sslkit_interface = [2] * 99", "sslkit_interface is [2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, "
+                                           "2, 2, , expected a whole number such as 2"),
     ],
 )  # fmt: skip
 def test_a_plugin_for_another_interface_is_broken(
@@ -221,6 +224,56 @@ def test_a_plugin_for_another_interface_is_broken(
     assert record.reason == reason
     with pytest.raises(PluginError, match=r"comes from the broken plugin 'old' of sslkit-old 1\.0"):
         host.registry.resolve("loss", "old_loss")
+
+
+@pytest.mark.parametrize(
+    "name", ["SSLKIT_INTERFACE", "sslkit_interface_version", "__sslkit_interface__"]
+)
+def test_a_misspelt_statement_is_not_passed_over(name: str, install: Install) -> None:
+    old_plugin(install, f"{name} = 2")
+    (record,) = [r for r in load_plugins().records if r.distribution == "sslkit-old"]
+    assert record.reason == f"{name} is not read: write sslkit_interface = 2"
+
+
+def test_what_a_plugin_states_is_said_before_what_it_lacks(install: Install) -> None:
+    """A hook of a later sslkit is unknown here: the reason is the interface, not the hook."""
+    later = """
+        from sslkit import hookimpl
+        sslkit_interface = 3
+        @hookimpl
+        def register_samplers(): return {"later": "later_parts:Later"}
+    """
+    install("sslkit-later", {"later_plugin.py": later}, "later = later_plugin")
+    (record,) = [r for r in load_plugins().records if r.distribution == "sslkit-later"]
+    assert record.reason is not None
+    assert record.reason.startswith("is written for interface 3, this sslkit has 2: install")
+
+
+REPOSITORY = Path(sslkit.__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((REPOSITORY / "plugins").glob("*/src/*/__init__.py")),
+    ids=lambda p: p.parent.name,
+)
+def test_the_plugins_of_this_repository_state_the_interface(path: Path) -> None:
+    assert f"\nsslkit_interface = {sslkit.INTERFACE_VERSION}\n" in path.read_text()
+
+
+def test_the_pages_teach_to_state_the_interface() -> None:
+    """Every hook module on a page, but that of the plugin that was written for interface 1."""
+    taught = [
+        (path.name, block)
+        for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+        for block in re.findall(
+            r"^```python\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE
+        )
+        if "import hookimpl" in block and "sslkit_veteran" not in block
+    ]
+    assert len(taught) > 4
+    for name, block in taught:
+        assert f"sslkit_interface = {sslkit.INTERFACE_VERSION}\n" in block, name
 
 
 @pytest.mark.parametrize("stated", [1, sslkit.INTERFACE_VERSION])

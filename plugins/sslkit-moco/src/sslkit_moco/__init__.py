@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from sslkit import hookimpl
 
+sslkit_interface = 2
+
 
 @hookimpl
 def register_methods() -> Mapping[str, str]:

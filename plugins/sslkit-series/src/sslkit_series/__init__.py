@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from sslkit import hookimpl
 
+sslkit_interface = 2
+
 
 @hookimpl
 def register_datasets() -> Mapping[str, str]:
