@@ -20,6 +20,7 @@ SOURCES = [PACKAGE, *sorted((PACKAGE.parent / "plugins").glob("*/src"))]
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("testing",),
     ("workflows",),
     ("experiment",),
     ("engine", "report", "tracking"),

@@ -20,6 +20,7 @@ from sslkit.host.plugin_errors import describe_failure
 
 from . import (
     compare,
+    conformance,
     doctor,
     embed,
     evaluate,
@@ -67,7 +68,11 @@ _COMMANDS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
         "ui": ui.ui,
         "doctor": doctor.doctor,
     },
-    plugins_app: {"list": plugins.plugins_list, "show": plugins.plugins_show},
+    plugins_app: {
+        "list": plugins.plugins_list,
+        "show": plugins.plugins_show,
+        "check": conformance.plugins_check,
+    },
     recipes_app: {"list": recipes.recipes_list, "copy": recipes.recipes_copy},
 }
 """In the order of `--help`."""

@@ -1,0 +1,71 @@
+"""`sslkit plugins check`: the conformance kit on what is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sslkit.errors import RecipeError
+
+from .options import AsJson
+from .output import print_json
+
+if TYPE_CHECKING:
+    from sslkit.testing.kit import Report
+
+
+def plugins_check(
+    name: Annotated[
+        str, typer.Argument(help="A component, such as mine or loss:mine, or a distribution.")
+    ],
+    kind: Annotated[str | None, typer.Option(help="Only a component of this kind.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="A recipe that it stands in, where the kit's own does not suit it."),
+    ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-o", "--override", metavar="FIELD=VALUE", help="Set a field of its block: k=20."
+        ),
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Leave out what takes more than about a second.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Try the laws of its kind on a component; exit 1 where one is broken."""
+    from sslkit.testing.kit import report_on
+    from sslkit.testing.subject import find_subjects
+    from sslkit.testing.table import print_report
+
+    reports: list[Report] = []
+    for subject in find_subjects(name, kind, fields_of(field or []), recipe):
+        reports.append(report_on(subject, fast=fast))
+        if not as_json:
+            print_report(reports[-1])
+    if as_json:
+        print_json([report.to_json() for report in reports])
+    if not all(report.passed for report in reports):
+        raise typer.Exit(1)
+
+
+def fields_of(given: list[str]) -> dict[str, Any]:
+    """What `-o FIELD=VALUE` set. Raises RecipeError."""
+    from sslkit.recipe.yaml_positions import parse_value
+
+    fields = {}
+    for each in given:
+        name, equals, text = each.partition("=")
+        if not equals or not name.isidentifier():
+            raise RecipeError(
+                f"-o {each}: expected FIELD=VALUE with a field of the component, such as k=20 or "
+                "head='{name: mlp, hidden_dim: 64}'"
+            )
+        try:
+            fields[name] = parse_value(text)
+        except ValueError as error:
+            raise RecipeError(f"-o {each}: {error}") from error
+    return fields

@@ -1,0 +1,147 @@
+"""What every kind of component keeps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from unittest import SkipTest
+
+from sslkit import installed_components
+from sslkit.api import resolve_component
+from sslkit.errors import PluginError
+
+from .laws import LawBrokenError, Laws, law, refuse
+from .subject import is_importable, plugin_module
+
+_IMPORT_LIMIT_S = 300
+_IMPORTING = """
+import json, locale, logging, os, pathlib, random, signal, sys, threading, warnings
+import numpy, torch
+import sslkit.api, sslkit.nn.functional, sslkit.host.plugins, sslkit.recipe, sslkit.randomness
+
+
+def state():
+    return {
+        "torch's default type": str(torch.get_default_dtype()),
+        "torch's threads": torch.get_num_threads(),
+        "torch's random numbers": torch.random.get_rng_state().sum().item(),
+        "torch's deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "torch's precision of matrix products": torch.get_float32_matmul_precision(),
+        "torch's gradients": torch.is_grad_enabled(),
+        "numpy's random numbers": int(numpy.random.get_state()[1].sum()),
+        "numpy's print options": str(numpy.get_printoptions()),
+        "numpy's errors": str(numpy.geterr()),
+        "Python's random numbers": hash(random.getstate()),
+        "the working folder": os.getcwd(),
+        "its files": sorted(str(path) for path in pathlib.Path().rglob("*")),
+        "environment variables": dict(os.environ),
+        "the level or the handlers of the root logger": str(logging.root.handlers)
+        + str(logging.root.level),
+        "the handlers of signals": [str(signal.getsignal(n)) for n in (2, 15)],
+        "the number of threads": threading.active_count(),
+        "the language of numbers": str(locale.getlocale()),
+        "the limit of recursion": sys.getrecursionlimit(),
+        "the hook of exceptions": repr(sys.excepthook),
+    }
+
+
+before = state()
+__import__(sys.argv[1])
+after = state()
+out = [name for name in before if before[name] != after[name]]
+sys.__stdout__.write("\\n" + json.dumps(out))
+"""
+
+
+class ComponentLaws(Laws):
+    """The laws of `Component` and of plugins as a whole."""
+
+    @law("give every field of Config a type that pydantic writes as JSON and reads again")
+    def its_configuration_can_be_written_and_read(self) -> None:
+        """The block that a resolved recipe saves, read again, is the same configuration."""
+        slot = self.subject.slot
+        saved = json.loads(json.dumps(slot.dump(), allow_nan=False))
+        if slot.distribution == "class":
+            fields = {name: value for name, value in saved.items() if name != "name"}
+            context = {"registry": installed_components()}
+            again = slot.with_config(slot.cls.Config.model_validate(fields, context=context))
+        else:
+            again = resolve_component(installed_components(), slot.cls.kind, saved)
+        refuse(again.dump() != slot.dump(), f"{slot.dump()} became {again.dump()}")
+
+    @law("write a docstring under each field of Config: what it is, and its unit")
+    def its_fields_are_described(self) -> None:
+        """Each field of the configuration says what it means."""
+        fields = self.subject.slot.cls.Config.model_fields
+        silent = [name for name, field in fields.items() if not field.description]
+        refuse(silent, f"no docstring under {', '.join(silent)}")
+
+    @law("use types that pydantic can describe; Field(json_schema_extra=...) helps for others")
+    def its_fields_have_a_schema(self) -> None:
+        """The configuration has a JSON Schema, which editors complete and check recipes by."""
+        self.subject.slot.cls.Config.model_json_schema()
+
+    @law(
+        "move what it does into functions or classes, which run when a recipe asks for them",
+        slow=True,
+    )
+    def importing_it_changes_nothing(self) -> None:
+        """Importing the plugin changes nothing outside its own modules: no random numbers, no
+        settings of torch or numpy, no files, no output."""
+        module = plugin_module(self.subject.slot)
+        if not is_importable(module):
+            raise SkipTest(f"{module} cannot be imported by another process")
+        empty = self.subject.folder / "importing"
+        empty.mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", _IMPORTING, module],
+            cwd=empty, capture_output=True, text=True, timeout=_IMPORT_LIMIT_S, check=False,
+            env=_environment(),
+        )  # fmt: skip
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["it ended the process"])[-1]
+            raise LawBrokenError(f"importing {module} alone fails: {last}")
+        printed, _, found = done.stdout.rpartition("\n")
+        changed = json.loads(found)
+        refuse(changed, f"importing {module} changes {', '.join(changed)}")
+        refuse(printed.strip(), f"importing {module} prints {printed.strip()[:80]!r}")
+
+    @law(
+        "import torch and the classes where they are used, and name classes as 'module:Class'",
+        slow=True,
+    )
+    def listing_it_imports_no_torch(self) -> None:
+        """The module with the hooks imports neither torch nor the components: a class is imported
+        when a recipe names it."""
+        slot = self.subject.slot
+        try:
+            entry = installed_components().find(slot.cls.kind, f"{slot.distribution}:{slot.name}")
+        except PluginError:
+            raise SkipTest("no plugin registers it") from None
+        package = entry.target.partition(":")[0].partition(".")[0]
+        hooks = _hook_modules(entry.distribution)
+        if package == "sslkit" or not hooks:
+            raise SkipTest("it comes with sslkit")
+        script = (
+            "import sys; [__import__(m) for m in sys.argv[1:]]; sys.exit('torch' in sys.modules)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", script, *hooks],
+            capture_output=True, text=True, timeout=_IMPORT_LIMIT_S, check=False,
+            env=_environment(),
+        )  # fmt: skip
+        refuse(done.returncode, f"importing {', '.join(hooks)} imports torch")
+
+
+def _environment() -> dict[str, str]:
+    """The variables of this process, and its search path."""
+    import os
+
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def _hook_modules(distribution: str) -> list[str]:
+    from sslkit.host.plugins import installed_modules
+
+    return [module for of, module in installed_modules() if of == distribution]

@@ -1,0 +1,107 @@
+"""The doors of the kit: `checks` for pytest, `check_plugin` for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sslkit.api import Component
+
+from .component_laws import ComponentLaws
+from .laws import Check, Laws, checks_on
+from .subject import Subject, find_subject
+from .training_laws import TrainingLaws
+
+KINDS_OF_LAWS: Mapping[str, type[Laws]] = {laws.kind: laws for laws in (TrainingLaws,)}
+"""Kind -> its laws."""
+
+
+def checks(
+    component: str | type[Component],
+    *,
+    recipe: Path | str | None = None,
+    fast: bool = False,
+    **fields: Any,
+) -> list[Check]:
+    """The checks of a component, for `pytest.mark.parametrize(..., ids=str)`: one for each law of
+    its kind. Each is called without arguments and raises AssertionError, of one line, where the law
+    is broken, or unittest.SkipTest where it has nothing to say.
+
+    component: `"loss:mine"`, `"mine"`, or the class. fields: of its block, where it has fields
+    without default, or where small ones do. recipe: a file, or the name of a shipped recipe, that
+    it stands in, where the kit's own small one does not suit it: a method that needs other views,
+    say; without `fields`, the component is then as that recipe has it. fast: leaves out what takes
+    more than about a second. Raises PluginError and RecipeError."""
+    return checks_of(find_subject(component, fields, recipe), fast=fast)
+
+
+def checks_of(subject: Subject, *, fast: bool = False) -> list[Check]:
+    """The checks of a subject."""
+    return checks_on(laws_of(subject), fast=fast)
+
+
+def laws_of(subject: Subject) -> Laws:
+    """The laws of its kind, ready to be tried on a subject."""
+    return KINDS_OF_LAWS.get(subject.kind, ComponentLaws)(subject)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the kit found."""
+
+    component: str
+    """`loss 'mine'`."""
+    rows: Sequence[Mapping[str, Any]]
+    """For each law `law`, `statement`, `status` (passed, failed, skipped), `text` (what was seen,
+    why it was skipped, or a sentence beside "passed"), `remedy` and `seconds`."""
+    broken: Sequence[str]
+    """A line for each law that is broken: where, what the law is, what was seen, how to meet it."""
+    notes: Sequence[str] = ()
+    """What was measured beside the laws, such as the cost of a step."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether no law is broken."""
+        return not self.broken
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "component": self.component,
+            "passed": self.passed,
+            "laws": [dict(row) for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+
+def check_plugin(
+    name: str | type[Component],
+    *,
+    recipe: Path | str | None = None,
+    fast: bool = False,
+    **fields: Any,
+) -> Report:
+    """Tries every law of a component; see `checks` for the arguments."""
+    return report_on(find_subject(name, fields, recipe), fast=fast)
+
+
+def report_on(subject: Subject, *, fast: bool = False) -> Report:
+    """What comes of trying every law on a subject."""
+    laws = laws_of(subject)
+    outcomes = [(check, check.outcome()) for check in checks_on(laws, fast=fast)]
+    rows = [
+        {
+            "law": check.law.name,
+            "statement": check.law.statement,
+            "status": outcome.status,
+            "text": outcome.text,
+            "remedy": check.law.remedy,
+            "seconds": round(outcome.seconds, 3),
+        }
+        for check, outcome in outcomes
+    ]
+    broken = [check.line() for check, outcome in outcomes if outcome.status == "failed"]
+    notes = [] if fast or broken else list(laws.notes())
+    return Report(str(subject), rows, broken, notes)

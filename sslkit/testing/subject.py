@@ -1,0 +1,170 @@
+"""What is tried: one component with its configuration, and where it does its work."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sslkit import installed_components
+from sslkit.api import INTERFACES, Component, ComponentConfig, Slot, resolve_component
+from sslkit.errors import PluginError, RecipeError
+from sslkit.host.plugins import KINDS
+from sslkit.host.registry import normalise
+from sslkit.recipe import Recipe, load_recipe
+
+SMALL_RECIPE = Path(__file__).with_name("small.yaml")
+
+
+class Subject:
+    """A component under trial.
+
+    slot: the component and its configuration. recipe: where it stands, or None: in the kit's own
+    small one."""
+
+    def __init__(self, slot: Slot[Any], recipe: Recipe | None = None) -> None:
+        self.slot = slot
+        self.kind: str = slot.cls.kind
+        self._recipe = recipe
+
+    @cached_property
+    def folder(self) -> Path:
+        """A folder of its own, which goes when the subject does."""
+        self._temporary = TemporaryDirectory(prefix="sslkit-check-")
+        return Path(self._temporary.name)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe that the component stands in; the kit's own where none was given."""
+        return self._recipe or load_recipe(SMALL_RECIPE)
+
+    @property
+    def has_recipe(self) -> bool:
+        """Whether a recipe was given."""
+        return self._recipe is not None
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keeps what the component prints, and warnings that are shown once, off the table."""
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+
+    def __str__(self) -> str:
+        return f"{self.kind} '{self.slot.name}'"
+
+
+def find_subject(
+    component: str | type[Component],
+    fields: Mapping[str, Any],
+    recipe: Path | str | None = None,
+) -> Subject:
+    """The component that a name stands for, `loss:mine`, or `mine` where one kind has it; or a
+    class itself. Raises PluginError and RecipeError."""
+    loaded = load_recipe(recipe) if recipe is not None else None
+    if isinstance(component, type):
+        return Subject(slot_of(component, fields), loaded)
+    kind, name = find_kind(component)
+    slot = _in_recipe(loaded, kind, name) if loaded is not None and not fields else None
+    return Subject(slot or resolve_slot(kind, name, fields), loaded)
+
+
+def _in_recipe(recipe: Recipe, kind: str, name: str) -> Slot[Any] | None:
+    """The component as a recipe has it, where it stands in one of its outer blocks."""
+    outer = [getattr(recipe, field) for field in type(recipe).model_fields]
+    slots = [slot for value in outer for slot in (value if isinstance(value, tuple) else (value,))]
+    for slot in slots:
+        if isinstance(slot, Slot) and slot.cls.kind == kind and _bare(slot.name) == _bare(name):
+            return slot
+    return None
+
+
+def _bare(name: str) -> str:
+    return name.rpartition(":")[2]
+
+
+def slot_of(cls: type[Component], fields: Mapping[str, Any]) -> Slot[Any]:
+    """A class as a recipe would name it, where no plugin registers it."""
+    if not any(issubclass(cls, interface) for interface in INTERFACES):
+        raise PluginError(
+            f"{cls.__qualname__}: is no component; derive it from a class of sslkit.api"
+        )
+    return Slot(cls, cls.__name__, _validated(cls, fields), "class", "0")
+
+
+def _validated(cls: type[Component], fields: Mapping[str, Any]) -> ComponentConfig:
+    return cls.Config.model_validate(dict(fields), context={"registry": installed_components()})
+
+
+def resolve_slot(kind: str, name: str, fields: Mapping[str, Any]) -> Slot[Any]:
+    """An installed component with these fields. Raises RecipeError where fields are missing or
+    wrong, PluginError for an unknown name or a broken plugin."""
+    from pydantic import ValidationError
+
+    installed_components().find(kind, name)
+    try:
+        return resolve_component(installed_components(), kind, {**fields, "name": name})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its fields"
+        raise RecipeError(
+            f"{kind} '{name}': {where}: {first['msg']}; give it as -o {where}=VALUE, or a recipe "
+            "that the component stands in with --recipe"
+        ) from error
+
+
+def find_kind(component: str) -> tuple[str, str]:
+    """(kind, name) of `loss:mine`, `mine`, `sslkit-mine:mine` or `loss:sslkit-mine:mine`. Raises
+    PluginError where there is no such component, or one of several kinds."""
+    registry = installed_components()
+    first, _, rest = component.partition(":")
+    if rest and first in KINDS:
+        return first, rest
+    found = []
+    for kind in KINDS:
+        with contextlib.suppress(PluginError):
+            registry.find(kind, component)
+            found.append(kind)
+    if len(found) == 1:
+        return found[0], component
+    if found:
+        choices = " or ".join(f"{kind}:{component}" for kind in found)
+        raise PluginError(f"'{component}': is a {' and a '.join(found)}; say which: {choices}")
+    names = sorted({name for kind in KINDS for name in registry.names(kind)})
+    raise PluginError(f"'{component}': no such component; installed: {', '.join(names)}")
+
+
+def find_subjects(
+    name: str, kind: str | None, fields: Mapping[str, Any], recipe: Path | str | None = None
+) -> list[Subject]:
+    """The component of a name, of this kind where one is given, or all components of a
+    distribution, `sslkit-mine`. Raises PluginError and RecipeError."""
+    if kind is not None and kind not in KINDS:
+        raise PluginError(f"--kind: '{kind}' is not a kind of component; kinds: {', '.join(KINDS)}")
+    entries = [e for e in installed_components().entries(kind) if e.distribution == normalise(name)]
+    if not entries:
+        return [find_subject(f"{kind}:{name}" if kind else name, fields, recipe)]
+    if fields:
+        raise RecipeError(f"'{name}': is a distribution; give fields of one component at a time")
+    return [find_subject(f"{e.kind}:{e.qualified}", {}, recipe) for e in entries]
+
+
+def plugin_module(slot: Slot[Any]) -> str:
+    """The module that a component lies in."""
+    return slot.cls.__module__
+
+
+def is_importable(module: str) -> bool:
+    """Whether another process can import a module: not one of a script or a notebook."""
+    found = sys.modules.get(module)
+    return module != "__main__" and getattr(found, "__spec__", None) is not None
