@@ -69,6 +69,7 @@ from .kinds import INTERFACES
 from .losses import Loss, LossInput, missing_parts, rewards_collapse
 from .method import Apart, Method, ParamGroup, StepOutput
 from .optimizers import Optimizer, OptimizerConfig, optimizer_groups, set_group_rules
+from .renamed_fields import RenamedFrom
 from .run_files import RunFiles
 from .samples import SampleSpec, ViewSpec, largest_view, torch_dtype
 from .schedules import Bounds, Progress, Schedule, ScheduledNumber, scheduled
@@ -131,6 +132,7 @@ __all__ = [
     "PositiveRange",
     "Preprocess",
     "Progress",
+    "RenamedFrom",
     "Resamples",
     "RunFacts",
     "RunFiles",

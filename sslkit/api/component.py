@@ -25,12 +25,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from sslkit import installed_components
 from sslkit.errors import PluginError
 
+from .renamed_fields import Renamable
 from .samples import SampleSpec, ViewSpec
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
 
 
-class ComponentConfig(BaseModel):
+class ComponentConfig(Renamable):
     """Base of every `Config`: frozen, unknown fields rejected, attribute docstrings documented. In
     paths a leading `~` is the home of the user."""
 

@@ -204,6 +204,8 @@ def _interface(kind: str) -> type[Component]:
 
 def _fault(interface: type[Component], found: Any) -> str | None:
     """What is wrong with an object that should be a component class; None if nothing is."""
+    from sslkit.api.renamed_fields import renamed_fields
+
     expected = f"expected a subclass of sslkit.api.{interface.__name__}"
     if not isinstance(found, type):
         return f"is a {type(found).__name__}, {expected}"
@@ -228,6 +230,10 @@ def _fault(interface: type[Component], found: Any) -> str | None:
         return f"has the Config {what}, expected a subclass of sslkit.api.{base.__name__}"
     if "name" in config.model_fields:
         return "has a Config field 'name', which is the component's name in a recipe: rename it"
+    try:
+        renamed_fields(config)
+    except PluginError as error:
+        return str(error)
     for name, described in config.model_fields.items():
         if _holds_a_set(described.annotation):
             return f"has a set as Config field '{name}', whose order differs by run: use a tuple"

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, PlainValidator, WrapValidator
 
-from sslkit.api import ScheduledNumber, Slot
+from sslkit.api import RenamedFrom, ScheduledNumber, Slot
+from sslkit.api.renamed_fields import renamed_fields
 from sslkit.api.schedules import EXPECTED
 from sslkit.errors import PluginError
 from sslkit.host.registry import Registry
@@ -58,14 +59,22 @@ class Place:
         names = [field.alias or name for name, field in model.model_fields.items()]
         return (*(("name",) if self.is_component else ()), *self._ends(), *names)
 
+    def renamed(self) -> Mapping[str, tuple[str, RenamedFrom]]:
+        """Old name -> name of today of the fields of the block here, and what to say of it."""
+        model = self.model()
+        return {} if model is None else renamed_fields(model)
+
     def child(self, key: str | int) -> Place | None:
-        """The place below; None where the types know of none."""
+        """The place below; None where the types know of none. An old name leads to its field."""
+        if self.given(key) is None and (found := self.renamed().get(str(key))):
+            key = found[0]
         if key in self._ends():
             return self._below(float, key, None, None)
         model = self.model()
         if model is not None:
+            today = self.renamed().get(str(key), (key,))[0]
             for name, field in model.model_fields.items():
-                if key == (field.alias or name):
+                if today == (field.alias or name):
                     annotation = Any if _converts(model, name, field) else field.annotation
                     return self._below(annotation, key, _raw(_default(field)), field)
             if key == "name" and self.is_component:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sslkit.api import ScheduledNumber, Slot
+from sslkit.api.renamed_fields import first_names
 
 from .model import Recipe, components
 from .yaml_positions import dump_document
@@ -49,9 +50,10 @@ def recipe_hash(recipe: Recipe) -> str:
 
     Names count with their distribution and without its version, so that a new release of a plugin
     keeps the hash and another plugin's component of the same name does not. The order of fields,
-    positions in the file and whether a default is written out do not matter.
+    positions in the file and whether a default is written out do not matter, nor does whether a
+    field is written under an old name of it.
     """
-    view = json.dumps(hashed_view(recipe), sort_keys=True, separators=(",", ":"))
+    view = json.dumps(hashed_view(recipe, first_names=True), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(view.encode()).hexdigest()[:16]
 
 
@@ -60,31 +62,37 @@ def backbone_name(recipe: Recipe) -> str:
     return recipe.backbone.cls.label(recipe.backbone.config) or recipe.backbone.name
 
 
-def hashed_view(recipe: Recipe) -> dict[str, Any]:
-    """What `recipe_hash` covers, as JSON types."""
-    view: dict[str, Any] = _view(recipe, recipe.model_dump(mode="json"))
+def hashed_view(recipe: Recipe, *, first_names: bool = False) -> dict[str, Any]:
+    """What `recipe_hash` covers, as JSON types. first_names: fields that had other names under the
+    first of them, so that a new name keeps the hash."""
+    view: dict[str, Any] = _view(recipe, recipe.model_dump(mode="json"), first_names)
     view = {key: value for key, value in view.items() if key not in _NOT_HASHED}
     train = view["train"].items()
     view["train"] = {key: value for key, value in train if key not in _NOT_HASHED_IN_TRAIN}
     return view
 
 
-def _view(value: Any, written: Any) -> Any:
-    """What a recipe would hold for a value (`written`), names qualified and paths masked."""
+def _view(value: Any, written: Any, first: bool) -> Any:
+    """What a recipe would hold for a value (`written`), names qualified and paths masked. first:
+    the first names of fields."""
     if isinstance(value, ScheduledNumber):
-        return written if value.schedule is None else _view(value.schedule, written)
+        return written if value.schedule is None else _view(value.schedule, written, first)
     if isinstance(value, Slot):
         plain = value.name.rpartition(":")[2]
-        return {**_view(value.config, written), "name": f"{value.distribution}:{plain}"}
+        return {**_view(value.config, written, first), "name": f"{value.distribution}:{plain}"}
     if isinstance(value, Path):
         return _PATH
     if isinstance(value, BaseModel) and isinstance(written, Mapping):
-        return {name: _view(getattr(value, name, None), item) for name, item in written.items()}
+        names = first_names(type(value)) if first else {}
+        return {
+            names.get(name, name): _view(getattr(value, name, None), item, first)
+            for name, item in written.items()
+        }
     if isinstance(value, Mapping) and isinstance(written, Mapping):
         inside = {str(key): item for key, item in value.items()}
-        return {name: _view(inside.get(name), item) for name, item in written.items()}
+        return {name: _view(inside.get(name), item, first) for name, item in written.items()}
     if isinstance(value, (list, tuple)) and isinstance(written, list):
-        return [_view(*pair) for pair in zip(value, written, strict=True)]
+        return [_view(*pair, first) for pair in zip(value, written, strict=True)]
     return written
 
 

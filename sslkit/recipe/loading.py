@@ -11,9 +11,11 @@ An override, `method.loss.temperature=0.2`, changes a value before the recipe is
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import pathlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -59,6 +61,7 @@ def read_field(source: pathlib.Path | str, field: str, overrides: Sequence[str] 
     path, registry = find_recipe(source), load_plugins().registry
     document = parse_document(read_recipe_text(path), os.fspath(path))
     _qualify_names(document, registry)
+    take_old_names(document, registry)
     apply_overrides(document, overrides, registry)
     return document.tree.get(field)
 
@@ -70,7 +73,8 @@ def parse_recipe(
     document = parse_document(text, source)
     registry = registry or load_plugins().registry
     _qualify_names(document, registry)
-    problems = apply_overrides(document, overrides, registry)
+    problems = take_old_names(document, registry)
+    problems += apply_overrides(document, overrides, registry)
     recipe, error = None, None
     try:
         recipe = Recipe.model_validate(document.tree, context={"registry": registry})
@@ -117,6 +121,53 @@ def _unmeasured_expectations(recipe: Recipe, document: Document, registry: Regis
     return problems[:SHOWN_PROBLEMS] + more_problems(len(problems), document.marks.source)
 
 
+# --- Old names of fields --------------------------------------------------------------------------
+
+
+def take_old_names(document: Document, registry: Registry) -> list[str]:
+    """Gives fields that had another name their name of today, and warns of each in one line.
+    Returns the problems: of names that are given beside the one of today."""
+    return list(_take_old_names(document, Place(Recipe, document.tree, registry), ()))
+
+
+def _take_old_names(document: Document, place: Place, path: Path) -> Iterator[str]:
+    block = place.value
+    renamed = place.renamed() if isinstance(block, dict) else {}
+    for old in [key for key in block if key in renamed] if renamed else ():
+        name, how = renamed[old]
+        if name in block:
+            message = f"is an old name of {name}, which is given too: remove it"
+            yield document.marks.line((*path, old), message, key=True)
+            del block[old]
+            continue
+        warn_of_old_name(document, (*path, old), how.advice(name))
+        document.marks.move((*path, old), (*path, name))
+        items = [(name if key == old else key, value) for key, value in block.items()]
+        block.clear()
+        block.update(items)
+    keys: Iterable[str | int] = block if isinstance(block, dict) else range(len(block))
+    for key in list(keys):
+        child = place.child(key)
+        if child is not None and isinstance(child.value, (dict, list)):
+            yield from _take_old_names(document, child, (*path, key))
+
+
+def warn_of_old_name(document: Document, path: Path, advice: str) -> None:
+    """One line for an old name: where it stands; for those of all saved runs, one together."""
+    if "origins" in document.tree and not document.marks.find(path, key=True).override:
+        text = f"{'.'.join(map(str, path))} of saved runs {advice}"
+    else:
+        text = document.marks.line(path, advice, key=True)
+    warn_once(text)
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Commands read a recipe several times. What Python itself remembers of warnings it forgets
+    wherever a library changes their filters."""
+    warnings.warn(text, FutureWarning, stacklevel=2)
+
+
 # --- Overrides ------------------------------------------------------------------------------------
 
 
@@ -126,6 +177,7 @@ def apply_overrides(document: Document, overrides: Sequence[str], registry: Regi
     for override in overrides:
         try:
             _apply(document, override, registry)
+            problems += take_old_names(document, registry)
         except (_OverrideError, _UnknownFieldError) as error:
             found += 1
             if found <= SHOWN_PROBLEMS:
@@ -162,6 +214,9 @@ def _apply(document: Document, override: str, registry: Registry) -> None:
     node, place, path, filled = _descend(tree, parts[:-1], registry)
     key = _key(node, parts[-1], place, path)
     marks, mark = document.marks, Mark(override=override)
+    if key != parts[-1] and parts[-1] in place.renamed():
+        advice = place.renamed()[parts[-1]][1].advice(str(key))
+        warn_once(override_line(override, advice))
     if key == "name" and place.is_component and _is_other(place, node, value):
         node.clear()
         marks.forget(path)
@@ -197,9 +252,9 @@ def _descend(
         key = _key(node, part, place, path)
         path = (*path, key)
         child = place.child(key) or Place(Any, None, registry)
-        if isinstance(node, dict) and node.get(part) is None:
+        if isinstance(node, dict) and node.get(key) is None:
             default = child.value
-            node[part] = copy.deepcopy(default) if isinstance(default, (dict, list)) else {}
+            node[key] = copy.deepcopy(default) if isinstance(default, (dict, list)) else {}
             filled.append(path)
         node = node[key]
         place = Place(child.annotation, node, registry, child.doc)
@@ -220,7 +275,7 @@ def _key(node: Any, part: str, place: Place, path: Path) -> str | int:
         )
     if not isinstance(node, dict):
         raise _OverrideError(f"{where} is {describe(node)} and has no fields")
-    keys = place.keys()
+    keys, part = place.keys(), place.renamed().get(part, (part,))[0]
     if keys is not None and part not in keys:
         raise _UnknownFieldError((*path, part))
     return part

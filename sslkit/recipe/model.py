@@ -34,6 +34,7 @@ from sslkit.api import (
     expand_paths,
     slot,
 )
+from sslkit.api.renamed_fields import Renamable
 from sslkit.nn.numerics import Precision
 
 from .yaml_positions import SourceMap
@@ -41,7 +42,7 @@ from .yaml_positions import SourceMap
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
 
-class Block(BaseModel):
+class Block(Renamable):
     """A block of fields that is no component."""
 
     model_config = ComponentConfig.model_config

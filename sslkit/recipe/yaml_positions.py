@@ -85,6 +85,12 @@ class SourceMap:
             for known in [known for known in marks if known[: len(path)] == path]:
                 del marks[known]
 
+    def move(self, old: Path, new: Path) -> None:
+        """Keeps what is known of a value, and of everything in it, under another path."""
+        for marks in (self.keys, self.values):
+            for known in [known for known in marks if known[: len(old)] == old]:
+                marks[(*new, *known[len(old) :])] = marks.pop(known)
+
     def line(self, path: Path, message: str, key: bool = False, at: Path | None = None) -> str:
         """A problem in one line: `file:line:column: path: message`, or `-o override: message`.
 

@@ -107,6 +107,8 @@ def _fields(
     """Every field of a schema, each followed by those of the block that it may hold."""
     required = set(schema.get("required", ()))
     for name, spec in schema.get("properties", {}).items():
+        if spec.get("deprecated"):  # an old name; it still works, and nobody is to learn it
+            continue
         field = f"{around}{name}"
         yield {
             "field": field,
