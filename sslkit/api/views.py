@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from sslkit.errors import DataError, RecipeError
 from sslkit.nn.image import Interpolation, crop_resize
 from sslkit.randomness import SampleRandom
 
-from .component import Component
-from .samples import ViewSpec
+from .component import Component, RunFacts
+from .data import Batch
+from .samples import SampleSpec, ViewSpec
+
+VIEW_STREAM, METHOD_STREAM = "augment", "method"
+"""Streams of the keyed randomness of a batch: of its views, and `Batch.random`."""
 
 Params = Mapping[str, Tensor]
 """The random parameters of one view: each tensor is (B, ...), one row per sample."""
@@ -65,6 +71,47 @@ class Augmentation(Component, ABC):
         """One view of a batch: samples (B, *shape) as the reader gives them, channels first, to
         (B, *shape of the view)."""
 
+    @torch.no_grad()
+    def __call__(
+        self,
+        samples: Tensor,
+        indices: Tensor,
+        *,
+        epoch: int = 0,
+        seed: int = 0,
+        labels: Tensor | None = None,
+    ) -> Batch:
+        """The views of a batch, for programs that train by themselves.
+
+        samples: (B, *shape) as a reader gives them, channels first, of one shape and on any device:
+        (B, C, H, W) uint8 of images. indices: (B,) int64, the positions of the samples in their
+        set. A sample gets other views in each epoch; views follow from (seed, epoch, index) alone
+        and are those of a run with this seed, to the bit where it holds its images in memory.
+
+        Raises DataError and RecipeError for samples that it does not take."""
+        sample = SampleSpec(tuple(samples.shape[1:]), str(samples.dtype).removeprefix("torch."))
+        if isinstance(self, ImageAugmentation) and not sample.is_image:
+            raise DataError(f"images of {sample}: valid are (B, C, H, W) uint8 pixels")
+        if indices.shape != samples.shape[:1]:
+            raise DataError(
+                f"indices of {tuple(indices.shape)} for {len(samples)} samples: valid is the "
+                "position of each in its set"
+            )
+        refuse_misfit(self, sample, len(samples))
+        rows, sides = indices.cpu(), torch.tensor([sample.sides])
+        drawn = self.draw(SampleRandom(seed, VIEW_STREAM, epoch, rows), sides.expand(len(rows), -1))
+        targets = {name: each.to(samples.device) for name, each in self.targets(drawn).items()}
+        params = [
+            {name: value.to(samples.device) for name, value in each.items()} for each in drawn
+        ]
+        return Batch(
+            views=tuple(self.make(view, samples, each) for view, each in enumerate(params)),
+            indices=indices,
+            random=SampleRandom(seed, METHOD_STREAM, epoch, indices),
+            labels=labels,
+            targets=targets,
+        )
+
     def targets(self, params: list[Params]) -> Mapping[str, Tensor]:
         """Labels that the drawn parameters define, for pretext tasks; each (B, ...)."""
         return {}
@@ -92,3 +139,26 @@ class ImageAugmentation(Augmentation):
         crop = self.geometry(view, params, sizes)
         cropped = crop_resize(samples, crop.box, crop.flip, crop.size, crop.interpolation)
         return self.photometric(view, cropped, params)
+
+
+def refuse_misfit(augmentation: Augmentation, sample: SampleSpec, num_samples: int) -> None:
+    """Raises RecipeError with each reason why an augmentation does not suit such samples, as a run
+    does before its first step."""
+    height_width = sample.sides if sample.is_image else None
+    facts = RunFacts(
+        num_images=num_samples,
+        channels=sample.channels,
+        image_size=None if height_width is None else (height_width[0], height_width[1]),
+        num_classes=None,
+        batch_size=num_samples,
+        steps_per_epoch=1,
+        total_steps=1,
+        views=augmentation.views,
+        other_samples=None if sample.is_image else sample,
+    )
+    found = type(augmentation).problems(augmentation.config, facts)
+    problems = [
+        f"{'.'.join(filter(None, ['augmentation', path]))}: {message}" for path, message in found
+    ]
+    if problems:
+        raise RecipeError(*problems)

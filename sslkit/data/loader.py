@@ -15,6 +15,7 @@ from functools import partial
 from torch import Tensor
 
 from sslkit.api import Batch
+from sslkit.api.views import METHOD_STREAM, VIEW_STREAM
 from sslkit.data.device_transfer import SideStream
 from sslkit.data.sampler import Sampler
 from sslkit.data.view_base import Chunk, Prepared, ViewMaker
@@ -68,7 +69,7 @@ class TrainLoader:
         def groups() -> Iterator[tuple[Tensor, list[Chunk]]]:
             for step in range(start_step, self.steps_per_epoch):
                 whole = self.sampler.batch(epoch, step)
-                random = SampleRandom(self.seed, "augment", epoch, self._share(whole))
+                random = SampleRandom(self.seed, VIEW_STREAM, epoch, self._share(whole))
                 yield whole, self._maker.chunks(random)
 
         num_threads = self.num_threads if self._maker.threaded else 0
@@ -112,10 +113,10 @@ class TrainLoader:
         return Batch(
             views=views.images,
             indices=on_device,
-            random=SampleRandom(self.seed, "method", epoch, on_device),
+            random=SampleRandom(self.seed, METHOD_STREAM, epoch, on_device),
             labels=None if labels is None else self._maker.to_device(labels),
             targets=views.targets,
             passing=None
             if self.division.size == 1
-            else SampleRandom(self.seed, "method", epoch, self._maker.to_device(whole)),
+            else SampleRandom(self.seed, METHOD_STREAM, epoch, self._maker.to_device(whole)),
         )

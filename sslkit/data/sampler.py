@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from sslkit.api import SplitReader, StreamReader
 from sslkit.errors import RecipeError
 from sslkit.randomness import Order
 
@@ -94,6 +95,13 @@ class StreamSampler(Sampler):
     def batch(self, epoch: int, step: int) -> Tensor:
         start = (epoch * self._steps + step) * self.batch_size
         return shuffled_positions(start, start + self.batch_size, self._shuffle, self._seed)
+
+
+def sampler_of(reader: SplitReader, batch_size: int, seed: int) -> Sampler:
+    """The one that suits a split. Raises RecipeError where its samples do not make one batch."""
+    if isinstance(reader, StreamReader):
+        return StreamSampler(reader.epoch_samples, batch_size, seed, reader.shuffle)
+    return ShuffledSampler(len(reader), batch_size, seed)
 
 
 def shuffled_positions(start: int, stop: int, group: int, seed: int) -> Tensor:

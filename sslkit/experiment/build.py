@@ -13,11 +13,9 @@ from sslkit.api import (
     Progress,
     RunFacts,
     RunView,
-    SplitReader,
-    StreamReader,
 )
 from sslkit.data.loader import TrainLoader
-from sslkit.data.sampler import Sampler, ShuffledSampler, StreamSampler
+from sslkit.data.sampler import sampler_of
 from sslkit.data.views import view_maker
 from sslkit.engine.callbacks import Callbacks
 from sslkit.engine.contract import Contract
@@ -162,19 +160,11 @@ def make_loader(recipe: Recipe, compute: Compute, stores: Stores) -> TrainLoader
     maker = view_maker(stores.train, recipe.augmentation.build(), compute.device, compiled=compiled)
     return TrainLoader(
         maker,
-        make_sampler(recipe, stores.train.reader),
+        sampler_of(stores.train.reader, recipe.train.batch_size, recipe.seed),
         seed=recipe.seed,
         num_threads=recipe.train.loader_threads,
         division=make_division(recipe, compute.world),
     )
-
-
-def make_sampler(recipe: Recipe, reader: SplitReader) -> Sampler:
-    """Which samples make up each batch."""
-    batch_size, seed = recipe.train.batch_size, recipe.seed
-    if isinstance(reader, StreamReader):
-        return StreamSampler(reader.epoch_samples, batch_size, seed, reader.shuffle)
-    return ShuffledSampler(len(reader), batch_size, seed)
 
 
 def make_division(recipe: Recipe, world: World) -> Division:
