@@ -11,10 +11,11 @@ from sslkit.api import Component
 
 from .component_laws import ComponentLaws
 from .laws import Check, Laws, checks_on
+from .schedule_laws import ScheduleLaws
 from .subject import Subject, find_subject
 from .training_laws import TrainingLaws
 
-KINDS_OF_LAWS: Mapping[str, type[Laws]] = {laws.kind: laws for laws in (TrainingLaws,)}
+KINDS_OF_LAWS: Mapping[str, type[Laws]] = {laws.kind: laws for laws in (TrainingLaws, ScheduleLaws)}
 """Kind -> its laws."""
 
 

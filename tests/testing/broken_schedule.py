@@ -1,0 +1,81 @@
+"""Schedules that break one law each."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from typing import ClassVar
+
+from pydantic import PositiveFloat
+
+from sslkit.api import ComponentConfig, Progress, Schedule
+
+
+class CountsCalls(Schedule):
+    """Falls with every call, as schedulers of torch do."""
+
+    def __init__(self, config: ComponentConfig) -> None:
+        super().__init__(config)
+        self._calls = 0
+
+    def factor(self, progress: Progress) -> float:
+        self._calls += 1
+        return 1.0 / self._calls
+
+
+class LowersOnce(Schedule):
+    """Remembers the lowest factor: right from the first step to the last, wrong in any other
+    order."""
+
+    def __init__(self, config: ComponentConfig) -> None:
+        super().__init__(config)
+        self._lowest = 1.0
+
+    def factor(self, progress: Progress) -> float:
+        self._lowest = min(self._lowest, 1.0 - progress.fraction)
+        return self._lowest
+
+
+class FollowsTheClock(Schedule):
+    """Falls with the hours that training takes."""
+
+    class Config(ComponentConfig):
+        hours: PositiveFloat = 24.0
+        """Hours until the rate is halved."""
+
+    began = time.time()
+
+    def factor(self, progress: Progress) -> float:
+        hours = (time.time() - self.began) / 3600.0
+        return float(0.5 ** (hours / self.config.hours))
+
+
+class DrawsNumbers(Schedule):
+    """Warm restarts at random."""
+
+    def factor(self, progress: Progress) -> float:
+        return random.random()
+
+
+class CountsInTheClass(Schedule):
+    """Counts the calls of all schedules of its kind."""
+
+    calls: ClassVar[itertools.count[int]] = itertools.count()
+
+    def factor(self, progress: Progress) -> float:
+        return 1.0 / (1 + next(self.calls))
+
+
+class DividesByWhatIsLeft(Schedule):
+    """Has no factor at the end, nor in a run of one step."""
+
+    def factor(self, progress: Progress) -> float:
+        return 1.0 / (progress.total_steps - progress.step) - 1.0 / progress.total_steps
+
+
+class GoesBelowZero(Schedule):
+    """Goes on falling after its epochs."""
+
+    def factor(self, progress: Progress) -> float:
+        return 1.0 - progress.epoch / 5.0
