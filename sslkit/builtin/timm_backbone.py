@@ -213,7 +213,7 @@ class TimmBackbone(Backbone):
 
     @classmethod
     def from_weights(cls, block: Mapping[str, Any], weights: Path) -> Mapping[str, Any]:
-        others = {key: value for key, value in block.items() if key != "pretrained"}
+        others = {key: block[key] for key in block if key not in ("pretrained", "init")}
         return {**others, "weights": str(weights)}
 
     @classmethod

@@ -39,7 +39,7 @@ from sslkit.runs.folder import RunFolder
 
 from .networks import measured_dtype, measured_shape
 
-_ROWS = 64
+ROWS = 64
 """Samples that parameters are drawn for, so that what happens to few of them is seen."""
 _IMAGES = 8
 _PART = slice(3, 11)
@@ -149,8 +149,8 @@ def check_augmentation(augmentation: Augmentation, where: str, sample: SampleSpe
 
     where: of the augmentation in the recipe. sample: what the samples of the run are."""
     who = f"{where}: {type(augmentation).__name__}"
-    indices = torch.arange(_ROWS) * 7 + 3
-    sizes = torch.tensor([sample.sides or _USUAL_SIZE]).expand(_ROWS, -1)
+    indices = torch.arange(ROWS) * 7 + 3
+    sizes = torch.tensor([sample.sides or _USUAL_SIZE]).expand(ROWS, -1)
 
     def keys(rows: slice = slice(None)) -> SampleRandom:
         return SampleRandom(0, "check", 0, indices[rows])
@@ -159,13 +159,14 @@ def check_augmentation(augmentation: Augmentation, where: str, sample: SampleSpe
         drawn = augmentation.draw(keys(), sizes)
         again = augmentation.draw(keys(), sizes)
         part = augmentation.draw(keys(_PART), sizes[_PART])
-    _check_params(f"{who}.draw", drawn, len(augmentation.views))
-    if not (_same(drawn, again) and _same([_rows(view, _PART) for view in drawn], part)):
+    check_params(f"{who}.draw", drawn, len(augmentation.views))
+    rows = [_rows(view, _PART) for view in drawn]
+    if not (same_values(drawn, again) and same_values(rows, part)):
         raise PluginError(
             f"{who}.draw gave other parameters for the same sample and key; valid is a function of "
             f"both, whatever the rest of the batch: {_ADVICE}"
         )
-    _check_targets(f"{who}.targets", augmentation.targets(list(drawn)))
+    check_targets(f"{who}.targets", augmentation.targets(list(drawn)))
     for view in range(len(augmentation.views)):
         _check_view(augmentation, who, view, drawn[view], sample)
 
@@ -189,17 +190,18 @@ def check_reader(reader: SplitReader, where: str) -> None:
 @contextmanager
 def unchanged_generators(who: str) -> Iterator[None]:
     """Raises PluginError where the block moves a global generator on."""
-    before = _generators()
+    before = generator_states()
     yield
-    for (name, state), (_, after) in zip(before, _generators(), strict=True):
-        if not _same(state, after):
+    for (name, state), (_, after) in zip(before, generator_states(), strict=True):
+        if not same_values(state, after):
             raise PluginError(
                 f"{who} uses the global random numbers of {name}, which differ after a resume and "
                 f"between threads; {_ADVICE}"
             )
 
 
-def _generators() -> list[tuple[str, Any]]:
+def generator_states() -> list[tuple[str, Any]]:
+    """(library, state) of every global generator."""
     return [
         ("torch", torch.random.get_rng_state()),
         ("numpy", np.random.get_state(legacy=True)),  # noqa: NPY002  (others use it)
@@ -207,7 +209,7 @@ def _generators() -> list[tuple[str, Any]]:
     ]
 
 
-def _check_params(who: str, drawn: Any, num_views: int) -> None:
+def check_params(who: str, drawn: Any, num_views: int) -> None:
     if not isinstance(drawn, Sequence) or len(drawn) != num_views:
         found = f"{len(drawn)} views" if isinstance(drawn, Sequence) else describe(drawn)
         raise PluginError(f"{who} gave {found}; valid is a list of parameters for {num_views}")
@@ -217,20 +219,20 @@ def _check_params(who: str, drawn: Any, num_views: int) -> None:
                 f"{who} gave {describe(params)} for view {view}; valid is a mapping of tensors"
             )
         for name, value in params.items():
-            if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != _ROWS:
+            if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != ROWS:
                 raise PluginError(
-                    f"{who} gave '{name}' of view {view} as {describe(value)} for {_ROWS} images; "
+                    f"{who} gave '{name}' of view {view} as {describe(value)} for {ROWS} images; "
                     "valid is a tensor with one row per image"
                 )
 
 
-def _check_targets(who: str, targets: Any) -> None:
+def check_targets(who: str, targets: Any) -> None:
     if not isinstance(targets, Mapping):
         raise PluginError(f"{who} gave {describe(targets)}; valid is a mapping of tensors")
     for name, value in targets.items():
-        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != _ROWS:
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != ROWS:
             raise PluginError(
-                f"{who} gave '{name}' as {describe(value)} for {_ROWS} images; valid is a tensor "
+                f"{who} gave '{name}' as {describe(value)} for {ROWS} images; valid is a tensor "
                 "with one row per image"
             )
 
@@ -241,10 +243,10 @@ def _check_view(
     spec, few = augmentation.views[view], _rows(params, slice(_IMAGES))
     generator = torch.Generator().manual_seed(0)
     if isinstance(augmentation, ImageAugmentation):
-        sizes = torch.tensor([sample.sides or _USUAL_SIZE]).expand(_ROWS, 2)
+        sizes = torch.tensor([sample.sides or _USUAL_SIZE]).expand(ROWS, 2)
         with unchanged_generators(f"{who}.geometry"):
             crop = augmentation.geometry(view, params, sizes)
-        _check_geometry(f"{who}.geometry gave view {view}", crop, spec.size)
+        check_geometry(f"{who}.geometry gave view {view}", crop, spec.size)
         name, make = "photometric", partial(augmentation.photometric, view)
         samples = torch.rand((_IMAGES, *spec.shape(sample.channels)), generator=generator)
     else:
@@ -255,7 +257,7 @@ def _check_view(
     bounded = isinstance(augmentation, ImageAugmentation)
     announced = ViewShape.of(spec, _IMAGES, sample.channels, bounded)
     check_view(f"{who}.{name} gave view {view} as", made, announced)
-    if not _same(made, again):
+    if not same_values(made, again):
         raise PluginError(
             f"{who}.{name} gave other values for the same parameters; valid is a function of "
             f"samples and parameters: {_ADVICE}"
@@ -272,15 +274,15 @@ def _example(sample: SampleSpec, generator: torch.Generator) -> Tensor:
     return values.to(sample.torch_dtype)
 
 
-def _check_geometry(what: str, crop: Any, size: int | tuple[int, ...]) -> None:
+def check_geometry(what: str, crop: Any, size: int | tuple[int, ...]) -> None:
     if not isinstance(crop, Geometry):
         raise PluginError(f"{what} as {describe(crop)}; valid is a Geometry")
-    if tuple(crop.box.shape) != (_ROWS, 4) or not bool(torch.isfinite(crop.box.float()).all()):
+    if tuple(crop.box.shape) != (ROWS, 4) or not bool(torch.isfinite(crop.box.float()).all()):
         raise PluginError(
-            f"{what} the box {describe(crop.box)}; valid are finite boxes ({_ROWS}, 4)"
+            f"{what} the box {describe(crop.box)}; valid are finite boxes ({ROWS}, 4)"
         )
-    if tuple(crop.flip.shape) != (_ROWS,) or crop.flip.dtype != torch.bool:
-        raise PluginError(f"{what} the flip {describe(crop.flip)}; valid is ({_ROWS},) bool")
+    if tuple(crop.flip.shape) != (ROWS,) or crop.flip.dtype != torch.bool:
+        raise PluginError(f"{what} the flip {describe(crop.flip)}; valid is ({ROWS},) bool")
     if crop.size != size:
         raise PluginError(f"{what} the size {crop.size}; valid is that of its ViewSpec, {size}")
 
@@ -289,7 +291,7 @@ def _rows(params: Params, rows: slice) -> dict[str, Tensor]:
     return {name: value[rows] for name, value in params.items()}
 
 
-def _same(first: Any, second: Any) -> bool:
+def same_values(first: Any, second: Any) -> bool:
     """Whether two nested structures of tensors, arrays and values hold the same bits."""
     if isinstance(first, Tensor):
         return (
@@ -300,7 +302,8 @@ def _same(first: Any, second: Any) -> bool:
     if isinstance(first, np.ndarray):
         return bool(np.array_equal(first, second))
     if isinstance(first, Mapping):
-        return first.keys() == second.keys() and all(_same(first[k], second[k]) for k in first)
+        same_keys = first.keys() == second.keys()
+        return same_keys and all(same_values(first[k], second[k]) for k in first)
     if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(_same, first, second))
+        return len(first) == len(second) and all(map(same_values, first, second))
     return bool(first == second)

@@ -10,12 +10,20 @@ from typing import Any
 from sslkit.api import Component
 
 from .component_laws import ComponentLaws
+from .head_laws import HeadLaws
 from .laws import Check, Laws, checks_on
+from .saved_backbone_laws import SavedBackboneLaws
 from .schedule_laws import ScheduleLaws
 from .subject import Subject, find_subject
 from .training_laws import TrainingLaws
 
-KINDS_OF_LAWS: Mapping[str, type[Laws]] = {laws.kind: laws for laws in (TrainingLaws, ScheduleLaws)}
+_LAWS: tuple[type[Laws], ...] = (
+    TrainingLaws,
+    SavedBackboneLaws,
+    HeadLaws,
+    ScheduleLaws,
+)
+KINDS_OF_LAWS: Mapping[str, type[Laws]] = {laws.kind: laws for laws in _LAWS}
 """Kind -> its laws."""
 
 
