@@ -27,7 +27,7 @@ quickstart: $(VENV)/.installed  ## Trains SimCLR on scikit-learn's digits, a few
 test: $(VENV)/.installed-test  ## The tests of the core and of every plugin
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.installed-test $(VENV)/.installed-parity $(VENV)/.installed-docs  ## With the slow ones
+test-all: $(VENV)/.installed-test $(VENV)/.installed-parity $(VENV)/.installed-docs $(VENV)/.installed-lint  ## With the slow ones
 	$(PYTEST)
 
 lint: $(VENV)/.installed-lint  ## Style and types

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sysconfig
+import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -72,3 +74,30 @@ def only_run(tmp_path: Path) -> Callable[[], Path]:
         return path
 
     return find
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Variables of a virtual environment that sees everything installed here, and into which a
+    page, or a test, can install a package without touching anything else."""
+    pytest.importorskip("hatchling")
+    pytest.importorskip("editables")
+    folder = tmp_path / "venv"
+    venv.create(folder, with_pip=False, symlinks=True)
+    own = sysconfig.get_path("purelib", vars={"base": str(folder)})
+    parent = sysconfig.get_path("purelib")
+    (Path(own) / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
+    for tool, module in (("pip", "pip"), ("sslkit", "sslkit.cli")):
+        script = folder / "bin" / tool
+        script.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m {module} "$@"\n')
+        script.chmod(0o755)
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    return {
+        **variables,
+        "PATH": f"{folder}/bin{os.pathsep}{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(folder),
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this as "without isolation"
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }

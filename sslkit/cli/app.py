@@ -25,6 +25,7 @@ from . import (
     embed,
     evaluate,
     export,
+    new_plugin,
     pack,
     plan,
     plugins,
@@ -72,6 +73,7 @@ _COMMANDS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
         "list": plugins.plugins_list,
         "show": plugins.plugins_show,
         "check": conformance.plugins_check,
+        "new": new_plugin.plugins_new,
     },
     recipes_app: {"list": recipes.recipes_list, "copy": recipes.recipes_copy},
 }

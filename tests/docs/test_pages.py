@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import ast
 import builtins
-import os
 import re
 import subprocess
 import sys
-import sysconfig
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,33 +126,6 @@ def test_the_documentation_builds_without_warnings(tmp_path: Path) -> None:
     for page, html in built.items():  # what themes and extensions report inside a page only
         assert "system-message" not in html, page
         assert "<p>ERROR: " not in html, page
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """Variables of a virtual environment that sees everything installed here, and into which a
-    page can install its plugin without touching anything else."""
-    pytest.importorskip("hatchling")
-    pytest.importorskip("editables")
-    folder = tmp_path / "venv"
-    venv.create(folder, with_pip=False, symlinks=True)
-    own = sysconfig.get_path("purelib", vars={"base": str(folder)})
-    parent = sysconfig.get_path("purelib")
-    (Path(own) / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
-    for tool, module in (("pip", "pip"), ("sslkit", "sslkit.cli")):
-        script = folder / "bin" / tool
-        script.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m {module} "$@"\n')
-        script.chmod(0o755)
-    variables = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    return {
-        **variables,
-        "PATH": f"{folder}/bin{os.pathsep}{os.environ['PATH']}",
-        "VIRTUAL_ENV": str(folder),
-        "PIP_NO_DEPS": "1",
-        "PIP_NO_INDEX": "1",
-        "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this as "without isolation"
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-    }
 
 
 def execute(block: Block, folder: Path, environment: dict[str, str]) -> None:
