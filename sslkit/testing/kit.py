@@ -12,6 +12,7 @@ from sslkit.api import Component
 from .component_laws import ComponentLaws
 from .head_laws import HeadLaws
 from .laws import Check, Laws, checks_on
+from .optimizer_laws import OptimizerLaws
 from .saved_backbone_laws import SavedBackboneLaws
 from .schedule_laws import ScheduleLaws
 from .subject import Subject, find_subject
@@ -22,6 +23,7 @@ _LAWS: tuple[type[Laws], ...] = (
     SavedBackboneLaws,
     HeadLaws,
     ScheduleLaws,
+    OptimizerLaws,
 )
 KINDS_OF_LAWS: Mapping[str, type[Laws]] = {laws.kind: laws for laws in _LAWS}
 """Kind -> its laws."""

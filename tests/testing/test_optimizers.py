@@ -1,0 +1,44 @@
+"""Every optimiser that comes with sslkit meets the laws of optimisers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sslkit.testing import Check, check_plugin, checks
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "sgd-nesterov": {"nesterov": True},
+    "sgd-without-momentum": {"momentum": 0.0},
+    "adam": {},
+    "adamw": {},
+    "lars": {},
+    "lars-of-byol": {"lr_in_buffer": False, "nesterov": True},
+    "sgd-decay-by-schedule": {"weight_decay": {"name": "cosine", "start": 0.04, "end": 0.4}},
+}
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(
+            check,
+            id=f"{name}-{check}",
+            marks=[pytest.mark.slow] if check.law.slow else [],  # starts an interpreter
+        )
+        for name, fields in OPTIMIZERS.items()
+        for check in checks(
+            f"optimizer:{name.partition('-')[0]}", fast=bool(fields), lr=0.05, **fields
+        )
+    ],
+)
+def test_laws(check: Check) -> None:
+    check()
+
+
+def test_the_descent_stands_beside_passed() -> None:
+    rows = {row["law"]: row for row in check_plugin("optimizer:sgd", fast=True, lr=0.1).rows}
+    assert rows["it-lowers-a-convex-loss"]["text"].startswith("54.5 to ")
+    assert rows["it-makes-a-torch-optimiser-of-its-groups"]["text"] == "SGD"
