@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from generated_laws import laws_page
 from pydantic import BaseModel
 
 from sslkit import api, environment_variables
@@ -69,6 +70,7 @@ def write_reference(folder: Path) -> list[str]:
         "hooks.md": hooks_page(),
         "commands.md": commands_page(),
         "environment_variables.md": variables_page(),
+        "laws.md": laws_page(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():

@@ -69,3 +69,11 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray):
         return isinstance(other, np.ndarray) and np.array_equal(one, other)
     return type(one) is type(other) and repr(one) == repr(other)
+
+
+def size_of(values: Mapping[str, Any]) -> int:
+    """Numbers, texts and elements of tensors that are held."""
+    return sum(
+        value.numel() if isinstance(value, Tensor) else int(getattr(value, "size", 1))
+        for value in values.values()
+    )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .held_state import changes, held
+from .held_state import changes, held, size_of
 from .laws import law, refuse
 from .method_bench import MethodBench, reordered
 from .small_runs import (
@@ -29,17 +29,52 @@ from .small_runs import (
 ROUNDING = 1e-9
 """The largest difference in float64 that rounding makes, in parts of the largest value."""
 _STEP = ("trains",)
+_SAME = ("trains", "no-global-random-numbers")
+"""What is needed where two computations are compared,"""
+_DOUBLE = ("constants-follow-their-inputs",)
+"""and where they are in float64."""
 
 
 class MethodLaws(MethodBench):
     """The laws of `Method`, each tried with the engine or as the engine calls it."""
 
-    @law("see the message; the steps are those of `sslkit run`, on the CPU in float32")
+    @law(
+        "see the message; the steps are those of `sslkit run`, on the CPU in float32",
+        needs=("its-configuration-can-be-written-and-read",),
+    )
     def trains(self) -> str:
         """It takes the first steps of a small run: shapes are as announced, loss and weights are
         finite."""
         taken = take_steps(self.runs.training())
         return f"losses {', '.join(f'{loss:.4g}' for loss in taken.losses)}"
+
+    @law(
+        "draw from batch.random, by sample (in an objective torch's generator will do, which is "
+        "seeded for each step)",
+        needs=_STEP,
+    )
+    def no_global_random_numbers(self) -> None:
+        """A step uses no global random numbers of Python or numpy, which no checkpoint holds."""
+        t = self.trained()
+        before = _generators()
+        take_steps(t, 2)
+        moved = [name for name, state in _generators().items() if state != before[name]]
+        refuse(moved, f"a step moves the global random numbers of {', '.join(moved)} on")
+
+    @law(
+        "make constants and random numbers in the type, and on the device, of what they meet: "
+        "torch.randn(..., dtype=z.dtype, device=z.device)",
+        needs=_SAME,
+    )
+    def constants_follow_their_inputs(self) -> None:
+        """Steps work in float64 too: nothing is of a fixed type, which would be of a fixed device
+        as well."""
+        t = self.runs.training(torch.float64)
+        batch = next(batches(t))
+        embeddings = self.embed(t, batch)
+        loss = self.objective(t, embeddings, batch).loss
+        refuse(loss.dtype != torch.float64, f"the loss of float64 networks is in {loss.dtype}")
+        loss.backward()  # type: ignore[no-untyped-call]
 
     # --- Gradients --------------------------------------------------------------------------------
 
@@ -70,13 +105,13 @@ class MethodLaws(MethodBench):
 
     @law(
         "keep a teacher out of param_groups and of the graph, as EMATeacher of sslkit.nn.ema is",
-        needs=_STEP,
+        needs=_DOUBLE,
     )
     def no_gradient_trains_a_teacher(self) -> None:
         """What `before_step` and `after_step` make follow other weights is not trained by the
         optimiser as well."""
         t = self.runs.training(torch.float64)
-        take_steps(t, 1)
+        take_steps(t, 2)
         batch = next(batches(t))
         output = self.objective(t, self.embed(t, batch), batch)
         trained = {n: p for group in t.method.param_groups() for n, p in group.params}
@@ -131,19 +166,9 @@ class MethodLaws(MethodBench):
         refuse(found, f"objective changed {listed(found)}")
 
     @law(
-        "draw from batch.random, by sample (in an objective torch's generator will do, which is "
-        "seeded for each step)",
-        needs=_STEP,
+        "draw from batch.random, which is keyed by the sample: the same in any batch",
+        needs=(*_DOUBLE, "embed-changes-no-state"),
     )
-    def no_global_random_numbers(self) -> None:
-        """A step uses no global random numbers of Python or numpy, which no checkpoint holds."""
-        t = self.trained()
-        before = _generators()
-        take_steps(t, 2)
-        moved = [name for name, state in _generators().items() if state != before[name]]
-        refuse(moved, f"a step moves the global random numbers of {', '.join(moved)} on")
-
-    @law("draw from batch.random, which is keyed by the sample: the same in any batch", needs=_STEP)
     def embed_draws_by_sample(self) -> None:
         """What `embed` draws is keyed by the sample: torch's generator has no part in it, but for
         layers such as dropout."""
@@ -155,7 +180,7 @@ class MethodLaws(MethodBench):
 
     @law(
         "compute the entries of embed row by row; what goes over the batch belongs into objective",
-        needs=("trains", "embed-changes-no-state", "embed-draws-by-sample"),
+        needs=("embed-draws-by-sample",),
     )
     def embed_treats_rows_alone(self) -> None:
         """`embed` gives a sample the same in any batch and at its own place: of a part of a batch,
@@ -172,7 +197,7 @@ class MethodLaws(MethodBench):
     @law(
         "pair rows by image: labels, targets and batch.random have one row for each image, in the "
         "order of every view",
-        needs=("trains", "embed-treats-rows-alone"),
+        needs=("embed-treats-rows-alone", "objective-changes-no-state"),
     )
     def loss_does_not_depend_on_order(self) -> None:
         """The same images in another order have the same loss."""
@@ -186,7 +211,10 @@ class MethodLaws(MethodBench):
         far = abs(losses[0] - losses[1]) / max(abs(losses[0]), 1e-6)
         refuse(far > 1e-7, f"the loss {losses[0]:.6g} became {losses[1]:.6g}")
 
-    @law("set requires_labels = True, or take no part of batch.labels", needs=_STEP)
+    @law(
+        "set requires_labels = True, or take no part of batch.labels",
+        needs=(*_SAME, "objective-changes-no-state"),
+    )
     def labels_are_asked_for(self) -> None:
         """Without `requires_labels` it neither needs labels nor looks at them."""
         t = self.trained()
@@ -202,6 +230,21 @@ class MethodLaws(MethodBench):
             for labels in others
         ]
         refuse(len(set(losses)) > 1, f"other labels changed the loss from {losses[0]} to {losses}")
+
+    @law(
+        "keep what lasts in buffers of a fixed size; StepOutput.carry hands on the rest",
+        needs=_STEP,
+    )
+    def memory_does_not_grow(self) -> None:
+        """What it holds takes no more memory from step to step."""
+        t, sizes = self.trained(), []
+        for _ in range(3):
+            sizes.append(size_of(held(t.method)))
+            take_steps(t, 1)
+        refuse(
+            sizes[0] < sizes[1] < sizes[2],
+            f"{sizes[0]:,}, {sizes[1]:,}, {sizes[2]:,} values after three steps in turn",
+        )
 
     # --- Embeddings and metrics -------------------------------------------------------------------
 
@@ -247,7 +290,7 @@ class MethodLaws(MethodBench):
     @law(
         "compute metrics in objective from what it is given; what is kept from an earlier step "
         "belongs to another batch",
-        needs=("trains", "state-is-complete"),
+        needs=("state-is-complete", "objective-changes-no-state"),
     )
     def metrics_are_of_their_step(self) -> str:
         """Metrics follow from the state and the embeddings of their step alone."""
@@ -270,7 +313,7 @@ class MethodLaws(MethodBench):
 
     @law(
         "keep what lasts in parameters and buffers (register_buffer), which checkpoints hold",
-        needs=_STEP,
+        needs=("steps-repeat",),
     )
     def state_is_complete(self) -> None:
         """A method that takes over another one's `state_dict` goes on as that one would."""

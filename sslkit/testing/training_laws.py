@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -12,19 +10,17 @@ from torch import Tensor
 from sslkit.engine.loop import save
 from sslkit.engine.step import full_precision
 from sslkit.engine.training import Training
-from sslkit.errors import SSLKitError
 from sslkit.experiment.restore import restore
 from sslkit.nn.numerics import autocast
 from sslkit.parallel.world import World
-from sslkit.recipe import load_recipe
 from sslkit.runs.state import read_state
 
 from .forked import on_ranks
 from .laws import law, refuse
-from .method_laws import ROUNDING, MethodLaws
+from .method_laws import MethodLaws
+from .method_notes import cost_of_a_step, loss_over_time
 from .small_runs import (
     STEPS,
-    SmallRuns,
     Tensors,
     batches,
     copied,
@@ -35,14 +31,11 @@ from .small_runs import (
     take_steps,
     without_dropout,
 )
-from .subject import SMALL_RECIPE
 
-_OVER_RANKS = 1e-7
-"""Rounding of a few steps in float64 with BatchNorm, which divides by deviations of few images."""
+_AFTER_STEPS = 1e-7
+"""Rounding of a few steps in float64, of methods that divide by deviations of few images."""
 _HALF_PRECISION = 0.15
 """How far bf16, with 8 bits, may move a loss."""
-_PAIRS = 7
-_HALF = "trains", "state-is-complete", "steps-repeat"
 
 
 class TrainingLaws(MethodLaws):
@@ -59,7 +52,10 @@ class TrainingLaws(MethodLaws):
         odd = other_bits(one.state, other.state)
         refuse(odd, f"{listed(odd)} differ after {STEPS} steps")
 
-    @law("keep what lasts in parameters and buffers, and change it in after_step", needs=_HALF)
+    @law(
+        "keep what lasts in parameters and buffers, and change it in after_step",
+        needs=("state-is-complete", "metrics-are-of-their-step"),
+    )
     def resumed_equals_uninterrupted(self) -> None:
         """A training that goes on from a checkpoint has the bits of one that never stopped: losses,
         metrics, weights and the state of the optimiser."""
@@ -85,7 +81,7 @@ class TrainingLaws(MethodLaws):
 
     @law(
         "compute metrics from detached tensors, without drawing random numbers or writing anything",
-        needs=("trains", "objective-changes-no-state", "steps-repeat"),
+        needs=("objective-changes-no-state", "steps-repeat"),
     )
     def reading_metrics_changes_nothing(self) -> None:
         """A training whose metrics are read at every step has the bits of one whose metrics are
@@ -97,7 +93,7 @@ class TrainingLaws(MethodLaws):
     @law(
         "compute embeddings in embed, from views, and the loss in objective, from the embeddings "
         "of the whole batch: batch.views may be empty there",
-        needs=("trains", "embed-treats-rows-alone", "objective-changes-no-state"),
+        needs=("embed-treats-rows-alone", "objective-changes-no-state", "steps-repeat"),
     )
     def micro_batches_are_exact(self) -> None:
         """A batch that passes the networks in two micro-batches has the loss, the gradient and the
@@ -108,12 +104,12 @@ class TrainingLaws(MethodLaws):
             for size in (None, half)
         )
         name, far = farthest(parts, whole)
-        refuse(far > ROUNDING, f"{name} is {far:.2g} away from that of whole batches")
+        refuse(far > _AFTER_STEPS, f"{name} is {far:.2g} away from that of whole batches")
 
     @law(
         "compute what goes over the batch in objective, which sees all of it on every rank; in "
         "networks BatchNorm of torch alone is made to see all ranks",
-        needs=("trains", "embed-treats-rows-alone", "micro-batches-are-exact"),
+        needs=("micro-batches-are-exact",),
         slow=True,
     )
     def ranks_agree(self) -> str:
@@ -125,7 +121,7 @@ class TrainingLaws(MethodLaws):
             for rank, found in enumerate(on_ranks(self._course_of_rank, size, folder)):
                 name, far = farthest(found, one)
                 refuse(
-                    far > _OVER_RANKS,
+                    far > _AFTER_STEPS,
                     f"with {size} processes {name} of rank {rank} is {far:.2g} away from that of "
                     "one process",
                 )
@@ -137,7 +133,7 @@ class TrainingLaws(MethodLaws):
 
     @law(
         "compute losses in float32 (embeddings come in it), and leave autocast to the engine",
-        needs=("trains",),
+        needs=("embed-draws-by-sample", "objective-changes-no-state"),
     )
     def half_precision_is_safe(self) -> str:
         """Networks in bf16 give a finite loss, in float32, near the one of networks in float32."""
@@ -159,28 +155,9 @@ class TrainingLaws(MethodLaws):
         return f"{losses[0]:.5g} in float32, {losses[1]:.5g} in bf16"
 
     def notes(self) -> Iterator[str]:
-        """The cost of a step."""
-        reference = SmallRuns(self.subject)
-        usual = load_recipe(SMALL_RECIPE).method
-        reference.recipe = reference.recipe.model_copy(update={"method": usual})
-        try:
-            mine, theirs = self.runs.training(), reference.training()
-            take_steps(mine, 2), take_steps(theirs, 2)
-        except (SSLKitError, ValueError, RuntimeError):  # it may not take these views
-            return
-        ratios = [_seconds(mine) / _seconds(theirs) for _ in range(_PAIRS)]
-        yield (
-            f"a step takes {statistics.median(ratios):.2f} of the processor time of one of "
-            f"{usual.name} on the same data, views and backbone ({min(ratios):.2f} to "
-            f"{max(ratios):.2f}, n = {_PAIRS} pairs)"
-        )
-
-
-def _seconds(t: Training) -> float:
-    """Processor seconds of a step."""
-    start = time.process_time()
-    take_steps(t, 1, log=False)
-    return time.process_time() - start
+        """Whether it learns, and the cost of a step."""
+        yield loss_over_time(self)
+        yield from cost_of_a_step(self)
 
 
 def _course(t: Training, *, batch_norm: bool = True) -> Tensors:

@@ -1,4 +1,4 @@
-"""Everything that comes with sslkit meets the laws of its kind."""
+"""The method that comes with sslkit meets the laws of its kind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import pytest
 
 from sslkit.testing import Check, checks
 
+CHECKS = [
+    pytest.param(check, id=str(check), marks=[pytest.mark.slow] if check.law.slow else [])
+    for check in checks("method:simclr")
+]
 
-@pytest.mark.parametrize("check", checks("method:simclr"), ids=str)
+
+@pytest.mark.parametrize("check", CHECKS)
 def test_the_method(check: Check) -> None:
     check()
