@@ -8,8 +8,8 @@ from sslkit.testing.component_laws import ComponentLaws
 
 _START = """# Laws of components
 
-What [`sslkit plugins check`](../../howto/conformance.md) tries, kind by kind. A law that needs others is not tried while one of
-them is broken, so that a fault shows in one place.
+What [`sslkit plugins check`](../../howto/conformance.md) tries, kind by kind. A law that needs
+others is not tried while one of them is broken, so that a fault shows in one place.
 """
 
 
