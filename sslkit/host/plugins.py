@@ -166,6 +166,35 @@ def _identity(distribution: Distribution | None) -> tuple[str, str]:
     return normalise(name or "unknown"), version or "unknown"
 
 
+def components_named(registry: Registry, name: str) -> list[tuple[str, str]]:
+    """(kind, name in a recipe) of what `mine`, `loss:mine` or `sslkit-mine:mine` stands for: one
+    for each kind that has it. Raises PluginError where none has."""
+    kind, _, bare = name.partition(":")
+    if bare and kind in KINDS:
+        registry.find(kind, bare)
+        return [(kind, bare)]
+    found = [(kind, name) for kind in KINDS if _provides(registry, kind, name)]
+    if found:
+        return found
+    everything = sorted({n for kind in KINDS for n in registry.names(kind)})
+    guess = did_you_mean(name, everything)
+    raise PluginError(
+        f"'{name}': no such component{guess or '.'} Installed: {', '.join(everything)}. "
+        "See: sslkit plugins list"
+    )
+
+
+def _provides(registry: Registry, kind: str, name: str) -> bool:
+    plain = name.rpartition(":")[2]
+    if plain not in {entry.name for entry in registry.entries(kind)}:
+        return False
+    try:
+        registry.find(kind, name)
+    except PluginError:
+        return registry.is_ambiguous(kind, name)  # whoever resolves it says what to choose
+    return True
+
+
 # --- Loading one plugin ---------------------------------------------------------------------------
 
 

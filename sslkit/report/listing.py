@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslkit.errors import PluginError
-from sslkit.host.plugins import KINDS
+from sslkit.host.plugins import KINDS, components_named
 
 from .console import print_line, print_table, print_text
 from .field_types import type_words
@@ -64,28 +64,7 @@ def component_fields(registry: Registry, name: str) -> list[dict[str, Any]]:
     """What a component's `Config` holds. name: `nt_xent`, or `loss:nt_xent` where kinds differ.
 
     Raises PluginError for an unknown one."""
-    kind, _, bare = name.rpartition(":")
-    if kind and kind not in KINDS:
-        kind, bare = "", name  # `distribution:name`
-    kinds = [kind] if kind else [k for k in KINDS if _provides(registry, k, bare)]
-    if not kinds:
-        everything = sorted({n for k in KINDS for n in registry.names(k)})
-        raise PluginError(
-            f"'{name}': no such component; installed: {', '.join(everything)}. "
-            "See: sslkit plugins list"
-        )
-    return [_describe(registry, k, bare) for k in kinds]
-
-
-def _provides(registry: Registry, kind: str, name: str) -> bool:
-    plain = name.rpartition(":")[2]
-    if plain not in {entry.name for entry in registry.entries(kind)}:
-        return False
-    try:
-        registry.find(kind, name)
-    except PluginError:
-        return registry.is_ambiguous(kind, name)  # then the description says what to choose
-    return True
+    return [_describe(registry, kind, bare) for kind, bare in components_named(registry, name)]
 
 
 def _describe(registry: Registry, kind: str, name: str) -> dict[str, Any]:

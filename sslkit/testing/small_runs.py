@@ -69,6 +69,10 @@ class SmallRuns:
         """The training of such a run, computing in numbers of this type."""
         t = self.build(world, **train).training
         t.method.to(dtype)
+        for state in t.optimization.optimizer.state.values():  # what an optimiser makes in advance
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
+                    state[name] = value.to(dtype)
         return t
 
 

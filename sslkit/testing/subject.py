@@ -12,12 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pydantic import ValidationError
+
 from sslkit import installed_components
-from sslkit.api import INTERFACES, Component, ComponentConfig, Slot, resolve_component
+from sslkit.api import INTERFACES, Component, Slot, resolve_component
 from sslkit.errors import PluginError, RecipeError
-from sslkit.host.plugins import KINDS
+from sslkit.host.plugins import KINDS, components_named
 from sslkit.host.registry import normalise
-from sslkit.recipe import Recipe, load_recipe
+from sslkit.recipe import Recipe, components, load_recipe
 
 SMALL_RECIPE = Path(__file__).with_name("small.yaml")
 
@@ -75,18 +77,22 @@ def find_subject(
     if isinstance(component, type):
         return Subject(slot_of(component, fields), loaded)
     kind, name = find_kind(component)
-    slot = _in_recipe(loaded, kind, name) if loaded is not None and not fields else None
-    return Subject(slot or resolve_slot(kind, name, fields), loaded)
+    if loaded is not None and not fields:
+        return Subject(_in_recipe(loaded, kind, name, recipe), loaded)
+    return Subject(resolve_slot(kind, name, fields), loaded)
 
 
-def _in_recipe(recipe: Recipe, kind: str, name: str) -> Slot[Any] | None:
-    """The component as a recipe has it, where it stands in one of its outer blocks."""
-    outer = [getattr(recipe, field) for field in type(recipe).model_fields]
-    slots = [slot for value in outer for slot in (value if isinstance(value, tuple) else (value,))]
-    for slot in slots:
-        if isinstance(slot, Slot) and slot.cls.kind == kind and _bare(slot.name) == _bare(name):
+def _in_recipe(recipe: Recipe, kind: str, name: str, source: object) -> Slot[Any]:
+    """The component as a recipe has it, wherever it stands there. Raises RecipeError."""
+    there = [slot for _, slot in components(recipe) if slot.cls.kind == kind]
+    for slot in there:
+        if _bare(slot.name) == _bare(name):
             return slot
-    return None
+    names = ", ".join(sorted({slot.name for slot in there})) or "none"
+    raise RecipeError(
+        f"{source}: has no {kind} '{name}'; of this kind it has {names}. Give the component fields "
+        "of its own (-o), or another recipe"
+    )
 
 
 def _bare(name: str) -> str:
@@ -99,49 +105,43 @@ def slot_of(cls: type[Component], fields: Mapping[str, Any]) -> Slot[Any]:
         raise PluginError(
             f"{cls.__qualname__}: is no component; derive it from a class of sslkit.api"
         )
-    return Slot(cls, cls.__name__, _validated(cls, fields), "class", "0")
-
-
-def _validated(cls: type[Component], fields: Mapping[str, Any]) -> ComponentConfig:
-    return cls.Config.model_validate(dict(fields), context={"registry": installed_components()})
+    context = {"registry": installed_components()}
+    with _explained(cls.__name__):
+        config = cls.Config.model_validate(dict(fields), context=context)
+    return Slot(cls, cls.__name__, config, "class", "0")
 
 
 def resolve_slot(kind: str, name: str, fields: Mapping[str, Any]) -> Slot[Any]:
     """An installed component with these fields. Raises RecipeError where fields are missing or
     wrong, PluginError for an unknown name or a broken plugin."""
-    from pydantic import ValidationError
-
     installed_components().find(kind, name)
-    try:
+    with _explained(f"{kind} '{name}'"):
         return resolve_component(installed_components(), kind, {**fields, "name": name})
+
+
+@contextlib.contextmanager
+def _explained(who: str) -> Iterator[None]:
+    """Says in one line which field is wrong."""
+    try:
+        yield
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "its fields"
         raise RecipeError(
-            f"{kind} '{name}': {where}: {first['msg']}; give it as -o {where}=VALUE, or a recipe "
-            "that the component stands in with --recipe"
+            f"{who}: {where}: {first['msg']}; give it as -o {where}=VALUE, or a recipe that the "
+            "component stands in with --recipe"
         ) from error
 
 
 def find_kind(component: str) -> tuple[str, str]:
-    """(kind, name) of `loss:mine`, `mine`, `sslkit-mine:mine` or `loss:sslkit-mine:mine`. Raises
-    PluginError where there is no such component, or one of several kinds."""
-    registry = installed_components()
-    first, _, rest = component.partition(":")
-    if rest and first in KINDS:
-        return first, rest
-    found = []
-    for kind in KINDS:
-        with contextlib.suppress(PluginError):
-            registry.find(kind, component)
-            found.append(kind)
+    """(kind, name) of `loss:mine`, `mine` or `sslkit-mine:mine`. Raises PluginError where there is
+    no such component, or one of several kinds."""
+    found = components_named(installed_components(), component)
     if len(found) == 1:
-        return found[0], component
-    if found:
-        choices = " or ".join(f"{kind}:{component}" for kind in found)
-        raise PluginError(f"'{component}': is a {' and a '.join(found)}; say which: {choices}")
-    names = sorted({name for kind in KINDS for name in registry.names(kind)})
-    raise PluginError(f"'{component}': no such component; installed: {', '.join(names)}")
+        return found[0]
+    kinds = " and a ".join(kind for kind, _ in found)
+    choices = " or ".join(f"{kind}:{name}" for kind, name in found)
+    raise PluginError(f"'{component}': is a {kinds}; say which: {choices}")
 
 
 def find_subjects(
