@@ -139,6 +139,36 @@ def test_core_names_no_method() -> None:
             assert not texts & methods, path
 
 
+PACKAGES = sorted(path.parent for path in (PACKAGE.parent / "plugins").glob("*/pyproject.toml"))
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_a_plugin_touches_no_file_outside_its_package(package: Path) -> None:
+    """Not one file of sslkit, `builtin` included, names the distribution, the module or a component
+    of a package beside it in its code; the files that do are counted."""
+    names = {package.name, package.name.replace("-", "_")}
+    for entry in load_plugins().registry.entries():
+        if entry.distribution == package.name:
+            names |= {entry.name, entry.qualified, entry.target}
+    assert len(names) > 4
+    touched = []
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        if names & (texts | set(imported(tree))):
+            touched.append(path.relative_to(PACKAGE).as_posix())
+    assert (len(touched), touched) == (0, [])
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """The top packages that a module imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
+
+
 def test_no_code_from_disk() -> None:
     """No pickle, no eval, no exec, no unsafe YAML."""
     forbidden = re.compile(
