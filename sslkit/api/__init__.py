@@ -6,6 +6,7 @@ Not here: what fulfils them (`builtin`, plugins), what calls them (`engine`, `da
 from __future__ import annotations
 
 from sslkit.nn.boxes import Boxes
+from sslkit.run_files import RunFiles
 
 from .backbones import (
     Backbone,
@@ -70,7 +71,6 @@ from .losses import Loss, LossInput, missing_parts, rewards_collapse
 from .method import Apart, Method, ParamGroup, StepOutput
 from .optimizers import Optimizer, OptimizerConfig, optimizer_groups, set_group_rules
 from .renamed_fields import RenamedFrom
-from .run_files import RunFiles
 from .samples import SampleSpec, ViewSpec, largest_view, torch_dtype
 from .schedules import Bounds, Progress, Schedule, ScheduledNumber, scheduled
 from .streams import ImageStream, StreamReader

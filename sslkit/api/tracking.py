@@ -13,7 +13,7 @@ from torch import Tensor
 from .component import Component
 from .data import Batch
 from .method import Method
-from .run_files import RunFiles
+from sslkit.run_files import RunFiles
 from .schedules import Progress
 
 

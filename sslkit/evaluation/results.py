@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sslkit.api import Evaluation, ImageScores
 
-from .scores import score_bounds
+from .scores import Estimate, score_bounds
 from .statistics import (
-    FEWEST,
     Interval,
     mean_interval,
     paired_difference,
@@ -93,36 +92,6 @@ class SuiteResult:
             "timings": dict(self.timings),
             "warnings": {**self.warnings, **self.stops},
             "notes": {key: list(lines) for key, lines in self.notes.items()},
-        }
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A measured value, and its 95 % interval where the evaluator made draws or scored images."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    draws: int = 1
-    images: int | None = None
-    """Test images that the interval is over; None where it is over draws alone."""
-    noun: str = "image"
-    """What these are: see `SampleSpec.noun`."""
-
-    @property
-    def over(self) -> str | None:
-        """What the interval is over, such as "20 draws, 359 images"; None without one."""
-        if self.low is None:
-            return None
-        parts = [f"{self.draws:,} draws"] if self.draws >= FEWEST else []
-        return ", ".join([*parts, *([f"{self.images:,} {self.noun}s"] if self.images else [])])
-
-    def to_json(self) -> dict[str, float | int | str | None]:
-        return {
-            **_finite({"value": self.value, "low": self.low, "high": self.high}),
-            "draws": self.draws,
-            "images": self.images,
-            "interval_over": self.over,
         }
 
 

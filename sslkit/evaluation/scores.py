@@ -1,9 +1,13 @@
-"""Which metrics are scores, by their usual names, and between what bounds they lie."""
+"""Which metrics are scores, by their usual names, between what bounds they lie, and a value of one
+with its interval. Imports no torch: tables of runs need it."""
 
 from __future__ import annotations
 
 import re
-from math import inf
+from dataclasses import dataclass
+from math import inf, isfinite
+
+from .statistics import FEWEST
 
 ACCURACY = "top1"
 """Metrics whose name begins so are accuracies, 0 to 1: the tables show them in percent."""
@@ -30,3 +34,40 @@ def score_bounds(metric: str, *, difference: bool = False) -> tuple[float, float
         return -inf, inf
     low = -1.0 if metric == "ari" else 0.0  # the adjusted Rand index can be below chance
     return (low - 1.0, 1.0 - low) if difference else (low, 1.0)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value, and its 95 % interval where the evaluator made draws or scored images."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    draws: int = 1
+    images: int | None = None
+    """Test images that the interval is over; None where it is over draws alone."""
+    noun: str = "image"
+    """What these are: see `SampleSpec.noun`."""
+
+    @property
+    def over(self) -> str | None:
+        """What the interval is over, such as "20 draws, 359 images"; None without one."""
+        if self.low is None:
+            return None
+        parts = [f"{self.draws:,} draws"] if self.draws >= FEWEST else []
+        return ", ".join([*parts, *([f"{self.images:,} {self.noun}s"] if self.images else [])])
+
+    def to_json(self) -> dict[str, float | int | str | None]:
+        return {
+            "value": _finite(self.value),
+            "low": _finite(self.low),
+            "high": _finite(self.high),
+            "draws": self.draws,
+            "images": self.images,
+            "interval_over": self.over,
+        }
+
+
+def _finite(value: float | None) -> float | None:
+    """The value as JSON has it."""
+    return value if value is not None and isfinite(value) else None

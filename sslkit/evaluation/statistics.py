@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf, nan, sqrt
 from statistics import NormalDist, fmean, variance
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FEWEST = 3
 """Values that an interval by Student's t takes at least: with two, t is 12.7 times the standard

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from sslkit.errors import CheckpointError
 from sslkit.files import reason
+from sslkit.run_files import ENCODER_FILE as ENCODER_FILE  # under this address, too
 
 from . import safetensors_file
 from .torch_file import load_torch_file
 
-ENCODER_FILE = "encoder.safetensors"
 """The encoder in a run folder."""
 TIMM_FILE = "model.safetensors"
 """The network in a folder that timm loads from, such as an export for timm."""

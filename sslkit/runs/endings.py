@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.errors import CheckpointError, RunFolderError, hide_logins
-from sslkit.evaluation.results import Estimate
+from sslkit.evaluation.scores import Estimate
 from sslkit.files import read_json, reason
 
 from .folder import RunFolder

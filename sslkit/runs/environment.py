@@ -87,14 +87,6 @@ def describe(
     }
 
 
-WATCHED = (
-    "code.", "device", "hardware.cpu", "hardware.gpus", "packages.", "plugins.",
-    "processes", "python", "torch.",
-)  # fmt: skip
-"""What of an environment may change the bits of a run."""
-_NOT_WATCHED = ("hardware.cpu_", "packages.mlflow", "packages.pluggy", "packages.pydantic")
-
-
 def code_digests(modules: Mapping[str, str]) -> dict[str, str]:
     """Distribution -> digest of its code, for code that changes without its version.
 
@@ -108,35 +100,6 @@ def code_digests(modules: Mapping[str, str]) -> dict[str, str]:
                 digest.update(f"{path.relative_to(place)}\0".encode(errors="surrogateescape"))
                 digest.update(path.read_bytes())
         found[distribution] = digest.hexdigest()[:16]
-    return found
-
-
-def environment_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Dotted name -> [before, now] of what may change the bits of a run and differs since it was
-    last gone on with. saved: an environment.json with its `history`; what it does not hold is
-    compared with nothing."""
-    before, after = {"processes": 1, **_flat(saved)}, _flat(now)  # 1: before it was recorded
-    history = saved.get("history")
-    for entry in history if isinstance(history, list) else ():
-        changed = entry.get("changed") if isinstance(entry, Mapping) else None
-        for name, pair in changed.items() if isinstance(changed, Mapping) else ():
-            if isinstance(pair, list) and len(pair) == 2:
-                before[str(name)] = pair[1]
-    watched = (
-        name for name in sorted(before.keys() & after.keys())
-        if name.startswith(WATCHED) and not name.startswith(_NOT_WATCHED)
-    )  # fmt: skip
-    return {name: [before[name], after[name]] for name in watched if before[name] != after[name]}
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """One level of blocks is enough here; lists stay whole."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= {f"{key}.{name}": item for name, item in value.items()}
-        else:
-            found[key] = value
     return found
 
 

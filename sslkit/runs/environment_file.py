@@ -6,21 +6,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from sslkit.api import RunFacts
 from sslkit.errors import CheckpointError
 from sslkit.files import read_json, reason
 
-from .environment import environment_changes
 from .folder import RunFolder
+
+if TYPE_CHECKING:  # tables of runs read this file a thousand times, and need neither
+    from pydantic import TypeAdapter
+
+    from sslkit.api import RunFacts
 
 MAX_SIDE = 1 << 14
 """Pixels of a side, and channels, of images that a network may be built for."""
-_FACTS: TypeAdapter[RunFacts] = TypeAdapter(RunFacts)
+WATCHED = (
+    "code.", "device", "hardware.cpu", "hardware.gpus", "packages.", "plugins.",
+    "processes", "python", "torch.",
+)  # fmt: skip
+"""What of an environment may change the bits of a run."""
+_NOT_WATCHED = ("hardware.cpu_", "packages.mlflow", "packages.pluggy", "packages.pydantic")
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,35 @@ def add_resume(folder: RunFolder, step: int, now: Mapping[str, Any]) -> dict[str
     return changed
 
 
+def environment_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Dotted name -> [before, now] of what may change the bits of a run and differs since it was
+    last gone on with. saved: an environment.json with its `history`; what it does not hold is
+    compared with nothing."""
+    before, after = {"processes": 1, **_flat(saved)}, _flat(now)  # 1: before it was recorded
+    history = saved.get("history")
+    for entry in history if isinstance(history, list) else ():
+        changed = entry.get("changed") if isinstance(entry, Mapping) else None
+        for name, pair in changed.items() if isinstance(changed, Mapping) else ():
+            if isinstance(pair, list) and len(pair) == 2:
+                before[str(name)] = pair[1]
+    watched = (
+        name for name in sorted(before.keys() & after.keys())
+        if name.startswith(WATCHED) and not name.startswith(_NOT_WATCHED)
+    )  # fmt: skip
+    return {name: [before[name], after[name]] for name in watched if before[name] != after[name]}
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """One level of blocks is enough here; lists stay whole."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{name}": item for name, item in value.items()}
+        else:
+            found[key] = value
+    return found
+
+
 def is_fork(path: Path) -> bool:
     """Whether a run started from another one's state: it is no repetition of its recipe."""
     try:
@@ -103,9 +139,11 @@ def is_fork(path: Path) -> bool:
 
 
 def _facts(path: Path, values: Mapping[str, Any]) -> RunFacts:
+    from pydantic import ValidationError
+
     name = RunFolder(path).environment.name
     try:
-        facts = _FACTS.validate_python(values["facts"])
+        facts = _facts_adapter().validate_python(values["facts"])
     except KeyError as error:
         raise CheckpointError(
             f"{path}: {name} has no {error}; it is not of this version"
@@ -123,3 +161,12 @@ def _facts(path: Path, values: Mapping[str, Any]) -> RunFacts:
             f"{sizes})"
         )
     return facts
+
+
+@cache
+def _facts_adapter() -> TypeAdapter[RunFacts]:
+    from pydantic import TypeAdapter
+
+    from sslkit.api import RunFacts
+
+    return TypeAdapter(RunFacts)

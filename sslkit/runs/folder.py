@@ -23,10 +23,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sslkit.api import RunFiles
 from sslkit.errors import RunFolderError, TrainingError
 from sslkit.files import read_json, remove_leftovers, write_atomic
 from sslkit.parallel.world import World
+from sslkit.run_files import RunFiles
 
 from .metrics_file import truncate_after
 

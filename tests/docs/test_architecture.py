@@ -98,6 +98,7 @@ CONTRACTS = (
     "nn/",
     "errors",
     "files",
+    "run_files",
     "randomness",
     "threads",
     "deprecation",

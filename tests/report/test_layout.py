@@ -11,7 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
-from sslkit.evaluation.results import ComparisonRow, Estimate
+from sslkit.evaluation.results import ComparisonRow
+from sslkit.evaluation.scores import Estimate
 from sslkit.report.comparison.figures import draw_all
 from sslkit.report.comparison.page import html_page
 from sslkit.report.comparison.side_by_side import Comparison

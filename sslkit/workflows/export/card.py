@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from sslkit.errors import CheckpointError, RunFolderError
-from sslkit.evaluation.results import Estimate
+from sslkit.evaluation.scores import Estimate
 from sslkit.recipe import backbone_name, hashed_view
 from sslkit.recipe.yaml_positions import dump_document
 from sslkit.report.harmless import fenced, in_markdown, markdown_table

@@ -1,10 +1,11 @@
-"""Where the files of a run lie that its trackers and callbacks may read."""
+"""Where the files of a run lie that its trackers and callbacks may read: a contract, which
+`sslkit.api` hands out. It stands below it, so that what only looks at runs imports no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from sslkit.nn.weights import ENCODER_FILE
+ENCODER_FILE = "encoder.safetensors"
 
 
 class RunFiles:
