@@ -85,7 +85,7 @@ def _is_link(path: Path, inside: Path) -> bool:
 def read_bytes(path: Path, most: int, *, inside: Path | None = None) -> bytes:
     """The whole file. Files of the system that give no size are bounded too."""
     with open_file(path, inside=inside, most=most) as file:
-        data = file.read(most + 1)
+        data = b"".join(chunks(file, most + 1))  # one read would take `most` bytes of memory
     if len(data) > most:
         raise ValueError(f"is larger than {_size(most)}")
     return data
@@ -198,13 +198,23 @@ def flush(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the parts of files that were being written in a folder, or in those in it, as their
-    process was killed. Only for whoever holds the lock of the folder: nobody else writes there."""
-    for place in (folder, *(each for each in folder.iterdir() if each.is_dir())):
-        for path in place.iterdir():
-            if _TEMPORARY.fullmatch(path.name) and not path.is_symlink():
-                with suppress(OSError):
-                    path.unlink()
+    """Removes `leftovers`. Only for whoever holds the lock of the folder: nobody else writes
+    there."""
+    for path in leftovers(folder):
+        with suppress(OSError):
+            path.unlink()
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """The parts of files that were being written in a folder, or in those in it, as their process
+    was killed: while nobody holds its lock."""
+    inside = (each for each in folder.iterdir() if each.is_dir() and not each.is_symlink())
+    return [
+        path
+        for place in (folder, *inside)
+        for path in place.iterdir()
+        if _TEMPORARY.fullmatch(path.name) and not path.is_symlink()
+    ]
 
 
 def remove_parts(path: Path) -> None:

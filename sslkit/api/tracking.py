@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from sslkit.run_files import RunFiles
+
 from .component import Component
 from .data import Batch
 from .method import Method
-from sslkit.run_files import RunFiles
 from .schedules import Progress
 
 

@@ -31,6 +31,7 @@ from . import (
     plugins,
     recipes,
     run,
+    runs,
     schema,
     slurm,
     sync,
@@ -50,6 +51,7 @@ app = typer.Typer(
     epilog="--debug, anywhere on the line, shows the traceback of an error.",
 )
 plugins_app = typer.Typer(no_args_is_help=True, help="What is installed, and what is broken.")
+runs_app = typer.Typer(no_args_is_help=True, help="What lies in the folders of runs.")
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with the packages.")
 
 _COMMANDS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
@@ -74,6 +76,12 @@ _COMMANDS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
         "show": plugins.plugins_show,
         "check": conformance.plugins_check,
         "new": new_plugin.plugins_new,
+    },
+    runs_app: {
+        "list": runs.runs_list,
+        "show": runs.runs_show,
+        "best": runs.runs_best,
+        "clean": runs.runs_clean,
     },
     recipes_app: {"list": recipes.recipes_list, "copy": recipes.recipes_copy},
 }
@@ -117,6 +125,7 @@ for _group, _commands in _COMMANDS.items():
     for _name, _command in _commands.items():
         _group.command(name=_name)(_guarded(_command))
 app.add_typer(plugins_app, name="plugins")
+app.add_typer(runs_app, name="runs")
 app.add_typer(recipes_app, name="recipes")
 
 

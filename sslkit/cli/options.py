@@ -18,6 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stand
 
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+DIRECTIONS: tuple[Literal["highest", "lowest"], ...] = ("highest", "lowest")
 BUDGETS: tuple[Literal["epochs", "time"], ...] = ("epochs", "time")
 EXPORT_FORMATS = ("timm", "onnx", "torch-export")
 

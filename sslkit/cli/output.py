@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
+from pathlib import Path
 from typing import Any
+
+from sslkit.errors import printable
 
 
 def print_json(document: Any) -> None:
     """One JSON document on standard output. JSON has no NaN and no infinity: they become null."""
     print(json.dumps(_finite(document), indent=2, allow_nan=False))
+
+
+def print_path(path: Path) -> None:
+    """A path on standard output: to a program the bytes that it has, to a terminal as it can be
+    shown."""
+    if sys.stdout.isatty():
+        print(printable(str(path)))
+        return
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _finite(value: Any) -> Any:

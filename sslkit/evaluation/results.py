@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sslkit.api import Evaluation, ImageScores
 
-from .scores import Estimate, score_bounds
+from .scores import SUBJECTS, Estimate, score_bounds
 from .statistics import (
     Interval,
     mean_interval,
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 
-SUBJECTS = ("pixels", "raw", "untrained", "trained")
-"""In the order of columns. Only one of the first two is there: see `SampleSpec.raw`."""
 COST = "perf/evaluation_seconds"
 """Wall time of an evaluation; with `_features` or `_<evaluator>`, that of a part."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from math import inf, isfinite
+from typing import Literal
 
 from .statistics import FEWEST
 
@@ -17,6 +18,12 @@ _OTHER_SCORES = re.compile(r"recall_at_.*|map|nmi|ari|miou|pixel_accuracy|ap(\d*
 _OTHER_SHARES = re.compile(r"(mean_per_class|selection_top1|selection_miou)(_.*)?")
 
 
+_LOWER_IS_BETTER = re.compile(r"loss|error|seconds|^peak_memory_mb$|^data_wait_fraction$")
+SUBJECTS = ("pixels", "raw", "untrained", "trained")
+"""What is measured, in the order of columns. Only one of the first two is there: see
+`SampleSpec.raw`."""
+
+
 def is_score(metric: str) -> bool:
     """Whether a metric is a score, 0 to 1, which stands in the tables in percent."""
     return metric.startswith(ACCURACY) or _OTHER_SCORES.fullmatch(metric) is not None
@@ -26,6 +33,15 @@ def is_share(metric: str) -> bool:
     """Whether a metric is shown in percent wherever it stands: scores, and the shares beside them
     that the tables leave out, such as `mean_per_class`."""
     return is_score(metric) or _OTHER_SHARES.fullmatch(metric) is not None
+
+
+def better(key: str) -> Literal["highest", "lowest"] | None:
+    """Which value of the metric with this full key is the better one; None where that is not
+    known, as of a plugin's metric or of `collapse/std`."""
+    metric = key.rpartition("/")[2]
+    if is_share(metric) or metric == "images_per_second":
+        return "highest"
+    return "lowest" if _LOWER_IS_BETTER.search(metric) else None
 
 
 def score_bounds(metric: str, *, difference: bool = False) -> tuple[float, float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sslkit.evaluation.results import SUBJECTS, ComparisonRow
+from sslkit.evaluation.results import ComparisonRow
+from sslkit.evaluation.scores import SUBJECTS
 from sslkit.runs.metrics_file import MetricLine
 
 from .harmless import in_figure

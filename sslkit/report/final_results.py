@@ -7,8 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from sslkit.evaluation.conditions import Conditions
-from sslkit.evaluation.results import SUBJECTS, ComparisonRow, SuiteResult, comparison
-from sslkit.evaluation.scores import ACCURACY, Estimate, is_score, is_share, score_bounds
+from sslkit.evaluation.results import ComparisonRow, SuiteResult, comparison
+from sslkit.evaluation.scores import (
+    ACCURACY,
+    SUBJECTS,
+    Estimate,
+    is_score,
+    is_share,
+    score_bounds,
+)
 
 from .cost import RunCost
 

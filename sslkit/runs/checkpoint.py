@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +18,13 @@ from sslkit.nn.torch_file import read_torch_file
 from sslkit.parallel.sharding import mapped
 from sslkit.parallel.world import OneProcess, World
 
+from .folder import checkpoint_paths
+
 ONE_PROCESS = OneProcess()
 FORMAT = 2
 FORMAT_WITHOUT_DIGEST = 1
 _MARK = b"sslkit-sha256:"
 _TRAILER_BYTES = len(_MARK) + 64 + 1
-_NAME = re.compile(r"step-(\d+)\.pt")
 
 
 class Checkpoints:
@@ -76,10 +76,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """Checkpoints by step, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
-        return [path for _, path in sorted((int(name[1]), path) for name, path in found if name)]
+        return checkpoint_paths(self.folder)
 
     def load_newest(
         self, world: World = ONE_PROCESS
@@ -175,6 +172,15 @@ def load(path: Path, *, inside: Path | None = None) -> dict[str, Any]:
     if state["format"] == FORMAT and not digested:
         raise CheckpointError(f"{path}: not readable as a checkpoint: its digest is damaged")
     return state
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint has the bytes that were written; its content is not looked at."""
+    try:
+        with open_file(path, inside=path.parent) as file:
+            return _check_digest(file)
+    except (OSError, ValueError):
+        return False
 
 
 class _DigestingFile:

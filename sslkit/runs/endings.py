@@ -11,7 +11,7 @@ from typing import Any
 
 from sslkit.errors import CheckpointError, RunFolderError, hide_logins
 from sslkit.evaluation.scores import Estimate
-from sslkit.files import read_json, reason
+from sslkit.files import MAX_JSON_BYTES, read_json, reason
 
 from .folder import RunFolder
 
@@ -50,10 +50,10 @@ def is_finished(path: Path) -> bool:
     return RunFolder(path).results.exists()
 
 
-def read_results(folder: RunFolder) -> SavedResults:
-    """What a finished run came to. Raises RunFolderError where it cannot be read, and
-    FileNotFoundError where there is none."""
-    found = _read_block(folder.results)
+def read_results(folder: RunFolder, most: int = MAX_JSON_BYTES) -> SavedResults:
+    """What a finished run came to. most: bytes that the file may have. Raises RunFolderError where
+    it cannot be read, and FileNotFoundError where there is none."""
+    found = _read_block(folder.results, most)
     try:
         scores = tuple(
             SavedScore(
@@ -92,10 +92,10 @@ def _number(found: Any) -> float:
     return float(found)
 
 
-def _read_block(path: Path) -> dict[str, Any]:
+def _read_block(path: Path, most: int) -> dict[str, Any]:
     """Raises RunFolderError, and FileNotFoundError."""
     try:
-        found = read_json(path, inside=path.parent)
+        found = read_json(path, most, inside=path.parent)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:

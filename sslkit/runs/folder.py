@@ -16,6 +16,7 @@ import re
 import secrets
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sslkit.errors import RunFolderError, TrainingError
-from sslkit.files import read_json, remove_leftovers, write_atomic
+from sslkit.files import open_file, read_json, remove_leftovers, write_atomic
 from sslkit.parallel.world import World
 from sslkit.run_files import RunFiles
 
@@ -33,6 +34,9 @@ from .metrics_file import truncate_after
 _MAX_NAME = 80
 _MAX_ENTRIES = 100_000
 _MAX_OWNER_BYTES = 1 << 12
+_LOOK_S = 0.2
+"""How long a writer waits for those who only look whether a folder is held."""
+_CHECKPOINT = re.compile(r"step-(\d+)\.pt")
 
 
 class RunFolder(RunFiles):
@@ -219,6 +223,14 @@ def find_runs(parent: Path, name: str = "*") -> list[RunFolder]:
     return [folder for folder in folders if folder.recipe.exists()]
 
 
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """The checkpoints in a folder by step, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = ((_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir())
+    return [path for _, path in sorted((int(name[1]), path) for name, path in found if name)]
+
+
 def run_folder_of(run_or_checkpoint: Path) -> RunFolder:
     """The run folder that a path is, or that a checkpoint lies in. Raises RunFolderError."""
     path = run_or_checkpoint
@@ -258,15 +270,15 @@ def refuse_links(path: Path) -> None:
 def lock_folder(path: Path, patience_s: float = 0.0) -> FileLock:
     """Takes the operating system's lock on a folder, which ends with the process that holds it.
 
-    Raises RunFolderError where another process has it for longer than `patience_s` seconds, which
-    the message names, or where the folder cannot be written. Give it back with `unlock_folder`."""
+    Raises RunFolderError where another process, which it names, has it for longer than `patience_s`
+    seconds (and a look), or where it cannot be written. Give it back with `unlock_folder`."""
     for name in (_lock_file(path), _owner_file(path)):
         if name.is_symlink():
             raise RunFolderError(f"{name}: is a link; remove it")
     lock = FileLock(_lock_file(path), thread_local=False)
     owner = {"pid": os.getpid(), "host": socket.gethostname()}
     try:
-        lock.acquire(timeout=patience_s)
+        lock.acquire(timeout=max(patience_s, _LOOK_S))
         write_atomic(_owner_file(path), json.dumps(owner))
     except Timeout:
         raise RunFolderError(f"{path}: in use by {_owner(path)}; wait or stop it first") from None
@@ -274,6 +286,45 @@ def lock_folder(path: Path, patience_s: float = 0.0) -> FileLock:
         lock.release()
         raise RunFolderError(f"{path}: cannot be written ({error.strerror})") from error
     return lock
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that has a folder, or had it when it was killed."""
+
+    pid: int
+    host: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def read_owner(path: Path) -> Owner | None:
+    """Who says to have a folder; None where nobody does."""
+    try:
+        owner = read_json(_owner_file(path), _MAX_OWNER_BYTES, inside=path)
+        return Owner(int(owner["pid"]), str(owner["host"])[:80])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process has a folder. Changes nothing: a writer that comes meanwhile waits for the
+    moment that this takes."""
+    if not _owner_file(path).is_file():
+        return False
+    try:
+        import fcntl
+    except ImportError:  # Windows: the owner's word is all that there is
+        return True
+    try:
+        with open_file(_lock_file(path), inside=path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # ends as the file is closed
+    except BlockingIOError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def unlock_folder(path: Path, lock: FileLock) -> None:
@@ -291,17 +342,8 @@ def _owner_file(path: Path) -> Path:
 
 
 def _owner(path: Path) -> str:
-    try:
-        owner = read_json(_owner_file(path), _MAX_OWNER_BYTES, inside=path)
-        return f"process {int(owner['pid'])} on {str(owner['host'])[:80]}"
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        OverflowError,
-    ):  # it is just starting or stopping
-        return "another process"
+    owner = read_owner(path)
+    return "another process" if owner is None else str(owner)  # it is just starting or stopping
 
 
 def _cannot_create(parent: Path, error: OSError) -> RunFolderError:

@@ -28,7 +28,7 @@ SYSTEM_PREFIX = "system/"
 MAX_LOG_BYTES = 128 << 20
 """Bytes of the log of another run. A line at every one of 300,000 steps takes about as much."""
 _MAX_LINE_BYTES = 1 << 20
-_MAX_NUMBER = 2**53
+MAX_NUMBER = 2**53
 """The largest step or time: JSON's whole numbers, and what data bases hold."""
 _CHUNK_BYTES = 1 << 16
 
@@ -70,7 +70,7 @@ def _number(value: Any) -> float:
 
 def _whole(value: Any) -> int:
     number = int(value)
-    if not 0 <= number <= _MAX_NUMBER:
+    if not 0 <= number <= MAX_NUMBER:
         raise ValueError("steps and times are 0 to 2^53")
     return number
 
@@ -107,6 +107,22 @@ def read_from(path: Path, offset: int) -> tuple[list[MetricLine], int]:
             if end - offset >= _CHUNK_BYTES:
                 break
     return found, end
+
+
+def read_tail(path: Path, most: int) -> list[MetricLine]:
+    """The whole lines in the last `most` bytes of the file, oldest first; none where it is missing.
+    Raises RunFolderError where it is no regular file, or cannot be read."""
+    try:
+        with open_file(path, inside=path.parent) as file:
+            start = max(file.seek(0, os.SEEK_END) - most, 0)
+            file.seek(max(start - 1, 0))
+            parts = file.read(most + 1).split(b"\n")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: {reason(error)}") from error
+    whole = parts[1 if start > 0 else 0 : -1]  # the last is torn, or empty
+    return [line for text in whole if (line := decode_line(text)) is not None]
 
 
 def truncate_after(path: Path, step: int | None) -> int:

@@ -20,8 +20,7 @@ from sslkit.experiment.resolve import resolve
 from sslkit.experiment.trials import check_disk_space
 from sslkit.recipe import load_recipe
 from sslkit.runs.environment import code_digests
-from sslkit.runs.environment_file import environment_changes
-from sslkit.runs.environment_file import read_environment
+from sslkit.runs.environment_file import environment_changes, read_environment
 from sslkit.runs.folder import RunFolder
 from sslkit.runs.metrics_file import read_lines
 from sslkit.workflows.train import start
