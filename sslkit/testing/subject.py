@@ -15,11 +15,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from sslkit import installed_components
-from sslkit.api import INTERFACES, Component, Slot, resolve_component
+from sslkit.api import INTERFACES, Component, Slot
 from sslkit.errors import PluginError, RecipeError
 from sslkit.host.plugins import KINDS, components_named
 from sslkit.host.registry import normalise
 from sslkit.recipe import Recipe, components, load_recipe
+from sslkit.recipe.component_block import name_component
 
 SMALL_RECIPE = Path(__file__).with_name("small.yaml")
 
@@ -79,7 +80,7 @@ def find_subject(
     kind, name = find_kind(component)
     if loaded is not None and not fields:
         return Subject(_in_recipe(loaded, kind, name, recipe), loaded)
-    return Subject(resolve_slot(kind, name, fields), loaded)
+    return Subject(name_component(kind, name, fields), loaded)
 
 
 def _in_recipe(recipe: Recipe, kind: str, name: str, source: object) -> Slot[Any]:
@@ -106,31 +107,13 @@ def slot_of(cls: type[Component], fields: Mapping[str, Any]) -> Slot[Any]:
             f"{cls.__qualname__}: is no component; derive it from a class of sslkit.api"
         )
     context = {"registry": installed_components()}
-    with _explained(cls.__name__):
-        config = cls.Config.model_validate(dict(fields), context=context)
-    return Slot(cls, cls.__name__, config, "class", "0")
-
-
-def resolve_slot(kind: str, name: str, fields: Mapping[str, Any]) -> Slot[Any]:
-    """An installed component with these fields. Raises RecipeError where fields are missing or
-    wrong, PluginError for an unknown name or a broken plugin."""
-    installed_components().find(kind, name)
-    with _explained(f"{kind} '{name}'"):
-        return resolve_component(installed_components(), kind, {**fields, "name": name})
-
-
-@contextlib.contextmanager
-def _explained(who: str) -> Iterator[None]:
-    """Says in one line which field is wrong."""
     try:
-        yield
+        config = cls.Config.model_validate(dict(fields), context=context)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "its fields"
-        raise RecipeError(
-            f"{who}: {where}: {first['msg']}; give it as -o {where}=VALUE, or a recipe that the "
-            "component stands in with --recipe"
-        ) from error
+        where = ".".join([cls.__name__, *map(str, first["loc"])])
+        raise RecipeError(f"{where}: {first['msg']}") from error
+    return Slot(cls, cls.__name__, config, "class", "0")
 
 
 def find_kind(component: str) -> tuple[str, str]:
