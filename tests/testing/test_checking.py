@@ -67,7 +67,7 @@ def test_fields_that_are_missing_or_wrong_are_named() -> None:
         find_subject("sgd", {})
     with pytest.raises(RecipeError, match=r"loss 'nt_xent'.temperature: .*greater than 0"):
         find_subject("nt_xent", {"temperature": -1})
-    with pytest.raises(RecipeError, match="Sound.momentum: Extra inputs"):
+    with pytest.raises(RecipeError, match=r"Sound\.momentum: Extra inputs"):
         find_subject(Sound, {"momentum": 1})
 
 
