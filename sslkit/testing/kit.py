@@ -9,6 +9,7 @@ from typing import Any
 
 from sslkit.api import Component
 
+from .augmentation_laws import AugmentationLaws
 from .component_laws import ComponentLaws
 from .head_laws import HeadLaws
 from .laws import Check, Laws, checks_on
@@ -22,6 +23,7 @@ _LAWS: tuple[type[Laws], ...] = (
     TrainingLaws,
     SavedBackboneLaws,
     HeadLaws,
+    AugmentationLaws,
     ScheduleLaws,
     OptimizerLaws,
 )

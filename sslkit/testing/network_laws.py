@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from sslkit.engine.contract import describe
 from sslkit.experiment.networks import holds_weights
-from sslkit.experiment.trials import generator_states, same_values
 from sslkit.nn.modes import frozen
 from sslkit.nn.numerics import autocast
 from sslkit.randomness import seeded
 
-from .component_laws import ComponentLaws
+from .any_facts import FactsLaws
+from .global_random import global_random_numbers_unused
 from .held_state import changes, held
 from .laws import law, refuse
 from .small_runs import distance, listed, other_bits
@@ -34,7 +34,7 @@ WIDTH = ("gives-the-stated-width",)
 STILL = (*WIDTH, "evaluation-repeats", "evaluation-changes-nothing")
 
 
-class NetworkLaws(ComponentLaws):
+class NetworkLaws(FactsLaws):
     """The laws of networks that turn each sample into a vector."""
 
     @abstractmethod
@@ -99,14 +99,8 @@ class NetworkLaws(ComponentLaws):
     def no_random_numbers_of_numpy_or_python(self) -> None:
         """Neither building it nor passing samples through it uses the global random numbers of
         Python or numpy, which no checkpoint holds."""
-        before = generator_states()
-        self.used()
-        moved = [
-            name
-            for (name, state), (_, after) in zip(before, generator_states(), strict=True)
-            if not same_values(state, after)
-        ]
-        refuse(moved, f"moves the global random numbers of {', '.join(moved)} on")
+        with global_random_numbers_unused("it"):
+            self.used()
 
     # --- Weights ----------------------------------------------------------------------------------
 

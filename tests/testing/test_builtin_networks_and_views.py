@@ -1,4 +1,4 @@
-"""Backbones and heads that come with sslkit meet the laws of their kind."""
+"""Backbones, heads and augmentations that come with sslkit meet the laws of their kind."""
 
 from __future__ import annotations
 
@@ -17,6 +17,21 @@ CONFIGURATIONS: Sequence[tuple[str, Mapping[str, Any]]] = (
     ("head:mlp", {}),
     ("head:mlp", {"num_layers": 3, "hidden_norm": "ln", "output_norm": "none", "out_dim": 7}),
     ("head:mlp", {"num_layers": 1, "output_norm": "bn_no_affine", "init": "normal_0.01"}),
+    ("augmentation:crop_flip", {"size": 17, "num_views": 2}),
+    ("augmentation:simclr", {"size": 24}),
+    (
+        "augmentation:simclr",
+        {
+            "size": 32,
+            "rotation_degrees": 30.0,
+            "solarize_probability": 0.5,
+            "views": [{"interpolation": "bilinear"}, {"size": 16, "role": "local", "count": 2}],
+        },
+    ),
+    (
+        "augmentation:simclr",  # for grey images too
+        {"size": 20, "hue": 0.0, "saturation": 0.0, "grayscale_probability": 0.0, "blur": False},
+    ),
 )
 
 
@@ -26,9 +41,9 @@ def every_check() -> list[Any]:
         pytest.param(
             check,
             marks=pytest.mark.slow if check.law.slow else (),  # by what the law says of itself
-            id=f"{component}-{'-'.join(map(str, fields.values()))}-{check}",
+            id=f"{component}-{number}-{check}",
         )
-        for component, fields in CONFIGURATIONS
+        for number, (component, fields) in enumerate(CONFIGURATIONS)
         for check in checks(component, **fields)
     ]
 
