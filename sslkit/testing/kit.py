@@ -13,6 +13,7 @@ from .augmentation_laws import AugmentationLaws
 from .component_laws import ComponentLaws
 from .head_laws import HeadLaws
 from .laws import Check, Laws, checks_on
+from .loss_state_laws import LossLaws
 from .optimizer_laws import OptimizerLaws
 from .saved_backbone_laws import SavedBackboneLaws
 from .schedule_laws import ScheduleLaws
@@ -26,6 +27,7 @@ _LAWS: tuple[type[Laws], ...] = (
     AugmentationLaws,
     ScheduleLaws,
     OptimizerLaws,
+    LossLaws,
 )
 KINDS_OF_LAWS: Mapping[str, type[Laws]] = {laws.kind: laws for laws in _LAWS}
 """Kind -> its laws."""
