@@ -11,7 +11,8 @@ import numpy as np
 from .laws import refuse
 
 
-def _states() -> dict[str, str]:
+def global_states() -> dict[str, str]:
+    """Where they are, by whose they are."""
     return {
         "numpy": str(np.random.get_state(legacy=True)),  # noqa: NPY002  (others use it)
         "Python": repr(python_random.getstate()),
@@ -21,7 +22,7 @@ def _states() -> dict[str, str]:
 @contextmanager
 def global_random_numbers_unused(what: str) -> Iterator[None]:
     """Refuses a block that moves them on. what: it does."""
-    before = _states()
+    before = global_states()
     yield
-    moved = [name for name, state in _states().items() if state != before[name]]
+    moved = [name for name, state in global_states().items() if state != before[name]]
     refuse(moved, f"{what} moves the global random numbers of {' and '.join(moved)} on")

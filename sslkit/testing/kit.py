@@ -10,6 +10,7 @@ from typing import Any
 from sslkit.api import Component
 
 from .augmentation_laws import AugmentationLaws
+from .callback_laws import CallbackLaws
 from .component_laws import ComponentLaws
 from .head_laws import HeadLaws
 from .laws import Check, Laws, checks_on
@@ -22,6 +23,7 @@ from .training_laws import TrainingLaws
 
 _LAWS: tuple[type[Laws], ...] = (
     TrainingLaws,
+    CallbackLaws,
     SavedBackboneLaws,
     HeadLaws,
     AugmentationLaws,
