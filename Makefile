@@ -7,7 +7,7 @@ PLUGINS := $(wildcard plugins/*/pyproject.toml)
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 EDITABLE := -e . $(foreach p,$(PLUGINS),-e $(dir $(p)))
 
-.PHONY: quickstart test test-all lint docs clean
+.PHONY: quickstart test test-all lint docs schema clean
 .DEFAULT_GOAL := quickstart
 
 $(VENV)/.installed: pyproject.toml $(PLUGINS)
@@ -38,6 +38,9 @@ lint: $(VENV)/.installed-lint  ## Style and types
 
 docs: $(VENV)/.installed-docs  ## HTML in docs/_build
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build
+
+schema: $(VENV)/.installed  ## The schema that the recipes of this checkout name in their first line
+	for folder in recipes plugins/*/src/*/recipes; do $(BIN)/sslkit schema -O $$folder; done
 
 clean:
 	rm -rf $(VENV) docs/_build

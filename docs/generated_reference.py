@@ -24,10 +24,10 @@ from sslkit import api, environment_variables
 from sslkit.api import INTERFACES, ScheduledNumber, Slot
 from sslkit.errors import PluginError
 from sslkit.host import hookspecs
+from sslkit.host.field_types import type_words
 from sslkit.host.plugins import HOOK_KINDS, load_plugins
 from sslkit.host.registry import Entry, Registry
 from sslkit.recipe import Recipe
-from sslkit.report.field_types import type_words
 
 PLURALS = {kind: hook.removeprefix("register_") for hook, kind in HOOK_KINDS.items()}
 """Kind -> its plural, which is the name of its page."""

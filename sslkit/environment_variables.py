@@ -36,6 +36,10 @@ class Variable:
             raise RecipeError(f"{self.name}: '{text[:40]}' is no whole number; correct or unset it")
         return int(text)
 
+    def set(self, value: str) -> None:
+        """Sets it for this process and those that it starts."""
+        os.environ[self.name] = value
+
     def set_default(self, value: str) -> None:
         """Sets it for this process and those that it starts, where it is not set."""
         os.environ.setdefault(self.name, value)
@@ -94,6 +98,22 @@ TORCH_CPP_LOG_LEVEL = Variable(
     "TORCH_CPP_LOG_LEVEL",
     "What torch's C++ code prints; `sslkit run` on several processes sets it to ERROR where it is "
     "not set: a process that is gone is said in one line.",
+)
+
+SSLKIT_COMPLETE = Variable(
+    "_SSLKIT_COMPLETE", "Set by the shell at a TAB: which shell asks for completions."
+)
+COMP_WORDS = Variable("COMP_WORDS", "Set by bash at a TAB: the words of the line.")
+COMP_CWORD = Variable("COMP_CWORD", "Set by bash at a TAB: the number of the word to complete.")
+TYPER_COMPLETE_ARGS = Variable(
+    "_TYPER_COMPLETE_ARGS", "Set by zsh and fish at a TAB: the line up to the cursor."
+)
+TYPER_COMPLETE_FISH_ACTION = Variable(
+    "_TYPER_COMPLETE_FISH_ACTION",
+    "Set by fish at a TAB: whether it wants words, or to know of any.",
+)
+XDG_CACHE_HOME = Variable(
+    "XDG_CACHE_HOME", "Where the schema for completions is kept; default: ~/.cache."
 )
 
 MLFLOW_TRACKING_URI = Variable(
@@ -157,6 +177,12 @@ ALL = (
     SSLKIT_RANK_TIMEOUT,
     SSLKIT_PARENT_LINE,
     TORCH_CPP_LOG_LEVEL,
+    SSLKIT_COMPLETE,
+    COMP_WORDS,
+    COMP_CWORD,
+    TYPER_COMPLETE_ARGS,
+    TYPER_COMPLETE_FISH_ACTION,
+    XDG_CACHE_HOME,
     MLFLOW_TRACKING_URI,
     *RECORDED,
 )

@@ -52,6 +52,12 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What commands keep of the schema stays out of the home of whoever runs the tests."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _ctrl_c_works() -> None:
     """A shell starts background jobs with SIGINT ignored, which child processes inherit."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,6 +15,9 @@ PACKAGE = Path(sslkit.__file__).parent
 WHOLE = {"builtin/mlflow_ui.py", "builtin/mlflow_store.py", "workflows/compare/process.py"} | {
     "runs/environment.py",
     "parallel/local.py",
+    "host/schema_cache.py",
+    "testing/component_laws.py",
+    "testing/forked.py",
 }
 """Files that hand the environment as a whole to another program, or add to it."""
 

@@ -25,7 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar, get_args
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError, core_schema
 
 from sslkit import installed_components
@@ -69,9 +76,16 @@ def _checked_range(value: tuple[float, float], most: float) -> tuple[float, floa
     return value
 
 
-PositiveRange = Annotated[tuple[float, float], AfterValidator(_ordered)]
+def _ends(**bounds: float) -> WithJsonSchema:
+    end = {"type": "number", "exclusiveMinimum": 0, **bounds}
+    return WithJsonSchema(
+        {"type": "array", "prefixItems": [end, end], "minItems": 2, "maxItems": 2}
+    )
+
+
+PositiveRange = Annotated[tuple[float, float], AfterValidator(_ordered), _ends()]
 """Type of a field: [low, high], the ends of a range of numbers above 0."""
-FractionRange = Annotated[tuple[float, float], AfterValidator(_at_most_one)]
+FractionRange = Annotated[tuple[float, float], AfterValidator(_at_most_one), _ends(maximum=1)]
 """Type of a field: [low, high], the ends of a range of parts of a whole, above 0 and at most 1."""
 
 

@@ -20,6 +20,7 @@ from sslkit.host.plugin_errors import describe_failure
 
 from . import (
     compare,
+    completion,
     conformance,
     doctor,
     embed,
@@ -155,6 +156,8 @@ releases; a public one derives from it."""
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. arguments: in place of those of the process, whose streams are then left
     as they are."""
+    if arguments is None and completion.is_asked():
+        completion.answer(app)
     if arguments is None:
         make_streams_robust()
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .completion import complete_override, complete_run_or_recipe, one_of_words
 from .options import BUDGETS, AsJson, Overrides, one_of
 from .output import print_json
 
@@ -17,6 +18,7 @@ Inputs = Annotated[
         metavar="RUN_OR_RECIPE...",
         help="Finished run folders, those of `sslkit eval` of weights, recipe files and names of "
         "shipped recipes.",
+        autocompletion=complete_run_or_recipe,
     ),
 ]
 Seeds = Annotated[
@@ -27,6 +29,7 @@ Vary = Annotated[
     typer.Option(
         metavar="PATH=VALUE,VALUE,...",
         help="Run each recipe with each of these values; given again: every combination.",
+        autocompletion=complete_override,
     ),
 ]
 Baseline = Annotated[
@@ -38,6 +41,7 @@ Match = Annotated[
     typer.Option(
         metavar="epochs|time",
         help="The budget that arms share: images seen, or training time of the fastest run.",
+        autocompletion=one_of_words(*BUDGETS),
     ),
 ]
 TimeTolerance = Annotated[

@@ -9,6 +9,7 @@ import typer
 
 from sslkit.errors import RecipeError
 
+from .completion import complete_component, complete_field, complete_kind, complete_recipe
 from .options import AsJson
 from .output import print_json
 
@@ -18,17 +19,31 @@ if TYPE_CHECKING:
 
 def plugins_check(
     name: Annotated[
-        str, typer.Argument(help="A component, such as mine or loss:mine, or a distribution.")
+        str,
+        typer.Argument(
+            help="A component, such as mine or loss:mine, or a distribution.",
+            autocompletion=complete_component,
+        ),
     ],
-    kind: Annotated[str | None, typer.Option(help="Only a component of this kind.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Only a component of this kind.", autocompletion=complete_kind),
+    ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(help="A recipe that it stands in, where the kit's own does not suit it."),
+        typer.Option(
+            help="A recipe that it stands in, where the kit's own does not suit it.",
+            autocompletion=complete_recipe,
+        ),
     ] = None,
     field: Annotated[
         list[str] | None,
         typer.Option(
-            "-o", "--override", metavar="FIELD=VALUE", help="Set a field of its block: k=20."
+            "-o",
+            "--override",
+            metavar="FIELD=VALUE",
+            help="Set a field of its block: k=20.",
+            autocompletion=complete_field,
         ),
     ] = None,
     fast: Annotated[

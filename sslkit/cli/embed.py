@@ -11,6 +11,7 @@ import typer
 from sslkit.errors import RecipeError
 from sslkit.report.console import print_line
 
+from .completion import complete_recipe, complete_run, one_of_words
 from .options import DEVICES, SPLITS, AsJson, Overrides, one_of
 from .output import print_json
 
@@ -20,6 +21,7 @@ Run = Annotated[
         metavar="RUN|FEATURES",
         help="A run folder, a checkpoint or an encoder.safetensors; with --nearest a file that "
         "this command wrote, too.",
+        autocompletion=complete_run,
     ),
 ]
 Source = Annotated[
@@ -28,11 +30,17 @@ Source = Annotated[
         metavar="RECIPE|DATA",
         help="A recipe, whose data is taken, or a data block: '{name: digits}'. Default: the "
         "data of the run.",
+        autocompletion=complete_recipe,
     ),
 ]
 Out = Annotated[Path | None, typer.Option("-O", "--out", help="The Parquet file to write.")]
-Split = Annotated[str, typer.Option(help="The images to take: train or test.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Split = Annotated[
+    str,
+    typer.Option(help="The images to take: train or test.", autocompletion=one_of_words(*SPLITS)),
+]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda or mps.", autocompletion=one_of_words(*DEVICES))
+]
 Maps = Annotated[
     str, typer.Option("--map", metavar="pca,tsne,umap|none", help="Draw maps beside the file too.")
 ]

@@ -11,6 +11,7 @@ import typer
 from sslkit.errors import RecipeError
 from sslkit.report.console import print_line
 
+from .completion import complete_evaluators, complete_recipe, complete_run
 from .options import AsJson, Overrides
 from .output import print_json
 
@@ -19,15 +20,22 @@ What = Annotated[
     typer.Argument(
         metavar="RUN|WEIGHTS",
         help="A run folder or a checkpoint; with --recipe a file of weights too.",
+        autocompletion=complete_run,
     ),
 ]
 Protocol = Annotated[
-    str | None, typer.Option(metavar="NAME,...", help="Protocols; default: those of the recipe.")
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Protocols; default: those of the recipe.",
+        autocompletion=complete_evaluators,
+    ),
 ]
 RecipeOption = Annotated[
     str | None,
     typer.Option(
-        help="Measure weights: on the data of this recipe, with its protocols and its backbone."
+        help="Measure weights: on the data of this recipe, with its protocols and its backbone.",
+        autocompletion=complete_recipe,
     ),
 ]
 Backbone = Annotated[

@@ -9,6 +9,7 @@ import typer
 
 from sslkit.report.console import print_line
 
+from .completion import complete_run, one_of_words
 from .options import EXPORT_FORMATS, AsJson, one_of
 from .output import print_json
 
@@ -17,11 +18,18 @@ def export(
     run: Annotated[
         str,
         typer.Argument(
-            help="A run folder, a checkpoint, an encoder.safetensors, or the folder of an eval."
+            help="A run folder, a checkpoint, an encoder.safetensors, or the folder of an eval.",
+            autocompletion=complete_run,
         ),
     ],
     format: Annotated[
-        str, typer.Option("--format", metavar="timm|onnx|torch-export", help="What to write.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="timm|onnx|torch-export",
+            help="What to write.",
+            autocompletion=one_of_words(*EXPORT_FORMATS),
+        ),
     ],
     out: Annotated[
         Path | None,

@@ -9,14 +9,26 @@ import typer
 
 from sslkit.report.console import print_line
 
+from .completion import complete_kind, one_of_words
+
 
 def plugins_new(
     name: Annotated[str, typer.Argument(help="What recipes will call it, such as my-loss.")],
     kind: Annotated[
-        str, typer.Option(help="Kind of component: method, loss, ... (sslkit plugins list).")
+        str,
+        typer.Option(
+            help="Kind of component: method, loss, ... (sslkit plugins list).",
+            autocompletion=complete_kind,
+        ),
     ],
     folder: Annotated[Path, typer.Option(help="Where sslkit-NAME is made.")] = Path(),
-    license: Annotated[str, typer.Option(help="apache-2.0, mit or bsd-3-clause.")] = "apache-2.0",
+    license: Annotated[
+        str,
+        typer.Option(
+            help="apache-2.0, mit or bsd-3-clause.",
+            autocompletion=one_of_words("apache-2.0", "mit", "bsd-3-clause"),
+        ),
+    ] = "apache-2.0",
     author: Annotated[str, typer.Option(help="For the licence; default: git's user.name.")] = "",
 ) -> None:
     """Make a plugin package that works as it is, to change: component, recipe, tests, CI."""

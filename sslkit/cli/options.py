@@ -10,9 +10,17 @@ import typer
 
 from sslkit.errors import RecipeError
 
+from .completion import complete_override, complete_recipe
+
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("-o", "--override", metavar="PATH=VALUE", help="Change a field: train.epochs=5."),
+    typer.Option(
+        "-o",
+        "--override",
+        metavar="PATH=VALUE",
+        help="Change a field: train.epochs=5.",
+        autocompletion=complete_override,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
@@ -21,6 +29,19 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 DIRECTIONS: tuple[Literal["highest", "lowest"], ...] = ("highest", "lowest")
 BUDGETS: tuple[Literal["epochs", "time"], ...] = ("epochs", "time")
 EXPORT_FORMATS = ("timm", "onnx", "torch-export")
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe file, or the name of a shipped recipe.", autocompletion=complete_recipe
+    ),
+]
+OptionalRecipe = Annotated[
+    str | None,
+    typer.Argument(
+        help="A recipe file, or the name of a shipped recipe.", autocompletion=complete_recipe
+    ),
+]
 
 _Choice = TypeVar("_Choice", bound=str)
 

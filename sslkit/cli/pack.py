@@ -9,6 +9,7 @@ import typer
 
 from sslkit.errors import RecipeError
 
+from .completion import complete_recipe
 from .options import AsJson, Overrides, required
 from .output import print_json
 
@@ -17,6 +18,7 @@ Source = Annotated[
     typer.Argument(
         metavar="RECIPE|DATA",
         help="A recipe, whose data is packed, or a data block: '{name: digits}'.",
+        autocompletion=complete_recipe,
     ),
 ]
 Out = Annotated[Path | None, typer.Option("-O", "--out", help="The pack to write.")]

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, Overrides, processes
+from .options import AsJson, Overrides, RecipeArgument, processes
 from .output import print_json
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    recipe: RecipeArgument,
     override: Overrides = None,
     nproc: Annotated[
         str, typer.Option(metavar="N", help="Processes that would share every batch.")

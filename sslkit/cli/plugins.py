@@ -6,12 +6,15 @@ from typing import Annotated
 
 import typer
 
+from .completion import complete_component, complete_kind
 from .options import AsJson
 from .output import print_json
 
 
 def plugins_list(
-    kind: Annotated[str | None, typer.Option(help="Only components of this kind.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Only components of this kind.", autocompletion=complete_kind)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Installed plugins and their components; broken ones with the reason."""
@@ -23,7 +26,12 @@ def plugins_list(
 
 
 def plugins_show(
-    name: Annotated[str, typer.Argument(help="A component, such as nt_xent or loss:nt_xent.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A component, such as nt_xent or loss:nt_xent.", autocompletion=complete_component
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """The fields of a component: type, default, meaning."""

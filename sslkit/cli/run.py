@@ -11,23 +11,29 @@ import typer
 from sslkit import environment_variables as variables
 from sslkit.errors import SSLKitError
 
-from .options import AsJson, Overrides, processes, required
+from .completion import complete_resume, complete_run
+from .options import AsJson, OptionalRecipe, Overrides, processes, required
 from .output import print_json
 
 if TYPE_CHECKING:
     from sslkit.engine.signals import StopSignals
 
 
-RecipeName = Annotated[
-    str | None, typer.Argument(help="A recipe file, or the name of a shipped recipe.")
-]
 Resume = Annotated[
     str | None,
-    typer.Option(metavar="RUN|auto", help="Go on with a run folder; auto: the newest unfinished."),
+    typer.Option(
+        metavar="RUN|auto",
+        help="Go on with a run folder; auto: the newest unfinished.",
+        autocompletion=complete_resume,
+    ),
 ]
 Fork = Annotated[
     Path | None,
-    typer.Option(metavar="RUN|CHECKPOINT", help="Start a new run from the whole state of another."),
+    typer.Option(
+        metavar="RUN|CHECKPOINT",
+        help="Start a new run from the whole state of another.",
+        autocompletion=complete_run,
+    ),
 ]
 Processes = Annotated[
     str | None,
@@ -48,7 +54,7 @@ DryRun = Annotated[
 
 
 def run(
-    recipe: RecipeName = None,
+    recipe: OptionalRecipe = None,
     override: Overrides = None,
     resume: Resume = None,
     fork: Fork = None,

@@ -9,6 +9,7 @@ import typer
 
 from sslkit.report.console import print_line
 
+from .completion import complete_run, one_of_words
 from .options import DIRECTIONS, AsJson, one_of
 from .output import print_json, print_path
 
@@ -60,7 +61,9 @@ def runs_list(
 
 
 def runs_show(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=complete_run)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """One run: state, recipe, scores, what it ran on, and how to go on."""
@@ -78,7 +81,11 @@ def runs_best(
     name: Name = None,
     direction: Annotated[
         str | None,
-        typer.Option(metavar="highest|lowest", help="Which value is best, where it is not known."),
+        typer.Option(
+            metavar="highest|lowest",
+            help="Which value is best, where it is not known.",
+            autocompletion=one_of_words(*DIRECTIONS),
+        ),
     ] = None,
     path: Annotated[bool, typer.Option("--path", help="Print its path and nothing else.")] = False,
     as_json: AsJson = False,

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from .options import Overrides
+from .options import Overrides, RecipeArgument
 
 
 def slurm(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    recipe: RecipeArgument,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     tasks_per_node: Annotated[
         int, typer.Option(min=1, help="Processes on each machine: one for each of its devices.")

@@ -11,12 +11,15 @@ import typer
 
 from sslkit.report.console import print_line
 
+from .completion import complete_run
 from .options import AsJson
 from .output import print_json
 
 
 def sync(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=complete_run)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Send a run's tracker what it missed while it could not be reached."""

@@ -6,10 +6,16 @@ from typing import Annotated
 
 import typer
 
+from .completion import complete_run_or_recipe
+
 
 def ui(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe or run folder whose store to open.")
+        str | None,
+        typer.Argument(
+            help="A recipe or run folder whose store to open.",
+            autocompletion=complete_run_or_recipe,
+        ),
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the pages.")] = 5000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

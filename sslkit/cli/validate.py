@@ -9,12 +9,16 @@ import typer
 
 from sslkit.report.console import print_line
 
+from .completion import complete_recipe
 from .options import AsJson, Overrides
 from .output import print_json
 
 
 def validate(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipe files.")],
+    recipes: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE...", help="Recipe files.", autocompletion=complete_recipe),
+    ],
     override: Overrides = None,
     no_data: Annotated[
         bool, typer.Option("--no-data", help="Look at the recipes alone: their data is elsewhere.")

@@ -8,18 +8,21 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, Overrides
+from .completion import complete_run
+from .options import AsJson, OptionalRecipe, Overrides
 from .output import print_json
 
 
 def verify(
-    recipe: Annotated[
-        str | None, typer.Argument(help="A recipe file, or the name of a shipped recipe.")
-    ] = None,
+    recipe: OptionalRecipe = None,
     override: Overrides = None,
     run: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Check this finished run, and run nothing."),
+        typer.Option(
+            metavar="RUN",
+            help="Check this finished run, and run nothing.",
+            autocompletion=complete_run,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,17 @@ from sslkit.host.plugins import installed_modules
 from sslkit.host.registry import did_you_mean
 
 MAX_BYTES = 1 << 20
-_SUFFIXES = (".yaml", ".yml")
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+SCHEMA_FILE = "sslkit.schema.json"
+"""The schema beside recipes, which their first line names."""
+_SCHEMA_LINE = "# yaml-language-server: $schema="
+
+
+def is_schema_line(line: str) -> bool:
+    """Whether a line tells editors where the schema of a recipe lies."""
+    return line.startswith(_SCHEMA_LINE)
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -28,7 +37,7 @@ def shipped_recipes() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for distribution, folder in _recipe_folders():
         for path in sorted(folder.rglob("*")):
-            if path.suffix in _SUFFIXES and path.is_file():
+            if path.suffix in RECIPE_SUFFIXES and path.is_file():
                 name = path.relative_to(folder).with_suffix("").as_posix()
                 found.setdefault(f"{distribution}:{name}" if name in found else name, path)
     return dict(sorted(found.items()))
@@ -72,7 +81,7 @@ def find_recipe(source: Path | str) -> Path:
     if name in shipped:
         return shipped[name]
     if path.is_dir():
-        inside = ", ".join(sorted(p.name for p in path.iterdir() if p.suffix in _SUFFIXES))
+        inside = ", ".join(sorted(p.name for p in path.iterdir() if p.suffix in RECIPE_SUFFIXES))
         raise RecipeError(
             f"{text}: is a folder, expected a recipe file. Recipes in it: {inside or 'none'}"
         )
@@ -83,7 +92,7 @@ def _not_found(text: str, path: Path, shipped: dict[str, Path]) -> str:
     neighbours: dict[str, str] = {}
     if path.parent.is_dir():
         for neighbour in path.parent.iterdir():
-            if neighbour.suffix in _SUFFIXES:
+            if neighbour.suffix in RECIPE_SUFFIXES:
                 neighbours[str(neighbour)] = str(neighbour)
     guess = did_you_mean(str(path), neighbours) or did_you_mean(
         path.with_suffix("").as_posix(), shipped
@@ -93,7 +102,8 @@ def _not_found(text: str, path: Path, shipped: dict[str, Path]) -> str:
 
 
 def copy_recipe(name: str, target: Path) -> Path:
-    """Copies a shipped recipe to a file or into a folder; returns the new file.
+    """Copies a shipped recipe to a file or into a folder; returns the new file, whose first line
+    names the schema beside it.
 
     Raises RecipeError where the name is unknown or the file exists already."""
     shipped = shipped_recipes()
@@ -105,8 +115,10 @@ def copy_recipe(name: str, target: Path) -> Path:
     path = target / shipped[name].name if target.is_dir() else target
     if path.exists():
         raise RecipeError(f"{path}: exists already; give another name or remove it first")
+    lines = shipped[name].read_text(encoding="utf-8").splitlines(keepends=True)
+    text = "".join(line for line in lines if not is_schema_line(line))
     try:
-        shutil.copyfile(shipped[name], path)
+        path.write_text(f"{_SCHEMA_LINE}{SCHEMA_FILE}\n{text}", encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"{path}: cannot be written ({error.strerror})") from error
     return path

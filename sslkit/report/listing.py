@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslkit.errors import PluginError
+from sslkit.host.field_types import type_words, value_words
 from sslkit.host.plugins import KINDS, components_named
+from sslkit.host.recipe_files import is_schema_line
 
 from .console import print_line, print_table, print_text
-from .field_types import type_words
 
 if TYPE_CHECKING:
     from sslkit.host.plugins import PluginHost
@@ -130,18 +130,7 @@ def _default(field: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
     """The default; for a field of a block that repeats one around it, what stands there."""
     around, _, name = field["field"].rpartition(".")
     repeats = around != "" and meanings.get(name) == field["meaning"]
-    return f"that of {name}" if repeats else _shown(field["default"])
-
-
-def _shown(value: Any) -> str:
-    """A default as a recipe would hold it: `true`, `{name: mlp}`."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_shown(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"that of {name}" if repeats else value_words(field["default"])
 
 
 def recipe_rows(recipes: Mapping[str, Path]) -> list[dict[str, str]]:
@@ -153,8 +142,9 @@ def recipe_rows(recipes: Mapping[str, Path]) -> list[dict[str, str]]:
 
 
 def about(path: Path) -> str:
-    """The first comment line of a recipe."""
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    """The first comment line of a recipe; where its schema lies is none."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = next((line for line in lines if not is_schema_line(line)), "")
     return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 

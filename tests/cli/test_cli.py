@@ -16,6 +16,7 @@ import pytest
 import typer
 
 from sslkit.cli import app, main
+from sslkit.host.recipe_files import shipped_recipes
 from tests.host.broken_recipes import BROKEN_RECIPES, BrokenRecipe
 
 
@@ -179,10 +180,46 @@ def test_plugins_and_recipes(tmp_path: Path, sslkit: Callable[..., Outcome]) -> 
     names = {row["name"] for row in json.loads(sslkit("recipes", "list", "--json").out)}
     assert {"quickstart", "simclr_r50", "simclr_cifar10_r18", "cpu/simclr_cifar10"} <= names
     copied = Path(sslkit("recipes", "copy", "quickstart", str(tmp_path)).out.strip())
-    assert copied.read_text().startswith("# SimCLR")
+    first, second, *_ = copied.read_text().splitlines()
+    assert first == "# yaml-language-server: $schema=sslkit.schema.json"
+    assert second.startswith("# SimCLR")
+    assert json.loads((tmp_path / "sslkit.schema.json").read_text())["title"] == "sslkit recipe"
     again = sslkit("recipes", "copy", "quickstart", str(tmp_path))
     assert again.code == 2
     assert "exists already" in again.err
+
+
+def test_copied_recipes_name_the_schema_beside_them(
+    sslkit: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    """A recipe of a folder inside `recipes` names it there, and its copy beside itself."""
+    shipped = shipped_recipes()["cpu/simclr_cifar10"]
+    line = "# yaml-language-server: $schema="
+    assert shipped.read_text().startswith(f"{line}../sslkit.schema.json\n")
+    copied = sslkit("recipes", "copy", "cpu/simclr_cifar10", str(tmp_path / "mine.yaml"))
+    assert copied.out == f"{tmp_path / 'mine.yaml'}\n"
+    text = (tmp_path / "mine.yaml").read_text()
+    assert text.count(line) == 1
+    assert text.startswith(f"{line}sslkit.schema.json\n")
+    assert text.partition("\n")[2] == shipped.read_text().partition("\n")[2]
+    schema = tmp_path / "sslkit.schema.json"
+    fresh = schema.read_text()
+    schema.write_text('{"title": "sslkit recipe"}')  # an older one
+    assert sslkit("schema", "--out", str(tmp_path)).out == f"{schema}\n"
+    assert schema.read_text() == fresh
+    schema.write_text('{"title": "mine"}')  # somebody else's
+    again = sslkit("recipes", "copy", "quickstart", str(tmp_path))
+    assert again.code == 0
+    assert again.err == f"warning: {schema}: is no schema of sslkit and stays as it is; rename it\n"
+    assert sslkit("schema", "--out", str(tmp_path)).code == 2
+    assert schema.read_text() == '{"title": "mine"}'
+
+
+def test_every_shipped_recipe_names_the_schema_at_the_root_of_its_folder() -> None:
+    for name, path in shipped_recipes().items():
+        first = path.read_text().partition("\n")[0]
+        up = "../" * name.rpartition(":")[2].count("/")
+        assert first == f"# yaml-language-server: $schema={up}sslkit.schema.json"
 
 
 def test_schema_and_doctor(sslkit: Callable[..., Outcome]) -> None:

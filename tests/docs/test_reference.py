@@ -137,7 +137,9 @@ def test_types_and_defaults_read_as_in_a_recipe(generated: dict[str, str]) -> No
     assert "| any |" not in "".join(generated.values())
     assert "| `lr` | number > 0 | required |" in generated["optimizers.md"]
     assert "| `head` | head block | `{name: mlp}` |" in generated["methods.md"]
-    assert "| `blur_sigma` | [number, number] | `[0.1, 2]` |" in generated["augmentations.md"]
+    assert (
+        "| `blur_sigma` | [number > 0, number > 0] | `[0.1, 2]` |" in generated["augmentations.md"]
+    )
 
 
 def test_the_tags_of_a_run_are_documented() -> None:

@@ -1,4 +1,5 @@
-"""The types of recipe fields in words, for `sslkit plugins show` and the reference pages."""
+"""The types and defaults of recipe fields in words, for `sslkit plugins show`, the reference pages
+and what editors show."""
 
 from __future__ import annotations
 
@@ -58,3 +59,14 @@ def bounds(spec: Mapping[str, Any]) -> str:
     if high and spec[high] < _NO_BOUND:
         parts.append(f"{'≤' if high == 'maximum' else '<'} {spec[high]:g}")
     return ", ".join(parts)
+
+
+def value_words(value: Any) -> str:
+    """A default as a recipe would hold it: `true`, `{name: mlp}`."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {value_words(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(value_words, value))}]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
