@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,9 @@ from sslkit.api import DataSource, DataSourceConfig, ImageReader
 from sslkit.data.pack_format import PackFile, Split, read_pack
 from sslkit.errors import DataError
 from sslkit.threads import in_order
+
+_COMPARED = 16
+"""Blocks, of 4 MB, whose pixels are compared with their checksums for the fingerprint."""
 
 
 class Pack(DataSource):
@@ -75,8 +78,14 @@ class PackReader(ImageReader):
         return f"{self._pack.path} {self._name} image {index}"
 
     def fingerprint(self) -> str:
-        """Covers every pixel, every label, the shape and the class names."""
-        return self._pack.fingerprint(self._split)
+        """Covers every pixel, by the checksums, every label, the shape and the class names. Raises
+        DataError where the pixels of one of 16 blocks, which are compared, are others."""
+        split = self._split
+        spread = np.unique(np.linspace(0, split.num_blocks - 1, _COMPARED).astype(np.int64))
+        for number, whole in _compared(self._pack, split, 0, spread.tolist()):
+            if not whole:
+                raise _damaged(self._pack, [_images(split, self._name, number)])
+        return self._pack.fingerprint(split)
 
 
 def verify(
@@ -88,30 +97,39 @@ def verify(
     first damaged blocks."""
     pack = read_pack(path)
     damaged: list[str] = []
-    blocks = 0
     for name, split in pack.description.splits().items():
-        blocks += split.num_blocks
         if on_progress is not None:
             on_progress(name, 0, split.num_images)
-        for number, whole in _compared(pack, split, num_threads):
-            first, count = split.block(number)
+        for number, whole in _compared(pack, split, num_threads, range(split.num_blocks)):
             if not whole:
-                damaged.append(f"{name} {first} to {first + count - 1}")
+                damaged.append(_images(split, name, number))
             if on_progress is not None:
-                on_progress(name, first + count, split.num_images)
+                on_progress(name, sum(split.block(number)), split.num_images)
     if damaged:
-        shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
-        raise DataError(
-            f"{path}: {len(damaged)} of {blocks} blocks do not match their checksum (images "
-            f"{shown}); copy or pack it again"
-        )
+        raise _damaged(pack, damaged)
     return pack
 
 
-def _compared(pack: PackFile, split: Split, num_threads: int) -> Iterator[tuple[int, bool]]:
-    """(number, whether it is whole) of each block."""
+def _images(split: Split, name: str, number: int) -> str:
+    """The images of a block, in words."""
+    first, count = split.block(number)
+    return f"{name} {first} to {first + count - 1}"
 
-    numbers = range(split.num_blocks)
+
+def _damaged(pack: PackFile, images: Sequence[str]) -> DataError:
+    """images: those of each damaged block."""
+    blocks = sum(split.num_blocks for split in pack.description.splits().values())
+    shown = ", ".join(images[:5]) + (", ..." if len(images) > 5 else "")
+    return DataError(
+        f"{pack.path}: {len(images)} of {blocks} blocks do not match their checksum (images "
+        f"{shown}); copy or pack it again"
+    )
+
+
+def _compared(
+    pack: PackFile, split: Split, num_threads: int, numbers: Sequence[int]
+) -> Iterator[tuple[int, bool]]:
+    """(number, whether it is whole) of these blocks."""
     compared = in_order(partial(pack.is_whole, split), numbers, num_threads=num_threads)
     try:
         with closing(compared):

@@ -12,6 +12,7 @@ from sslkit.api import Component
 from .augmentation_laws import AugmentationLaws
 from .callback_laws import CallbackLaws
 from .component_laws import ComponentLaws
+from .dataset_laws import DatasetLaws
 from .head_laws import HeadLaws
 from .laws import Check, Laws, checks_on
 from .loss_state_laws import LossLaws
@@ -27,6 +28,7 @@ _LAWS: tuple[type[Laws], ...] = (
     SavedBackboneLaws,
     HeadLaws,
     AugmentationLaws,
+    DatasetLaws,
     ScheduleLaws,
     OptimizerLaws,
     LossLaws,

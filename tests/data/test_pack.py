@@ -274,6 +274,17 @@ def test_any_flipped_byte_outside_the_pixels_is_noticed_on_opening(pack):
         assert opened.description.train == split
 
 
+def test_a_flipped_pixel_is_noticed_before_a_run(pack):
+    data = bytearray(pack.read_bytes())
+    split = read_pack(pack).description.train
+    whole = Pack(Pack.Config(file=pack)).open("train")
+    assert whole.fingerprint() == read_pack(pack).fingerprint(split)
+    data[split.pixels + split.image_bytes] ^= 1
+    pack.write_bytes(data)
+    with pytest.raises(DataError, match=r"1 of \d+ blocks do not match .* \(images train \d+ to"):
+        Pack(Pack.Config(file=pack)).open("train").fingerprint()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="files with holes, and /proc")
 def test_a_pack_larger_than_the_memory_is_used_in_place(tmp_path):
     count, shape = 2_000_000, (3, 256, 256)  # 393 GB, all of it a hole

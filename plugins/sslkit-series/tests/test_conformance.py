@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from sslkit.testing import Check, checks
+from sslkit.testing import Check, check_plugin, checks
 
 
 @pytest.mark.parametrize("check", checks("backbone:resnet1d", width=8), ids=str)
@@ -17,3 +20,21 @@ def test_the_backbone(check: Check) -> None:
 )
 def test_the_augmentation(check: Check) -> None:
     check()
+
+
+@pytest.mark.parametrize(
+    "check", checks("dataset:waves", num_train=80, num_test=40, length=32), ids=str
+)
+def test_the_waves(check: Check) -> None:
+    check()
+
+
+def test_the_folder(tmp_path: Path) -> None:
+    for split, seed in (("train", 0), ("test", 1)):
+        noise = np.random.default_rng(seed)
+        for number in range(24):
+            path = tmp_path / split / ("low", "high")[number % 2] / f"{number}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, noise.normal(size=(2, 32)).astype(np.float32))
+    fields = {"train": tmp_path / "train", "test": tmp_path / "test"}
+    assert not check_plugin("dataset:series_folder", **fields).broken

@@ -44,6 +44,7 @@ class ArrayReader(ImageReader):
 
     def read(self, index: int) -> NDArray[np.uint8]:
         image: NDArray[np.uint8] = self.images[index]
+        image.flags.writeable = False  # a part of `samples`, which nobody writes to
         return image
 
     def fingerprint(self) -> str:

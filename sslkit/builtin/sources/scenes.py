@@ -170,6 +170,7 @@ class ScenesReader(ImageReader, HasMasks, HasBoxes):
         image = with_noise(in_channels(pixels, self.channels), self._config.noise, name)
         none = np.zeros(len(labels), dtype=np.bool_)
         corners = np.array(boxes, dtype=np.float32)
+        image.flags.writeable = mask.flags.writeable = False  # they are kept for the next call
         return Drawn(image, mask, Boxes(corners, np.array(labels, dtype=np.int64), none, none))
 
 

@@ -1,0 +1,209 @@
+"""What a data source promises of its data: a fingerprint, and what it says of what is missing or
+damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import SkipTest
+
+from sslkit.api import DataSource, UnreadableImageError
+from sslkit.errors import SSLKitError, failure_of
+
+from .dataset_bench import Contents, contents, opened, positions
+from .laws import LawBrokenError, law, refuse
+from .reader_laws import OPEN, READ, ReaderLaws
+from .small_runs import listed
+from .subject import is_importable, plugin_module
+
+_FILES = 6
+"""Files that are changed, one at a time."""
+_PROCESS_LIMIT_S = 300
+_FINGERPRINTS = """
+import importlib, json, sys
+from sslkit import installed_components
+module, name, saved = sys.argv[1:]
+cls = importlib.import_module(module)
+for part in name.split("."):
+    cls = getattr(cls, part)
+context = {"registry": installed_components()}
+source = cls(cls.Config.model_validate(json.loads(saved), context=context))
+readers = [source.open("train"), source.open("test")]
+sys.__stdout__.write("\\n" + json.dumps([r and r.fingerprint() for r in readers]))
+"""
+
+
+class FingerprintLaws(ReaderLaws):
+    """The laws of `SplitReader.fingerprint`, and of errors."""
+
+    @law(
+        "hash what the data is: neither times, nor addresses of objects, nor the order of a set",
+        needs=(*READ, "opens-the-same-again"),
+    )
+    def fingerprint_repeats(self) -> None:
+        """The fingerprint is a short text, the same however often it is asked for and the data are
+        opened."""
+        for name, reader in self.splits():
+            first = reader.fingerprint()
+            odd = not isinstance(first, str) or not 0 < len(first) <= 128
+            refuse(odd, f"the fingerprint of {name} is {first!r:.200}")
+            source = self.source()
+            again = source.open("train") if name == "train" else source.open("test")
+            others = {reader.fingerprint(), again.fingerprint() if again else ""} - {first}
+            refuse(others, f"the fingerprint of {name} is {first}, then {', '.join(others)}")
+
+    @law(
+        "hash with hashlib, and sort sets: hash() and the order of sets differ between processes",
+        needs=(*READ, "opens-the-same-again", "fingerprint-repeats"),
+        slow=True,
+    )
+    def fingerprint_is_that_of_other_processes(self) -> None:
+        """Another process finds the same fingerprint, so that a resumed run knows its data."""
+        slot = self.subject.slot
+        module = plugin_module(slot)
+        if not is_importable(module):
+            raise SkipTest(f"{module} cannot be imported by another process")
+        saved = json.dumps({k: v for k, v in slot.dump().items() if k != "name"})
+        path = os.pathsep.join(each for each in sys.path if each)
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", _FINGERPRINTS, module, slot.cls.__qualname__, saved],
+            capture_output=True, text=True, timeout=_PROCESS_LIMIT_S, check=False,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "1"},
+        )  # fmt: skip
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["it ended the process"])[-1]
+            raise LawBrokenError(f"another process cannot open it: {last}")
+        found = json.loads(done.stdout.rpartition("\n")[2])
+        mine = [self.train.fingerprint(), self.test.fingerprint() if self.test else None]
+        refuse(found != mine, f"{mine} here, {found} there")
+
+    @law(
+        "hash the content that samples are made of (a part of it, where there is much), and every "
+        "field that changes samples",
+        needs=(*READ, "opens-the-same-again", "fingerprint-repeats"),
+    )
+    def fingerprint_changes_with_the_data(self) -> str:
+        """The fingerprint changes when a file of the data changes or goes (those that its fields
+        name are copied and changed), or a field by which samples are made; or the source refuses
+        what is changed."""
+        before, first = contents(self.train), self.train.fingerprint()
+        changed: list[str] = []
+        for words, source in self._changes():
+            after = _opened_anyway(source)
+            if after is not None and after[0] == before:
+                continue
+            changed += [words] * (words not in changed)
+            if after is None:
+                continue
+            refuse(after[1] == first, f"the data changed with {words}, and the fingerprint did not")
+        if not changed:
+            raise SkipTest(
+                "the kit found nothing of it to change: open it before and after a change by hand, "
+                "and compare fingerprints"
+            )
+        return f"noticed: {listed(changed)}"
+
+    def _changes(self) -> Iterator[tuple[str, Callable[[], DataSource]]]:
+        """(what is changed, the source of the changed data)."""
+        if not self.paths:
+            for name, value in self.other_fields():
+                fields = {name: value}
+                yield f"{name}: {value}", lambda given=fields: self.source(**given)  # type: ignore[misc]
+            return
+        fields, files = self.copied("changed")
+        for file in _spread(files):
+            whole = file.read_bytes()
+            for data in (*_negated(whole, places=max(1, _FILES // len(files))), None):
+                file.unlink()
+                if data is not None:
+                    file.write_bytes(data)
+                yield file.name, lambda: self.source(**fields)
+                file.write_bytes(whole)
+
+    @law(
+        "raise DataError with the field, the path and what was expected, in one line",
+        needs=OPEN,
+    )
+    def a_missing_path_is_one_line(self) -> str:
+        """Where a path does not exist, `open` raises an error of one line that names it."""
+        if not self.paths:
+            raise SkipTest("no field of it names a file or folder")
+        missing = self.subject.folder / "no-such-thing"
+        for field in self.paths:
+            try:
+                source = self.source(**{field: missing})
+                lengths = [len(opened(source)), len(source.open("test") or ())]
+            except SSLKitError as error:
+                text = str(error)
+                refuse("\n" in text, f"{field}: {len(text.splitlines())} lines")
+                refuse("no-such-thing" not in text, f"{field}: {text!r} does not name the path")
+            except Exception as error:
+                raise LawBrokenError(f"{field}: {failure_of(error)}") from error
+            else:
+                known = [len(self.train), len(self.test or ())]
+                refuse(lengths != known, f"{field}: it opened {lengths[0]} samples of nothing")
+        return ", ".join(self.paths)
+
+    @law(
+        "catch what decoders raise, and raise UnreadableImageError for the sample, or DataError "
+        "from open where the whole is damaged",
+        needs=(*READ, "fingerprint-changes-with-the-data"),
+    )
+    def damage_is_said(self) -> str:
+        """Where a file is cut off, `read` raises UnreadableImageError for what is damaged, or
+        `open` an error of one line: one image does not end a run."""
+        fields, files = self.copied("damaged")
+        said = []
+        for file in _spread(files):
+            whole = file.read_bytes()
+            file.write_bytes(whole[: len(whole) // 2])
+            try:
+                said.append(_damage(self.source(**fields)))
+            except Exception as error:
+                raise LawBrokenError(f"half of {file.name}: {failure_of(error)}") from error
+            file.write_bytes(whole)
+        return listed(sorted(set(said)))
+
+
+def _spread(files: list[Path]) -> list[Path]:
+    """Some of the files, from the first to the last."""
+    full = [file for file in files if file.stat().st_size]
+    step = max(1, -(-len(full) // _FILES))
+    return full[::step]
+
+
+def _negated(whole: bytes, places: int) -> Iterator[bytes]:
+    """The content of a file with the bits of a few bytes turned, at one place after the other."""
+    for place in range(1, places + 1):
+        data, at = bytearray(whole), place * len(whole) // (places + 1)
+        data[at : at + 4] = bytes(255 - value for value in data[at : at + 4])
+        yield bytes(data)
+
+
+def _opened_anyway(make: Callable[[], DataSource]) -> tuple[Contents, str] | None:
+    """What a source of changed data gives, and its fingerprint; None where it refuses them."""
+    try:
+        reader = opened(make())
+        return contents(reader), reader.fingerprint()
+    except Exception:  # it noticed: in which words is another law's
+        return None
+
+
+def _damage(source: DataSource) -> str:
+    """What is said of damaged data. Raises what else is raised."""
+    try:
+        reader = opened(source)
+    except (SSLKitError, LawBrokenError) as error:
+        refuse("\n" in str(error), "an error of several lines")
+        return "refused when it is opened"
+    damaged = 0
+    for index in positions(reader):
+        try:
+            reader.read(index)
+        except (UnreadableImageError, OSError, SSLKitError):
+            damaged += 1
+    return "samples that cannot be read" if damaged else "samples of other content"
