@@ -21,7 +21,11 @@ from .small_runs import listed
 from .subject import is_importable, plugin_module
 
 _FILES = 6
-"""Files that are changed, one at a time."""
+"""Files that are changed one at a time; of more, all are."""
+_PLACES = 4
+"""Places of a small file that are changed, one at a time."""
+_LARGE, _MANY_PLACES = 1 << 20, 64
+"""Bytes of a file that is changed at many places at once."""
 _PROCESS_LIMIT_S = 300
 _FINGERPRINTS = """
 import importlib, json, sys
@@ -115,14 +119,21 @@ class FingerprintLaws(ReaderLaws):
                 yield f"{name}: {value}", lambda given=fields: self.source(**given)  # type: ignore[misc]
             return
         fields, files = self.copied("changed")
-        for file in _spread(files):
-            whole = file.read_bytes()
-            for data in (*_negated(whole, places=max(1, _FILES // len(files))), None):
-                file.unlink()
-                if data is not None:
-                    file.write_bytes(data)
-                yield file.name, lambda: self.source(**fields)
+        files = [file for file in files if file.stat().st_size]
+        # Of many files, and of large ones, a fingerprint may cover a part: all are changed there.
+        groups = [[file] for file in files] if len(files) <= _FILES else [files]
+        for group in groups:
+            kept = {file: file.read_bytes() for file in group}
+            words = group[0].name if len(group) == 1 else f"{len(group)} files"
+            for change in range(_changes_of(group)):
+                for file, whole in kept.items():
+                    file.write_bytes(_negated(whole, change))
+                yield words, lambda: self.source(**fields)
+            for file, whole in kept.items():
                 file.write_bytes(whole)
+            group[0].unlink()
+            yield f"{group[0].name} gone", lambda: self.source(**fields)
+            group[0].write_bytes(kept[group[0]])
 
     @law(
         "raise DataError with the field, the path and what was expected, in one line",
@@ -176,12 +187,24 @@ def _spread(files: list[Path]) -> list[Path]:
     return full[::step]
 
 
-def _negated(whole: bytes, places: int) -> Iterator[bytes]:
-    """The content of a file with the bits of a few bytes turned, at one place after the other."""
-    for place in range(1, places + 1):
-        data, at = bytearray(whole), place * len(whole) // (places + 1)
+def _changes_of(group: list[Path]) -> int:
+    """How many times files are changed: a small one at one place after the other, since no part of
+    it is known to be of a sample."""
+    alone = len(group) == 1 and group[0].stat().st_size <= _LARGE
+    return _PLACES if alone else 1
+
+
+def _negated(whole: bytes, change: int) -> bytes:
+    """The content of a file with the bits of a few bytes turned: at one of some places, and of a
+    large one at many."""
+    data, size = bytearray(whole), len(whole)
+    if size > _LARGE:
+        places = [number * size // _MANY_PLACES for number in range(1, _MANY_PLACES)]
+    else:
+        places = [(change * 2 + 1) * size // (2 * _PLACES)] if change else [size // 2]
+    for at in places:
         data[at : at + 4] = bytes(255 - value for value in data[at : at + 4])
-        yield bytes(data)
+    return bytes(data)
 
 
 def _opened_anyway(make: Callable[[], DataSource]) -> tuple[Contents, str] | None:
@@ -196,14 +219,15 @@ def _opened_anyway(make: Callable[[], DataSource]) -> tuple[Contents, str] | Non
 def _damage(source: DataSource) -> str:
     """What is said of damaged data. Raises what else is raised."""
     try:
-        reader = opened(source)
+        readers = [opened(source), source.open("test")]
     except (SSLKitError, LawBrokenError) as error:
         refuse("\n" in str(error), "an error of several lines")
         return "refused when it is opened"
     damaged = 0
-    for index in positions(reader):
-        try:
-            reader.read(index)
-        except (UnreadableImageError, OSError, SSLKitError):
-            damaged += 1
+    for reader in filter(None, readers):
+        for index in positions(reader):
+            try:
+                reader.read(index)
+            except (UnreadableImageError, OSError, SSLKitError):
+                damaged += 1
     return "samples that cannot be read" if damaged else "samples of other content"

@@ -9,23 +9,19 @@ import pytest
 
 from sslkit.testing import Check, check_plugin, checks
 
-
-@pytest.mark.parametrize("check", checks("backbone:resnet1d", width=8), ids=str)
-def test_the_backbone(check: Check) -> None:
-    check()
-
-
-@pytest.mark.parametrize(
-    "check", checks("augmentation:series", length=24, flip=0.5, num_views=3), ids=str
-)
-def test_the_augmentation(check: Check) -> None:
-    check()
+CHECKS = [
+    pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])
+    for name, found in {
+        "resnet1d": checks("backbone:resnet1d", width=8),
+        "series": checks("augmentation:series", length=24, flip=0.5, num_views=3),
+        "waves": checks("dataset:waves", num_train=80, num_test=40, length=32),
+    }.items()
+    for check in found
+]  # slow: starts an interpreter, or compiles
 
 
-@pytest.mark.parametrize(
-    "check", checks("dataset:waves", num_train=80, num_test=40, length=32), ids=str
-)
-def test_the_waves(check: Check) -> None:
+@pytest.mark.parametrize("check", CHECKS)
+def test_laws(check: Check) -> None:
     check()
 
 
@@ -37,4 +33,4 @@ def test_the_folder(tmp_path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, noise.normal(size=(2, 32)).astype(np.float32))
     fields = {"train": tmp_path / "train", "test": tmp_path / "test"}
-    assert not check_plugin("dataset:series_folder", **fields).broken
+    assert not check_plugin("dataset:series_folder", fast=True, **fields).broken
