@@ -73,7 +73,7 @@ def text_files() -> Iterator[Path]:
         pytest.skip("not a git checkout")
     for entry in listed.stdout.split("\0"):
         path = REPOSITORY / entry
-        if entry and path.is_file() and path.suffix not in (".png", ".parquet", ".pt"):
+        if entry and path.is_file() and path.suffix not in (".npy", ".png", ".parquet", ".pt"):
             yield path
 
 
