@@ -11,6 +11,7 @@ from unittest import SkipTest
 import torch
 from torch import Tensor
 
+from sslkit import installed_components
 from sslkit.api import (
     Backbone,
     FeatureStage,
@@ -198,7 +199,42 @@ class BackboneLaws(NetworkLaws):
         for stage, found in zip(stages, maps, strict=True):
             _refuse_other_map(stage, images, found)
         refuse(distance(last, maps[-1]) > CLOSE, "stage -1 is not the last one")
-        return f"{len(stages)} stages"
+        return f"{len(stages)} stages{self._maps_of_other_sizes(network)}"
+
+    def _maps_of_other_sizes(self, network: Backbone) -> str:
+        """What it gives of a larger image that is no square, where it takes one, is looked at too;
+        says so."""
+        channels, side, _ = input_shape(self.facts)
+        images = example((2, channels, 2 * side, 3 * side), torch.float32)
+        places = list(range(len(network.feature_stages)))
+        try:
+            with frozen(network):
+                maps = network.feature_maps(images, places)
+        except Exception:  # it takes no others, as many transformers
+            return ""
+        for stage, found in zip(network.feature_stages, maps, strict=True):
+            _refuse_other_map(stage, images, found)
+        return ", of images of any size"
+
+    @law(
+        "return None for a name that `published` does not know, and a line or None from `label`",
+        needs=WIDTH,
+    )
+    def what_it_is_called_is_text(self) -> str | None:
+        """`label` is a line of text or None; `published` gives None for a name that nobody has, and
+        for one of `published_names` fields that are valid."""
+        cls, config = self.slot.cls, self.slot.config
+        label = cls.label(config)
+        line = label is None or (isinstance(label, str) and label and "\n" not in label)
+        refuse(not line, f"label gave {label!r}")
+        given = cls.published("no model has this name")
+        refuse(given is not None, f"published gave {given!r} for a name that nobody has")
+        name = next(iter(cls.published_names()), None)
+        if name is not None:
+            fields = cls.published(name)
+            refuse(fields is None, f"published knows nothing of {name!r}, one of published_names")
+            cls.Config.model_validate(fields, context={"registry": installed_components()})
+        return label
 
 
 def _refuse_other_map(stage: FeatureStage, images: Tensor, found: Any) -> None:

@@ -24,6 +24,8 @@ _FEW = 8
 """Samples that opening may read, to learn of their size."""
 _SHARED = 0.01
 """Part of the test images that may be training images: sets in use have some."""
+_OFF = 0.1
+"""What rounding by class may add to the part that is kept for testing, or take from it."""
 _NAMED = 100_000
 _IN_MEMORY = 1 << 28
 _NEIGHBOURS = 400
@@ -143,6 +145,27 @@ class DatasetLaws(FingerprintLaws):
             raise SkipTest("it is too large to look for test images among training images")
         refuse(shared.number > _SHARED * shared.looked_at, str(shared))
         return str(shared) if shared.number else f"{shared.looked_at:,} test samples looked for"
+
+    @law(
+        "follow test_fraction and test_seed in `open`, or leave divides_itself out, and the host "
+        "divides by `key`",
+        needs=(*OPEN, "labels-fit-the-samples"),
+    )
+    def follows_test_fraction(self) -> str:
+        """One that says `divides_itself` keeps that part of its samples for testing that
+        `test_fraction` says."""
+        if not self.subject.slot.cls.divides_itself:
+            raise SkipTest("it leaves that to sslkit")
+        parts = []
+        for fraction in (0.25, 0.5):
+            source = self.source(test_fraction=fraction)
+            train, test = len(opened(source)), len(source.open("test") or ())
+            parts.append(test / (train + test))
+            refuse(
+                abs(parts[-1] - fraction) > _OFF,
+                f"with {fraction:g} it keeps {test:,} of {train + test:,} for testing",
+            )
+        return f"{parts[0]:.0%} of 25 %"
 
     def notes(self) -> Iterator[str]:
         """How far labels follow pixels."""

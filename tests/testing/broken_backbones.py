@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sslkit.api import Backbone, ComponentConfig, FeatureStage, Preprocess, StartingWeights
+from sslkit.api import (
+    Backbone,
+    ComponentConfig,
+    FeatureStage,
+    Preprocess,
+    StartingWeights,
+    TimmModel,
+)
 from sslkit.nn import safetensors_file
 
 WIDTH = 12
@@ -223,6 +230,28 @@ class SilentStart(Sound):
         return None
 
 
+class KnowsEveryName(Sound):
+    """Has published weights for any name."""
+
+    @classmethod
+    def published(cls, model: str) -> Mapping[str, Any] | None:
+        return {}
+
+
+class LargerThanItsWeights(Sound):
+    """Computes a table that is far larger than its weights."""
+
+    def finish(self) -> None:
+        self.register_buffer("table", torch.zeros(1 << 25, dtype=torch.uint8), persistent=False)
+
+
+class AnotherModelOfTimm(Sound):
+    """Names a model of timm that its weights are not of."""
+
+    def timm_model(self) -> TimmModel:
+        return TimmModel("test_resnet", {})
+
+
 BROKEN: dict[type[Backbone], str] = {
     Narrower: "gives-the-stated-width",
     FromNumpy: "no-random-numbers-of-numpy-or-python",
@@ -242,6 +271,12 @@ BROKEN: dict[type[Backbone], str] = {
     ForgottenGroup: "depth-groups-hold-every-parameter",
     OtherStride: "feature-maps-are-as-stated",
     LosesABuffer: "what-is-exported-is-complete",
+    KnowsEveryName: "what-it-is-called-is-text",
     SilentStart: "starts-from-a-file-and-without",
 }
 """Class -> the one law that it breaks."""
+BROKEN_WHERE_INSTALLED: dict[type[Backbone], str] = {
+    LargerThanItsWeights: "loads-from-the-file-of-a-run",
+    AnotherModelOfTimm: "exports-are-faithful",
+}
+"""Those that are seen where a plugin registers them."""

@@ -271,6 +271,13 @@ class TestIsTrain(Sound):
         return super().open("train")
 
 
+class KeepsAll(Sound):
+    """Says that it divides itself, and keeps half for testing, whatever is asked for."""
+
+    reader = SoundReader
+    divides_itself = True
+
+
 class Empty(Sound):
     """Has no training images."""
 
@@ -428,6 +435,7 @@ BROKEN: dict[type[Any], str] = {
         "a-stream-goes-on-where-it-is-told"
     ),
     type("Ends", (StreamSource,), {"reader": Ends}): "a-stream-goes-on-where-it-is-told",
+    KeepsAll: "follows-test-fraction",
     Shuffled: "opens-the-same-again",
     source_of(ReadsAll): "opening-reads-few-samples",
     source_of(FewerLabels): "labels-fit-the-samples",
