@@ -50,10 +50,11 @@ def is_to_start(count: int) -> bool:
     return count > 1 and (launch is None or launch.size == 1)
 
 
-def run_processes(command: Sequence[str], count: int) -> int:
-    """Runs a command in `count` processes that know of each other as torchrun's do. Returns the
+def run_processes(command: Sequence[str], count: int, threads: int | None = None) -> int:
+    """Runs a command in `count` processes that know of each other as torchrun's do. threads: of
+    each, where OMP_NUM_THREADS does not say; default: its share of the processors. Returns the
     largest of their exit codes, that of a wrong input before that of a failure; 1 for a signal."""
-    port, threads = _free_port(), max(1, (os.cpu_count() or 1) // count)
+    port, threads = _free_port(), threads or max(1, (os.cpu_count() or 1) // count)
     ranks: list[_Rank] = []
     previous = {}
 

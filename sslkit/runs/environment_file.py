@@ -57,6 +57,25 @@ class SavedEnvironment:
         return None if found is None else str(found)
 
     @property
+    def forked_at(self) -> int | None:
+        """The step of that state; None where that is not recorded."""
+        found = self.values.get("forked_at")
+        return found if type(found) is int and found >= 0 else None
+
+    @property
+    def processes(self) -> int:
+        """How many processes the run began with."""
+        found = self.values.get("processes")
+        return found if type(found) is int and found > 0 else 1
+
+    @property
+    def threads(self) -> int | None:
+        """How many threads of torch each of them had; None where that is not recorded."""
+        torch = self.values.get("torch")
+        found = torch.get("num_threads") if isinstance(torch, Mapping) else None
+        return found if type(found) is int and 0 < found < 1 << 12 else None
+
+    @property
     def launch(self) -> str | None:
         """Which launch of torchrun or SLURM began the run; None where it has no name."""
         found = self.values.get("launch")
@@ -70,11 +89,15 @@ class SavedEnvironment:
 
 
 def write_environment(
-    folder: RunFolder, described: Mapping[str, Any], forked_from: str | None = None
+    folder: RunFolder,
+    described: Mapping[str, Any],
+    forked_from: str | None = None,
+    forked_at: int | None = None,
 ) -> Path:
     """Writes environment.json of a run that starts. described: `environment.describe` and what a
-    run adds to it."""
-    return folder.write_json(folder.environment, {**described, "forked_from": forked_from})
+    run adds to it. forked_from: whose state it starts from, and at which step that is."""
+    origin = {"forked_from": forked_from, "forked_at": forked_at}
+    return folder.write_json(folder.environment, {**described, **origin})
 
 
 def read_environment(path: Path) -> SavedEnvironment:

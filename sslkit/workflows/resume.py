@@ -91,7 +91,7 @@ def check_from_elsewhere(recipe: Recipe, folder: RunFolder) -> RunFacts:
         if home in (None, str(Path.cwd())):
             raise
         raise RecipeError(
-            *error.problems, f"{folder.path}: this run was started in {home}; resume it from there"
+            *error.problems, f"{folder.path}: this run was started in {home}; go there first"
         ) from error
 
 
@@ -147,19 +147,27 @@ def _paths(recipe: Recipe) -> dict[str, Path]:
 
 def refuse_changes(saved: Recipe, wanted: Recipe, path: Path) -> None:
     """Raises RecipeError where a resume would change what the run computes."""
-    before, after = _flat(hashed_view(saved)), _flat(hashed_view(wanted))
-    before["seed"], after["seed"] = saved.seed, wanted.seed
-    changed = sorted(
-        key for key in before.keys() | after.keys() if before.get(key) != after.get(key)
-    )
+    changed = changed_fields(saved, wanted)
+    if saved.seed != wanted.seed:
+        changed["seed"] = saved.seed, wanted.seed
     if changed:
         raise RecipeError(
             *(
-                f"{key}: the run has {before.get(key)!r}, this recipe {after.get(key)!r}; a resume "
-                f"keeps the recipe: use --fork {path} for a new run from there"
-                for key in changed
+                f"{key}: the run has {before!r}, this recipe {after!r}; a resume keeps the recipe: "
+                f"use --fork {path} for a new run from there"
+                for key, (before, after) in sorted(changed.items())
             )
         )
+
+
+def changed_fields(saved: Recipe, wanted: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted field -> (before, after) of what makes two recipes other experiments."""
+    before, after = _flat(hashed_view(saved)), _flat(hashed_view(wanted))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    }
 
 
 def refuse_other_data(experiment: Experiment, folder: RunFolder | None = None) -> None:

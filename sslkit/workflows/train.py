@@ -155,7 +155,8 @@ def refuse_unlike_data(world: World, seen: Mapping[str, str]) -> None:
 def describe_folder(experiment: Experiment, fork: Path | None) -> None:
     """Writes what a run is, beside what it will come to."""
     folder = experiment.folder
-    write_environment(folder, experiment.describe(), str(fork) if fork else None)
+    origin = (str(fork), experiment.training.progress.step) if fork else (None, None)
+    write_environment(folder, experiment.describe(), *origin)
     # Last: a folder that has it can be resumed, and one whose data never loaded is no run.
     folder.write_recipe(dump_resolved(experiment.recipe))
 
