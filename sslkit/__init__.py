@@ -167,10 +167,10 @@ def take_features(
     """Features of both splits by any encoder, (B, C, S, S) images in [0, 1] to (B, F), in
     evaluation mode, in float32 and where the encoder is, which is left as it was.
 
-    preprocess: resize and crop; by default those of `load_encoder(...)`, and none for other
-    networks, whose images then need one size. calibrated: with the BatchNorm statistics of the
-    training images instead of its running ones, as a run measures its encoder. Raises DataError,
-    also for the same images in both."""
+    preprocess: resize and crop, such as `sslkit.api.Preprocess(size=224, resize=256)`; by default
+    those of `load_encoder(...)`, and none for other networks, whose images then need one size.
+    calibrated: with the BatchNorm statistics of the training images instead of its running ones, as
+    a run measures its encoder. Raises DataError, and RecipeError for the same images in both."""
     from .data.given_batches import take_features as take
 
     return take(

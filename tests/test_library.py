@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 import sslkit
-from sslkit.api import FeatureBank
+from sslkit.api import FeatureBank, Preprocess
 from sslkit.errors import DataError, PluginError, RecipeError
 from sslkit.nn.functional import nt_xent
 from sslkit.randomness import seeded
@@ -438,6 +438,32 @@ def test_any_encoder_gives_features_in_evaluation_mode() -> None:
     assert bank.num_classes == 10
 
 
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [
+        (nn.Identity(), r"\(1, 8, 8\) for an image"),
+        (nn.Flatten(0), "one row of numbers"),
+        (nn.LSTM(8, 4), "tuple"),
+    ],
+)
+def test_an_encoder_that_gives_no_rows_is_refused(encoder: nn.Module, said: str) -> None:
+    squeezed = nn.Sequential(nn.Flatten(1, 2), encoder) if said == "tuple" else encoder
+    with pytest.raises(DataError, match=said):
+        sslkit.take_features(squeezed, *digits())
+
+
+def test_images_of_several_sizes_need_a_preparation_for_a_network_of_ones_own() -> None:
+    train = sslkit.read_images(Photographs())
+    test = sslkit.read_images(Subset(Photographs(), range(5)))
+    with pytest.raises(DataError, match="preprocess=sslkit"):
+        sslkit.take_features(nn.Flatten(), train, test)
+    bank = sslkit.take_features(
+        nn.Flatten(), train, test, preprocess=Preprocess(size=16, resize=16), num_threads=2
+    )
+    assert bank.train.shape == (20, 3 * 16 * 16)
+    assert torch.equal(bank.test, bank.train[:5])
+
+
 # --- Several processes ----------------------------------------------------------------------------
 
 DDP = """\
@@ -474,6 +500,23 @@ for epoch in range(2):
 if world.is_first:
     print(f"{float(sum(p.square().sum() for p in network.parameters())):.12f}")
 """
+
+
+def test_processes_that_have_met_already_are_told_what_to_do(tmp_path: Path) -> None:
+    """As under Lightning, or after `init_process_group`."""
+    code = (
+        "import os, torch.distributed as dist\n"
+        f"meet = 'file://{tmp_path}/meet'\n"
+        "dist.init_process_group('gloo', init_method=meet, rank=0, world_size=1)\n"
+        "os.environ.update(RANK='0', WORLD_SIZE='2', LOCAL_RANK='0', LOCAL_WORLD_SIZE='2',\n"
+        "                  MASTER_ADDR='127.0.0.1', MASTER_PORT='29999')\n"
+        "from sslkit.parallel.finding import find_world\n"
+        "from sslkit.errors import RankError\n"
+        "try:\n    find_world()\nexcept RankError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "initialised already" in done.stdout, done.stderr
+    assert "all_ranks()" in done.stdout
 
 
 @pytest.mark.slow  # starts three processes that import torch, some 10 s

@@ -25,10 +25,10 @@ class Preprocess:
     """Side of the input, pixels."""
     resize: int
     """Length of the shorter side before the centre crop; equal to `size` for small images."""
-    interpolation: Interpolation
-    mean: tuple[float, ...]
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, ...] = (0.0,)
     """What the backbone subtracts (for the record; already inside the backbone)."""
-    std: tuple[float, ...]
+    std: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)

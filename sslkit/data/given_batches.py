@@ -30,6 +30,7 @@ from sslkit.errors import DataError
 from sslkit.evaluation.features import BankSpec, extract
 from sslkit.nn.batch_norm import kept_batch_statistics
 from sslkit.nn.compute import Compute
+from sslkit.nn.modes import frozen
 from sslkit.parallel.division import Division
 from sslkit.parallel.world import OneProcess, World
 
@@ -81,6 +82,7 @@ def take_features(
     stores = _splits(train, test).map(partial(_store, seed=seed, num_threads=num_threads))
     assert stores.test is not None
     together = len(stores.train) + len(stores.test)
+    _check_encoder(encoder, stores.train, preprocess, compute)
 
     def features(store: CachedSplit) -> Tensor:
         batches = evaluation_batches(store, preprocess, EVALUATION_BATCH, place)
@@ -100,6 +102,28 @@ def take_features(
         stores.train.class_names or stores.test.class_names or (),
         place,
     )
+
+
+def _check_encoder(
+    encoder: nn.Module, store: CachedSplit, preprocess: Preprocess | None, compute: Compute
+) -> None:
+    """Raises DataError for one that gives no rows of numbers, before all images are encoded."""
+    if preprocess is None and store.sample.sides is None:
+        raise DataError(
+            "images: they have several sizes, and an encoder takes one; say how they are resized "
+            "and cropped: preprocess=sslkit.api.Preprocess(size=224, resize=256)"
+        )
+    first = torch.arange(min(2, len(store)))
+    with closing(evaluation_batches(store, preprocess, 2, compute.device, first)) as batches:
+        for images in batches:
+            with frozen(encoder):
+                found = encoder(compute.layout(images))
+            shape = tuple(found.shape[1:]) if isinstance(found, Tensor) else type(found).__name__
+            if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
+                raise DataError(
+                    f"the encoder gives {shape} for an image; valid is one row of numbers, (B, F) "
+                    "of a batch: add a pooling layer or nn.Flatten()"
+                )
 
 
 def _splits(train: SplitReader, test: SplitReader) -> Splits[SplitReader]:

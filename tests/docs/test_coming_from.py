@@ -9,6 +9,7 @@ import ast
 import importlib.util
 import inspect
 import math
+import re
 import sys
 import types
 from importlib.metadata import version
@@ -86,6 +87,28 @@ def pair(rows: int = 12, width: int = 6) -> tuple[Tensor, Tensor]:
 
 def our_defaults(kind: str, name: str, **fields: Any) -> dict[str, Any]:
     return sslkit.component(kind, name, **fields).dump()
+
+
+# --- Names ----------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "coming_from.md"
+COLUMNS = {"lightly": 2, "stable_pretraining": 4, "lightly_train": 5}
+"""Package -> its column of the table of names. That of solo-learn has the names of its repository,
+which its last release does not have."""
+
+
+@pytest.mark.parametrize("package", COLUMNS)
+def test_the_names_are_theirs(package: str) -> None:
+    """Each word of code in the column stands in the source of the package."""
+    table = PAGE.read_text(encoding="utf-8").partition("## Names")[2].partition("## Numbers")[0]
+    cells = [line.split("|")[COLUMNS[package]] for line in table.splitlines() if line[:1] == "|"]
+    code = [found for cell in cells[2:] for found in re.findall(r"`([^`]+)`", cell)]
+    words = {word for each in code for word in re.findall(r"[A-Za-z]\w{3,}", each)}
+    files = folder_of(package).rglob("*.py")
+    known = set(re.findall(r"\w+", "\n".join(f.read_text("utf-8", "ignore") for f in files)))
+    assert len(words) > 8
+    # `out`, `data` and the like are arguments of a command
+    assert words - known - {"Trainer", "lightly"} == set()
 
 
 # --- The loss -------------------------------------------------------------------------------------
@@ -408,7 +431,7 @@ def test_lightlys_linear_classifier(lightly: Any) -> None:
 
 
 def test_the_page_names_the_versions_that_are_installed() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "howto" / "coming_from.md").read_text("utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     named = {"lightly": "1.6.0", "solo-learn": "1.0.2", "stable-pretraining": "0.1.8",
              "lightly-train": "0.18.0"}  # fmt: skip
     assert all(f"{name} {number}" in page for name, number in named.items())
