@@ -77,7 +77,8 @@ class SplitReader(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A short hash that changes when the data changes."""
+        """A short hash that changes when the data changes, and is the same for a copy of it: where
+        it lies and when it was written do not matter."""
 
 
 class HasMasks(ABC):

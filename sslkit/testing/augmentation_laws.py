@@ -54,7 +54,11 @@ class AugmentationLaws(AugmentationBench):
         refuse(self.build().views != first, f"{first}, and {self.build().views} when built again")
         return ", ".join(str(view) for view in first[:4]) + ("" if len(first) < 5 else ", ...")
 
-    @law("see the message", needs=_DRAWN[:1])
+    @law(
+        "return a list with a dict of tensors (B, ...) for each view from draw, such a dict from "
+        "targets, and from geometry a box (B, 4), a flip (B,) and the size of the ViewSpec",
+        needs=_DRAWN[:1],
+    )
     def has_a_row_for_each_sample(self) -> None:
         """`draw` gives for each view tensors with one row for each sample, as `targets` does;
         `geometry` a box, a flip and the size of the view."""
@@ -146,7 +150,8 @@ class AugmentationLaws(AugmentationBench):
     # --- What is made of it -----------------------------------------------------------------------
 
     @law(
-        "see the message; ViewSpec says size, channels and type",
+        "return (B, C, *sides) as the ViewSpec says, views of images floating-point and clamped to "
+        "[0, 1]",
         needs=(*_DRAWN, "crops-lie-inside-the-image"),
     )
     def views_are_as_announced(self) -> str:

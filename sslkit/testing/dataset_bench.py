@@ -108,7 +108,10 @@ class DatasetBench(FactsLaws):
             target = self.subject.folder / name / field / path.name
             shutil.rmtree(target.parent, ignore_errors=True)
             target.parent.mkdir(parents=True)
-            shutil.copytree(path, target) if path.is_dir() else shutil.copy(path, target)
+            if path.is_dir():
+                shutil.copytree(path, target, copy_function=shutil.copy)  # without times
+            else:
+                shutil.copy(path, target)
             fields[field] = target
             copies += _files_of(target)
         return fields, copies

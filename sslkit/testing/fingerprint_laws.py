@@ -86,6 +86,21 @@ class FingerprintLaws(ReaderLaws):
         refuse(found != mine, f"{mine} here, {found} there")
 
     @law(
+        "hash what samples are made of and paths below the folder: neither times nor whole paths",
+        needs=(*READ, "opens-the-same-again", "fingerprint-repeats"),
+    )
+    def fingerprint_is_that_of_a_copy(self) -> None:
+        """Copies of its files, in another place and written at another time, have the same
+        fingerprint and the same keys: they are the same data."""
+        fields, _ = self.copied("copied")
+        copied, reader = opened(self.source(**fields)), self.train
+        refuse(contents(copied) != contents(reader), "a copy gives other samples")
+        one, other = reader.fingerprint(), copied.fingerprint()
+        refuse(one != other, f"{one}, of a copy {other}")
+        keys = [[each.key(index) for index in positions(reader)] for each in (reader, copied)]
+        refuse(keys[0] != keys[1], f"the key {keys[0][0]!r} became {keys[1][0]!r}")
+
+    @law(
         "hash the content that samples are made of (a part of it, where there is much), and every "
         "field that changes samples",
         needs=(*READ, "opens-the-same-again", "fingerprint-repeats"),

@@ -32,8 +32,9 @@ def test_a_fingerprint_of_the_process_is_found(tmp_path: Path) -> None:
         assert found == ([] if component is Sound else ["fingerprint-is-that-of-other-processes"])
 
 
-def test_a_shared_file_position_is_found_every_time(tmp_path: Path) -> None:
-    shared = next(cls for cls in BROKEN if cls.__name__ == "SharedPosition")
+@pytest.mark.parametrize("name", ["SharedPosition", "SharedArchive"])
+def test_what_threads_share_is_found_every_time(name: str, tmp_path: Path) -> None:
+    shared = next(cls for cls in BROKEN if cls.__name__ == name)
     fields = fields_of(shared, tmp_path)
     for _ in range(5):
         tried = {str(check): check for check in checks(shared, fast=True, **fields)}
