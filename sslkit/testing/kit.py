@@ -13,6 +13,7 @@ from .augmentation_laws import AugmentationLaws
 from .callback_laws import CallbackLaws
 from .component_laws import ComponentLaws
 from .dataset_laws import DatasetLaws
+from .evaluator_network_laws import EvaluatorLaws
 from .head_laws import HeadLaws
 from .laws import Check, Laws, checks_on
 from .loss_state_laws import LossLaws
@@ -25,6 +26,7 @@ from .training_laws import TrainingLaws
 _LAWS: tuple[type[Laws], ...] = (
     TrainingLaws,
     CallbackLaws,
+    EvaluatorLaws,
     SavedBackboneLaws,
     HeadLaws,
     AugmentationLaws,
