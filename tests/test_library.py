@@ -466,6 +466,71 @@ def test_images_of_several_sizes_need_a_preparation_for_a_network_of_ones_own() 
 
 # --- Several processes ----------------------------------------------------------------------------
 
+LIGHTNING = """\
+import json, sys
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+import sslkit
+from sslkit.nn.functional import nt_xent
+from sslkit.parallel.collectives import all_ranks
+
+class SimCLR(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.augment = sslkit.component("augmentation", "simclr", size=16, blur=False).build()
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.ReLU(), nn.Linear(32, 8))
+
+    def training_step(self, batch, step):
+        images, indices = batch
+        views = self.augment(images, indices, epoch=self.current_epoch).views
+        first, second = (self.network(view.double()) for view in views)
+        return nt_xent(first, second, 0.2, group=all_ranks())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    pl.seed_everything(0)
+    module = SimCLR().double()
+    images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
+    processes = int(sys.argv[1])
+    loader = DataLoader(TensorDataset(images, torch.arange(16)), batch_size=16 // processes)
+    trainer = pl.Trainer(
+        max_epochs=3, accelerator="cpu", devices=processes, logger=False, precision="64-true",
+        strategy="ddp" if processes > 1 else "auto", enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )
+    trainer.fit(module, loader)
+    if trainer.is_global_zero:
+        weights = torch.cat([p.detach().flatten() for p in module.parameters()])
+        print(json.dumps([float(weights.square().sum()), float(weights[:100].sum())]))
+"""
+
+
+@pytest.mark.slow  # starts Lightning on two processes, some 20 s
+def test_lightnings_ddp_is_one_process(tmp_path: Path) -> None:
+    """A batch on two processes, whose images are each other's negatives, three steps."""
+    pytest.importorskip("pytorch_lightning", reason="the parity group is not installed")
+    script = tmp_path / "module.py"
+    script.write_text(LIGHTNING)
+    found = []
+    for processes in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, str(script), processes],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        (line,) = [each for each in done.stdout.splitlines() if each.startswith("[")]
+        found.append(torch.tensor(json.loads(line), dtype=torch.float64))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+
+
 DDP = """\
 import torch
 from torch import nn
