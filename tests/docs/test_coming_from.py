@@ -355,6 +355,8 @@ def test_lars_against_stable_pretraining() -> None:
     torch.testing.assert_close(lars_step(LARS, 0.0), lars_step(Theirs, 0.0), rtol=1e-6, atol=0.0)
     clipped = lars_step(Theirs, 0.0, clip_lr=True, eta=10.0)
     torch.testing.assert_close(clipped, lars_step(torch.optim.SGD, 0.0))
+    below = lars_step(Theirs, 0.0, clip_lr=True)  # the learning rate, 0.3, is no factor
+    torch.testing.assert_close(below, lars_step(LARS, 0.0) / 0.3, rtol=1e-6, atol=0.0)
 
 
 def test_lars_against_solo_learn() -> None:
