@@ -22,6 +22,8 @@ _FIELDS = (
 )
 """What of a recipe tells most runs apart."""
 _MOST_RESUMES = 3
+_LONGEST = 120
+"""Characters of one value."""
 
 
 def print_run_details(found: Mapping[str, Any]) -> None:
@@ -63,7 +65,7 @@ def _recipe(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "seed", str(found["seed"] if found["seed"] is not None else "-")
     for name, fields in _FIELDS:
         values = [
-            f"{_label(field)}{found['recipe'][field]}"
+            f"{_label(field)}{found['recipe'][field]}"[:_LONGEST]
             for field in fields
             if found["recipe"].get(field) not in (None, False)
         ]

@@ -17,6 +17,8 @@ from .console import print_line, print_table
 from .terminal import display_path
 
 _MOST_METRICS = 3
+_LONGEST = 40
+"""Characters of a method or a metric: those of a stranger may fill screens."""
 _BETWEEN = 3
 """Columns between two cells of a table."""
 _FIRST_TO_GO = ("method", "age")
@@ -138,7 +140,7 @@ def _columns(runs: Sequence[Mapping[str, Any]], sorted_by: str) -> list[str]:
 
 
 def _head(metric: str) -> str:
-    return metric.removeprefix("eval/").replace("/", " ")
+    return metric.removeprefix("eval/").replace("/", " ")[:_LONGEST]
 
 
 def _row(run: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
@@ -149,7 +151,7 @@ def _row(run: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
         run["state"],
         age_of(run["began"]),
         f"{run['step']}{total}",
-        str(run["method"] or "-"),
+        str(run["method"] or "-")[:_LONGEST],
         *(
             "-" if value is None else shown(metric, value).removesuffix(" %")
             for metric, value in zip(metrics, values, strict=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # tables of runs read this file a thousand times, and need ne
 
     from sslkit.api import RunFacts
 
+_MOST_THREADS = 1 << 10
 MAX_SIDE = 1 << 14
 """Pixels of a side, and channels, of images that a network may be built for."""
 WATCHED = (
@@ -73,7 +74,7 @@ class SavedEnvironment:
         """How many threads of torch each of them had; None where that is not recorded."""
         torch = self.values.get("torch")
         found = torch.get("num_threads") if isinstance(torch, Mapping) else None
-        return found if type(found) is int and 0 < found < 1 << 12 else None
+        return found if type(found) is int and 0 < found <= _MOST_THREADS else None
 
     @property
     def launch(self) -> str | None:

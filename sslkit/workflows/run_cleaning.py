@@ -204,14 +204,19 @@ def _remove(removal: Removal) -> Removal:
 def _locked_as_it_was(path: Path, seen: tuple[Any, ...]) -> Iterator[None]:
     """Holds the folder. Raises RunFolderError where another process has it, or has gone on with it
     since it was judged."""
+    _require_same(path, seen)  # a lock in a folder that is gone would make it anew
     lock = lock_folder(path)
     try:
         refuse_links(path)
-        if _marks(path) != seen:
-            raise RunFolderError(f"{path}: has changed meanwhile; look again")
+        _require_same(path, seen)
         yield
     finally:
         unlock_folder(path, lock)
+
+
+def _require_same(path: Path, seen: tuple[Any, ...]) -> None:
+    if _marks(path) != seen:
+        raise RunFolderError(f"{path}: has changed meanwhile; look again")
 
 
 def _marks(path: Path) -> tuple[Any, ...]:

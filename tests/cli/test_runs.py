@@ -111,13 +111,17 @@ def test_control_characters_reach_no_terminal(
     RunFolder(odd).environment.write_text(
         json.dumps({"command": ["x", "\x1b[1m"], "device": "\x9b"})
     )
+    odd_scores = {"\x1b[7m/top1": 0.5, "[red]x/top1": 0.5, "y" * 4_000 + "/top1": 0.5}
+    measured = make_run(tmp_path, "odd", results=odd_scores)
     damaged = make_run(tmp_path, "\x1b[5mblink")
     RunFolder(damaged).tracker.write_text('{"\x1b": 1, "\x1b": 2}'.replace("\x1b", "\\u001b"))
-    for words in (["list", str(tmp_path)], ["show", str(odd)], ["show", str(damaged)],
-                  ["clean", str(tmp_path)], ["list", str(tmp_path), "--json"]):  # fmt: skip
+    for words in (["list", str(tmp_path)], ["clean", str(tmp_path)],
+                  ["show", str(odd)], ["show", str(damaged)], ["show", str(measured)],
+                  ["list", str(tmp_path), "--json"]):  # fmt: skip
         _, out, err = call(capsys, "runs", *words)
         assert not {"\x1b", "\x07", "\x9b"} & set(out + err), words
-        assert "31mred" in out or "5mblink" in out
+        assert "31mred" in out or "5mblink" in out or "[red]x" in out
+        assert "--json" in words or max(map(len, out.splitlines())) < 2_000
 
 
 def test_one_json_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -429,7 +429,7 @@ def test_a_killed_run_is_made_again_up_to_its_last_step(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_runs_of_two_processes_forks_and_compiled_ones(tmp_path: Path) -> None:
+def test_runs_of_two_processes_and_forks_are_made_again(tmp_path: Path) -> None:
     """Slow: real runs in processes of their own."""
     recipe = tmp_path / "tiny.yaml"
     text = TINY.replace("test_resnet, drop_path_rate: 0.2", "test_resnet")

@@ -256,3 +256,22 @@ def test_conditions_hold_for_cleaning_too(tmp_path: Path) -> None:
     make_run(tmp_path, "a", params={"method.name": "byol"})
     make_run(tmp_path, "b")
     assert removed(clean(RunQuery([tmp_path], where=["method.name=byol"]), remove=True)) == {"a"}
+
+
+def test_a_folder_that_is_gone_does_not_come_into_being_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two may clean at once."""
+    path = make_run(tmp_path)
+    judge = run_cleaning._judge
+
+    def gone(*given: object) -> object:
+        found = list(judge(*given))  # type: ignore[arg-type]
+        path.rename(tmp_path.parent / f"{tmp_path.name}-gone")
+        return iter(found)
+
+    monkeypatch.setattr(run_cleaning, "_judge", gone)
+    found = clean(RunQuery([tmp_path]), remove=True)
+    assert (found.removals, found.failed) == ((), 1)
+    assert "has changed meanwhile" in found.kept[0].why
+    assert list(tmp_path.iterdir()) == []
