@@ -70,6 +70,12 @@ class Tracker(Component, ABC):
     @abstractmethod
     def finish(self, status: Literal["finished", "failed", "killed"]) -> None: ...
 
+    def stored_points(self) -> Sequence[MetricPoint] | None:
+        """What the service has of the run that `start` opened; None where it is not asked. The
+        conformance kit asks, to see that nothing is lost and nothing stored twice. Keys may be
+        written as the service writes them."""
+        return None
+
     def named_store(self) -> str | None:
         """The store that the configuration itself names, as it may be shown; None where the user's
         environment decides, such as by `MLFLOW_TRACKING_URI`. A run folder may come from a

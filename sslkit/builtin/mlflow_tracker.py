@@ -126,6 +126,14 @@ class MLflowTracker(Tracker):
         self._client.set_terminated(self._run_id, _STATUS[status], end)
         self._show_columns()
 
+    def stored_points(self) -> list[MetricPoint]:
+        keys = self._client.get_run(self._run_id).data.metrics
+        return [
+            MetricPoint(metric.key, metric.value, metric.step, metric.timestamp)
+            for key in keys
+            for metric in self._client.get_metric_history(self._run_id, key)
+        ]
+
     def _show_columns(self) -> None:
         """Puts the run's scores into the list of runs: MLflow shows no metrics by itself."""
         run = self._client.get_run(self._run_id)

@@ -30,7 +30,7 @@ _EPOCHS, _SAVED_AT = 2, 5
 _OWN = ("callback/", "perf/")
 """What a run with callbacks logs beside what it logs without, and what differs from run to run."""
 _MEMORY: Any = StorageWeakRef
-"""Of the memory of a tensor: whether anything still holds it."""
+"""Knows whether anything still holds the memory of a tensor."""
 _RUNS = ("it-watches-a-run",)
 
 

@@ -50,7 +50,7 @@ class FeatureLaws(EvaluatorBench):
 
     @law("return an Evaluation with finite metrics, or Evaluation(skipped='why')")
     def it_measures_features(self) -> str:
-        """Of features with labels it finds an Evaluation whose metrics are finite numbers."""
+        """It finds, of features with labels, an Evaluation whose metrics are finite numbers."""
         found = self._usual.found
         refuse_odd(found)
         return said(found)
@@ -71,8 +71,8 @@ class FeatureLaws(EvaluatorBench):
         needs=(*MEASURES, "no-global-random-numbers"),
     )
     def numbers_repeat(self) -> None:
-        """Of the same features it finds the same numbers, to the bit: again, after another subject,
-        and by a new evaluator."""
+        """It finds the same numbers of the same features, to the bit: after another subject, and
+        as a new evaluator."""
         evaluator, first = self.made(), self._usual.found
         self.on_bank(classes_apart(noise=4.0), evaluator=evaluator)
         ways = {
@@ -219,8 +219,8 @@ class FeatureLaws(EvaluatorBench):
         needs=(*MEASURES, "features-may-be-wider-than-many"),
     )
     def few_images_are_enough(self) -> str:
-        """Of two training images of each class and of one test image of each it measures, or says
-        why not."""
+        """It measures two training images of each class and one test image of each, or says why
+        not."""
         few = selected(usual(), torch.arange(2 * CLASSES), torch.arange(CLASSES))
         if (reason := self.refused(few)) is not None:
             raise SkipTest(f"a run would be refused: {reason}")

@@ -39,7 +39,7 @@ class EvaluatorLaws(FeatureLaws):
         slow=True,
     )
     def it_measures_networks(self) -> str:
-        """Of an encoder it finds an Evaluation whose metrics are finite numbers."""
+        """It finds, of an encoder, an Evaluation whose metrics are finite numbers."""
         found = self._measured.found
         refuse_odd(found)
         return said(found)
@@ -83,7 +83,7 @@ class EvaluatorLaws(FeatureLaws):
         slow=True,
     )
     def numbers_of_networks_repeat(self) -> None:
-        """Of the same encoder it finds the same numbers, to the bit, in a second call and by a new
+        """It finds the same numbers of the same encoder, to the bit, in a second call and as a new
         evaluator."""
         evaluator, first = self.made(), self._measured.found
         self.on_networks(evaluator)
@@ -98,7 +98,7 @@ class EvaluatorLaws(FeatureLaws):
         slow=True,
     )
     def what_it_finds_in_networks_agrees(self) -> str | None:
-        """Of an encoder, too, scores lie within bounds, and those of images and of draws average to
+        """Scores of an encoder, too, lie within bounds, and those of images and of draws average to
         their metric."""
         found = self._measured.found
         refuse_out_of_bounds(found)

@@ -21,12 +21,14 @@ from .optimizer_laws import OptimizerLaws
 from .saved_backbone_laws import SavedBackboneLaws
 from .schedule_laws import ScheduleLaws
 from .subject import Subject, find_subject
+from .tracker_laws import TrackerLaws
 from .training_laws import TrainingLaws
 
 _LAWS: tuple[type[Laws], ...] = (
     TrainingLaws,
     CallbackLaws,
     EvaluatorLaws,
+    TrackerLaws,
     SavedBackboneLaws,
     HeadLaws,
     AugmentationLaws,

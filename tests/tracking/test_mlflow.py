@@ -386,3 +386,18 @@ def test_columns_of_earlier_runs_stay() -> None:
     assert mlflow_store.view_state(first, ["eval/knn/top1", "train/loss"]) == first
     for damaged in ("{", "[]", "3", '{"selectedColumns": 5}', '{"selectedColumns": null}'):
         assert json.loads(mlflow_store.view_state(damaged, [])) == {"selectedColumns": []}
+
+
+def test_it_tells_what_the_store_has(store: Path, view: RunView) -> None:
+    """In the order of their steps, by the keys of the store, as another process finds it."""
+    first = tracker_of(store)
+    run_id = first.start(view, None)
+    points = [MetricPoint("train/loss", 1.0 / step, step, 1000 * step) for step in (1, 2)]
+    first.log_metrics([*points, MetricPoint("collapse/embedding_spread/z/0", 0.5, 2, 2000)])
+    second = tracker_of(store)
+    second.start(view, run_id)
+    found = second.stored_points()
+    assert [point for point in found if point.key == "train/loss"] == points
+    assert [(p.key, p.value) for p in found if p not in points] == [
+        ("collapse/embedding_spread/z 0", 0.5)
+    ]
