@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import get_args
 from unittest import SkipTest
 
@@ -14,6 +13,7 @@ from sslkit.api import MetricPoint, resolve_component
 from sslkit.engine.loop import train
 from sslkit.engine.signals import StopSignals
 from sslkit.errors import hide_logins
+from sslkit.runs.folder import RunFolder
 from sslkit.runs.upload_state import Status
 
 from .any_facts import FactsLaws
@@ -46,7 +46,7 @@ class TrackerLaws(FactsLaws):
         ended."""
         bench = self._bench()
         bench.log({"train/loss": 1.0}, 1)
-        bench.add_file("report.md")
+        bench.add_file(bench.folder.report.name)
         bench.send_all()
         bench.log({"train/loss": 0.5, "eval/knn/top1": 0.25}, 2)
         bench.send_all("finished")
@@ -178,10 +178,10 @@ class TrackerLaws(FactsLaws):
         """It changes, adds and removes no file of the run folder."""
         bench = self._bench()
         bench.log({"train/loss": 1.0}, 1)
-        bench.add_file("report.md")
-        before = _contents(bench.folder.path)
+        bench.add_file(bench.folder.report.name)
+        before = _contents(bench.folder)
         bench.send_all("finished")
-        after = _contents(bench.folder.path)
+        after = _contents(bench.folder)
         odd = [n for n in before.keys() | after.keys() if before.get(n) != after.get(n)]
         refuse(odd, f"it changed {listed(sorted(odd))}")
 
@@ -286,10 +286,10 @@ def _counted(points: Sequence[MetricPoint]) -> Counter[tuple[int, float, int]]:
     return Counter((point.step, point.value, point.time_ms) for point in points)
 
 
-def _contents(folder: Path) -> dict[str, str]:
+def _contents(folder: RunFolder) -> dict[str, str]:
     """File -> hash of what it holds, but for the state of the uploader itself."""
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "tracker.json"
+        str(path.relative_to(folder.path)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.path.rglob("*")
+        if path.is_file() and path != folder.tracker
     }
