@@ -38,6 +38,7 @@ from .trial_samples import (
     example,
     facts_in_recipe,
     first_without_problems,
+    problems_of,
     usual_facts,
 )
 
@@ -95,7 +96,7 @@ class BackboneLaws(NetworkLaws):
 
     @law(
         "set self.preprocess in the constructor: size and resize in pixels, mean and std with one "
-        "value for each channel",
+        "value, or one for each channel",
         needs=WIDTH,
     )
     def says_how_images_are_prepared(self) -> str:
@@ -109,7 +110,7 @@ class BackboneLaws(NetworkLaws):
             raise LawBrokenError(f"preprocess is {found!r}")
         refuse(not 0 < found.size <= found.resize, f"size {found.size}, resize {found.resize}")
         for name, values in (("mean", found.mean), ("std", found.std)):
-            odd = len(values) != channels or not all(map(math.isfinite, values))
+            odd = len(values) not in (1, channels) or not all(map(math.isfinite, values))
             refuse(odd, f"{name} is {values} for {channels} channels")
         refuse(min(found.std) <= 0.0, f"std is {found.std}")
         shape = measured_shape(network, self.facts.sample)
@@ -128,7 +129,7 @@ class BackboneLaws(NetworkLaws):
         taken = []
         for channels in (1, 3):
             facts = dataclasses.replace(self.facts, channels=channels)
-            if any(self.slot.cls.problems(self.slot.config, facts)):
+            if any(problems_of(self.slot, facts)):
                 continue
             shape = (channels, *input_shape(self.facts)[1:])
             network = build_backbone(self.bare, shape)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sslkit.api import RunFacts, SampleSpec, ViewSpec
+from sslkit.api import RunFacts, SampleSpec, Slot, ViewSpec
 from sslkit.data.splits import open_splits
 from sslkit.experiment.check import find_facts
 from sslkit.randomness import seeded
+from sslkit.recipe.model import components
 
 from .laws import LawBrokenError
 from .subject import Subject
@@ -72,7 +74,7 @@ def first_without_problems(subject: Subject, tried: Iterator[RunFacts]) -> RunFa
     there are none."""
     against = ""
     for facts in tried:
-        problems = list(subject.slot.cls.problems(subject.slot.config, facts))
+        problems = list(problems_of(subject.slot, facts))
         if not problems:
             return facts
         against = against or f"{problems[0][0]}: {problems[0][1]}".removeprefix(": ")
@@ -80,6 +82,14 @@ def first_without_problems(subject: Subject, tried: Iterator[RunFacts]) -> RunFa
         f"none of the samples that the kit has suits it ({against}); name a recipe that it stands "
         "in (--recipe)"
     )
+
+
+def problems_of(slot: Slot[Any], facts: RunFacts) -> Iterator[tuple[str, str]]:
+    """What a component, and each inside it, has to say against the facts."""
+    yield from slot.cls.problems(slot.config, facts)
+    for path, inner in components(slot.config):
+        for field, message in inner.cls.problems(inner.config, facts):
+            yield f"{path}.{field}", message
 
 
 def example(shape: Sequence[int], dtype: torch.dtype, stream: str = "samples") -> Tensor:
