@@ -8,7 +8,7 @@ from sslkit.testing import Check, checks
 
 CHECKS = [
     pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])
-    for name in ("method:byol",)
+    for name in ("method:byol", "loss:normalized_mse")
     for check in checks(name)
 ]
 

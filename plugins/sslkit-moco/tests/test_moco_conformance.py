@@ -8,7 +8,7 @@ from sslkit.testing import Check, checks
 
 CHECKS = [
     pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])
-    for name in ("method:moco_v1", "method:moco_v2", "method:moco_v3")
+    for name in ("method:moco_v1", "method:moco_v2", "method:moco_v3", "schedule:multistep")
     for check in checks(name)
 ]
 
