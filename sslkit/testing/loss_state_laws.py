@@ -174,13 +174,13 @@ class LossLaws(LossValueLaws):
     # --- Metrics ----------------------------------------------------------------------------------
 
     @law(
-        "return tensors of one element under names, computed without gradient (under torch.no_grad "
-        "or from detached tensors)",
+        "return tensors of one element under names; what follows from parameters of the loss is "
+        "computed under torch.no_grad",
         needs=(*GIVES, "what-it-is-given-is-left"),
     )
     def metrics_are_numbers_without_gradient(self) -> str:
-        """`metrics` gives finite scalars, without gradient, by name."""
-        found = self._metrics(self.made(), leaves(self.inputs()))
+        """`metrics` gives finite scalars by name, without gradient where its input has none."""
+        found = self._metrics(self.made(), self.inputs())
         for name, value in found.items():
             what = f"the metric {name!r}"
             refuse(not isinstance(name, str), f"{what} is no name")

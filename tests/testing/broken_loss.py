@@ -142,10 +142,17 @@ class CentresInPlace(Sound):
 
 
 class KeepsGraphs(Sound):
-    """Metrics with all that they were computed from."""
+    """Watches a temperature that is trained, with all that its gradient needs."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.log_temperature = torch.nn.Parameter(torch.tensor(-0.7))
+
+    def forward(self, inputs: LossInput) -> Tensor:
+        return nt_xent(*inputs.views, 1.0) * self.log_temperature.exp()
 
     def metrics(self, inputs: LossInput) -> Mapping[str, Tensor]:
-        return {"distance": F.mse_loss(*inputs.views)}
+        return {"temperature": self.log_temperature.exp()}
 
 
 class HidesItsCentre(Sound):
