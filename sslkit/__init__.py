@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .api import (
         Augmentation,
         Backbone,
+        Batches,
         Evaluation,
         FeatureBank,
         ImageReader,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         Slot,
         SplitReader,
     )
-    from .data.loader import TrainLoader
     from .host.registry import Registry
     from .parallel.world import World
     from .workflows.execute import RunResult
@@ -134,7 +134,7 @@ def load_batches(
     device: torch.device | str = "cpu",
     num_threads: int = 0,
     world: World | None = None,
-) -> TrainLoader:
+) -> Batches:
     """Batches of views for a training loop, those of a run with this seed and batch size, to the
     bit: `for batch in batches.epoch(epoch): ...` gives a `Batch`, whose `views` are on the device;
     `batches.steps_per_epoch` is how many there are.

@@ -156,7 +156,8 @@ def refuse_misfit(augmentation: Augmentation, sample: SampleSpec, num_samples: i
         views=augmentation.views,
         other_samples=None if sample.is_image else sample,
     )
-    found = type(augmentation).problems(augmentation.config, facts)
+    config = getattr(augmentation, "config", None)  # one that needs none may have none
+    found = type(augmentation).problems(config, facts)
     problems = [
         f"{'.'.join(filter(None, ['augmentation', path]))}: {message}" for path, message in found
     ]
