@@ -36,7 +36,9 @@ def _verdict(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"bit-equal {where}: {_compared(found)}"
         return
     if difference is not None:
-        yield f"differs at step {difference['step']}: {_difference(difference)}"
+        before = found["equal_until"]
+        equal = "" if before is None else f" (equal up to step {before})"
+        yield f"differs at step {difference['step']}{equal}: {_difference(difference)}"
         many = f"{found['differing_steps']} of {len(found['steps'])} log steps differ"
         yield f"{many}; {_compared(found)}"
         later = {each["where"]: each for each in found["differences"] if each["where"] != "log"}

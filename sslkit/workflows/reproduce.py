@@ -85,6 +85,7 @@ class Reproduction:
             "numbers": found.numbers,
             "compared": list(found.compared),
             "first_difference": None if found.first is None else found.first.to_json(),
+            "equal_until": found.equal_until,
             "differing_steps": found.differing_steps,
             "differences": [each.to_json() for each in found.shown(_MOST_DIFFERENCES)],
             "changes": [each.to_json() for each in self.changes],
@@ -132,6 +133,7 @@ def hold_against(path: Path, other: Path, until: int | None) -> Reproduction:
     last = min(reached[0], others[0])
     end = _valid_until(until, last, path)
     _require_something(folder, end)
+    _require_same_pace(folder, second)
     whole = reached == others == (end, True)
     return _compared(folder, second, end, whole)
 
@@ -179,10 +181,23 @@ def _require_something(folder: RunFolder, until: int) -> None:
         raise RecipeError(f"{folder.path}: nothing was logged up to step {until}; {first}")
 
 
+def _require_same_pace(first: RunFolder, second: RunFolder) -> None:
+    """Raises RecipeError where losses are means over other steps."""
+    paces = [load_recipe(each.recipe).train.log_every_steps for each in (first, second)]
+    if paces[0] != paces[1]:
+        raise RecipeError(
+            f"{second.path}: was logged every {paces[1]} steps and {first.path} every {paces[0]}: "
+            "their losses are means over other steps, and cannot be compared"
+        )
+
+
 def _checked_overrides(folder: RunFolder, overrides: Sequence[str]) -> list[str]:
     saved, wanted = load_recipe(folder.recipe), load_recipe(folder.recipe, overrides)
-    if changed := changed_fields(saved, wanted):
-        names = ", ".join(list(changed)[:3])
+    changed = list(changed_fields(saved, wanted))
+    if saved.train.log_every_steps != wanted.train.log_every_steps:
+        changed.append("train.log_every_steps")  # losses would be means over other steps
+    if changed:
+        names = ", ".join(changed[:3])
         raise RecipeError(
             f"-o {names}: makes another experiment of it, and a reproduction keeps the recipe; "
             f"valid are seed, paths, train.device, train.loader_threads and whatever else its hash "
@@ -247,7 +262,9 @@ def _compared(first: RunFolder, second: RunFolder, until: int, whole: bool) -> R
     run = summarise(second.path)
     came_to = max([run.step, *(saved_step(path) for path in run.checkpoints)])
     failure = None
-    if came_to < until or (whole and run.state != "finished"):
+    if run.state == "finished":  # data of another size make another number of steps
+        whole = whole and read_environment(second.path).facts.total_steps == until
+    elif came_to < until or whole:
         if run.state != "failed":
             ours, theirs = display_path(first.path), display_path(second.path)
             raise SSLKitError(

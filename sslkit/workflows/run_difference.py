@@ -41,8 +41,8 @@ class Difference:
     """By how much, of a tensor at most; None where that is no number."""
 
     def to_json(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
+        """Ready for JSON, where NaN is a text, as in the log."""
+        return {**asdict(self), "first": _written(self.first), "second": _written(self.second)}
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,13 @@ class Findings:
         """The first `most` of the log, and those of the files."""
         logged = [each for each in self.differences if each.where == LOG]
         return [*logged[:most], *(each for each in self.differences if each.where != LOG)]
+
+    @property
+    def equal_until(self) -> int | None:
+        """The last log step before the earliest difference; None where that is the first one."""
+        if self.first is None:
+            return self.steps[-1] if self.steps else None
+        return max((step for step in self.steps if step < self.first.step), default=None)
 
     @property
     def differing_steps(self) -> int:
@@ -129,6 +136,10 @@ def _unlike(pair: _Pair) -> Difference | None:
                           and math.isnan(ours) and math.isnan(theirs)):  # fmt: skip
         return None
     return Difference(LOG, step, key, ours, theirs, _distance(ours, theirs))
+
+
+def _written(value: float | str | None) -> float | str | None:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _distance(ours: float | None, theirs: float | None) -> float | None:

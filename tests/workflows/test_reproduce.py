@@ -24,7 +24,8 @@ from sslkit.report.reproduction import print_reproduction
 from sslkit.runs.checkpoint import Checkpoints
 from sslkit.runs.folder import RunFolder
 from sslkit.runs.metrics_file import MetricLine, encode_line, read_lines
-from sslkit.workflows.reproduce import Reproduction, find_fork_source, hold_against
+from sslkit.workflows import reproduce as reproducing
+from sslkit.workflows.reproduce import Reproduction, Rerun, find_fork_source, hold_against
 from sslkit.workflows.reproduce import open_trained as open_run
 from sslkit.workflows.run_difference import is_same, largest_of
 from sslkit.workflows.train import start
@@ -94,7 +95,7 @@ def test_the_cause_is_the_seed(
 
 def pictures(folder: Path, brightness: int) -> None:
     """Two classes of small images, which differ in brightness alone from others of the folder."""
-    for split, number in (("train", 24), ("test", 8)):
+    for split, number in (("train", 40), ("test", 8)):
         for index in range(number):
             place = folder / split / ("a" if index % 2 else "b") / f"{index}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +103,16 @@ def pictures(folder: Path, brightness: int) -> None:
             Image.fromarray((noise + brightness).astype(np.uint8)).save(place)
 
 
-def test_the_cause_is_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def again(command: Sequence[str]) -> int:
+    """Makes the run in this process."""
+    asked = json.loads(command[-1])
+    start(asked["recipe"], asked["overrides"], display=Silent())
+    return 0
+
+
+def test_the_cause_is_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of the same names, sizes and labels elsewhere; an equal copy is none."""
     for name, brightness in (("one", 0), ("copy", 0), ("other", 9)):
         pictures(tmp_path / name, brightness)
@@ -111,13 +121,23 @@ def test_the_cause_is_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str
             "{name: synthetic, num_train: 96, num_test: 48, size: 16}",
             f"{{name: image_folder, train: {tmp_path / name / 'train'}, "
             f"test: {tmp_path / name / 'test'}}}",
-        ).replace("epochs: 3", "epochs: 6")) for name in ("one", "copy", "other")
+        )) for name in ("one", "copy", "other")
     }  # fmt: skip
     assert hold_against(runs["one"], runs["copy"], None).bit_equal
     found = hold_against(runs["one"], runs["other"], None)
     assert (found.bit_equal, names(found)) == (False, ["data.test", "data.train"])
     print_reproduction(found.to_json())
     assert "training data, by its fingerprint " in capsys.readouterr().out
+
+    # The same folder with fewer images, which make three steps where there were six.
+    first, _ = open_run(runs["one"])
+    monkeypatch.setattr(reproducing, "run_processes", lambda command, *_: again(command))
+    pictures(tmp_path / "one", 50)
+    for path in sorted((tmp_path / "one" / "train").rglob("*.png"))[:20]:
+        path.unlink()
+    found = reproducing.reproduce(first.path, Rerun(out=tmp_path / "again"), Silent())
+    assert (found.bit_equal, found.until, found.whole) == (False, 3, False)
+    assert names(found) == ["data.test", "data.train"]
 
 
 def test_a_run_of_another_recipe_differs_by_its_fields(first: Path, tmp_path: Path) -> None:
@@ -224,7 +244,8 @@ def test_one_bit_of_a_number_is_found(
     assert found.findings.differing_steps == 1
     print_reproduction(found.to_json())
     shown = capsys.readouterr().out
-    assert f"differs at step 4: train/loss {before!r} -> {after!r} (by 4.44e-16, 1." in shown
+    assert f"differs at step 4 (equal up to step 3): train/loss {before!r} -> {after!r}" in shown
+    assert "(by 4.44e-16, 1." in shown
     assert "nothing that is recorded changed: a component is no function of its recipe" in shown
 
 
@@ -242,6 +263,24 @@ def test_threads_are_named_as_the_cause(
         "the one recorded change that may be the cause: torch threads 1 -> 2 "
         "(OMP_NUM_THREADS=1 has as many)"
     )
+
+
+def test_nan_is_equal_to_nan_alone(first: Path, copy: RunFolder, tmp_path: Path) -> None:
+    change_log(copy, 4, "train/loss", float("nan"))
+    assert hold_against(copy.path, copy.path, None).bit_equal
+    found = hold_against(first, copy.path, None).to_json()
+    assert found["first_difference"]["second"] == "nan"
+    assert found["first_difference"]["largest"] is None
+    assert found["equal_until"] == 3
+    json.dumps(found, allow_nan=False)
+
+
+def test_losses_over_other_steps_are_not_compared(first: Path, copy: RunFolder) -> None:
+    text = copy.recipe.read_text()
+    assert "log_every_steps: 1\n" in text
+    copy.recipe.write_text(text.replace("log_every_steps: 1\n", "log_every_steps: 3\n"))
+    with pytest.raises(RecipeError, match=r"was logged every 3 steps and .* every 1"):
+        hold_against(first, copy.path, None)
 
 
 def test_a_number_that_only_one_has_is_found(first: Path, copy: RunFolder) -> None:
@@ -345,6 +384,7 @@ def test_a_fork_begins_with_the_checkpoint_that_it_began_with(first: Path, tmp_p
     [
         (["-o", "method.loss.temperature=0.1"], "-o method.loss.temperature: makes another exper"),
         (["-o", "optimzer.lr=1"], "did you mean 'optimizer'"),
+        (["-o", "train.log_every_steps=3"], "-o train.log_every_steps: makes another experiment"),
         (["--until", "7"], "has come to step 6; valid is 1 to 6"),
         (["--until", "0"], "valid is 1 to 6"),
         (["--nproc", "99999"], "more than this machine can run"),
@@ -393,7 +433,7 @@ def reproduce(path: Path, *words: str, code: int = 0, **variables: str | None) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("method", METHODS)
 def test_runs_of_methods_are_made_again_to_the_bit(method: str, tmp_path: Path) -> None:
     """Slow: real runs in processes of their own."""
@@ -410,7 +450,7 @@ def test_runs_of_methods_are_made_again_to_the_bit(method: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_killed_run_is_made_again_up_to_its_last_step(tmp_path: Path) -> None:
     """Slow: real runs in processes of their own."""
     path = tmp_path / "tiny.yaml"
@@ -428,7 +468,7 @@ def test_a_killed_run_is_made_again_up_to_its_last_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_runs_of_two_processes_and_forks_are_made_again(tmp_path: Path) -> None:
     """Slow: real runs in processes of their own."""
     recipe = tmp_path / "tiny.yaml"
@@ -450,8 +490,8 @@ def test_runs_of_two_processes_and_forks_are_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_compiled_run_is_made_again_to_the_bit(tmp_path: Path) -> None:
-    """Slow: compiles twice, 20 s each."""
+    """Slow: compiles twice, up to a minute each."""
     first = run(tmp_path, "train.compile=true", "train.max_steps=2", "evaluate=[]")
     assert reproduce(first)["bit_equal"]
