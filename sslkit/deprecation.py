@@ -1,9 +1,9 @@
 """Addresses that an earlier interface had. What is imported from them works until the release that
 ends it, and a DeprecationWarning at the import says what to write instead.
 
-An interface is what plugins are written for: `sslkit`, `sslkit.api`, `sslkit.nn`, `sslkit.errors`,
-`sslkit.parallel`, `sslkit.randomness`. It has a number, which grows when something in it is
-renamed, removed or called in another way. Members of classes are judged in `host/compatibility.py`.
+An interface is what plugins are written for: the modules of PUBLIC_MODULES. It has a number, which
+grows when something in it is renamed, removed or called in another way. Members of classes are
+judged in `host/compatibility.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,25 @@ OLDEST_INTERFACE = 1
 """The oldest interface whose plugins still work; they are told what to change."""
 ENDS_WITH = "sslkit 0.3"
 """The release that ends what is deprecated now."""
+
+_PARTS = (
+    "average_precision batch_norm chunked classification clustering color deferred ema functional "
+    "image jitter lars layer_groups logistic_regression masked_apply mlp modes numerics queue "
+    "recompute representation resampling retrieval segmentation shared_statistics stem stratified "
+    "supervised weights"
+)
+PUBLIC_MODULES = (
+    "sslkit",
+    "sslkit.api",
+    "sslkit.errors",
+    *(f"sslkit.nn.{name}" for name in _PARTS.split()),
+    "sslkit.parallel.collectives",
+    "sslkit.parallel.world",
+    "sslkit.randomness",
+    "sslkit.testing",
+)
+"""What an author may import from; a test pins every name in it with its signature. The other
+modules of `sslkit.nn` are how these work inside, and may change in any release."""
 
 MOVED_MODULES = {
     "sslkit.evaluations": "sslkit.workflows.evaluate",
