@@ -52,7 +52,7 @@ def missing_untrained(recipe: Recipe, facts: RunFacts) -> str | None:
 def holds_weights(one: nn.Module, other: nn.Module) -> bool:
     """Whether two networks of one architecture, initialised from different seeds, have weights in
     common that no seed gave them: more than a tenth of all elements of parameters, those with one
-    value throughout (biases, scales) not counted."""
+    value throughout (biases, scales) and zeros not counted."""
     others = dict(other.named_parameters())
     total = common = 0
     for name, parameter in one.named_parameters():
@@ -60,8 +60,8 @@ def holds_weights(one: nn.Module, other: nn.Module) -> bool:
             continue
         total += parameter.numel()
         match = others.get(name)
-        if match is not None and torch.equal(parameter, match):
-            common += parameter.numel()
+        if match is not None and match.shape == parameter.shape:
+            common += int(((parameter == match) & (parameter != 0.0)).sum())
     return common > _COMMON_SHARE * total
 
 

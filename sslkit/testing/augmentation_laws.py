@@ -148,7 +148,7 @@ class AugmentationLaws(DrawLaws):
     @law(
         "give boxes of whole pixels, with at least one of each side, inside the sizes of "
         "`geometry`; random_resized_crop_boxes of sslkit.nn.image makes them",
-        needs=DRAWN,
+        needs=(*DRAWN, "parameters-follow-from-the-key"),
     )
     def crops_lie_inside_the_image(self) -> None:
         """The box of a view is made of whole pixels and lies inside the image, however small, so

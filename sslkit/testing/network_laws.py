@@ -52,7 +52,8 @@ class NetworkLaws(FactsLaws):
 
     def used(self, stream: str = "initialisation") -> Any:
         """A network that was trained on two batches, as far as its buffers go."""
-        network = self.make(stream).train()
+        network = self.make(stream)
+        network.train()
         with torch.no_grad(), seeded(0, "training"):
             for number in range(2):
                 network(self.samples(stream=f"batch {number}"))
@@ -100,7 +101,7 @@ class NetworkLaws(FactsLaws):
         """Neither building it nor passing samples through it uses the global random numbers of
         Python or numpy, which no checkpoint holds."""
         with global_random_numbers_unused("it"):
-            self.used()
+            self.evaluated(self.used(), self.samples())
 
     # --- Weights ----------------------------------------------------------------------------------
 
@@ -135,7 +136,8 @@ class NetworkLaws(FactsLaws):
     )
     def gradients_reach_every_parameter(self) -> str:
         """The gradient of what it gives reaches every parameter that is not frozen."""
-        network = self.make().train()
+        network = self.make()
+        network.train()
         trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
         with seeded(0, "nudge"), torch.no_grad():
             for parameter in trained.values():  # what starts at zero hides what lies below it
@@ -189,7 +191,7 @@ class NetworkLaws(FactsLaws):
     @law(
         "draw nothing where `self.training` is false; nn.Dropout and the like do so by themselves, "
         "functional.dropout needs training=self.training",
-        needs=WIDTH,
+        needs=(*WIDTH, "no-random-numbers-of-numpy-or-python"),
     )
     def evaluation_repeats(self) -> None:
         """In evaluation mode it gives the same for the same samples, to the bit, whatever torch's
@@ -231,7 +233,8 @@ class NetworkLaws(FactsLaws):
     def what_it_takes_is_left_alone(self) -> None:
         """It does not write to the samples that it is given: other networks see them too."""
         for training in (True, False):
-            network, samples = self.make().train(training), self.samples()
+            network, samples = self.make(), self.samples()
+            network.train(training)
             before = samples.clone()
             with torch.no_grad(), seeded(0, "training"):
                 network(samples)

@@ -42,6 +42,9 @@ class ReaderLaws(DatasetBench):
         opened(self.source())
         odd = self.test is not None and not isinstance(self.test, SplitReader)
         refuse(odd, f'open("test") gave {type(self.test).__name__}')
+        for name, reader in self.splits():
+            sentences = not isinstance(reader.notes, str) and all(map(_is_text, reader.notes))
+            refuse(not sentences, f"notes of {name} are {reader.notes!r:.200}")
         noun = self.train.sample.noun
         return ", ".join(f"{len(reader):,} {name} {noun}s" for name, reader in self.splits())
 
@@ -232,6 +235,10 @@ class ReaderLaws(DatasetBench):
         taken = sum(1 for _ in islice(reader.stored(0), beyond))
         refuse(taken < beyond, f"it ended after {taken} samples")
         return f"{reader.epoch_samples:,} samples are an epoch"
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _mixed_up(reader: SplitReader) -> list[int]:

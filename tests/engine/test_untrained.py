@@ -102,4 +102,7 @@ def test_what_counts_as_weights() -> None:
     frozen[0].load_state_dict(network(0)[0].state_dict())
     frozen[0].requires_grad_(False)
     assert holds_weights(network(0), frozen)
+    rows = network(1)
+    rows[0].weight.data[:15] = network(0)[0].weight.data[:15]  # half of a layer, 300 of 900
+    assert holds_weights(network(0), rows)
     assert not holds_weights(nn.BatchNorm1d(3), nn.BatchNorm1d(3))

@@ -94,6 +94,13 @@ class KeyedByBatch(Sound):
         return {**drawn, "brightness": drawn["brightness"][:1].expand(len(sizes))}
 
 
+class FirstSize(Sound):
+    """Takes all images of a batch for as large as the first."""
+
+    def draw(self, random: SampleRandom, sizes: Tensor) -> list[Params]:
+        return super().draw(random, sizes[:1].expand_as(sizes))
+
+
 class StatefulDraw(Sound):
     """Draws from a generator of its own."""
 
@@ -261,6 +268,7 @@ BROKEN: dict[type[ImageAugmentation], str] = {
     GlobalWhenMade: "no-global-random-numbers",
     KeyedByPosition: "parameters-follow-from-the-key",
     KeyedByBatch: "parameters-follow-from-the-key",
+    FirstSize: "parameters-follow-from-the-key",
     StatefulDraw: "parameters-follow-from-the-key",
     ReorderedTargets: "targets-follow-their-rows",
     TooBright: "views-are-as-announced",

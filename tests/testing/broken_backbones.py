@@ -87,6 +87,30 @@ class FromNumpy(Sound):
         self.fc.weight.data = torch.from_numpy(drawn).float()
 
 
+class NumpyNoise(Sound):
+    """Adds numpy's noise, in training and in evaluation."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = super().forward(images)
+        noise = np.random.randn(*features.shape)  # noqa: NPY002
+        return features + torch.from_numpy(noise).float()
+
+
+class PartlyTrained(Sound):
+    """Starts half of its weights from published ones, whatever it is asked for."""
+
+    def finish(self) -> None:
+        published = torch.Generator().manual_seed(1)
+        nn.init.normal_(self.fc.weight[:6].detach(), generator=published)
+
+
+class GivesMaps(Sound):
+    """Gives the features of every position."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.maps(images).flatten(2).transpose(1, 2)
+
+
 class Unseeded(Sound):
     """Initialises with a generator of its own, which goes on from one to the next."""
 
@@ -255,6 +279,9 @@ class AnotherModelOfTimm(Sound):
 BROKEN: dict[type[Backbone], str] = {
     Narrower: "gives-the-stated-width",
     FromNumpy: "no-random-numbers-of-numpy-or-python",
+    NumpyNoise: "no-random-numbers-of-numpy-or-python",
+    PartlyTrained: "untrained-is-random",
+    GivesMaps: "gives-the-stated-width",
     Unseeded: "the-seed-decides-its-weights",
     TrainedAsUntrained: "untrained-is-random",
     Idle: "gradients-reach-every-parameter",
