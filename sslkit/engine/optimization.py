@@ -138,7 +138,9 @@ class Optimization:
         Raises ValueError for the state of another optimiser."""
         given = self._split.cut({key: state[key] for key in ("state", "param_groups")})
         for rules, saved in zip(self._rules, given["param_groups"], strict=False):
-            if rules.keys() != _rules(saved).keys():
+            # Some count their steps in the group, from the first one on: that is no rule.
+            counted = {k: v for k, v in _rules(saved).items() if k not in rules}
+            if rules.keys() - saved.keys() or not all(map(_is_number, counted.values())):
                 raise ValueError("it is the state of another optimiser")
         self.optimizer.load_state_dict(given)
         if self.scaler is not None and "scaler" in state:  # a fork may come from another precision
@@ -197,6 +199,10 @@ def _kind(value: Any, parameter: Tensor) -> str:
     if value.shape == parameter.shape:
         return "a tensor of its parameter's shape"
     return "one number" if value.numel() == 1 else "a tensor of another shape"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def _rules(group: dict[str, Any]) -> dict[str, Any]:

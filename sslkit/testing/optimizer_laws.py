@@ -17,7 +17,7 @@ from .small_runs import distance, listed, other_bits
 
 _STEPS = 5
 _DESCENT = 60
-_ROUNDING = 1e-9
+_ROUNDING = 1e-6
 _LEARNING_RATES = tuple(10.0**power for power in range(-5, 2))
 _MADE = ("it-makes-a-torch-optimiser-of-its-groups",)
 _REPEATS = (*_MADE, "steps-repeat")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm.optim
+import torch
 
+from sslkit.api import Optimizer
 from sslkit.testing import Check, check_plugin, checks
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -42,3 +45,37 @@ def test_the_descent_stands_beside_passed() -> None:
     rows = {row["law"]: row for row in check_plugin("optimizer:sgd", fast=True, lr=0.1).rows}
     assert rows["it-lowers-a-convex-loss"]["text"].startswith("54.5 to ")
     assert rows["it-makes-a-torch-optimiser-of-its-groups"]["text"] == "SGD"
+
+
+class Counting(torch.optim.SGD):
+    """Counts its steps in its groups, from the first on, as timm's Lamb and Adan do."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            group["lr"] /= group["step"]
+        found = super().step(closure)
+        for group in self.param_groups:
+            group["lr"] *= group["step"]
+        return found
+
+
+class CountsInItsGroups(Optimizer):
+    """Falls by the number of steps, which the state of the groups holds."""
+
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return Counting(groups, momentum=0.9)
+
+
+class TimmLamb(Optimizer):
+    """As timm makes it."""
+
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return timm.optim.Lamb(groups)
+
+
+@pytest.mark.parametrize("optimizer", [CountsInItsGroups, TimmLamb])
+def test_steps_may_be_counted_in_groups(optimizer: type[Optimizer]) -> None:
+    """A resume takes over what an optimiser adds to its groups in its first step."""
+    rows = {row["law"]: row["status"] for row in check_plugin(optimizer, fast=True, lr=0.01).rows}
+    assert rows["state-is-complete"] == "passed"
