@@ -2,50 +2,88 @@
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
+import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sslkit.api import RunFacts
+
 _OF_TORCH = frozenset(vars(nn.Module()))
-_DEEPEST = 4
+_DEEPEST = 5
+_SETTLED = (type, ModuleType, BaseModel, RunFacts)
+"""What holds nothing that changes."""
 
 
 def held(module: nn.Module) -> dict[str, Any]:
     """Name -> value of what a module and those inside it hold, copied; without BatchNorm, whose
-    statistics may change at any time, and gradients."""
+    statistics may change at any time, and gradients. Looked through are attributes, and what these
+    hold: collections, objects, generators of random numbers, variables of closures."""
     found: dict[str, Any] = {}
+    seen = {id(inner) for inner in module.modules()}
     for path, inner in module.named_modules():
-        if isinstance(inner, _BatchNorm):
-            continue
         at = f"{path}." if path else ""
-        for name, value in (*inner._parameters.items(), *inner._buffers.items()):
-            if value is not None:
-                found[f"{at}{name}"] = value.detach().clone()
-        for name, value in vars(inner).items():
-            if name not in _OF_TORCH:
-                found.update((f"{at}{key}", each) for key, each in _values(name, value, 0))
+        for name, value in _parts(inner):
+            found.update(_values(f"{at}{name}", value, 0, seen))
     return found
 
 
-def _values(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
-    """The tensors, arrays, numbers and texts in an attribute, however they are nested."""
+def _values(name: str, value: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """The tensors, arrays, numbers and texts in an attribute, however they are nested. seen: what
+    was looked through already."""
     if isinstance(value, Tensor):
         yield name, value.detach().clone()
     elif isinstance(value, np.ndarray):
         yield name, value.copy()
     elif isinstance(value, (bool, int, float, str, bytes, type(None))):
         yield name, value
-    elif depth < _DEEPEST and isinstance(value, Mapping):
+    elif depth < _DEEPEST and id(value) not in seen and not isinstance(value, _SETTLED):
+        seen.add(id(value))
+        for key, item in _inside(name, value):
+            yield from _values(key, item, depth + 1, seen)
+
+
+def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object holds, each with a name."""
+    if isinstance(value, Mapping):
         yield f"len({name})", len(value)
-        for key, item in value.items():
-            yield from _values(f"{name}[{key!r}]", item, depth + 1)
-    elif depth < _DEEPEST and isinstance(value, (list, tuple)):
+        yield from ((f"{name}[{key!r}]", item) for key, item in value.items())
+    elif isinstance(value, (list, tuple, deque)):
         yield f"len({name})", len(value)
-        for place, item in enumerate(value):
-            yield from _values(f"{name}[{place}]", item, depth + 1)
+        yield from ((f"{name}[{place}]", item) for place, item in enumerate(value))
+    elif isinstance(value, (set, frozenset)):
+        yield f"{name}", repr(sorted(map(repr, value)))
+    elif isinstance(value, torch.Generator):
+        yield f"{name}", value.get_state()
+    elif isinstance(value, random.Random):
+        yield f"{name}", repr(value.getstate())
+    elif isinstance(value, np.random.Generator):
+        yield f"{name}", repr(value.bit_generator.state)
+    elif isinstance(value, FunctionType):
+        names = value.__code__.co_freevars
+        for free, cell in zip(names, value.__closure__ or (), strict=True):
+            with suppress(ValueError):  # a variable that has no value yet
+                yield f"{name}: {free}", cell.cell_contents
+    elif isinstance(value, nn.Module):
+        yield from ((f"{name}.{key}", item) for key, item in _parts(value))
+    elif hasattr(value, "__dict__"):
+        yield from ((f"{name}.{key}", item) for key, item in vars(value).items())
+
+
+def _parts(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Parameters, buffers, attributes and modules."""
+    if not isinstance(module, _BatchNorm):
+        yield from ((key, item) for key, item in vars(module).items() if key not in _OF_TORCH)
+        for group in (module._parameters, module._buffers, module._modules):
+            yield from group.items()
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

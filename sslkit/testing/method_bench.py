@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sslkit.api import Batch, StepOutput
 from sslkit.engine.training import Training
-from sslkit.experiment.build import Experiment
 from sslkit.randomness import seeded
 
 from .component_laws import ComponentLaws
@@ -28,30 +27,35 @@ class MethodBench(ComponentLaws):
         """Short runs of the method."""
         return SmallRuns(self.subject)
 
-    def trained(self) -> Training:
+    def begun(self) -> Training:
         """A training some steps after its start."""
         t = self.runs.training()
         take_steps(t, 2)
         return t
 
-    def restored(self) -> Training:
-        """A new training, from other random weights, with the state of `trained`."""
-        t = self.trained()
-        again = self._elsewhere().training
+    def trained(self) -> Training:
+        """Such a training, ready for the next step."""
+        return self.ready(self.begun())
+
+    def twins(self) -> tuple[Training, Training]:
+        """Such a training, and a new one that began with other random weights and has taken over
+        its state."""
+        t, again = self.begun(), self.runs.of_another_seed().training()
         again.load_state_dict({**t.state_dict(), "step": t.progress.step})
         again.method.train()
-        return again
+        return self.ready(t), self.ready(again)
 
-    def _elsewhere(self) -> Experiment:
-        other = SmallRuns(self.subject)
-        other.recipe = other.recipe.model_copy(update={"seed": other.recipe.seed + 1})
-        return other.build()
+    def ready(self, t: Training) -> Training:
+        """The training once `before_step` has been called, as it is before any `embed`."""
+        with seeded(0, "before"):
+            t.method.before_step(t.progress)
+        return t
 
     def still(self) -> Training:
         """A training in float64 whose layers treat samples alone."""
         t = self.runs.training(torch.float64)
         still(t.method)
-        return t
+        return self.ready(t)
 
     def embed(self, t: Training, batch: Batch, stream: str = "check") -> dict[str, Tensor]:
         with seeded(0, stream):
@@ -61,8 +65,16 @@ class MethodBench(ComponentLaws):
         with seeded(0, "objective"):
             return t.method.objective(embeddings, batch, t.progress)
 
+    def metrics(
+        self, t: Training, embeddings: Mapping[str, Tensor], batch: Batch
+    ) -> dict[str, float]:
+        """The metrics of the objective, read as the engine reads them."""
+        found = self.objective(t, embeddings, batch).metrics
+        with torch.no_grad(), seeded(0, "metrics"):
+            return {name: float(value) for name, value in found.items()}
+
     def hooks(self, t: Training, output: StepOutput) -> None:
-        """What happens to the method around the step of the optimiser."""
+        """What happens to the method from one step of the optimiser to the next."""
         with seeded(0, "hooks"):
             t.method.after_step(t.progress.next(), output.carry)
             t.method.before_step(t.progress.next())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslkit.api import Batch, Slot
+from sslkit.api import Batch, RunFacts, Slot
 from sslkit.engine.display import Silent
 from sslkit.engine.step import train_step
 from sslkit.engine.training import Training
@@ -50,6 +51,20 @@ class SmallRuns:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.recipe = small(subject)
+        self._facts: dict[str, RunFacts] = {}
+
+    def of_another_seed(self) -> SmallRuns:
+        """The same runs from other random weights."""
+        others = copy.copy(self)
+        others.recipe = self.recipe.model_copy(update={"seed": self.recipe.seed + 1})
+        return others
+
+    def _facts_of(self, recipe: Recipe) -> RunFacts:
+        """What `check` finds, once for each block `train`."""
+        key = recipe.train.model_dump_json()
+        if key not in self._facts:
+            self._facts[key] = check(recipe)
+        return self._facts[key]
 
     def build(self, world: World | None = None, **train: Any) -> Experiment:
         """A run that is ready for its first step; all that are built begin alike. train: fields of
@@ -59,7 +74,7 @@ class SmallRuns:
             recipe = recipe.model_copy(update={"train": changed(recipe.train, **train)})
         world = world or OneProcess()
         folder = RunFolder.create(self.subject.folder / f"rank{world.rank}", "check")
-        experiment = build(recipe, check(recipe), folder, Silent(), world)
+        experiment = build(recipe, self._facts_of(recipe), folder, Silent(), world)
         experiment.training.method.train()
         return experiment
 
@@ -79,7 +94,7 @@ class SmallRuns:
 def small(subject: Subject) -> Recipe:
     """The recipe of the subject as a short training on the CPU, in full precision."""
     recipe = subject.recipe
-    block = {} if subject.has_recipe else _block(subject)
+    block = _block(subject)
     train = recipe.train
     size = train.batch_size if train.batch_size <= _LARGEST else _BATCH
     if size % _RANKS:
@@ -98,10 +113,15 @@ def small(subject: Subject) -> Recipe:
 
 
 def _block(subject: Subject) -> Mapping[str, Slot[Any]]:
-    """Where in the kit's recipe the subject stands."""
+    """Where in its recipe the subject stands, with its own fields."""
     names = {"dataset": "data", "tracker": "tracking"}
     field = names.get(subject.kind, subject.kind)
-    return {field: subject.slot} if field in Recipe.model_fields else {}
+    if field not in Recipe.model_fields:
+        return {}
+    there: Slot[Any] = getattr(subject.recipe, field)
+    # Parts of other components, such as the schedule of a temperature, stand where they stand.
+    belongs = subject.kind == "method" or not subject.has_recipe
+    return {field: subject.slot} if belongs or there.cls is subject.slot.cls else {}
 
 
 def changed(train: TrainConfig, **fields: Any) -> TrainConfig:
@@ -149,6 +169,17 @@ def take_steps(
         metrics.append({name: float(value) for name, value in output.metrics.items()})
         each(t)
     return Taken(losses, metrics, copied(t.method.state_dict()))
+
+
+def watch_gradients(t: Training, see: Callable[[], object]) -> None:
+    """Has `see` called in each step when gradients are those that the optimiser gets."""
+    step = t.optimization.step
+
+    def seen_step() -> None:
+        see()
+        step()
+
+    t.optimization.step = seen_step  # type: ignore[method-assign]
 
 
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:

@@ -15,10 +15,11 @@ from sslkit.nn.numerics import autocast
 from sslkit.parallel.world import World
 from sslkit.runs.state import read_state
 
+from .elsewhere import described, steps_elsewhere
 from .forked import on_ranks
 from .laws import law, refuse
-from .method_laws import MethodLaws
 from .method_notes import cost_of_a_step, loss_over_time
+from .sample_laws import SampleLaws
 from .small_runs import (
     STEPS,
     Tensors,
@@ -29,6 +30,7 @@ from .small_runs import (
     other_bits,
     still,
     take_steps,
+    watch_gradients,
     without_dropout,
 )
 
@@ -38,11 +40,12 @@ _HALF_PRECISION = 0.15
 """How far bf16, with 8 bits, may move a loss."""
 
 
-class TrainingLaws(MethodLaws):
+class TrainingLaws(SampleLaws):
     """The laws of `Method` over several steps."""
 
     @law(
-        "look for what is not seeded: sets, clocks, generators of its own, threads",
+        "look for what is not seeded, or outlives a run: clocks, generators of its own, threads, "
+        "variables of a class or a module",
         needs=("trains", "no-global-random-numbers"),
     )
     def steps_repeat(self) -> None:
@@ -50,6 +53,21 @@ class TrainingLaws(MethodLaws):
         one, other = (take_steps(self.runs.training()) for _ in range(2))
         refuse(one.losses != other.losses, f"losses {one.losses} and {other.losses}")
         odd = other_bits(one.state, other.state)
+        refuse(odd, f"{listed(odd)} differ after {STEPS} steps")
+
+    @law(
+        "sort sets before their order matters, and use neither hash() nor id() as a number",
+        needs=("steps-repeat",),
+        slow=True,
+    )
+    def another_interpreter_repeats(self) -> None:
+        """Another interpreter takes the same steps, to the bit: nothing follows the order of sets,
+        hash() of texts, or id()."""
+        found = steps_elsewhere(self.subject)
+        here = described(take_steps(self.runs.training()))
+        refuse(found["losses"] != here["losses"], f"losses {here['losses']}, {found['losses']}")
+        state, other = here["state"], found["state"]
+        odd = [n for n in sorted(state.keys() | other.keys()) if state.get(n) != other.get(n)]
         refuse(odd, f"{listed(odd)} differ after {STEPS} steps")
 
     @law(
@@ -165,15 +183,13 @@ def _course(t: Training, *, batch_norm: bool = True) -> Tensors:
     whether it has the statistics of its batch."""
     (without_dropout if batch_norm else still)(t.method)
     first: Tensors = {}
-    step = t.optimization.step
 
-    def noted_step() -> None:
+    def see() -> None:
         if not first:
             grads = {n: p.grad for n, p in t.method.named_parameters() if p.grad is not None}
             first.update((f"the gradient of {name}", g) for name, g in copied(grads).items())
-        step()
 
-    t.optimization.step = noted_step  # type: ignore[method-assign]
+    watch_gradients(t, see)
     taken = take_steps(t)
     losses = {"the loss": torch.tensor(taken.losses, dtype=torch.float64)}
     floating = {name: v for name, v in taken.state.items() if v.is_floating_point()}
