@@ -26,6 +26,8 @@ def print_reproduction(found: Mapping[str, Any]) -> None:
     first, second = (display_path(Path(found[key])) for key in ("run_dir", "new_run_dir"))
     for line in (*_verdict(found), *_causes(found)):
         print_line(line)
+    for why in found["skipped"]:
+        print_line(f"not compared: {why}")
     print_line(f"{first} and {second}")
 
 

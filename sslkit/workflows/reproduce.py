@@ -84,6 +84,7 @@ class Reproduction:
             "steps": list(found.steps),
             "numbers": found.numbers,
             "compared": list(found.compared),
+            "skipped": list(found.skipped),
             "first_difference": None if found.first is None else found.first.to_json(),
             "equal_until": found.equal_until,
             "differing_steps": found.differing_steps,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslkit.errors import CheckpointError
+from sslkit.errors import CheckpointError, RunFolderError
 from sslkit.evaluation.scores import Estimate
 from sslkit.files import reason
 from sslkit.nn import safetensors_file
@@ -55,6 +55,8 @@ class Findings:
     """How many logged numbers were."""
     compared: tuple[str, ...]
     """What else was compared, in words."""
+    skipped: tuple[str, ...]
+    """Why a file was not compared: it is damaged, or gone."""
     differences: tuple[Difference, ...]
     """The logged numbers that differ, by step; then the first tensor or score of each file."""
 
@@ -84,7 +86,7 @@ class Findings:
 def compare_runs(first: RunFolder, second: RunFolder, until: int, *, whole: bool) -> Findings:
     """Compares two runs up to a step. whole: both came to their end, which is that step.
 
-    Raises RunFolderError and CheckpointError where a file cannot be read."""
+    Raises RunFolderError where a log cannot be read."""
     ours, theirs = _logged(first, until), _logged(second, until)
     steps = tuple(sorted(ours.keys() & theirs.keys()))
     pairs = [
@@ -94,14 +96,17 @@ def compare_runs(first: RunFolder, second: RunFolder, until: int, *, whole: bool
     ]
     differences = [found for each in pairs if (found := _unlike(each)) is not None]
     compared: list[str] = []
-    for files in (_compare_states(first, second, until), *(
-        (_compare_encoders(first, second, until), _compare_results(first, second, until))
-        if whole else ()
-    )):  # fmt: skip
-        if files is not None:
-            compared.append(files[0])
-            differences += [] if files[1] is None else [files[1]]
-    return Findings(steps, len(pairs), tuple(compared), tuple(differences))
+    skipped: list[str] = []
+    for compare in (_compare_states, *((_compare_encoders, _compare_results) if whole else ())):
+        try:
+            found = compare(first, second, until)
+        except (CheckpointError, RunFolderError) as error:  # after hours of work the rest counts
+            skipped.append(str(error))
+            continue
+        if found is not None:
+            compared.append(found[0])
+            differences += [] if found[1] is None else [found[1]]
+    return Findings(steps, len(pairs), tuple(compared), tuple(skipped), tuple(differences))
 
 
 # --- The log --------------------------------------------------------------------------------------
@@ -132,8 +137,7 @@ def _pairs(
 
 def _unlike(pair: _Pair) -> Difference | None:
     step, key, ours, theirs = pair
-    if ours == theirs or (ours is not None and theirs is not None
-                          and math.isnan(ours) and math.isnan(theirs)):  # fmt: skip
+    if repr(ours) == repr(theirs):  # NaN is NaN, and 0 is not -0
         return None
     return Difference(LOG, step, key, ours, theirs, _distance(ours, theirs))
 

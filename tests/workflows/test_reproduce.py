@@ -329,6 +329,21 @@ def test_a_score_with_another_interval_is_found(first: Path, copy: RunFolder) ->
     assert (difference.where, difference.what) == ("results.json", "knn/top1 of trained")
 
 
+def test_a_file_that_cannot_be_read_leaves_the_rest(
+    first: Path, copy: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy.encoder.unlink()
+    newest = Checkpoints(copy.checkpoints, 9).paths()[-1]
+    newest.write_bytes(newest.read_bytes()[:-9] + b"damaged!\n")
+    found = hold_against(copy.path, first, None)
+    assert found.bit_equal
+    assert [each.partition(":")[0] for each in found.findings.compared] == ["results.json"]
+    print_reproduction(found.to_json())
+    shown = capsys.readouterr().out
+    assert f"not compared: {newest}: not readable as a checkpoint: damaged" in shown
+    assert f"not compared: {copy.encoder}: cannot be read: No such file or directory" in shown
+
+
 def test_bits_are_compared_and_not_values() -> None:
     nan, zeros = torch.tensor([float("nan")]), torch.zeros(2)
     assert is_same(nan, nan.clone())
@@ -492,6 +507,12 @@ def test_runs_of_two_processes_and_forks_are_made_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_compiled_run_is_made_again_to_the_bit(tmp_path: Path) -> None:
-    """Slow: compiles twice, up to a minute each."""
-    first = run(tmp_path, "train.compile=true", "train.max_steps=2", "evaluate=[]")
-    assert reproduce(first)["bit_equal"]
+    """Slow: compiles twice. Both in processes of their own: pytest keeps what torch logs."""
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(TINY + f"runs_dir: {tmp_path / 'compiled' / 'runs'}\n")
+    options = [*SHORT, "train.compile=true", "train.max_steps=2", "evaluate=[]"]
+    done = call("run", str(recipe), *(word for each in options for word in ("-o", each)))
+    assert done.returncode == 0, done.stderr
+    [first] = (tmp_path / "compiled" / "runs").iterdir()
+    found = reproduce(first)
+    assert (found["bit_equal"], found["changes"]) == (True, [])
