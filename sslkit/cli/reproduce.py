@@ -10,12 +10,15 @@ import typer
 
 from sslkit.errors import RecipeError
 
+from .completion import complete_override, complete_run
 from .options import AsJson, processes
 from .output import print_json
 
 
 def reproduce(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=complete_run)
+    ],
     override: Annotated[
         list[str] | None,
         typer.Option(
@@ -23,6 +26,7 @@ def reproduce(
             "--override",
             metavar="PATH=VALUE",
             help="Change a path of the data, train.device, the seed.",
+            autocompletion=complete_override,
         ),
     ] = None,
     until: Annotated[
@@ -34,7 +38,12 @@ def reproduce(
     ] = None,
     other: Annotated[
         Path | None,
-        typer.Option("--with", metavar="RUN", help="Compare with this run, and make none."),
+        typer.Option(
+            "--with",
+            metavar="RUN",
+            help="Compare with this run, and make none.",
+            autocompletion=complete_run,
+        ),
     ] = None,
     nproc: Annotated[
         str | None, typer.Option(metavar="N", help="Processes; default: as many as it had.")

@@ -212,6 +212,8 @@ def tab(work: Path, cache: Path) -> Tab:
         ("sslkit plugins check mlp -o hidden_d", ["hidden_dim=", "hidden_dim=null"]),
         ("sslkit plugins check nowhere -o n", []),
         ("sslkit plugins new mine --kind au", ["augmentation"]),
+        ("sslkit reproduce runs/n", ["runs/new-1a2b"]),
+        ("sslkit reproduce runs/new-1a2b -o train.dev", ["train.device=", "train.device=auto"]),
         ("sslkit runs show ", ["runs/new-1a2b", "runs/older-3c4d"]),
         ("sslkit run nowhere.yaml -o train.ep", ["train.epochs="]),
     ],
