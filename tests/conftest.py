@@ -93,7 +93,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
     own = sysconfig.get_path("purelib", vars={"base": str(folder)})
     parent = sysconfig.get_path("purelib")
     (Path(own) / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
-    for tool, module in (("pip", "pip"), ("sslkit", "sslkit.cli")):
+    tools = {"sslkit": "sslkit.cli", **{name: name for name in ("pip", "pytest", "ruff", "mypy")}}
+    for tool, module in tools.items():
         script = folder / "bin" / tool
         script.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m {module} "$@"\n')
         script.chmod(0o755)

@@ -5,7 +5,8 @@ A block is marked by an HTML comment on the line before it, which no reader sees
     <!-- run -->                       execute it (bash or python), page by page, top to bottom
     <!-- run, needs: package -->       the same, where this package is installed
     <!-- file: path/name.py -->        write it to a file, in the folder where the page is executed
-    <!-- append: path/name.py -->      append it to that file
+    <!-- append: path/name.py -->      append it to that file, after two empty lines
+    <!-- part of: path/name.py -->     lines of that file
     <!-- recipe: complete -->          a recipe without plugins; marks join: `, file: x.yaml`
     <!-- same as: recipes/x.yaml -->   equal to a file of the repository
 """

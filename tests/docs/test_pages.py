@@ -140,7 +140,10 @@ def execute(block: Block, folder: Path, environment: dict[str, str]) -> None:
             path = folder / block.marks[mark]
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open(mode, encoding="utf-8") as file:
-                file.write(block.text)
+                file.write("\n\n" * (mode == "a") + block.text)
+    if "part of" in block.marks:
+        text = (folder / block.marks["part of"]).read_text(encoding="utf-8")
+        assert block.text in text, str(block)
     if "run" not in block.marks:
         return
     shell = ["bash", "-euo", "pipefail", "-c", block.text]

@@ -270,7 +270,7 @@ def test_a_new_plugin_passes_its_own_tests(tmp_path: Path, environment: dict[str
     """Its values, the laws of its kind, and a run of its recipe."""
     succeed("sslkit plugins new my-course --kind schedule", tmp_path, environment)
     succeed("pip install -e sslkit-my-course", tmp_path, environment)
-    succeed("python -m pytest sslkit-my-course", tmp_path, environment)
+    succeed("pytest sslkit-my-course", tmp_path, environment)
 
 
 @pytest.fixture(scope="module")
@@ -288,11 +288,11 @@ def test_a_new_plugin_works_as_it_is(
     succeed(f"sslkit plugins new my-own --kind {kind} --license mit", tmp_path, environment)
     package = tmp_path / "sslkit-my-own"
     succeed("pip install -e sslkit-my-own", tmp_path, environment)
-    succeed("python -m pytest sslkit-my-own", tmp_path, environment)
-    succeed("python -m ruff check . && python -m ruff format --check .", package, environment)
-    succeed(f"python -m mypy --cache-dir {mypy_cache}", package, environment)
+    succeed("pytest sslkit-my-own", tmp_path, environment)
+    succeed("ruff check . && ruff format --check .", package, environment)
+    succeed(f"mypy --cache-dir {mypy_cache}", package, environment)
     succeed("sslkit verify my_own", tmp_path, environment)
-    succeed("pip wheel -w wheels sslkit-my-own", tmp_path, environment)
+    succeed("pip wheel -w wheels ./sslkit-my-own", tmp_path, environment)
 
 
 @pytest.mark.slow  # builds a wheel of sslkit

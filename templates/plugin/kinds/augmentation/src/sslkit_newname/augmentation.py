@@ -25,7 +25,7 @@ class NewName(ImageAugmentation):
     covered in grey."""
 
     class Config(ComponentConfig):
-        size: PositiveInt
+        size: PositiveInt = 32
         """Side of the views, pixels."""
         num_views: PositiveInt = 2
         """Views of each image."""

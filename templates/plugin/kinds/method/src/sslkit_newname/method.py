@@ -80,7 +80,10 @@ class NewName(Method):
         self.projector = config.projector.build(in_dim=backbone.num_features)
         self.predictor = config.predictor.build(in_dim=self.projector.out_dim)
         if self.predictor.out_dim != self.projector.out_dim:
-            raise RecipeError("method.predictor.out_dim: must be that of the projector")
+            raise RecipeError(
+                f"method.predictor.out_dim: got {self.predictor.out_dim}; valid is that of the "
+                f"projector, {self.projector.out_dim}"
+            )
         self.teacher = EMATeacher(self.taught)
 
     @property

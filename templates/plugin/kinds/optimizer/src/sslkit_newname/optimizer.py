@@ -56,6 +56,8 @@ class NewName(Optimizer):
     """Lion: every weight moves by the learning rate, whatever the size of its gradient."""
 
     class Config(OptimizerConfig):
+        lr: float = Field(default=3e-4, gt=0.0)
+        """Peak learning rate, before `lr_scaling`: by how much a weight moves in a step."""
         betas: tuple[Fraction, Fraction] = (0.9, 0.99)
         """Part of the momentum in the direction of a step, and in the next momentum."""
 
