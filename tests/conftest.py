@@ -93,11 +93,14 @@ def environment(tmp_path: Path) -> dict[str, str]:
     own = sysconfig.get_path("purelib", vars={"base": str(folder)})
     parent = sysconfig.get_path("purelib")
     (Path(own) / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
-    tools = {"sslkit": "sslkit.cli", **{name: name for name in ("pip", "pytest", "ruff", "mypy")}}
+    tools = {"sslkit": "sslkit.cli", "pip": "pip", "pytest": "pytest", "mypy": "mypy"}
     for tool, module in tools.items():
         script = folder / "bin" / tool
         script.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m {module} "$@"\n')
         script.chmod(0o755)
+    ruff = Path(sysconfig.get_path("scripts")) / "ruff"
+    if ruff.exists():  # a script like the others would find itself
+        (folder / "bin" / "ruff").symlink_to(ruff)
     variables = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     return {
         **variables,

@@ -51,11 +51,12 @@ class NewName(ImageAugmentation):
     def _draw_view(self, random: SampleRandom, sizes: Tensor) -> Params:
         """Each tensor has one row for each sample; every purpose draws under a name of its own."""
         config = self.config
-        exponent = random.uniform("gamma", 1, -1.0, 1.0)[:, 0]
+        # In float64, so that no rounding depends on where in the batch a sample stands.
+        exponent = random.uniform("gamma", 1, -1.0, 1.0)[:, 0].double()
         return {
             "box": random_resized_crop_boxes(random, sizes, config.crop_scale),  # (B, 4)
             "flip": random.uniform("flip", 1)[:, 0] < config.flip,  # (B,) bool
-            "gamma": config.gamma**exponent,  # (B,)
+            "gamma": (config.gamma**exponent).float(),  # (B,)
             "corner": random.uniform("corner", 2) * (1.0 - config.covered),  # (B, 2) top, left
         }
 
