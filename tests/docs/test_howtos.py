@@ -25,6 +25,9 @@ def blocks(text: str) -> str:
         ("small_components.md", r"[Ss]chedule", r"class \w+\(Schedule\)"),
         ("small_components.md", r"[Oo]ptimiser", r"class \w+\(Optimizer\)"),
         ("small_components.md", r"[Hh]ead", r"class \w+\(Head\)"),
+        ("small_components.md", r"[Ll]oss", r"class \w+\(Loss\)"),
+        ("components.md", r"[Bb]ackbone", r"class \w+\(Backbone\)"),
+        ("components.md", r"[Tt]est", r"sslkit plugins check \w+"),
     ],
 )
 def test_a_page_has_a_heading_and_code_for(page: str, title: str, code: str) -> None:
