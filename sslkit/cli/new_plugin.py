@@ -17,7 +17,8 @@ def plugins_new(
     kind: Annotated[
         str,
         typer.Option(
-            help="Kind of component: method, loss, ... (sslkit plugins list).",
+            help="method, backbone, head, loss, augmentation, dataset, evaluator, optimizer, "
+            "schedule, tracker or callback.",
             autocompletion=complete_kind,
         ),
     ],

@@ -62,7 +62,8 @@ def new_plugin(
     written beside its place and moved there when it is whole.
 
     Raises RecipeError for a name that is no name or is taken, for an unknown kind or licence, and
-    where there is something in the place already; OSError where nothing can be written."""
+    where there is something in the place already or nothing can be made; OSError for a full disk.
+    """
     _check_choice("--kind", kind, KINDS)
     _check_choice("--license", license, tuple(LICENSES))
     plain = _plain_name(name)
@@ -84,8 +85,8 @@ def new_plugin(
 
 def _check_choice(option: str, given: str, valid: tuple[str, ...]) -> None:
     if given not in valid:
-        guess = did_you_mean(given, valid)
-        raise RecipeError(f"{option}: got {given[:40]!r}{guess or ';'} valid is {', '.join(valid)}")
+        guess = did_you_mean(given, valid) or "."
+        raise RecipeError(f"{option}: got {given[:40]!r}{guess} Valid: {', '.join(valid)}")
 
 
 def _plain_name(name: str) -> str:
@@ -226,7 +227,13 @@ def _class_name(plain: str, kind: str, module: str) -> str:
 def _becoming(target: Path) -> Iterator[Path]:
     """A new folder beside `target`, which becomes it at the end of the block and is removed where
     the block raises."""
-    place = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    try:
+        made = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    except OSError as error:
+        raise RecipeError(
+            f"--folder: {target.parent} cannot be written to ({error.strerror}); give another"
+        ) from error
+    place = Path(made)
     try:
         yield place
         place.chmod(0o777 & ~UMASK)  # mkdtemp lets only the owner in

@@ -154,6 +154,13 @@ def test_the_command_ends_with_what_to_do_next(
     assert run == "  sslkit run my_loss"
 
 
+def test_the_help_names_every_kind_and_licence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plugins", "new", "--help"])
+    said = capsys.readouterr().out
+    assert all(word in said for word in (*KINDS, *LICENSES))
+
+
 # --- What it refuses ------------------------------------------------------------------------------
 
 
@@ -196,7 +203,7 @@ def test_a_name_that_is_none_or_is_taken_is_refused(name: str, said: str, tmp_pa
     ("fields", "said"),
     [
         ({"kind": "los"}, "--kind: got 'los', did you mean 'loss'"),
-        ({"license": "gpl"}, "--license: got 'gpl'; valid is apache-2.0"),
+        ({"license": "gpl"}, "--license: got 'gpl'. Valid: apache-2.0"),
         ({"author": "Ada\nMIT"}, "--author"),
         ({"author": "   "}, "--author"),
         ({"author": "\x1b[31mAda"}, "--author"),
@@ -211,6 +218,12 @@ def test_other_arguments_that_make_no_sense_are_refused(
         new_plugin(**{"name": "mine", "kind": "loss", **fields})  # type: ignore[arg-type]
     assert len(str(refused.value).splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder is closed for root here")
+def test_a_folder_that_takes_nothing_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"--folder: /proc cannot be written to \(.+\); give"):
+        new_plugin("mine", "loss", Path("/proc"))
 
 
 @pytest.mark.parametrize("there", ["folder", "file", "dangling link"])
