@@ -118,8 +118,8 @@ def _refuse_taken(plain: str) -> None:
     for entry in load_plugins().registry.entries():
         if entry.name == plain:
             raise RecipeError(
-                f"NAME: {plain!r} is a {entry.kind} of {entry.distribution} {entry.version}; "
-                "choose another name"
+                f"NAME: {plain!r} is taken by the {entry.kind} of {entry.distribution} "
+                f"{entry.version}; choose another name"
             )
     if plain in shipped_recipes():
         raise RecipeError(f"NAME: {plain!r} is a recipe that is installed; choose another name")
