@@ -156,7 +156,7 @@ def execute(block: Block, folder: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(sys.platform == "win32", reason="the pages show a POSIX shell")
 @pytest.mark.parametrize("page", EXECUTED, ids=name)
 def test_the_commands_of_a_page_work(
