@@ -204,8 +204,9 @@ def _usage_problem(error: Any, words: Sequence[str]) -> str:
     message = re.sub(r"\.? (\(?)[Dd]id you mean ", r", \1did you mean ", message)
     message = message.replace("Input should", "should").replace("argument(s)", "argument")
     for option in getattr(getattr(error, "param", None), "opts", ()):
-        if option in words[:-1]:
-            message += f", got {words[words.index(option) + 1][:60]!r}"
+        given = repr(words[words.index(option) + 1][:60]) if option in words[:-1] else ""
+        if given not in message:
+            message += f", got {given}"
     message = f"{message[:1].lower()}{message[1:]}"
     if error.ctx is None:
         return message
