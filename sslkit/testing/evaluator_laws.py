@@ -32,6 +32,7 @@ from .findings import (
     refuse_odd,
     refuse_out_of_bounds,
     said,
+    surrounded_by_resamples,
     tensors_of,
 )
 from .global_random import global_random_numbers_unused
@@ -150,15 +151,25 @@ class FeatureLaws(EvaluatorBench):
         "order of the bank",
         needs=MEASURES,
     )
-    def scores_of_images_average_to_the_metric(self) -> str | None:
+    def scores_of_images_average_to_the_metric(self) -> str:
         """`per_image` has a score of 0 to 1 for each test image, whose weighted mean is the metric
         of that name."""
-        return averages_of_images(self._usual.found, TEST)
+        return averages_of_images(self._usual.found, TEST) or _nothing("scores of images")
 
     @law("report the mean of `draws` as the metric, not the best and not the last", needs=MEASURES)
-    def draws_average_to_the_metric(self) -> str | None:
+    def draws_average_to_the_metric(self) -> str:
         """The mean of `draws` is the metric of that name."""
-        return averages_of_draws(self._usual.found)
+        return averages_of_draws(self._usual.found) or _nothing("draws")
+
+    @law(
+        "resample the test split, with replacement, and compute the metric anew: "
+        "sslkit.nn.resampling.resample",
+        needs=MEASURES,
+    )
+    def resampled_values_lie_around_the_metric(self) -> str:
+        """`resamples` holds values of the metric of that name, on test splits that are drawn from
+        this one: it lies among them."""
+        return surrounded_by_resamples(self._usual.found) or _nothing("resampled values")
 
     @law(
         "let no test image influence the score of another one",
@@ -191,14 +202,16 @@ class FeatureLaws(EvaluatorBench):
         return "; ".join(found)
 
     @law("solve in the smaller of both dimensions, or regularise", needs=MEASURES)
-    def features_may_be_wider_than_many(self) -> str:
+    def dimensions_may_outnumber_images(self) -> str:
         """Where features have more dimensions than there are training images, it measures."""
-        return self._copes(classes_apart(noise=6.0, width=TRAIN + 20), "wider than many")
+        return self._copes(
+            classes_apart(noise=6.0, width=TRAIN + 20), "of more dimensions than images"
+        )
 
     @law(
         "add an epsilon where it divides by a deviation or a norm: a collapse is a number, or is "
         "skipped with a reason",
-        needs=(*MEASURES, "features-may-be-wider-than-many"),
+        needs=(*MEASURES, "dimensions-may-outnumber-images"),
     )
     def collapsed_features_are_measured(self) -> str:
         """Where all images have the same feature, or features are zero, it measures, or says why
@@ -216,7 +229,7 @@ class FeatureLaws(EvaluatorBench):
 
     @law(
         "measure what is there, or return Evaluation(skipped='why')",
-        needs=(*MEASURES, "features-may-be-wider-than-many"),
+        needs=(*MEASURES, "dimensions-may-outnumber-images"),
     )
     def few_images_are_enough(self) -> str:
         """It measures two training images of each class and one test image of each, or says why
@@ -276,3 +289,7 @@ class FeatureLaws(EvaluatorBench):
             raise
         refuse_odd(found, f" of features {words}")
         return said(found)
+
+
+def _nothing(what: str) -> str:
+    raise SkipTest(f"it reports no {what}")

@@ -21,6 +21,7 @@ from .findings import (
     refuse_odd,
     refuse_out_of_bounds,
     said,
+    surrounded_by_resamples,
 )
 from .global_random import global_random_numbers_unused
 from .laws import law, refuse
@@ -99,11 +100,12 @@ class EvaluatorLaws(FeatureLaws):
     )
     def what_it_finds_in_networks_agrees(self) -> str | None:
         """Scores of an encoder, too, lie within bounds, and those of images and of draws average to
-        their metric."""
+        their metric, and resampled values lie around theirs."""
         found = self._measured.found
         refuse_out_of_bounds(found)
         images = averages_of_images(found, len(self.images.labelled("test")))
-        return ", ".join(filter(None, (images, averages_of_draws(found)))) or None
+        said_too = averages_of_draws(found), surrounded_by_resamples(found)
+        return ", ".join(filter(None, (images, *said_too))) or None
 
     @law(
         "fit and choose on training images alone; labels of test images are for the score",

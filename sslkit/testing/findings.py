@@ -82,6 +82,20 @@ def averages_of_draws(found: Evaluation) -> str | None:
     return listed(list(found.draws)) or None
 
 
+def surrounded_by_resamples(found: Evaluation) -> str | None:
+    """Refuses `resamples` that are not of their metric."""
+    for name, each in found.resamples.items():
+        refuse(name not in found.metrics, f"resampled values are of '{name}', which is no metric")
+        values = each.values[~each.values.isnan()].tolist()
+        refuse(not values, f"{name} has no resampled value that is a number")
+        metric = float(found.metrics[name])
+        refuse(
+            not min(values) <= metric <= max(values),
+            f"{name} is {metric:.4g}, and its resampled values are {_range(values)}",
+        )
+    return listed(list(found.resamples)) or None
+
+
 def _refuse_other_mean(found: Evaluation, name: str, mean: float, of: str) -> None:
     refuse(name not in found.metrics, f"{of} are of '{name}', which is no metric")
     metric = float(found.metrics[name])

@@ -19,6 +19,7 @@ from sslkit.api import (
     ImageEvaluator,
     ImageInput,
     ImageScores,
+    Resamples,
 )
 
 
@@ -94,6 +95,17 @@ class ReportsOtherImages(Sound):
         scores = found.per_image["top1"]
         weights = torch.linspace(0.0, 1.0, len(scores.values))
         return replace(found, per_image={"top1": ImageScores(scores.values, weights)})
+
+
+class ResamplesTheTrainingSplit(Sound):
+    """Resampled values of another split than the metric is of."""
+
+    def measure(self, bank: FeatureBank) -> Evaluation:
+        metric = super().measure(bank).metrics["top1"]
+        values = torch.full((50,), min(metric + 0.2, 1.0)) - 0.01 * torch.rand(50)
+        return Evaluation(
+            {"top1": 0.95 * metric}, resamples={"top1": Resamples(values, len(bank.test))}
+        )
 
 
 class CountsInPercent(Sound):

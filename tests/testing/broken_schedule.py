@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from typing import ClassVar
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 from pydantic import PositiveFloat
 
-from sslkit.api import ComponentConfig, Progress, Schedule
+from sslkit.api import ComponentConfig, Progress, RunFacts, Schedule
 
 
 class CountsCalls(Schedule):
@@ -65,6 +66,29 @@ class CountsInTheClass(Schedule):
 
     def factor(self, progress: Progress) -> float:
         return 1.0 / (1 + next(self.calls))
+
+
+class CountsOnLabels(Schedule):
+    """Takes for granted that data have labels, in a warning."""
+
+    @classmethod
+    def warnings(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
+        if facts.num_images / len(facts.class_sizes) < 1.0:
+            yield "", "few images of each class"
+
+    def factor(self, progress: Progress) -> float:
+        return 1.0
+
+
+class NamesNoField(Schedule):
+    """Warns of a field that it has not."""
+
+    @classmethod
+    def warnings(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
+        yield "warmup", "too long"
+
+    def factor(self, progress: Progress) -> float:
+        return 1.0
 
 
 class DividesByWhatIsLeft(Schedule):

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sslkit.api import ComponentConfig, MetricPoint, RunView, Tracker
 
 
@@ -125,6 +127,14 @@ class SwallowsFailures(Sound):
 
     def log_metrics(self, points: Sequence[MetricPoint]) -> None:
         super().log_metrics([point for point in points if point.value != 0.0])
+
+
+class SetsTheTypeOfNumbers(Sound):
+    """Sets what torch takes for a number without a type."""
+
+    def start(self, run: RunView, run_id: str | None) -> str | None:
+        torch.set_default_dtype(torch.float64)
+        return super().start(run, run_id)
 
 
 class KnowsNoKilledRun(Sound):

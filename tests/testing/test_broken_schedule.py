@@ -18,6 +18,8 @@ from tests.testing.outcomes import broken_laws
         (broken.FollowsTheClock, "factors-follow-from-configuration-and-step"),
         (broken.DrawsNumbers, "factors-follow-from-configuration-and-step"),
         (broken.CountsInTheClass, "factors-follow-from-configuration-and-step"),
+        (broken.CountsOnLabels, "it-judges-any-data"),
+        (broken.NamesNoField, "it-judges-any-data"),
         (broken.DividesByWhatIsLeft, "factors-are-finite-and-not-negative"),
         (broken.GoesBelowZero, "factors-are-finite-and-not-negative"),
     ],

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from sslkit.api import Tracker
 from sslkit.testing import check_plugin
@@ -44,6 +45,14 @@ def test_what_they_are_made_of_breaks_none() -> None:
 @pytest.mark.slow  # two short trainings
 def test_a_run_that_it_follows_has_the_bits_of_one_without() -> None:
     assert broken_laws(broken.Sound, fast=False) == []
+
+
+@pytest.mark.slow  # two short trainings
+def test_a_setting_of_torch_breaks_one_law() -> None:
+    try:
+        assert broken_laws(broken.SetsTheTypeOfNumbers, fast=False) == ["results-stay"]
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_no_store_of_the_user_is_written_to(
