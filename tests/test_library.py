@@ -172,8 +172,8 @@ class Photographs(Dataset):
 
     classes = ("a", "b")
 
-    def __init__(self, count: int = 20, as_tensor: bool = False) -> None:
-        random = np.random.default_rng(0)
+    def __init__(self, count: int = 20, as_tensor: bool = False, seed: int = 0) -> None:
+        random = np.random.default_rng(seed)
         self.images = [
             random.integers(0, 256, (20 + i % 5, 30, 3), dtype=np.uint8) for i in range(count)
         ]
@@ -412,8 +412,24 @@ def test_features_that_do_not_fit_are_refused(broken, said) -> None:
 
 def test_test_images_that_are_training_images_are_refused() -> None:
     train, _ = digits()
-    with pytest.raises(RecipeError, match="are the training images"):
+    with pytest.raises(RecipeError, match="1,438 of 1,438 test images are also training images"):
         sslkit.take_features(nn.Flatten(), train, train)
+
+
+def test_some_test_images_among_the_training_images_are_said() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    train = sslkit.read_images(pixels[:30], np.arange(30) % 2)
+    test = sslkit.read_images(pixels[25:], np.arange(15) % 2)
+    with pytest.warns(UserWarning, match="5 of 15 test images are also training images"):
+        sslkit.take_features(nn.Flatten(), train, test)
+
+
+def test_files_that_are_left_out_are_said(tmp_path: Path) -> None:
+    for index, image in enumerate(Photographs().images):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    (tmp_path / "x.heic").write_bytes(b"x")
+    with pytest.warns(UserWarning, match="heic"):
+        sslkit.open_data("image_folder", train=tmp_path)
 
 
 def test_classes_in_another_order_are_refused() -> None:
@@ -454,14 +470,21 @@ def test_an_encoder_that_gives_no_rows_is_refused(encoder: nn.Module, said: str)
 
 def test_images_of_several_sizes_need_a_preparation_for_a_network_of_ones_own() -> None:
     train = sslkit.read_images(Photographs())
-    test = sslkit.read_images(Subset(Photographs(), range(5)))
+    test = sslkit.read_images(Subset(Photographs(seed=1), range(5)))
     with pytest.raises(DataError, match="preprocess=sslkit"):
         sslkit.take_features(nn.Flatten(), train, test)
     bank = sslkit.take_features(
         nn.Flatten(), train, test, preprocess=Preprocess(size=16, resize=16), num_threads=2
     )
     assert bank.train.shape == (20, 3 * 16 * 16)
-    assert torch.equal(bank.test, bank.train[:5])
+    assert bank.test.shape == (5, 3 * 16 * 16)
+    prepared = torch.nn.functional.interpolate(
+        torch.tensor(train.read(0)).permute(2, 0, 1)[None] / 255.0,
+        (16, 24),
+        mode="bilinear",
+        antialias=True,
+    )[0, :, :, 4:20]  # 20 x 30 pixels: the shorter side to 16, then the centre
+    torch.testing.assert_close(bank.train[0], prepared.flatten(), rtol=0.0, atol=1.01 / 255)
 
 
 # --- Several processes ----------------------------------------------------------------------------
@@ -510,7 +533,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow  # starts Lightning on two processes, some 20 s
+@pytest.mark.slow  # starts Lightning on two processes, some 20 s where the machine is idle
+@pytest.mark.timeout(400)
 def test_lightnings_ddp_is_one_process(tmp_path: Path) -> None:
     """A batch on two processes, whose images are each other's negatives, three steps."""
     pytest.importorskip("pytorch_lightning", reason="the parity group is not installed")
@@ -585,6 +609,7 @@ def test_processes_that_have_met_already_are_told_what_to_do(tmp_path: Path) -> 
 
 
 @pytest.mark.slow  # starts three processes that import torch, some 10 s
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", ["group", "gather"])
 def test_a_plain_loop_in_ddp_is_that_of_one_process(tmp_path: Path, how: str) -> None:
     script = tmp_path / "ddp.py"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
@@ -22,9 +24,10 @@ from sslkit.api.evaluation_inputs import EVALUATION_BATCH
 from sslkit.api.views import refuse_misfit
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.evaluation_images import calibrate, evaluation_batches
+from sslkit.data.examine import examine
 from sslkit.data.loader import TrainLoader
 from sslkit.data.sampler import sampler_of
-from sslkit.data.splits import Splits, open_splits, refuse_same_data, with_classes
+from sslkit.data.splits import Splits, notes_of, open_splits, with_classes
 from sslkit.data.views import view_maker
 from sslkit.errors import DataError
 from sslkit.evaluation.features import BankSpec, extract
@@ -38,6 +41,7 @@ from sslkit.parallel.world import OneProcess, World
 def open_data(data: Slot[DataSource]) -> tuple[SplitReader, SplitReader | None]:
     """See `sslkit.open_data`."""
     splits = open_splits(data)
+    _warn(notes_of(splits))
     return splits.train, splits.test
 
 
@@ -81,6 +85,7 @@ def take_features(
     compute = Compute(place, "fp32", channels_last=False)
     stores = _splits(train, test).map(partial(_store, seed=seed, num_threads=num_threads))
     assert stores.test is not None
+    _warn(examine(stores))
     together = len(stores.train) + len(stores.test)
     _check_encoder(encoder, stores.train, preprocess, compute)
 
@@ -128,16 +133,20 @@ def _check_encoder(
 
 def _splits(train: SplitReader, test: SplitReader) -> Splits[SplitReader]:
     """Both, their labels checked and as positions in the classes. Raises DataError where they name
-    other classes, RecipeError where both are the same images."""
+    other classes."""
     named = train.class_names, test.class_names
     if None not in named and list(named[0] or ()) != list(named[1] or ()):
         raise DataError(
             f"labels: the training images name {len(named[0] or ())} classes and the test images "
             f"{len(named[1] or ())}, not the same in the same order; give both the same class_names"
         )
-    splits = with_classes(Splits(train, test))
-    refuse_same_data(splits)
-    return splits
+    return with_classes(Splits(train, test))
+
+
+def _warn(notes: Sequence[str]) -> None:
+    """Says what a run says before it starts, where the program that calls sslkit stands."""
+    for note in notes:
+        warnings.warn(note, stacklevel=4)
 
 
 def _store(

@@ -81,11 +81,11 @@ def open_splits(data: Slot[DataSource]) -> Splits[SplitReader]:
     splits = with_classes(Splits(train, test))
     if config.test_fraction is not None and not source.divides_itself:
         return _divided(data.name, splits, config.test_fraction, config.test_seed)
-    refuse_same_data(splits)
+    _refuse_same_data(splits)
     return splits
 
 
-def refuse_same_data(splits: Splits[SplitReader]) -> None:
+def _refuse_same_data(splits: Splits[SplitReader]) -> None:
     """Raises RecipeError where both have the same fingerprint."""
     train, test = splits.train, splits.test
     if test is None or len(train) != len(test):
