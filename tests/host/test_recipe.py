@@ -288,6 +288,12 @@ def test_the_hash_covers(override: str, acme: Registry) -> None:
     assert recipe_hash(parse_recipe(ACME_RECIPE, "x", [override], acme)) != recipe_hash(plain)
 
 
+def test_the_hash_changes_only_on_purpose() -> None:
+    """A new field, another default and another rule of hashing change it: each is for a minor
+    release and its changelog (docs/reference/compatibility.md), and for a new value here."""
+    assert recipe_hash(parse_recipe(GOOD, "x")) == "66fbda9435b7e835"
+
+
 def test_the_hash_ignores_order_and_layout() -> None:
     lines = GOOD.splitlines(keepends=True)
     reordered = "".join([lines[-1], "# a comment\n", *lines[:-1]])
