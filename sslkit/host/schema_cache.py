@@ -72,7 +72,7 @@ def make_schema_in_background() -> None:
         return
     mark.touch()
     subprocess.Popen(
-        [sys.executable, "-m", "sslkit", "schema"],
+        [sys.executable, "-P", "-m", "sslkit", "schema"],  # -P: nothing of the working folder
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -284,7 +284,12 @@ def test_a_damaged_cache_is_passed_over(cache: Path, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.slow  # a process of its own imports every component
-def test_the_first_tab_has_the_fields_read_in_the_background(tab: Tab, tmp_path: Path) -> None:
+def test_the_first_tab_has_the_fields_read_in_the_background(
+    tab: Tab, tmp_path: Path, work: Path
+) -> None:
+    """By the sslkit that is installed, whatever modules lie where the TAB was pressed."""
+    for name in ("sslkit", "torch", "json"):
+        (work / f"{name}.py").write_text("open('trap', 'w')\n")
     fresh = str(tmp_path / "fresh")
     assert tab("sslkit run mine.yaml -o method.loss.te", XDG_CACHE_HOME=fresh) == []
     deadline = time.monotonic() + 90
@@ -292,6 +297,7 @@ def test_the_first_tab_has_the_fields_read_in_the_background(tab: Tab, tmp_path:
         time.sleep(0.2)
     found = tab("sslkit run mine.yaml -o method.loss.te", XDG_CACHE_HOME=fresh)
     assert found == ["method.loss.temperature=", "method.loss.temperature=0.2"]
+    assert not (work / "trap").exists()
 
 
 # --- Real shells ----------------------------------------------------------------------------------
