@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Folders = Annotated[
     list[Path] | None,
     typer.Argument(
-        metavar="[FOLDER]...", help="Look in these and below; default: runs and comparisons."
+        metavar="FOLDER", help="Look in these and below; default: runs and comparisons."
     ),
 ]
 Name = Annotated[
