@@ -19,6 +19,7 @@ CONFIGURATIONS: Sequence[tuple[str, Mapping[str, Any]]] = (
     ("head:mlp", {"num_layers": 1, "output_norm": "bn_no_affine", "init": "normal_0.01"}),
     ("augmentation:crop_flip", {"size": 17, "num_views": 2}),
     ("augmentation:simclr", {"size": 24}),
+    ("augmentation:crop_flip", {"size": 160}),  # larger than the images that it is tried on
     (
         "augmentation:simclr",
         {
