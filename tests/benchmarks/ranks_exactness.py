@@ -159,12 +159,7 @@ def table(head: Row, rows: Iterator[Row]) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2])
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--peers", action="store_true", help="lightly's losses and nothing else")
-    options = parser.parse_args()
+    options = _parser().parse_args()
     torch.set_num_threads(1)
     if options.peers:
         print(f"lightly {version('lightly')}, torch {version('torch')}, 2 ranks\n")
@@ -172,6 +167,15 @@ def main() -> None:
         return
     head = ("method", "norm", "passes", *OURS, "of one process", "bits")
     table(head, our_rows(options.methods, options.ranks, options.steps))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2])
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--peers", action="store_true", help="lightly's losses and nothing else")
+    return parser
 
 
 if __name__ == "__main__":

@@ -7,3 +7,5 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "docs")]
+
+from page_states import states  # noqa: E402, F401  a fixture

@@ -1,14 +1,25 @@
 """The Markdown pages of the repository and the code blocks in them.
 
-A block is marked by an HTML comment on the line before it, which no reader sees:
+A block is marked by an HTML comment on the line before it, which no reader sees. Every bash, Python
+and TOML block has a mark, so that none goes untested:
 
     <!-- run -->                       execute it (bash or python), page by page, top to bottom
+    <!-- run, given: finished run -->  the same, with a state of `page_states.py` in the folder
     <!-- run, needs: package -->       the same, where this package is installed
+    <!-- parse: why it is not run -->  bash: a shell reads it, and its programs would take
+                                       options, recipes and fields (`page_commands.py`);
+                                       python: every name in it exists (`page_python.py`)
     <!-- file: path/name.py -->        write it to a file, in the folder where the page is executed
     <!-- append: path/name.py -->      append it to that file, after two empty lines
     <!-- part of: path/name.py -->     lines of that file
+    <!-- output -->                    text that the block above prints, up to its numbers; `...`
+                                       stands for anything
+    <!-- output of: COMMAND -->        text that a command prints which the page does not show
+    <!-- cell -->                      a cell of the notebook (`test_notebook.py`)
     <!-- recipe: complete -->          a recipe without plugins; marks join: `, file: x.yaml`
     <!-- same as: recipes/x.yaml -->   equal to a file of the repository
+
+YAML without a mark is a piece of a recipe: it has to fit into the quickstart.
 """
 
 from __future__ import annotations
@@ -25,6 +36,7 @@ _FENCE = re.compile(
     r"(?:^<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+_DIRECTIVE = re.compile(r"^```\{(?:toctree|eval-rst)\}.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -49,8 +61,11 @@ def name(page: Path) -> str:
 def pages() -> list[Path]:
     """All hand-written pages."""
     found = [page for page in DOCS.rglob("*.md") if not {"_generated", "_build"} & set(page.parts)]
-    top = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "AGENTS.md")
-    return sorted([*found, *(REPOSITORY / name for name in top)])
+    top = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "AGENTS.md", "plugins/README.md")
+    found += [REPOSITORY / name for name in top]
+    for packages in ("plugins", "tests"):
+        found += (REPOSITORY / packages).glob("*/README.md")
+    return sorted(found)
 
 
 def blocks(page: Path) -> list[Block]:
@@ -63,11 +78,23 @@ def _blocks(page: Path) -> Iterator[Block]:
     for match in _FENCE.finditer(text):
         line = text.count("\n", 0, match.start("language")) + 1
         marks = {}
-        for part in (match["mark"] or "").split(", "):
+        for part in _split(match["mark"] or ""):
             key, _, value = part.partition(": ")
             marks[key] = value
         marks.pop("", None)
         yield Block(page, line, match["language"], match["text"], marks)
+
+
+def _split(mark: str) -> list[str]:
+    """The parts of a mark; what explains or is a command takes all that follows it."""
+    return [mark] if mark.startswith(("parse: ", "output of: ")) else mark.split(", ")
+
+
+def unread_fences(page: Path) -> list[str]:
+    """Lines that open or close code which `blocks` does not see: without a language, indented, or
+    in another directive."""
+    rest = _DIRECTIVE.sub("", _FENCE.sub("", page.read_text(encoding="utf-8")))
+    return [line for line in rest.splitlines() if re.match(r"\s*(```|~~~)", line)]
 
 
 def all_blocks() -> list[Block]:

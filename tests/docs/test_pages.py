@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -12,9 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from page_states import ONE_THREAD, States
 from pages import DOCS, REPOSITORY, Block, blocks, name, pages
 
-EXECUTED = [page for page in pages() if any("run" in block.marks for block in blocks(page))]
+EXECUTED = [
+    page
+    for page in pages()
+    if any({"run", "output of"} & block.marks.keys() for block in blocks(page))
+]
 PICTURE = DOCS / "images" / "quickstart.png"
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -133,8 +139,8 @@ def is_missing(package: str | None) -> bool:
     return package is not None and importlib.util.find_spec(package) is None
 
 
-def execute(block: Block, folder: Path, environment: dict[str, str]) -> None:
-    """Does what the marks of a block say, in a folder."""
+def write_file(block: Block, folder: Path) -> None:
+    """What the marks `file` and `append` say; holds a block to `part of`."""
     for mark, mode in (("file", "w"), ("append", "a")):
         if mark in block.marks:
             path = folder / block.marks[mark]
@@ -144,15 +150,74 @@ def execute(block: Block, folder: Path, environment: dict[str, str]) -> None:
     if "part of" in block.marks:
         text = (folder / block.marks["part of"]).read_text(encoding="utf-8")
         assert block.text in text, str(block)
-    if "run" not in block.marks:
-        return
-    shell = ["bash", "-euo", "pipefail", "-c", block.text]
-    command = shell if block.language == "bash" else ["python", "-c", block.text]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr, f"{block}\n{done.stderr}"
+
+
+class Session:
+    """A page as its reader follows it, in one folder."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], states: States) -> None:
+        self._folder = folder
+        path = f"{folder / 'bin'}{os.pathsep}{environment['PATH']}"
+        self._environment = {**environment, **ONE_THREAD, "PATH": path}
+        self._states = states
+        self._printed = ""
+
+    def follow(self, block: Block) -> None:
+        """Does what the marks of a block say."""
+        write_file(block, self._folder)
+        if "given" in block.marks:
+            self._states.give(block.marks["given"], self._folder)
+        if "run" in block.marks:
+            done = self._execute(block.language, block.text)
+            assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+            assert "Traceback" not in done.stderr, f"{block}\n{done.stderr}"
+            self._printed = done.stdout + done.stderr
+        if "output of" in block.marks:
+            done = self._execute("bash", block.marks["output of"])
+            self._printed = done.stdout + done.stderr
+        if {"output", "output of"} & block.marks.keys():
+            assert missing_lines(block.text, self._printed) == [], f"{block}\n{self._printed}"
+
+    def _execute(self, language: str, text: str) -> subprocess.CompletedProcess[str]:
+        shell = ["bash", "-euo", "pipefail", "-c", text]
+        return subprocess.run(
+            shell if language == "bash" else ["python", "-c", text],
+            cwd=self._folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+_NUMBER = re.compile(r"\d[\d.,:]*(?:e[+-]?\d+)?")
+
+
+def missing_lines(shown: str, printed: str) -> list[str]:
+    """What of a text on a page was not printed, up to spaces, line breaks and numbers. `...`
+    stands for anything."""
+    wanted, found = (_NUMBER.sub("#", " ".join(text.split())) for text in (shown, printed))
+    if wanted in found:
+        return []
+    parts = (part.strip() for line in shown.splitlines() for part in line.split("..."))
+    return [part for part in parts if _NUMBER.sub("#", " ".join(part.split())) not in found]
+
+
+@pytest.mark.parametrize(
+    ("shown", "missing"),
+    [
+        ("step 11/22  loss 4.91\nstep 3/3 loss 1", []),
+        ("error: the word is long and is broken\nhere", []),
+        ("error: ... is broken here\nstep ...", []),
+        ("step 11/22  lose 4.91\nerror: the word", ["step 11/22  lose 4.91"]),
+        ("step ... long division", ["long division"]),
+    ],
+)
+def test_what_a_page_shows_is_looked_for_in_what_was_printed(
+    shown: str, missing: list[str]
+) -> None:
+    printed = "step 1/2 loss 0.05\nerror: the word is long and is broken here\n"
+    assert missing_lines(shown, printed) == missing
 
 
 @pytest.mark.slow
@@ -160,14 +225,15 @@ def execute(block: Block, folder: Path, environment: dict[str, str]) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="the pages show a POSIX shell")
 @pytest.mark.parametrize("page", EXECUTED, ids=name)
 def test_the_commands_of_a_page_work(
-    page: Path, tmp_path: Path, environment: dict[str, str]
+    page: Path, tmp_path: Path, environment: dict[str, str], states: States
 ) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
+    session = Session(folder, environment, states)
     left_out = [block for block in blocks(page) if is_missing(block.marks.get("needs"))]
     for block in blocks(page):
         if block not in left_out:
-            execute(block, folder, environment)
+            session.follow(block)
     if left_out:
         needed = ", ".join(f"{block} needs {block.marks['needs']}" for block in left_out)
         pytest.skip(f"all else on the page works; not executed: {needed}")
