@@ -61,7 +61,7 @@ def steps_elsewhere(subject: Subject) -> dict[str, Any]:
 def described(taken: Taken) -> dict[str, Any]:
     """Losses, and a hash of each tensor of the state, ready for JSON."""
     return {
-        "losses": list(map(repr, taken.losses)),
+        "losses": taken.losses,
         "state": {name: _hash(value) for name, value in taken.state.items()},
     }
 

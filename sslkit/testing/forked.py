@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
@@ -14,7 +16,8 @@ from unittest import SkipTest
 import torch
 from torch import Tensor
 
-from sslkit.errors import failure_of
+from sslkit.errors import RankError
+from sslkit.host.plugin_errors import describe_failure
 from sslkit.parallel.finding import find_world
 from sslkit.parallel.world import World
 
@@ -24,34 +27,50 @@ LIMIT_S = 300.0
 Work = Callable[[World], Mapping[str, Tensor]]
 
 
-def on_ranks(work: Work, size: int, folder: Path) -> list[dict[str, Tensor]]:
-    """What `work` returns on each rank. folder: for what the ranks leave. Raises SkipTest where
-    processes cannot be forked, LawBrokenError with what a rank raised."""
+def on_ranks(work: Work, size: int, folder: Path, module: str) -> list[dict[str, Tensor]]:
+    """What `work` returns on each rank. folder: for what the ranks leave. module: of the component,
+    by which the line that fails is found. Raises SkipTest where processes cannot be forked,
+    LawBrokenError with what the first rank that failed raised."""
     if sys.platform != "linux":
         raise SkipTest("several processes are tried on Linux alone")
     context, port = multiprocessing.get_context("fork"), _free_port()
     folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush(), sys.stderr.flush()
     ranks = [
-        context.Process(target=_work_of_rank, args=(work, rank, size, port, folder), daemon=True)
+        context.Process(
+            target=_work_of_rank,
+            args=(work, _Place(rank, size, port), folder, module),
+            daemon=True,
+        )
         for rank in range(size)
     ]
     for process in ranks:
         process.start()
+    ends = time.monotonic() + LIMIT_S
     try:
         for process in ranks:
-            process.join(LIMIT_S)
+            process.join(max(ends - time.monotonic(), 0.0))
+        late = [rank for rank, process in enumerate(ranks) if process.is_alive()]
     finally:
         for process in ranks:
             process.kill()
             process.join()
-    return [_outcome(folder, rank) for rank in range(size)]
+    _raise_first(folder)
+    if late:
+        raise LawBrokenError(
+            f"rank {late[0]} of {size} still waits for others after {LIMIT_S:.0f} s"
+        )
+    return [_result(folder, rank) for rank in range(size)]
 
 
-def _outcome(folder: Path, rank: int) -> dict[str, Tensor]:
-    error, result = folder / f"{rank}.error", folder / f"{rank}.pt"
-    if error.exists():
-        raise LawBrokenError(f"rank {rank}: {error.read_text(encoding='utf-8')}")
+def _raise_first(folder: Path) -> None:
+    """Raises what failed first: a rank that says it has lost another one failed after that."""
+    for path in (*sorted(folder.glob("*.error")), *sorted(folder.glob("*.lost"))):
+        raise LawBrokenError(f"rank {path.stem}: {path.read_text(encoding='utf-8')}")
+
+
+def _result(folder: Path, rank: int) -> dict[str, Tensor]:
+    result = folder / f"{rank}.pt"
     if not result.exists():
         raise LawBrokenError(f"rank {rank} ended without a result")
     found: dict[str, Tensor] = torch.load(result, weights_only=True)
@@ -59,10 +78,28 @@ def _outcome(folder: Path, rank: int) -> dict[str, Tensor]:
     return found
 
 
-def _work_of_rank(work: Work, rank: int, size: int, port: int, folder: Path) -> None:
+@dataclass(frozen=True)
+class _Place:
+    """A rank among others."""
+
+    rank: int
+    size: int
+    port: int
+
+    def variables(self) -> dict[str, str]:
+        """What torchrun sets."""
+        rank, size = str(self.rank), str(self.size)
+        return {
+            "RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port),
+        }  # fmt: skip
+
+
+def _work_of_rank(work: Work, place: _Place, folder: Path, module: str) -> None:
     # OpenMP's threads are gone after a fork, and who waits for them waits for ever.
     torch.set_num_threads(1)
-    os.environ.update(_variables(rank, size, port))
+    os.environ.update(place.variables())
+    rank = place.rank
     try:
         world = find_world()
         with world.reporting():
@@ -70,16 +107,11 @@ def _work_of_rank(work: Work, rank: int, size: int, port: int, folder: Path) -> 
         torch.save(found, folder / f"{rank}.part")
         (folder / f"{rank}.part").rename(folder / f"{rank}.pt")
     except BaseException as error:
-        (folder / f"{rank}.error").write_text(failure_of(error, 500), encoding="utf-8")
+        own = error.__cause__ if isinstance(error, RankError) and error.said else error
+        kind = "lost" if own is None or isinstance(own, RankError) else "error"
+        said = describe_failure(own or error, module)
+        (folder / f"{rank}.{kind}").write_text(said, encoding="utf-8")
     os._exit(0)
-
-
-def _variables(rank: int, size: int, port: int) -> dict[str, str]:
-    """What torchrun sets."""
-    return {
-        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
 
 
 def _free_port() -> int:

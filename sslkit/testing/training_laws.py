@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from .small_runs import (
     watch_gradients,
     without_dropout,
 )
+from .subject import plugin_module
 
 _AFTER_STEPS = 1e-7
 """Rounding of a few steps in float64, of methods that divide by deviations of few images."""
@@ -51,7 +52,7 @@ class TrainingLaws(SampleLaws):
     def steps_repeat(self) -> None:
         """The same training twice has the same bits."""
         one, other = (take_steps(self.runs.training()) for _ in range(2))
-        refuse(one.losses != other.losses, f"losses {one.losses} and {other.losses}")
+        refuse(one.losses != other.losses, _first_other(one.losses, other.losses))
         odd = other_bits(one.state, other.state)
         refuse(odd, f"{listed(odd)} differ after {STEPS} steps")
 
@@ -65,7 +66,7 @@ class TrainingLaws(SampleLaws):
         hash() of texts, or id()."""
         found = steps_elsewhere(self.subject)
         here = described(take_steps(self.runs.training()))
-        refuse(found["losses"] != here["losses"], f"losses {here['losses']}, {found['losses']}")
+        refuse(found["losses"] != here["losses"], _first_other(here["losses"], found["losses"]))
         state, other = here["state"], found["state"]
         odd = [n for n in sorted(state.keys() | other.keys()) if state.get(n) != other.get(n)]
         refuse(odd, f"{listed(odd)} differ after {STEPS} steps")
@@ -86,16 +87,13 @@ class TrainingLaws(SampleLaws):
         restore(second, read_state(saved), str(saved))
         second.training.method.train()
         resumed = take_steps(second.training, STEPS)
-        refuse(
-            resumed.losses != uninterrupted.losses[STEPS:],
-            f"losses {uninterrupted.losses[STEPS:]} became {resumed.losses}",
-        )
-        refuse(
-            repr(resumed.metrics) != repr(uninterrupted.metrics[STEPS:]),
-            f"metrics {uninterrupted.metrics[STEPS:]} became {resumed.metrics}",
-        )
+        losses, metrics = uninterrupted.losses[STEPS:], uninterrupted.metrics[STEPS:]
+        refuse(resumed.losses != losses, _first_other(losses, resumed.losses, STEPS))
+        for name in metrics[0]:
+            values = [[each[name] for each in taken] for taken in (metrics, resumed.metrics)]
+            refuse(repr(values[0]) != repr(values[1]), _first_other(*values, STEPS, name))
         odd = other_bits(uninterrupted.state, resumed.state)
-        refuse(odd, f"{listed(odd)} differ")
+        refuse(odd, f"{listed(odd)} differ after {2 * STEPS} steps, of which {STEPS} were resumed")
 
     @law(
         "compute metrics from detached tensors, without drawing random numbers or writing anything",
@@ -133,10 +131,10 @@ class TrainingLaws(SampleLaws):
     def ranks_agree(self) -> str:
         """Two and four processes train what one does: losses, the first gradient, the state."""
         one = _course(self.runs.training(torch.float64))
-        worst = 0.0
+        worst, module = 0.0, plugin_module(self.subject.slot)
         for size in (2, 4):
             folder = self.subject.folder / f"ranks{size}"
-            for rank, found in enumerate(on_ranks(self._course_of_rank, size, folder)):
+            for rank, found in enumerate(on_ranks(self._course_of_rank, size, folder, module)):
                 name, far = farthest(found, one)
                 refuse(
                     far > _AFTER_STEPS,
@@ -176,6 +174,16 @@ class TrainingLaws(SampleLaws):
         """Whether it learns, and the cost of a step."""
         yield loss_over_time(self)
         yield from cost_of_a_step(self)
+
+
+def _first_other(
+    one: Sequence[float], other: Sequence[float], before: int = 0, name: str = "loss"
+) -> str:
+    """Where two courses of a number part. before: steps before their first."""
+    for step, (mine, theirs) in enumerate(zip(one, other, strict=True), before + 1):
+        if repr(mine) != repr(theirs):
+            return f"the {name} of step {step} is {mine:.9g} the first time, {theirs:.9g} then"
+    return ""
 
 
 def _course(t: Training, *, batch_norm: bool = True) -> Tensors:

@@ -202,7 +202,7 @@ class BarlowTwins(Projected):
 
     def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
-        self.norm = nn.BatchNorm1d(WIDTH, affine=False, track_running_stats=False)
+        self.norm = nn.BatchNorm1d(WIDTH, affine=False)
 
     def objective(
         self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress

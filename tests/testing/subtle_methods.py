@@ -191,6 +191,15 @@ class GathersByHand(Sound):
         return StepOutput(output.loss, output.metrics, carry)
 
 
+class FailsOnOneRank(Sound):
+    """Raises where it is not the first process: the others lose it in the middle of a message."""
+
+    def after_step(self, progress: Progress, carry: Any) -> None:
+        if self.world.rank == 1:
+            raise ValueError("no weights here")
+        super().after_step(progress, carry)
+
+
 class NamesTwice(Sound):
     """Two groups with the same parameter."""
 
@@ -295,6 +304,7 @@ SUBTLE: Mapping[type[Method], str] = {
     NoiseByPlace: "loss-does-not-depend-on-order",
     GlobalStart: "no-global-random-numbers",
     GathersByHand: "ranks-agree",
+    FailsOnOneRank: "ranks-agree",
     NamesTwice: "trains",
     FewLabels: "trains",
     WatchesNumbers: "collapse-is-watched",

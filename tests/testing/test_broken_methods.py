@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 from broken_methods import BROKEN, GradientIntoTeacher, Sound
 from outcomes import broken_laws
-from subtle_methods import SUBTLE, ComparesNothing, MadeLate, OneViewOnly
+from subtle_methods import SUBTLE, ComparesNothing, FailsOnOneRank, MadeLate, OneViewOnly
 
 from sslkit.api import Method
 from sslkit.testing import checks
@@ -27,6 +27,15 @@ METHODS = [
 def test_a_fault_breaks_its_law_alone(method: type[Method]) -> None:
     law = EVERY[method]
     assert broken_laws(method, fast=law not in OF_PROCESSES) == [law]
+
+
+@pytest.mark.slow
+def test_the_rank_that_failed_first_is_named_with_its_line() -> None:
+    """The first rank, which lost the other, was named, and no line."""
+    (check,) = (check for check in checks(FailsOnOneRank) if str(check) == "ranks-agree")
+    text = check.outcome().text
+    assert text.startswith("rank 1: ValueError: no weights here (")
+    assert "subtle_methods.py:" in text
 
 
 def seen(method: type[Method], law: str) -> str:
