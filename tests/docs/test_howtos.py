@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
 from pages import DOCS
+from pages import blocks as blocks_of
 
 from sslkit.builtin.augmentations import SimCLRConfig
+from sslkit.workflows.new_plugin import new_plugin
 
 
 def blocks(text: str) -> str:
@@ -53,3 +58,18 @@ def test_byols_views_are_those_of_its_recipe() -> None:
         for views in settings
     ]
     assert values[0] == values[1]
+
+
+@pytest.mark.skipif(shutil.which("patch") is None, reason="there is no `patch` on this machine")
+def test_the_tutorial_shows_and_changes_what_is_made(tmp_path: Path) -> None:
+    """Without a run of the page, which is slow."""
+    made = new_plugin("my-method", "method", tmp_path)
+    page = blocks_of(DOCS / "tutorial" / "own_method.md")
+    parts = [block for block in page if "part of" in block.marks]
+    assert len(parts) == 5
+    for block in parts:
+        assert block.text in (tmp_path / block.marks["part of"]).read_text(), str(block)
+    [change] = [block.text for block in page if block.language == "diff"]
+    subprocess.run(["patch", "-d", made.path, "-p1"], input=change, text=True, check=True)
+    assert not list(made.path.rglob("*.rej"))
+    compile((made.path / "src/sslkit_my_method/method.py").read_text(), "method.py", "exec")
