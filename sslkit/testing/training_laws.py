@@ -90,8 +90,8 @@ class TrainingLaws(SampleLaws):
         losses, metrics = uninterrupted.losses[STEPS:], uninterrupted.metrics[STEPS:]
         refuse(resumed.losses != losses, _first_other(losses, resumed.losses, STEPS))
         for name in metrics[0]:
-            values = [[each[name] for each in taken] for taken in (metrics, resumed.metrics)]
-            refuse(repr(values[0]) != repr(values[1]), _first_other(*values, STEPS, name))
+            mine, theirs = ([each[name] for each in taken] for taken in (metrics, resumed.metrics))
+            refuse(repr(mine) != repr(theirs), _first_other(mine, theirs, STEPS, name))
         odd = other_bits(uninterrupted.state, resumed.state)
         refuse(odd, f"{listed(odd)} differ after {2 * STEPS} steps, of which {STEPS} were resumed")
 
