@@ -14,6 +14,16 @@ from .completion import complete_override, complete_run
 from .options import AsJson, processes
 from .output import print_json
 
+Other = Annotated[
+    Path | None,
+    typer.Option(
+        "--with",
+        metavar="RUN",
+        help="Compare with this run, and make none.",
+        autocompletion=complete_run,
+    ),
+]
+
 
 def reproduce(
     run: Annotated[
@@ -36,15 +46,7 @@ def reproduce(
         Path | None,
         typer.Option("-O", "--out", help="Make the new run here; default: reproductions/<run>."),
     ] = None,
-    other: Annotated[
-        Path | None,
-        typer.Option(
-            "--with",
-            metavar="RUN",
-            help="Compare with this run, and make none.",
-            autocompletion=complete_run,
-        ),
-    ] = None,
+    other: Other = None,
     nproc: Annotated[
         str | None, typer.Option(metavar="N", help="Processes; default: as many as it had.")
     ] = None,
