@@ -40,7 +40,9 @@ class MethodLaws(MethodBench):
     """The laws of `Method`, each tried with the engine or as the engine calls it."""
 
     @law(
-        "see the message; the steps are those of `sslkit run`, on the CPU in float32",
+        "see the message; the steps are those of `sslkit run`, on the CPU in float32. Where the "
+        "kit's own recipe does not suit it (two views of 16 pixels, a small ResNet), give one that "
+        "does, --recipe or checks(..., recipe=...), and let `problems` say what it takes",
         needs=("its-configuration-can-be-written-and-read",),
     )
     def trains(self) -> str:
@@ -83,7 +85,8 @@ class MethodLaws(MethodBench):
     # --- Gradients --------------------------------------------------------------------------------
 
     @law(
-        "leave out of param_groups what is not trained (requires_grad_(False)), and use the rest",
+        "leave out of param_groups what is not trained (requires_grad_(False)), and use the rest; "
+        "what is frozen at first needs a recipe with few steps in an epoch",
         needs=STEP,
     )
     def gradients_reach_what_is_trained(self) -> str:

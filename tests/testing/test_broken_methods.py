@@ -7,7 +7,14 @@ from collections.abc import Mapping
 import pytest
 from broken_methods import BROKEN, GradientIntoTeacher, Sound
 from outcomes import broken_laws
-from subtle_methods import SUBTLE, ComparesNothing, FailsOnOneRank, MadeLate, OneViewOnly
+from subtle_methods import (
+    SUBTLE,
+    ComparesNothing,
+    ExportsAnother,
+    FailsOnOneRank,
+    MadeLate,
+    OneViewOnly,
+)
 
 from sslkit.api import Method
 from sslkit.testing import checks
@@ -50,3 +57,5 @@ def test_what_no_law_can_forbid_is_said_beside_it() -> None:
     assert seen(ComparesNothing, order) == "the loss compares no two views of an image"
     assert seen(OneViewOnly, order) == "view 1 has no part in the loss"
     assert seen(Sound, order) == ""
+    trained = seen(ExportsAnother, "gradients-reach-what-is-trained")
+    assert "parameters; left as they began: first.model.conv1.0.weight" in trained
