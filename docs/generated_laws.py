@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sslkit.api import INTERFACES
 from sslkit.testing import KINDS_OF_LAWS, Law
-from sslkit.testing.component_laws import ComponentLaws
+from sslkit.testing.any_facts import FactsLaws
 
 _START = """# Laws of components
 
@@ -15,10 +15,10 @@ others is not tried while one of them is broken, so that a fault shows in one pl
 
 def laws_page() -> str:
     """A section for what all kinds share, and one for each kind."""
-    shared = {law.name for law in ComponentLaws.all()}
-    parts = [_START, section("Every kind", ComponentLaws.all())]
+    shared = {law.name for law in FactsLaws.all()}
+    parts = [_START, section("Every kind", FactsLaws.all())]
     for interface in INTERFACES:
-        laws = KINDS_OF_LAWS.get(interface.kind, ComponentLaws).all()
+        laws = KINDS_OF_LAWS.get(interface.kind, FactsLaws).all()
         own = [law for law in laws if law.name not in shared]
         parts.append(section(interface.kind.capitalize(), own))
     return "\n".join(parts)

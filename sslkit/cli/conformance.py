@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,15 +53,19 @@ def plugins_check(
     as_json: AsJson = False,
 ) -> None:
     """Try the laws of its kind on a component; exit 1 where one is broken."""
+    from sslkit.report.console import print_line
     from sslkit.testing.kit import report_on
     from sslkit.testing.subject import find_subjects
     from sslkit.testing.table import print_report
 
     reports: list[Report] = []
-    for subject in find_subjects(name, kind, fields_of(field or []), recipe):
+    subjects, others = find_subjects(name, kind, fields_of(field or []), recipe)
+    for subject in subjects:
         reports.append(report_on(subject, fast=fast))
         if not as_json:
             print_report(reports[-1])
+    for component, reason in others.items():
+        print_line(f"{component}: not tried: {reason}", file=sys.stderr)
     if as_json:
         print_json([report.to_json() for report in reports])
     if not all(report.passed for report in reports):

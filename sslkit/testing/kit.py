@@ -11,7 +11,6 @@ from sslkit.api import Component
 
 from .augmentation_laws import AugmentationLaws
 from .callback_laws import CallbackLaws
-from .component_laws import ComponentLaws
 from .dataset_laws import DatasetLaws
 from .evaluator_network_laws import EvaluatorLaws
 from .head_laws import HeadLaws
@@ -67,7 +66,7 @@ def checks_of(subject: Subject, *, fast: bool = False) -> list[Check]:
 
 def laws_of(subject: Subject) -> Laws:
     """The laws of its kind, ready to be tried on a subject."""
-    return KINDS_OF_LAWS.get(subject.kind, ComponentLaws)(subject)
+    return KINDS_OF_LAWS[subject.kind](subject)
 
 
 @dataclass(frozen=True)

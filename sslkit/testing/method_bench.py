@@ -13,11 +13,11 @@ from sslkit.api import Batch, StepOutput
 from sslkit.engine.training import Training
 from sslkit.randomness import seeded
 
-from .component_laws import ComponentLaws
+from .any_facts import FactsLaws
 from .small_runs import SmallRuns, still, take_steps
 
 
-class MethodBench(ComponentLaws):
+class MethodBench(FactsLaws):
     """What the laws of methods share."""
 
     kind = "method"

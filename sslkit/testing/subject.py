@@ -129,17 +129,24 @@ def find_kind(component: str) -> tuple[str, str]:
 
 def find_subjects(
     name: str, kind: str | None, fields: Mapping[str, Any], recipe: Path | str | None = None
-) -> list[Subject]:
+) -> tuple[list[Subject], dict[str, str]]:
     """The component of a name, of this kind where one is given, or all components of a
-    distribution, `sslkit-mine`. Raises PluginError and RecipeError."""
+    distribution, `sslkit-mine`; and of that, component -> why it cannot be tried, where it needs
+    fields or is not in the recipe. Raises PluginError and RecipeError."""
     if kind is not None and kind not in KINDS:
         raise PluginError(f"--kind: '{kind}' is not a kind of component; kinds: {', '.join(KINDS)}")
     entries = [e for e in installed_components().entries(kind) if e.distribution == normalise(name)]
     if not entries:
-        return [find_subject(f"{kind}:{name}" if kind else name, fields, recipe)]
+        return [find_subject(f"{kind}:{name}" if kind else name, fields, recipe)], {}
     if fields:
         raise RecipeError(f"'{name}': is a distribution; give fields of one component at a time")
-    return [find_subject(f"{e.kind}:{e.qualified}", {}, recipe) for e in entries]
+    found, others = [], {}
+    for entry in entries:
+        try:
+            found.append(find_subject(f"{entry.kind}:{entry.qualified}", {}, recipe))
+        except RecipeError as error:
+            others[f"{entry.kind} '{entry.name}'"] = str(error).partition("\n")[0]
+    return found, others
 
 
 def plugin_module(slot: Slot[Any]) -> str:

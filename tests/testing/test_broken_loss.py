@@ -9,6 +9,8 @@ from torch import Tensor
 from sslkit.api import Loss, LossInput
 from sslkit.nn.functional import normalize
 from sslkit.testing import check_plugin
+from sslkit.testing.kit import laws_of
+from sslkit.testing.subject import find_subject
 from tests.testing import broken_loss as broken
 from tests.testing.outcomes import broken_laws
 
@@ -26,7 +28,6 @@ from tests.testing.outcomes import broken_laws
         (broken.DividesByNorms, "zeros-are-finite"),
         (broken.Overflows, "any-scale-is-finite"),
         (broken.NeedsThreeImages, "two-images-are-enough"),
-        (broken.MultipliesInHalf, "autocast-does-not-change-it"),
         (broken.StaysInHalf, "half-precision-is-taken-in"),
         (broken.CentresInPlace, "what-it-is-given-is-left"),
         (broken.KeepsGraphs, "metrics-are-numbers-without-gradient"),
@@ -98,3 +99,10 @@ def test_a_teacher_and_a_centre_break_none() -> None:
     rows = {row["law"]: row["text"] for row in check_plugin(Distillation, fast=True).rows}
     assert rows["state-is-complete"] == "centre change in after_step"
     assert rows["what-it-requires-matters"] == "online, teacher"
+
+
+def test_a_loss_that_autocast_changes_is_noted() -> None:
+    laws = laws_of(find_subject(broken.MultipliesInHalf, {}))
+    (note,) = laws.notes()
+    assert note.startswith("within an autocast to bf16 it has another value")
+    assert list(laws_of(find_subject(broken.Sound, {})).notes()) == []

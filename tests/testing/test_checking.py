@@ -55,9 +55,12 @@ def test_an_unknown_name_is_one_line_with_a_guess() -> None:
 
 
 def test_a_distribution_stands_for_all_its_components() -> None:
-    names = {str(subject) for subject in find_subjects("sslkit-byol", None, {})}
+    names = {str(subject) for subject in find_subjects("sslkit-byol", None, {})[0]}
     assert "method 'sslkit-byol:byol'" in names
     assert len(names) > 1
+    found, others = find_subjects("sslkit", "optimizer", {})
+    assert found == []
+    assert others["optimizer 'sgd'"] == "optimizer 'sgd'.lr: Field required"
     with pytest.raises(RecipeError, match="fields of one component at a time"):
         find_subjects("sslkit-byol", None, {"momentum": 1})
 
@@ -186,7 +189,7 @@ def test_a_broken_law_ends_with_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = find_subject(StateInEmbed, {})
-    monkeypatch.setattr("sslkit.testing.subject.find_subjects", lambda *given: [broken])
+    monkeypatch.setattr("sslkit.testing.subject.find_subjects", lambda *given: ([broken], {}))
     command("mine", "--fast", code=1)
     assert "broken: method 'StateInEmbed': embed-changes-no-state: " in capsys.readouterr().out
     command("mine", "--fast", "--json", code=1)
