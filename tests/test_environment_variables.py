@@ -17,6 +17,9 @@ WHOLE = {"builtin/mlflow_ui.py", "builtin/mlflow_store.py", "workflows/compare/p
     "parallel/local.py",
     "host/schema_cache.py",
     "testing/component_laws.py",
+    "testing/elsewhere.py",
+    "testing/fingerprint_laws.py",
+    "testing/tracker_bench.py",
     "testing/forked.py",
 }
 """Files that hand the environment as a whole to another program, or add to it."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sslkit.errors import RecipeError
+from sslkit.report.console import print_line
 
 from .completion import complete_component, complete_field, complete_kind, complete_recipe
 from .options import AsJson
@@ -16,6 +18,7 @@ from .output import print_json
 
 if TYPE_CHECKING:
     from sslkit.testing.kit import Report
+    from sslkit.testing.subject import Subject
 
 
 def plugins_check(
@@ -53,23 +56,28 @@ def plugins_check(
     as_json: AsJson = False,
 ) -> None:
     """Try the laws of its kind on a component; exit 1 where one is broken."""
-    from sslkit.report.console import print_line
-    from sslkit.testing.kit import report_on
     from sslkit.testing.subject import find_subjects
-    from sslkit.testing.table import print_report
 
-    reports: list[Report] = []
     subjects, others = find_subjects(name, kind, fields_of(field or []), recipe)
-    for subject in subjects:
-        reports.append(report_on(subject, fast=fast))
-        if not as_json:
-            print_report(reports[-1])
+    reports = list(shown_reports(subjects, fast=fast, quiet=as_json))
     for component, reason in others.items():
         print_line(f"{component}: not tried: {reason}", file=sys.stderr)
     if as_json:
         print_json([report.to_json() for report in reports])
     if not all(report.passed for report in reports):
         raise typer.Exit(1)
+
+
+def shown_reports(subjects: list[Subject], *, fast: bool, quiet: bool) -> Iterator[Report]:
+    """The report on each component, printed as soon as it is there, unless `quiet`."""
+    from sslkit.testing.kit import report_on
+    from sslkit.testing.table import print_report
+
+    for subject in subjects:
+        report = report_on(subject, fast=fast)
+        if not quiet:
+            print_report(report)
+        yield report
 
 
 def fields_of(given: list[str]) -> dict[str, Any]:

@@ -135,15 +135,18 @@ def find_subjects(
     fields or is not in the recipe. Raises PluginError and RecipeError."""
     if kind is not None and kind not in KINDS:
         raise PluginError(f"--kind: '{kind}' is not a kind of component; kinds: {', '.join(KINDS)}")
-    entries = [e for e in installed_components().entries(kind) if e.distribution == normalise(name)]
+    registry = installed_components()
+    entries = [e for e in registry.entries(kind) if e.distribution == normalise(name)]
     if not entries:
         return [find_subject(f"{kind}:{name}" if kind else name, fields, recipe)], {}
     if fields:
         raise RecipeError(f"'{name}': is a distribution; give fields of one component at a time")
     found, others = [], {}
     for entry in entries:
+        shared = registry.is_ambiguous(entry.kind, entry.name)
+        called = entry.qualified if shared else entry.name
         try:
-            found.append(find_subject(f"{entry.kind}:{entry.qualified}", {}, recipe))
+            found.append(find_subject(f"{entry.kind}:{called}", {}, recipe))
         except RecipeError as error:
             others[f"{entry.kind} '{entry.name}'"] = str(error).partition("\n")[0]
     return found, others
