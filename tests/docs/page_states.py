@@ -66,8 +66,10 @@ class States:
         assert name in self._makers, f"given: {name}; valid is {', '.join(self._makers)}"
         made = self._folder / name.replace(" ", "_")
         if not made.exists():
-            made.mkdir()
-            self._makers[name](made)
+            begun = made.with_suffix(".begun")
+            begun.mkdir()  # refused where it could not be made before
+            self._makers[name](begun)
+            begun.rename(made)
         shutil.rmtree(folder / RUN, ignore_errors=True)
         shutil.copytree(made, folder, dirs_exist_ok=True)
 
