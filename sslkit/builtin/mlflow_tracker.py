@@ -80,10 +80,10 @@ class MLflowTracker(Tracker):
     def ui_command(self, host: str, port: int) -> list[str]:
         """The command that shows the store in a browser."""
         if self.uri.startswith(("http://", "https://")):
-            return [sys.executable, "-m", "webbrowser", store.page(self.uri)]
+            return [sys.executable, "-P", "-m", "webbrowser", store.page(self.uri)]
         # A login may stand in the environment's URI: no other process may read it in our command.
         arguments = [self.named_store() or "", host, str(port), self.config.experiment]
-        return [sys.executable, "-m", "sslkit.builtin.mlflow_ui", *arguments]
+        return [sys.executable, "-P", "-m", "sslkit.builtin.mlflow_ui", *arguments]
 
     def start(self, run: RunView, run_id: str | None) -> str:
         """Opens or continues the run. Also called after a failure: it finds out what the service

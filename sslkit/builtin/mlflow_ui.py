@@ -34,7 +34,7 @@ def main(uri: str, host: str, port: str, experiment: str) -> int:
             client = store.client(uri)
             shown = experiment_to_show(client, experiment)
             columns = shown is not None and store.VIEW_TAG in client.get_experiment(shown).tags
-    command = [sys.executable, "-m", "mlflow", "ui"]
+    command = [sys.executable, "-P", "-m", "mlflow", "ui"]
     command += ["--host", host, "--port", port, "--workers", "1"]
     os.environ.update(SERVER_ENVIRONMENT, MLFLOW_BACKEND_STORE_URI=uri)
     address = store.page(f"http://{host}:{port}", shown, columns=columns)

@@ -69,7 +69,9 @@ def run(
 
     count = None if nproc is None else processes(nproc, None if dry_run else most_processes())
     if count is not None and not dry_run and is_to_start(count):
-        raise typer.Exit(run_processes([sys.executable, "-m", "sslkit", *sys.argv[1:]], count))
+        raise typer.Exit(
+            run_processes([sys.executable, "-P", "-m", "sslkit", *sys.argv[1:]], count)
+        )
 
     if is_one_of_several():  # before torch is imported: a rank that is gone is said in one line
         variables.TORCH_CPP_LOG_LEVEL.set_default("ERROR")

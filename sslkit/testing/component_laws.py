@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from unittest import SkipTest
 
 from sslkit import installed_components
@@ -138,7 +139,8 @@ def _environment() -> dict[str, str]:
     """The variables of this process, and its search path."""
     import os
 
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    path = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def _hook_modules(distribution: str) -> list[str]:

@@ -245,7 +245,7 @@ def _make(
         raise RecipeError(f"--out {out}: {error.strerror}") from error
     own = [f"runs_dir={json.dumps(str(out))}", "tracking={name: none}"]
     asked = {**request, "overrides": [*request["overrides"], *own]}
-    command = [sys.executable, "-m", "sslkit.workflows.rerun", json.dumps(asked)]
+    command = [sys.executable, "-P", "-m", "sslkit.workflows.rerun", json.dumps(asked)]
     lock = lock_folder(out)
     try:
         before = {folder.path for folder in find_runs(out)}

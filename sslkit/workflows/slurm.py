@@ -137,7 +137,7 @@ def keep_batch_file(made: BatchFile, out: Path) -> None:
 
 def _command(recipe: str, overrides: Sequence[str], runs_dir: Path) -> list[str]:
     source = f"./{recipe}" if recipe.startswith("-") else recipe
-    command = [sys.executable, "-m", "sslkit", "run", source]
+    command = [sys.executable, "-P", "-m", "sslkit", "run", source]
     for override in overrides:
         command += ["-o", override]
     text = str(runs_dir)  # a value is YAML

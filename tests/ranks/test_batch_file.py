@@ -41,7 +41,7 @@ WHOLE = """\
 # not where the run has failed.
 
 srun --kill-on-bad-exit=0 --wait=60 --cpus-per-task=8 \\
-    {python} -m sslkit run tiny.yaml -o train.device=auto -o 'evaluate=[]' \
+    {python} -P -m sslkit run tiny.yaml -o train.device=auto -o 'evaluate=[]' \
 -o runs_dir={runs}/tiny-night --resume auto &
 tasks=$!
 
@@ -278,7 +278,7 @@ def test_every_word_comes_through_and_nothing_is_run(
     code, _, words = bash(found)
     assert code == 0
     runs = f"runs_dir={json.dumps(str(folder / 'tiny-night'))}"
-    given = ["-m", "sslkit", "run", odd.name, "-o", overrides[0], "-o", overrides[1]]
+    given = ["-P", "-m", "sslkit", "run", odd.name, "-o", overrides[0], "-o", overrides[1]]
     step = ["--kill-on-bad-exit=0", "--wait=60", sys.executable]
     assert words == [*step, *given, "-o", runs, "--resume", "auto"]
     assert not list(tmp_path.rglob("stolen"))
@@ -287,7 +287,7 @@ def test_every_word_comes_through_and_nothing_is_run(
 def test_a_recipe_that_looks_like_an_option(here: Path, bash: Bash) -> None:
     (here / "--json.yaml").write_text((here / "tiny.yaml").read_text())
     _, _, words = bash(write_batch_file("--json.yaml", [], Allocation(), "night"))
-    assert words[6] == "./--json.yaml"
+    assert words[7] == "./--json.yaml"
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ class RunProcess:
             job.log.parent.mkdir(parents=True, exist_ok=True)
             errors = job.log.open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sslkit.workflows.compare.worker"],
+            [sys.executable, "-P", "-m", "sslkit.workflows.compare.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
             env={**os.environ, **device.environment},
         )  # fmt: skip
