@@ -140,6 +140,11 @@ class Bounds:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
+        if source is not ScheduledNumber:
+            raise PluginError(
+                f"Bounds is for a ScheduledNumber, and stands at {source!r}: write Field(ge=..., "
+                "le=...) of pydantic there"
+            )
         return core_schema.no_info_after_validator_function(self._bounded, handler(source))
 
     def _bounded(self, number: ScheduledNumber) -> ScheduledNumber:

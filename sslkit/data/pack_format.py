@@ -297,8 +297,8 @@ def _check_labels(where: str, split: Split, labels: NDArray[np.int64] | None) ->
         return
     valid = _MAX_CLASSES if split.class_names is None else len(split.class_names)
     lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= valid:
+    if lowest < -1 or highest >= valid:
         raise DataError(
-            f"{where}: labels run from {lowest} to {highest}; valid is 0 to {valid - 1}; "
+            f"{where}: labels run from {lowest} to {highest}; valid is -1 to {valid - 1}; "
             "pack the data again"
         )

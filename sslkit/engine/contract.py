@@ -6,15 +6,17 @@ with the first step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from sslkit.api import (
+    Apart,
     Backbone,
     Batch,
     Component,
@@ -34,6 +36,18 @@ _TOLERANCE = 1e-3
 """By which views may leave [0, 1]: filters round."""
 
 FEATURES = "features"
+OWN_METRICS = frozenset({"loss", "lr", "grad_norm", "epoch", "loss_scale"})
+"""What the engine logs as `train/<name>`, beside what follows a schedule and the online probe's."""
+_METRIC_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
+
+
+def metric_fault(name: object, taken: Collection[str] = OWN_METRICS) -> str | None:
+    """What is wrong with the name of a metric; None where nothing is. taken: names in use."""
+    if not isinstance(name, str) or not _METRIC_NAME.fullmatch(name):
+        return "valid are letters, digits and any of _ . - /"
+    if name in taken or name.startswith("online_probe/"):
+        return f"train/{name} is logged by sslkit itself; choose another name"
+    return None
 
 
 class Contract:
@@ -47,18 +61,20 @@ class Contract:
         *,
         bounded: bool = True,
         probe_width: int | None,
+        scheduled: Collection[str] = (),
         hook_backbones: bool = True,
     ) -> None:
         """places: where in the recipe each class stands. bounded: whether views are images, with
-        values in [0, 1]. probe_width: that of the features which
-        the online probe takes; None where there is no probe. hook_backbones: False where they are
-        compiled, hooks and all."""
+        values in [0, 1]. probe_width: that of the features which the online probe takes; None where
+        there is none. scheduled: names under which numbers that follow a schedule are logged.
+        hook_backbones: False where they are compiled, hooks and all."""
         self.open = True
         self._places = places
         self._views = views
         self._channels = channels
         self._bounded = bounded
         self._probe_width = probe_width
+        self._own_metrics = OWN_METRICS | set(scheduled)
         self._hook_backbones = hook_backbones
 
     def close(self) -> None:
@@ -105,6 +121,7 @@ class Contract:
                 )
         if self.open:
             self._check_features(who, embeddings)
+            _check_watched(method, embeddings)
 
     def _check_features(self, who: str, embeddings: Mapping[str, Tensor]) -> None:
         if not any(value.is_floating_point() for value in embeddings.values()):
@@ -173,12 +190,14 @@ class Contract:
                     "valid are finite embeddings"
                 )
         for name, metric in output.metrics.items():
+            if (fault := metric_fault(name, self._own_metrics)) is not None:
+                raise PluginError(f"{who} or its loss gave a metric the name {name!r}; {fault}")
             if not isinstance(metric, (int, float)) and not (
                 isinstance(metric, Tensor) and metric.numel() == 1
             ):
                 raise PluginError(
-                    f"{who}.objective gave the metric '{name}' as {describe(metric)}; valid is one "
-                    "number"
+                    f"{who} or its loss gave the metric '{name}' as {describe(metric)}; valid is "
+                    "one number"
                 )
 
     # --- What networks give ------------------------------------------------------------------
@@ -215,6 +234,11 @@ class Contract:
                 f"{self._who(loss)}.forward gave {describe(output)}; valid is a floating-point "
                 "scalar tensor"
             )
+        if inputs and isinstance(inputs[0], LossInput) and _is_cut(inputs[0], output):
+            raise PluginError(
+                f"{self._who(loss)}.forward gave a scalar without gradient, of embeddings that "
+                "have one; valid is a scalar that depends on them: no detach, no item, no no_grad"
+            )
 
     def _check_head(self, head: Head, inputs: Any, output: Any) -> None:
         self._check_map(head, inputs, output, "out_dim", getattr(head, "out_dim", None))
@@ -240,6 +264,18 @@ class Contract:
     def _who(self, component: Component) -> str:
         cls = type(component)
         return f"{self._places.get(cls, cls.kind)}: {cls.__name__}"
+
+
+def _check_watched(method: Method, embeddings: Mapping[str, Tensor]) -> None:
+    """Raises PluginError where a collapse of what the method names could not be seen."""
+    for name, apart in (method.must_not_collapse or {}).items():
+        who = f"method: {type(method).__name__}.must_not_collapse names"
+        if name not in embeddings:
+            given = ", ".join(f"'{each}'" for each in embeddings)
+            raise PluginError(f"{who} '{name}'; valid are the entries of embed: {given}")
+        if apart not in get_args(Apart):
+            valid = " and ".join(f"'{each}'" for each in get_args(Apart))
+            raise PluginError(f"{who} '{name}' as {apart!r}; valid are {valid}")
 
 
 @dataclass(frozen=True)
@@ -301,6 +337,13 @@ def describe(value: Any) -> str:
     if value is None:
         return "nothing"
     return f"an empty {type(value).__name__}" if value == {} else f"a {type(value).__name__}"
+
+
+def _is_cut(inputs: LossInput, output: Tensor) -> bool:
+    """Whether a gradient ends in a loss."""
+    given = (*inputs.views, *inputs.online)
+    wanted = torch.is_grad_enabled() and any(each.requires_grad for each in given)
+    return wanted and not output.requires_grad
 
 
 def _is_scalar(value: Any) -> bool:

@@ -191,6 +191,7 @@ def make_learner(recipe: Recipe, facts: RunFacts, compute: Compute, method: Meth
         facts.channels,
         bounded=issubclass(recipe.augmentation.cls, ImageAugmentation),
         probe_width=method.encoder.num_features if probe else None,
+        scheduled=scheduled_numbers(recipe),
         hook_backbones=not compute.compiled,
     )
     return Learner(

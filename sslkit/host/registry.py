@@ -237,6 +237,23 @@ def _fault(interface: type[Component], found: Any) -> str | None:
     for name, described in config.model_fields.items():
         if _holds_a_set(described.annotation):
             return f"has a set as Config field '{name}', whose order differs by run: use a tuple"
+        if (better := _better_default(described)) is not None:
+            return f"has {described.default!r} as the default of '{name}': write {better}"
+    return None
+
+
+def _better_default(described: Any) -> str | None:
+    """What to write for the default of a field whose type is made from what a recipe says, where
+    the default is not validated and would stay as it is."""
+    from sslkit.api import ScheduledNumber, Slot
+
+    if described.validate_default or described.default is None or described.is_required():
+        return None
+    kind, default = get_origin(described.annotation) or described.annotation, described.default
+    if kind is ScheduledNumber and isinstance(default, (int, float)):
+        return f"scheduled({default!r})"
+    if kind is Slot and isinstance(default, Mapping):
+        return "slot(...), with the name and the fields"
     return None
 
 

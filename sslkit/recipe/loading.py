@@ -116,7 +116,10 @@ def _unmeasured_expectations(recipe: Recipe, document: Document, registry: Regis
     for metric in recipe.expect:
         parts = metric.split("/")
         if parts[0] == "eval" and len(parts) > 2 and parts[1] in known - chosen:
-            message = f"nothing measures it: '{parts[1]}' is not listed under evaluate"
+            message = (
+                f"nothing measures it: '{parts[1]}' is not listed under evaluate; list it, or "
+                "leave the expectation out (-o expect={})"
+            )
             problems.append(document.marks.line(("expect", metric), message, key=True))
     return problems[:SHOWN_PROBLEMS] + more_problems(len(problems), document.marks.source)
 

@@ -91,8 +91,9 @@ def _training_warnings(recipe: Recipe, facts: RunFacts) -> Iterator[Advice]:
         if not math.isclose(first, number.start, rel_tol=1e-9, abs_tol=1e-12):
             yield Advice(
                 path,
-                f"begins at {first:g} and not at its start, {number.start:g}: a warm-up leads from "
-                "the end to the start; leave warmup_epochs out, or exchange the two",
+                f"begins at {first:g} and not at its start, {number.start:g}, where the factor of "
+                "its schedule is 1: a warm-up leads from the end to the start. Leave the warm-up "
+                "out, or exchange the two, where that is not meant",
             )
     rest = 0 if facts.streamed else facts.num_images % facts.batch_size
     if rest > _LARGE_REST * facts.num_images:

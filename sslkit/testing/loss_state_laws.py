@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sslkit import installed_components
 from sslkit.api import Loss, LossInput, ScheduledNumber, resolve_component
+from sslkit.engine.contract import metric_fault
 from sslkit.randomness import seeded
 
 from .held_state import changes, held
@@ -179,11 +180,12 @@ class LossLaws(LossValueLaws):
         needs=(*GIVES, "what-it-is-given-is-left"),
     )
     def metrics_are_numbers_without_gradient(self) -> str:
-        """`metrics` gives finite scalars by name, without gradient where its input has none."""
+        """`metrics` gives finite scalars without gradient where its input has none, under names
+        that the engine does not use itself."""
         found = self._metrics(self.made(), self.inputs())
         for name, value in found.items():
             what = f"the metric {name!r}"
-            refuse(not isinstance(name, str), f"{what} is no name")
+            refuse(fault := metric_fault(name), f"{what}: {fault}")
             is_tensor = isinstance(value, Tensor)
             refuse(not is_tensor or value.numel() != 1, f"{what} is no tensor of one element")
             refuse(value.requires_grad, f"{what} has a gradient")

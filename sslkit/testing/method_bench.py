@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sslkit.api import Batch, StepOutput
+from sslkit.engine.step import update_losses
 from sslkit.engine.training import Training
 from sslkit.randomness import seeded
 
@@ -76,6 +77,7 @@ class MethodBench(FactsLaws):
     def hooks(self, t: Training, output: StepOutput) -> None:
         """What happens to the method from one step of the optimiser to the next."""
         with seeded(0, "hooks"):
+            update_losses(t, output)
             t.method.after_step(t.progress.next(), output.carry)
             t.method.before_step(t.progress.next())
 

@@ -78,9 +78,12 @@ class MethodLaws(MethodBench):
         t = self.ready(self.runs.training(torch.float64))
         batch = next(batches(t))
         embeddings = self.embed(t, batch)
-        loss = self.objective(t, embeddings, batch).loss
+        output = self.objective(t, embeddings, batch)
+        loss = output.loss
         refuse(loss.dtype != torch.float64, f"the loss of float64 networks is in {loss.dtype}")
         loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            self.hooks(t, output)
 
     # --- Gradients --------------------------------------------------------------------------------
 
@@ -207,7 +210,11 @@ class MethodLaws(MethodBench):
         found = changes(before, held(t.method))
         refuse(found, f"embed changed {listed(found)}")
 
-    @law("change it in after_step, and hand what it needs on as StepOutput.carry", needs=STEP)
+    @law(
+        "change it in after_step, and hand what it needs on as StepOutput.carry; state of a loss "
+        "changes in Loss.after_step, which StepOutput.losses leads to",
+        needs=STEP,
+    )
     def objective_changes_no_state(self) -> None:
         """`objective` changes no parameter, no buffer and no attribute, metrics included."""
         t = self.trained()

@@ -12,14 +12,21 @@ from sslkit.api import RunFacts
 from sslkit.engine.display import Display, display_of, make_display
 from sslkit.engine.loop import finish_saving, save
 from sslkit.engine.signals import StopSignals
-from sslkit.errors import CheckpointError, DataError, RecipeError, SSLKitError, TrainingError
+from sslkit.errors import (
+    CheckpointError,
+    DataError,
+    PluginError,
+    RecipeError,
+    SSLKitError,
+    TrainingError,
+)
 from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.restore import restore
 from sslkit.parallel.finding import find_world
 from sslkit.parallel.world import World
-from sslkit.recipe import Recipe, dump_resolved, load_recipe
+from sslkit.recipe import Recipe, dump_resolved, load_recipe, parse_recipe
 from sslkit.recipe.warnings import find_warnings, network_warnings
 from sslkit.runs.endings import why_stopped
 from sslkit.runs.environment_file import write_environment
@@ -157,8 +164,25 @@ def describe_folder(experiment: Experiment, fork: Path | None) -> None:
     folder = experiment.folder
     origin = (str(fork), experiment.training.progress.step) if fork else (None, None)
     write_environment(folder, experiment.describe(), *origin)
+    text = dump_resolved(experiment.recipe)
+    refuse_unreadable(text, experiment.recipe)
     # Last: a folder that has it can be resumed, and one whose data never loaded is no run.
-    folder.write_recipe(dump_resolved(experiment.recipe))
+    folder.write_recipe(text)
+
+
+def refuse_unreadable(text: str, recipe: Recipe) -> None:
+    """Raises PluginError where what a run saves of its recipe cannot be read back, so that nothing
+    could go on with it: a component whose configuration is not what it is written as."""
+    try:
+        again = parse_recipe(text, "the resolved recipe")
+        reason = "" if again == recipe else "it is another one"
+    except RecipeError as error:
+        reason = str(error).partition("\n")[0]
+    if reason:
+        raise PluginError(
+            f"what the run would save of its recipe cannot be read back: {reason}; mend the Config "
+            "of the component, which `sslkit plugins check` tries"
+        )
 
 
 @contextmanager

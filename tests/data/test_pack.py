@@ -145,6 +145,15 @@ def test_the_fingerprint_follows_pixels_and_labels(tmp_path, list_reader, photo)
     assert fingerprint("e", images, [0, 1, 0, 1, 1]) != first
 
 
+def test_images_without_a_label_are_packed(tmp_path, list_reader, photo):
+    labels = [0, -1, 1, -1, 1]
+    reader = list_reader([photo(i) for i in range(5)], labels, (40, 48))
+    write_pack(slot_of(reader), tmp_path / "p", AS_IS, num_threads=1)
+    packed = Pack(Pack.Config(file=tmp_path / "p")).open("train")
+    assert packed.labels.tolist() == labels
+    verify(tmp_path / "p", num_threads=1)
+
+
 def test_verify_finds_a_flipped_byte(pack):
     seen = []
     verify(pack, num_threads=2, on_progress=lambda *state: seen.append(state))
@@ -190,7 +199,7 @@ def set_in(*path):
         (set_in("train", "pixels", 0), "the pixels of train take"),
         (set_in("train", "pixels", 4097), "the pixels of train take"),
         (set_in("train", "labels", 2**63), "the labels of train take"),
-        (set_in("train", "class_names", ["a"]), "labels run from 0 to 2; valid is 0 to 0"),
+        (set_in("train", "class_names", ["a"]), "labels run from 0 to 2; valid is -1 to 0"),
         (set_in("train", "block_images", 1), "labels or checksums are damaged"),
         (set_in("train", "labels", None), "labels or checksums are damaged"),
         (set_in("train", "surprise", 1), "train.surprise: Extra inputs are not permitted"),

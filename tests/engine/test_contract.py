@@ -24,6 +24,7 @@ from sslkit.builtin.schedules import Cosine
 from sslkit.builtin.simclr import SimCLR
 from sslkit.builtin.sources.synthetic import SyntheticReader
 from sslkit.builtin.timm_backbone import TimmBackbone
+from sslkit.engine.contract import OWN_METRICS, metric_fault
 from sslkit.engine.display import Silent
 from sslkit.errors import PluginError, SSLKitError
 from sslkit.workflows.plan import make_plan
@@ -49,6 +50,19 @@ def drawing(use: Callable[[], object]) -> Break:
     def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
         def changed(*given: Any) -> Any:
             use()
+            return method(*given)
+
+        return changed
+
+    return wrap
+
+
+def watching(named: dict[str, str]) -> Break:
+    """The method, which names other entries that must not collapse."""
+
+    def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*given: Any) -> Any:
+            given[0].must_not_collapse = named
             return method(*given)
 
         return changed
@@ -94,7 +108,12 @@ BROKEN: list[tuple[type[Any], str, Break, str]] = [
     (SimCLR, "objective", result(lambda o: replace(o, loss=o.loss.detach())), "without gradient"),
     (SimCLR, "objective", result(lambda o: replace(o, metrics=None)), "gave nothing as metrics"),
     (SimCLR, "objective", result(lambda o: StepOutput(o.loss, {"m": torch.ones(3)})),
-     r"objective gave the metric 'm' as a tensor of shape \(3,\)"),
+     r"or its loss gave the metric 'm' as a tensor of shape \(3,\)"),
+    (SimCLR, "objective", result(lambda o: StepOutput(o.loss, {"lr": 1.0})),
+     "gave a metric the name 'lr'; train/lr is logged by sslkit itself"),
+    (NTXent, "forward", result(lambda x: x.detach()), "forward gave a scalar without gradient, of"),
+    (SimCLR, "embed", watching({"zz": "spread"}), "names 'zz'; valid are the entries of embed"),
+    (SimCLR, "embed", watching({"z": "prototype"}), "'z' as 'prototype'; valid are 'spread' and"),
     (SimCLR, "param_groups", result(lambda g: [*g, *g]), r"names the parameter '[\w.]+' twice"),
     (SimCLR, "param_groups", result(lambda g: []), "has no parameter to train"),
     (SimCLR, "param_groups", result(lambda g: [ParamGroup([("w", nn.Parameter(torch.ones(2)))])]),
@@ -207,3 +226,24 @@ def test_a_plugin_that_ends_the_process_is_an_error(
         start(str(tiny), [], display=Silent())
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("loss", "train/loss is logged by sslkit itself"),
+        ("lr", "train/lr is logged by sslkit itself"),
+        ("online_probe/top1", "is logged by sslkit itself"),
+        ("temperature", "train/temperature is logged by sslkit itself"),
+        ("a b", "valid are letters, digits"),
+        ("", "valid are letters, digits"),
+    ],
+)
+def test_names_of_metrics_that_stand_for_something_else(name: str, says: str) -> None:
+    fault = metric_fault(name, OWN_METRICS | {"temperature"})
+    assert fault is not None
+    assert says in fault
+
+
+def test_other_names_of_metrics_are_free() -> None:
+    assert [metric_fault(name) for name in ("contrastive_top1", "view/0.std", "t")] == [None] * 3

@@ -15,7 +15,7 @@ PLUGIN = """
     @hookimpl
     def register_losses():
         names = ["Fine", "Function", "WithSet", "NotALoss", "Abstract"]
-        names += ["BadConfig", "NoConfig", "Named"]
+        names += ["BadConfig", "NoConfig", "Named", "Bare"]
         return {name.lower(): f"parts_of_it:{name}" for name in names} | {
             "absent": "parts_of_it:Absent", "failing": "failing_part:Loss"}
 
@@ -25,7 +25,7 @@ PLUGIN = """
 """
 PARTS = """
     from pydantic import BaseModel
-    from sslkit.api import ComponentConfig, DataSource, Loss
+    from sslkit.api import ComponentConfig, DataSource, Loss, ScheduledNumber
 
     class Fine(Loss):
         def forward(self, inputs): return inputs.views[0].sum()
@@ -39,6 +39,9 @@ PARTS = """
     class Named(Fine):
         class Config(ComponentConfig):
             name: str = "x"
+    class Bare(Fine):
+        class Config(ComponentConfig):
+            t: ScheduledNumber = 2.0
     class WithSet(Fine):
         class Config(ComponentConfig):
             kinds: tuple[int, frozenset[str] | None] = (0, None)
@@ -77,6 +80,7 @@ def test_a_class_is_found_with_its_origin() -> None:
         ("loss", "badconfig", ["BadConfig.Config", "sslkit.api.ComponentConfig"]),
         ("loss", "noconfig", ["the Config None", "sslkit.api.ComponentConfig"]),
         ("loss", "named", ["Config field 'name'"]),
+        ("loss", "bare", ["has 2.0 as the default of 't': write scheduled(2.0)"]),
         ("loss", "withset", ["a set as Config field 'kinds'", "use a tuple"]),
         ("loss", "absent", ["cannot import parts_of_it:Absent", "AttributeError"]),
         ("loss", "failing", ["cannot import", "'no_such_thing'", "failing_part.py:1"]),

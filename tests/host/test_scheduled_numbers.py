@@ -219,3 +219,10 @@ def test_numbers_are_checked_where_a_test_builds_a_config() -> None:
     for wrong in (1.5, "0.5", True, None, {"name": "cosine", "start": 0.5}):
         with pytest.raises(ValidationError):
             number(wrong)
+
+
+def test_bounds_are_for_scheduled_numbers() -> None:
+    with pytest.raises(PluginError, match="Bounds is for a ScheduledNumber, and stands at"):
+
+        class Config(ComponentConfig):
+            momentum: Annotated[float, Bounds(ge=0.0, le=1.0)] = 0.9

@@ -288,6 +288,7 @@ def succeed(command: str, folder: Path, environment: Mapping[str, str]) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow  # pip installs it, and its tests start interpreters
 def test_a_new_plugin_passes_its_own_tests(tmp_path: Path, environment: dict[str, str]) -> None:
     """Its values, the laws of its kind, and a run of its recipe."""
     succeed("sslkit plugins new my-course --kind schedule", tmp_path, environment)

@@ -6,8 +6,14 @@ import pytest
 
 from sslkit.testing import Check, checks
 
+ALIKE = ("method:moco_v1",)
+"""What `make test` leaves to `make test-all`: a variant of another one."""
 CHECKS = [
-    pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])
+    pytest.param(
+        check,
+        id=f"{name}-{check}",
+        marks=[pytest.mark.slow] if check.law.slow or name in ALIKE else [],
+    )
     for name in ("method:moco_v1", "method:moco_v2", "method:moco_v3", "schedule:multistep")
     for check in checks(name)
 ]

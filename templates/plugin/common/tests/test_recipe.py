@@ -11,5 +11,5 @@ import sslkit
 
 def test_the_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = sslkit.run("newname", ["train.epochs=2"])
+    result = sslkit.run("newname")
     assert math.isfinite(result.metrics["train/loss"])
