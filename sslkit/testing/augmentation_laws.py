@@ -128,7 +128,8 @@ class AugmentationLaws(DrawLaws):
             refuse(not far <= _ROUNDING, f"view {view} is {far:.2g} away")
 
     @law(
-        "keep nothing on self while views are made: loader threads share the augmentation",
+        "keep nothing on self while views are made: loader threads share the augmentation; what "
+        "cannot be shared lies in a threading.local",
         needs=_MADE,
     )
     def threads_make_the_same(self) -> None:
@@ -157,7 +158,7 @@ class AugmentationLaws(DrawLaws):
         """The box of a view is made of whole pixels and lies inside the image, however small, so
         that a crop is the same while an image is decoded and on the batch, to rounding."""
         if not isinstance(self.augmentation, ImageAugmentation):
-            raise SkipTest("it makes no views of images")
+            raise SkipTest("it does not derive from ImageAugmentation")
         drawn = self.draw()
         for view, params in enumerate(drawn):
             crop = self.augmentation.geometry(view, params, self.sizes)
@@ -202,7 +203,7 @@ class AugmentationLaws(DrawLaws):
         decoded ones have the same views."""
         augmentation = self.augmentation
         if not isinstance(augmentation, ImageAugmentation):
-            raise SkipTest("it makes no views of images")
+            raise SkipTest("it does not derive from ImageAugmentation")
         if type(augmentation).make is ImageAugmentation.make:
             raise SkipTest("it leaves make as it is")
         samples = self.samples()
@@ -217,7 +218,8 @@ class AugmentationLaws(DrawLaws):
             refuse(not far <= _LEVEL, f"view {view} is {255.0 * far:.2g}/255 away")
 
     @law(
-        "write what is done to batches as tensor operations, without Python on single values",
+        "write what is done to batches as tensor operations; what calls another library image by "
+        "image stands under @torch.compiler.disable",
         needs=_MADE,
         slow=True,
     )

@@ -51,6 +51,11 @@ before = state()
 __import__(sys.argv[1])
 after = state()
 out = [name for name in before if before[name] != after[name]]
+named = "environment variables"
+if named in out:
+    old, new = before[named], after[named]
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    out[out.index(named)] = f"{named} ({' '.join(keys)})"
 sys.__stdout__.write("\\n" + json.dumps(out))
 """
 
@@ -84,7 +89,8 @@ class ComponentLaws(Laws):
         self.subject.slot.cls.Config.model_json_schema()
 
     @law(
-        "move what it does into functions or classes, which run when a recipe asks for them",
+        "move what it does into functions or classes, which run when a recipe asks for them; "
+        "import a library that does so in the constructor",
         slow=True,
     )
     def importing_it_changes_nothing(self) -> None:

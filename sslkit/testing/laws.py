@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 from unittest import SkipTest
 
@@ -117,6 +117,8 @@ class Outcome:
     text: str
     """What was seen, why nothing was tried, or a sentence beside "passed"; may be empty."""
     seconds: float = 0.0
+    raised: bool = False
+    """Whether it ended with an exception of the component."""
 
 
 class Check:
@@ -141,32 +143,34 @@ class Check:
         """What came of it; tried once."""
         if self._outcome is None:
             start = time.perf_counter()
-            status, text = self._try()
-            self._outcome = Outcome(status, text, time.perf_counter() - start)
+            found = self._try()
+            self._outcome = replace(found, seconds=time.perf_counter() - start)
         return self._outcome
 
     def line(self) -> str:
         """The outcome of a broken law in one line: where, the law, what was seen, what to do."""
-        seen = self.outcome().text
+        outcome = self.outcome()
+        first = "mend what raises this, and " if outcome.raised else ""
         return (
-            f"{self._laws.subject}: {self.law.name}: {self.law.statement}; seen: {seen}; "
-            f"to meet it: {self.law.remedy}"
+            f"{self._laws.subject}: {self.law.name}: {self.law.statement}; seen: {outcome.text}; "
+            f"to meet it: {first}{self.law.remedy}"
         )
 
-    def _try(self) -> tuple[Status, str]:
+    def _try(self) -> Outcome:
         broken = next(self._broken_needs(), None)
         if broken is not None:
-            return "skipped", f"says nothing while {broken} is not met"
+            return Outcome("skipped", f"says nothing while {broken} is not met")
         try:
             with self._laws.subject.quiet():
-                return "passed", self.law.function(self._laws) or ""
+                return Outcome("passed", self.law.function(self._laws) or "")
         except SkipTest as reason:
-            return "skipped", str(reason)
+            return Outcome("skipped", str(reason))
         except LawBrokenError as seen:
-            return "failed", " ".join(str(seen).split())
+            return Outcome("failed", " ".join(str(seen).split()))
         except Exception as error:  # the component's: whatever it raises breaks the law
             module = self._laws.subject.slot.cls.__module__
-            return "failed", describe_failure(error, module) or failure_of(error, _REASON)
+            seen_of = describe_failure(error, module) or failure_of(error, _REASON)
+            return Outcome("failed", seen_of, raised=True)
 
     def _broken_needs(self) -> Iterator[str]:
         for name in self.law.needs:

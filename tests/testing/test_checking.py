@@ -170,6 +170,8 @@ def test_a_check_is_what_pytest_knows() -> None:
     assert str(broken.value) == (
         "loss 'nt_xent': is-broken: It is not broken; seen: a thing; to meet it: mend it"
     )
+    with pytest.raises(AssertionError, match="to meet it: mend what raises this, and do not raise"):
+        found["raises"]()
     with pytest.raises(SkipTest, match="no reason to"):
         found["says-nothing"]()
 
