@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from unittest import SkipTest
 
 import torch
 from torch import Tensor
 
-from sslkit.api import ImageAugmentation
+from sslkit.api import ImageAugmentation, Params
 from sslkit.data.resize import crop_view
 from sslkit.engine.contract import ViewShape, check_view
 from sslkit.experiment.trials import (
@@ -235,3 +237,35 @@ class AugmentationLaws(DrawLaws):
             refuse(part > _FLIPPED, f"view {view}: {part:.1%} of the values are over 1/255 away")
             worst = max(worst, float(difference.double().flatten().quantile(0.999)))
         return f"at most {worst:.1g} away but for a thousandth"
+
+    # --- What is worth knowing --------------------------------------------------------------------
+
+    def notes(self) -> Iterator[str]:
+        """Where views differ less than those of most augmentations."""
+        first, later = self.draw(), self.draw(epoch=1)
+        drawn = any(params for params in first)
+        if drawn and not other_parameters(first, later):
+            yield (
+                "an image has the same views in every epoch; where that is not meant, draw from "
+                "the SampleRandom that `draw` is given, whose key holds the epoch"
+            )
+        views = self.augmentation.views
+        for one, other in pairwise(range(len(views))):
+            if (
+                first[one]
+                and views[one] == views[other]
+                and not other_parameters(first[one : one + 1], first[other : other + 1])
+            ):
+                yield (
+                    f"views {one} and {other} of an image are the same; where that is not meant, "
+                    'draw each from a stream of its own, random.substream("view", view)'
+                )
+
+
+def other_parameters(some: Sequence[Params], others: Sequence[Params]) -> bool:
+    """Whether the parameters of two draws differ anywhere."""
+    pairs = zip(some, others, strict=True)
+    return any(
+        one.keys() != other.keys() or any(not torch.equal(one[n], other[n]) for n in one)
+        for one, other in pairs
+    )

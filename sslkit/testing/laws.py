@@ -90,6 +90,8 @@ class Laws:
     what is costly as cached properties."""
 
     kind: ClassVar[str]
+    slow_notes: ClassVar[bool] = False
+    """Whether `notes` take more than about a second."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject

@@ -170,6 +170,8 @@ class TrainingLaws(SampleLaws):
         )
         return f"{losses[0]:.5g} in float32, {losses[1]:.5g} in bf16"
 
+    slow_notes = True
+
     def notes(self) -> Iterator[str]:
         """Whether it learns, and the cost of a step."""
         yield loss_over_time(self)

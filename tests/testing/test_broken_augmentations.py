@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 from broken_augmentations import BROKEN, OtherWhereCompiled, Sound
+from torch import Tensor
 
-from sslkit.api import ImageAugmentation
+from sslkit.api import ImageAugmentation, Params
+from sslkit.randomness import SampleRandom
 from sslkit.testing import check_plugin
 
 
@@ -24,3 +26,21 @@ def test_other_views_where_compiled_break_their_law_alone() -> None:
     if found.get("compiled-equals-eager") == "skipped":
         pytest.skip("torch.compile has no compiler here")
     assert [law for law, status in found.items() if status == "failed"] == ["compiled-equals-eager"]
+
+
+class SeededBySample(Sound):
+    """Draws by the sample's position alone: the same in every epoch and for every view."""
+
+    def draw(self, random: SampleRandom, sizes: Tensor) -> list[Params]:
+        fixed = SampleRandom(0, "mine", 0, random.indices)
+        return [super().draw(fixed, sizes)[0]] * len(self.views)
+
+
+def test_views_that_never_change_are_noted() -> None:
+    report = check_plugin(SeededBySample, fast=True)
+    assert report.passed
+    assert [note.partition(";")[0] for note in report.notes] == [
+        "an image has the same views in every epoch",
+        "views 0 and 1 of an image are the same",
+    ]
+    assert check_plugin(Sound, fast=True).notes == []
