@@ -6,8 +6,8 @@ import pytest
 
 from sslkit.testing import Check, checks
 
-ALIKE = ("method:moco_v1",)
-"""What `make test` leaves to `make test-all`: a variant of another one."""
+ALIKE = ("method:moco_v1", "method:moco_v2")
+"""What `make test` leaves to `make test-all`."""
 CHECKS = [
     pytest.param(
         check,
