@@ -17,8 +17,7 @@ WHOLE = {"builtin/mlflow_ui.py", "builtin/mlflow_store.py", "workflows/compare/p
     "parallel/local.py",
     "host/schema_cache.py",
     "testing/component_laws.py",
-    "testing/elsewhere.py",
-    "testing/fingerprint_laws.py",
+    "testing/interpreters.py",
     "testing/tracker_bench.py",
     "testing/forked.py",
 }

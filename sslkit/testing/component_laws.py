@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from unittest import SkipTest
 
 from sslkit import installed_components
 from sslkit.api import resolve_component
 from sslkit.errors import PluginError
 
-from .laws import LawBrokenError, Laws, law, refuse
+from .interpreters import in_another_interpreter
+from .laws import Laws, law, refuse
 from .subject import is_importable, plugin_module
 
-_IMPORT_LIMIT_S = 300
 _IMPORTING = """
 import json, locale, logging, os, pathlib, random, signal, sys, threading, warnings
 import numpy, torch
@@ -101,15 +98,10 @@ class ComponentLaws(Laws):
             raise SkipTest(f"{module} cannot be imported by another process")
         empty = self.subject.folder / "importing"
         empty.mkdir(exist_ok=True)
-        done = subprocess.run(
-            [sys.executable, "-B", "-c", _IMPORTING, module],
-            cwd=empty, capture_output=True, text=True, timeout=_IMPORT_LIMIT_S, check=False,
-            env=_environment(),
-        )  # fmt: skip
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it ended the process"])[-1]
-            raise LawBrokenError(f"importing {module} alone fails: {last}")
-        printed, _, found = done.stdout.rpartition("\n")
+        output = in_another_interpreter(
+            _IMPORTING, module, folder=empty, what=f"importing {module} alone fails"
+        )
+        printed, _, found = output.rpartition("\n")
         changed = json.loads(found)
         refuse(changed, f"importing {module} changes {', '.join(changed)}")
         refuse(printed.strip(), f"importing {module} prints {printed.strip()[:80]!r}")
@@ -130,23 +122,10 @@ class ComponentLaws(Laws):
         hooks = _hook_modules(entry.distribution)
         if package == "sslkit" or not hooks:
             raise SkipTest("it comes with sslkit")
-        script = (
-            "import sys; [__import__(m) for m in sys.argv[1:]]; sys.exit('torch' in sys.modules)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-B", "-c", script, *hooks],
-            capture_output=True, text=True, timeout=_IMPORT_LIMIT_S, check=False,
-            env=_environment(),
-        )  # fmt: skip
-        refuse(done.returncode, f"importing {', '.join(hooks)} imports torch")
-
-
-def _environment() -> dict[str, str]:
-    """The variables of this process, and its search path."""
-    import os
-
-    path = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
-    return {**os.environ, "PYTHONPATH": path}
+        script = "import sys; [__import__(m) for m in sys.argv[1:]]; print('torch' in sys.modules)"
+        listed = ", ".join(hooks)
+        output = in_another_interpreter(script, *hooks, what=f"importing {listed} alone fails")
+        refuse(output.split()[-1] == "True", f"importing {listed} imports torch")
 
 
 def _hook_modules(distribution: str) -> list[str]:

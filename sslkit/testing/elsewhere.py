@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
@@ -20,11 +17,10 @@ from sslkit import installed_components
 from sslkit.errors import RecipeError
 from sslkit.recipe import Recipe
 
-from .laws import LawBrokenError
+from .interpreters import in_another_interpreter
 from .small_runs import SmallRuns, Taken, take_steps
 from .subject import Subject, is_importable, plugin_module, slot_of
 
-_LIMIT_S = 300
 _CALL = "from sslkit.testing.elsewhere import answer; answer()"
 
 
@@ -42,17 +38,10 @@ def steps_elsewhere(subject: Subject) -> dict[str, Any]:
         "recipe": subject.recipe.model_dump(mode="json"),
         "threads": torch.get_num_threads(),
     }
-    seed = str(abs(hash("another order")) % 1000)  # follows from the seed here, and is another
-    path = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
-    done = subprocess.run(
-        [sys.executable, "-c", _CALL],
-        input=json.dumps(asked), capture_output=True, text=True, timeout=_LIMIT_S, check=False,
-        env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": seed},
-    )  # fmt: skip
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it ended the process"])[-1]
-        raise LawBrokenError(f"another interpreter fails: {last}")
-    found: dict[str, Any] = json.loads(done.stdout.rpartition("\n")[2])
+    printed = in_another_interpreter(
+        _CALL, given=json.dumps(asked), what="another interpreter fails"
+    )
+    found: dict[str, Any] = json.loads(printed.rpartition("\n")[2])
     if "cannot" in found:
         raise SkipTest(found["cannot"])
     return found

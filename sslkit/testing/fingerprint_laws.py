@@ -4,9 +4,6 @@ damaged."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import SkipTest
@@ -15,6 +12,7 @@ from sslkit.api import DataSource, UnreadableImageError
 from sslkit.errors import SSLKitError, failure_of
 
 from .dataset_bench import Contents, contents, opened, positions
+from .interpreters import in_another_interpreter
 from .laws import LawBrokenError, law, refuse
 from .reader_laws import OPEN, READ, ReaderLaws
 from .small_runs import listed
@@ -26,7 +24,6 @@ _PLACES = 4
 """Places of a small file that are changed, one at a time."""
 _LARGE, _MANY_PLACES = 1 << 20, 64
 """Bytes of a file that is changed at many places at once."""
-_PROCESS_LIMIT_S = 300
 _FINGERPRINTS = """
 import importlib, json, sys
 from sslkit import installed_components
@@ -72,16 +69,14 @@ class FingerprintLaws(ReaderLaws):
         if not is_importable(module):
             raise SkipTest(f"{module} cannot be imported by another process")
         saved = json.dumps({k: v for k, v in slot.dump().items() if k != "name"})
-        path = os.pathsep.join(each for each in sys.path if each)
-        done = subprocess.run(
-            [sys.executable, "-B", "-c", _FINGERPRINTS, module, slot.cls.__qualname__, saved],
-            capture_output=True, text=True, timeout=_PROCESS_LIMIT_S, check=False,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "1"},
-        )  # fmt: skip
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it ended the process"])[-1]
-            raise LawBrokenError(f"another process cannot open it: {last}")
-        found = json.loads(done.stdout.rpartition("\n")[2])
+        printed = in_another_interpreter(
+            _FINGERPRINTS,
+            module,
+            slot.cls.__qualname__,
+            saved,
+            what="another process cannot open it",
+        )
+        found = json.loads(printed.rpartition("\n")[2])
         mine = [self.train.fingerprint(), self.test.fingerprint() if self.test else None]
         refuse(found != mine, f"{mine} here, {found} there")
 
