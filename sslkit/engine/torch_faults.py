@@ -7,7 +7,7 @@ every run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -17,12 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-_TRIES = 40
+_TRIES = 20
 """Whether the memory that is left unset is memory that was filled is up to the allocator."""
 _CHANNELS = 64
 """Channels of the convolution that is tried: small gradients lie in memory that was used before."""
-_FILLED = (1, 2, 1, 4) * 4
-"""Sizes of what is filled, in weights: torch's own buffers are wider, and padded to blocks."""
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -104,27 +102,32 @@ def leaves_gradient_unset(
     channels: tuple[int, int, int],
     dtype: torch.dtype,
 ) -> bool:
-    """Tries such a convolution, with fewer channels, on memory that was filled with NaN before."""
+    """Tries such a convolution, with fewer channels, each time after one with the same weights on
+    a map that meets all of them: that one leaves infinities in the memory that torch uses."""
     groups = min(channels[2], _CHANNELS)
     inside, outside = (
         groups * max(1, min(count // channels[2], _CHANNELS // groups)) for count in channels[:2]
     )
     apply = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[len(kernel) - 1]
-    images = torch.ones(4, inside, *map_size, dtype=dtype)
     weight = torch.ones(outside, inside // groups, *kernel, dtype=dtype)
-    for _ in range(_TRIES):
+    reach = [size + 2 * step for size, step in zip(map_size, stride, strict=True)]
+    met_by_all = [size + 2 * edge for size, edge in zip(reach, padding, strict=True)]
+
+    def weight_gradient(size: Sequence[int], value: float) -> tuple[Tensor | None, int]:
         leaf = weight.clone().requires_grad_()
+        images = torch.full((4, inside, *size), value, dtype=dtype)
+        output = apply(images, leaf, None, stride, padding, dilation, groups)
+        output.backward(torch.ones_like(output))  # type: ignore[no-untyped-call]
+        return leaf.grad, output[:, 0].numel()
+
+    for _ in range(_TRIES):
         try:
-            output = apply(images, leaf, None, stride, padding, dilation, groups)
-            gradient = torch.ones_like(output)
-            poison = [weight.new_full((part * weight.numel(),), torch.nan) for part in _FILLED]
-            del poison
-            output.backward(gradient)  # type: ignore[no-untyped-call]
+            weight_gradient(met_by_all, torch.inf)
+            made, positions = weight_gradient(map_size, 1.0)
         except RuntimeError:  # no such convolution: the module pads by itself
             return False
-        made = leaf.grad
         # Each entry is a count of ones: at most the images times the positions of the output.
-        if made is None or not bool((made.float().abs() <= 2 * gradient[:, 0].numel()).all()):
+        if made is None or not bool((made.float().abs() <= 2 * positions).all()):
             return True
     return False
 
