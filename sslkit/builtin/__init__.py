@@ -88,6 +88,7 @@ def register_schedules() -> Mapping[str, str]:
         "constant": "sslkit.builtin.schedules:Constant",
         "cosine": "sslkit.builtin.schedules:Cosine",
         "linear": "sslkit.builtin.schedules:Linear",
+        "multistep": "sslkit.builtin.schedules:MultiStep",
     }
 
 

@@ -1,4 +1,4 @@
-"""Schedules: cosine and constant, both with linear warm-up, and linear.
+"""Schedules: cosine, constant and multistep, all with linear warm-up, and linear.
 
 Step k is the step that follows k finished ones. During warm-up over K_w steps the factor is
 k / K_w, so the first step of a warmed-up run has learning rate 0 and step K_w has the peak. A
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, model_validator
 
 from sslkit.api import ComponentConfig, Progress, RunFacts, Schedule
 
@@ -81,8 +81,42 @@ class Constant(Schedule):
         return _endless_warmup(config.warmup_epochs, facts)
 
     def factor(self, progress: Progress) -> float:
-        warmup_steps = self.config.warmup_epochs * progress.steps_per_epoch
-        return min(progress.step / warmup_steps, 1.0) if warmup_steps > 0 else 1.0
+        return _warmed_up(self.config.warmup_epochs, progress)
+
+
+class MultiStep(Schedule):
+    """After warm-up `gamma` to the power of the number of milestones that are reached: a learning
+    rate that drops at given epochs."""
+
+    class Config(ComponentConfig):
+        milestones: tuple[PositiveFloat, ...] = (120, 160)
+        """Epochs at which the factor drops, rising."""
+        gamma: float = Field(default=0.1, gt=0.0, le=1.0)
+        """What each drop multiplies the factor by."""
+        warmup_epochs: float = Field(default=0.0, ge=0.0)
+        """Epochs of linear warm-up from 0; fractions are allowed. Counted per step."""
+
+        @model_validator(mode="after")
+        def _rising(self) -> Self:
+            if list(self.milestones) != sorted(set(self.milestones)):
+                raise ValueError("milestones: list the epochs once each, in rising order")
+            return self
+
+    config: Config
+
+    @classmethod
+    def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
+        return _endless_warmup(config.warmup_epochs, facts)
+
+    def factor(self, progress: Progress) -> float:
+        reached = sum(progress.epoch >= milestone for milestone in self.config.milestones)
+        return _warmed_up(self.config.warmup_epochs, progress) * self.config.gamma**reached
+
+
+def _warmed_up(warmup_epochs: float, progress: Progress) -> float:
+    """The factor of a linear warm-up: k / K_w, and 1 from then on."""
+    warmup_steps = warmup_epochs * progress.steps_per_epoch
+    return min(progress.step / warmup_steps, 1.0) if warmup_steps > 0 else 1.0
 
 
 def _endless_warmup(warmup_epochs: float, facts: RunFacts) -> Iterator[tuple[str, str]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+from pydantic import ValidationError
 
 from sslkit.api import Progress, Schedule
-from sslkit.builtin.schedules import Constant, Cosine
+from sslkit.builtin.schedules import Constant, Cosine, MultiStep
 
 
 def curve(schedule: Schedule, total: int = 100, per_epoch: int = 10) -> list[float]:
@@ -67,3 +68,18 @@ def test_constant() -> None:
     factors = curve(Constant(Constant.Config(warmup_epochs=1)))
     assert factors[:11] == pytest.approx([step / 10 for step in range(11)])
     assert set(factors[10:]) == {1.0}
+
+
+def test_multistep_drops_at_its_milestones() -> None:
+    schedule = MultiStep(MultiStep.Config(milestones=(2, 3.5), gamma=0.1))
+    factors = [schedule.factor(Progress(step, 50, 10)) for step in (0, 19, 20, 34, 35, 49)]
+    assert factors == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
+    with pytest.raises(ValidationError, match="in rising order"):
+        MultiStep.Config(milestones=(3, 2))
+
+
+def test_multistep_warms_up() -> None:
+    factors = curve(MultiStep(MultiStep.Config(milestones=(4, 8), gamma=0.2, warmup_epochs=5)))
+    assert factors[:3] == pytest.approx([0.0, 0.02, 0.04])
+    assert factors[45] == pytest.approx(0.9 * 0.2)  # a milestone within the warm-up counts
+    assert factors[79:81] == pytest.approx([0.2, 0.04])

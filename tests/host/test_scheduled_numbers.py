@@ -210,9 +210,7 @@ def test_the_schema_has_a_number_and_the_schedules_with_ends(tiny: Path) -> None
     assert errors({"name": "cosine", "start": 0.1, "end": 0.2}) == []
     for wrong in (-1, "0.1", {"name": "cosine", "start": 0.1}, {"name": "cosine", "begin": 1}):
         assert errors(wrong)
-    assert "schedule.multistep" not in schema["$defs"] or (
-        "scheduled number.schedule.multistep" in schema["$defs"]
-    )
+    assert any("multistep" in name for name in schema["$defs"] if "scheduled number" in name)
 
 
 def test_numbers_are_checked_where_a_test_builds_a_config() -> None:

@@ -17,6 +17,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "linear": {},
     "linear-epochs": {"epochs": 0.5},
     "constant": {"warmup_epochs": 3},
+    "multistep-warmup": {"milestones": [2.5, 6], "warmup_epochs": 1},
 }
 
 

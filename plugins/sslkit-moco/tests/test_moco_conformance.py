@@ -14,7 +14,7 @@ CHECKS = [
         id=f"{name}-{check}",
         marks=[pytest.mark.slow] if check.law.slow or name in ALIKE else [],
     )
-    for name in ("method:moco_v1", "method:moco_v2", "method:moco_v3", "schedule:multistep")
+    for name in ("method:moco_v1", "method:moco_v2", "method:moco_v3")
     for check in checks(name)
 ]
 

@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 import sslkit_moco
 import yaml
-from pydantic import ValidationError
 
-from sslkit.api import Progress, resolve_component
 from sslkit.engine.display import Silent
-from sslkit.host.plugins import load_plugins
 from sslkit.recipe import find_recipe, load_recipe, shipped_recipes
 from sslkit.workflows.train import start
 
@@ -88,12 +85,3 @@ def test_imports_are_those_that_a_plugin_may_have() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sslkit."):
                 module = node.module or ""
                 assert module in allowed or module.startswith("sslkit.nn."), f"{path}: {module}"
-
-
-def test_multistep() -> None:
-    block = {"name": "multistep", "milestones": [2, 3.5], "gamma": 0.1}
-    schedule = resolve_component(load_plugins().registry, "schedule", block).build()
-    factors = [schedule.factor(Progress(step, 50, 10)) for step in (0, 19, 20, 34, 35, 49)]
-    assert factors == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
-    with pytest.raises(ValidationError, match="in rising order"):
-        resolve_component(load_plugins().registry, "schedule", {**block, "milestones": [3, 2]})

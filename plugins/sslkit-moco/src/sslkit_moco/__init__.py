@@ -1,4 +1,4 @@
-"""MoCo for sslkit: the methods `moco_v1`, `moco_v2` and `moco_v3`, and the schedule `multistep`."""
+"""MoCo for sslkit: the methods `moco_v1`, `moco_v2` and `moco_v3`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,3 @@ def register_methods() -> Mapping[str, str]:
         "moco_v2": "sslkit_moco.queue_moco:MoCoV2",
         "moco_v3": "sslkit_moco.moco_v3:MoCoV3",
     }
-
-
-@hookimpl
-def register_schedules() -> Mapping[str, str]:
-    return {"multistep": "sslkit_moco.schedules:MultiStep"}
