@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from generated_laws import laws_page
+from generated_methods import catalogue_page
 from pydantic import BaseModel
 
 from sslkit import api, environment_variables
@@ -71,6 +72,7 @@ def write_reference(folder: Path) -> list[str]:
         "commands.md": commands_page(),
         "environment_variables.md": variables_page(),
         "laws.md": laws_page(),
+        "catalogue.md": catalogue_page(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 import generated_reference as reference
 import pytest
+from generated_methods import NOT_YET, catalogue_page, method_pages, rows
 from pages import DOCS, REPOSITORY
 
 from sslkit.api import ImageAugmentation, resolve_component
@@ -17,13 +18,7 @@ from sslkit.recipe import find_recipe, load_recipe, shipped_recipes
 from sslkit.workflows.train import start
 
 METHODS = DOCS / "methods"
-PAGES = {
-    "simclr": "simclr.md",
-    "byol": "byol.md",
-    "moco_v1": "moco.md",
-    "moco_v2": "moco.md",
-    "moco_v3": "moco.md",
-}
+PAGES = {method: page.path.name for page in method_pages() for method in page.methods}
 """Method -> its page."""
 
 _PERCENT = re.compile(r"\b0\.\d{3}\b")
@@ -56,21 +51,6 @@ def sections(text: str) -> dict[str, str]:
     return {head: body for head, _, body in (part.partition("\n") for part in parts)}
 
 
-def rows(text: str, first: str) -> dict[str, list[str]]:
-    """First cell, without backticks -> further cells, of the table whose first head this is."""
-    found: dict[str, list[str]] = {}
-    inside = False
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if not line.startswith("|"):
-            inside = False
-        elif cells[0] == first:
-            inside = True
-        elif inside and not cells[0].startswith("-"):
-            found[cells[0].strip("`")] = cells[1:]
-    return found
-
-
 def section_of(method: str) -> str:
     """The part of a page that describes a method: the page, unless it describes several."""
     page = text_of(method)
@@ -85,11 +65,23 @@ def section_of(method: str) -> str:
 def test_every_shipped_method_has_a_page() -> None:
     methods = shipped_methods()
     assert set(methods) <= set(PAGES)
-    index = (METHODS / "index.md").read_text(encoding="utf-8")
-    for method in methods:
-        assert f"`{method}`" in index
-        assert f"{PAGES[method].removesuffix('.md')}\n" in index  # the table of contents
-        assert f"`{method}`" in text_of(method) or f"name: {method}}}" in text_of(method)
+    assert {"index.md", *PAGES.values()} == {path.name for path in METHODS.glob("*.md")}
+
+
+def test_the_catalogue_has_a_row_for_every_method_with_its_paper_and_differences() -> None:
+    table = rows(catalogue_page(), "method")
+    assert set(table) == {f"[`{name}`](../../methods/{PAGES[name]})" for name in shipped_methods()}
+    for row, (paper, package, measured, differences) in table.items():
+        assert paper.startswith("["), f"{row}: the class names no paper that its page links"
+        assert package.startswith("sslkit")
+        assert measured
+        assert differences.startswith("[what differs]"), f"{row}: no heading with 'differ'"
+
+
+def test_the_catalogue_says_what_was_measured_by_method() -> None:
+    table = rows(catalogue_page(), "method")
+    assert "kNN 43.2" in table["[`byol`](../../methods/byol.md)"][2]
+    assert table["[`moco_v3`](../../methods/moco.md)"][2] == NOT_YET
 
 
 @pytest.mark.parametrize("method", PAGES)
@@ -142,7 +134,6 @@ def test_a_page_lists_its_recipes_as_their_headers_do(page: str) -> None:
 
 SMALL = [
     "data={name: synthetic, num_train: 32, num_test: 16, size: 32}",
-    "backbone={name: timm, model: test_resnet}",
     "train.batch_size=16",
     "train.epochs=1",
     "train.max_steps=1",
@@ -159,7 +150,9 @@ def test_the_metrics_on_a_page_are_those_of_a_run(method: str, tmp_path: Path) -
     if method not in shipped_methods():
         pytest.skip(f"the plugin of {method} is not installed")
     recipe = next(name for name in recipes_of(method) if "cifar10" in name)
-    overrides = [*SMALL, f"runs_dir={tmp_path}"]
+    model = load_recipe(find_recipe(recipe)).backbone.config.model
+    network = "test_vit" if "vit" in model else "test_resnet"
+    overrides = [*SMALL, f"backbone={{name: timm, model: {network}}}", f"runs_dir={tmp_path}"]
     logged = set(start(recipe, overrides, display=Silent()).metrics)
     table = rows(text_of(method), "metric")
     named = {name.strip("` ") for cell in table for name in cell.split(",")}
