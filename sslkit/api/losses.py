@@ -67,7 +67,9 @@ class Loss(Component, nn.Module, ABC):
     def forward(self, inputs: LossInput) -> Tensor: ...
 
     def metrics(self, inputs: LossInput) -> Mapping[str, Tensor]:
-        """Scalars worth watching, without gradient; called at log steps only."""
+        """Scalars worth watching, without gradient, logged as `train/<name>`. Called at log steps
+        only, with each input that `StepOutput.losses` names; the mean is logged. Where two losses
+        of a method give one name, `train/<attribute>/<name>` says which."""
         return {}
 
     def after_step(self, progress: Progress, inputs: Sequence[LossInput]) -> None:

@@ -32,8 +32,8 @@ class StepOutput:
     carry: Any = None
     """Handed to `after_step`, for example the keys that enter a queue."""
     losses: Sequence[tuple[Loss, LossInput]] = ()
-    """Each call of a loss with its input, for losses that keep state: `Loss.after_step` is called
-    with them."""
+    """Each call of a loss with its input: `Loss.metrics` of them is logged beside `metrics`, unless
+    those have the name, and `Loss.after_step` is called with them."""
 
 
 @dataclass(frozen=True)

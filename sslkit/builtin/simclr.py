@@ -25,7 +25,6 @@ from sslkit.api import (
     rewards_collapse,
     slot,
 )
-from sslkit.nn.deferred import Deferred
 
 _FEW_IMAGES = 8
 """With fewer the task is close to a guess between two images."""
@@ -116,10 +115,6 @@ class SimCLR(Method):
         self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
     ) -> StepOutput:
         z = embeddings["z"]
-        loss = self.loss(LossInput(z.unbind(dim=1), batch.labels, progress=progress))
-        watched = LossInput(z.detach().unbind(dim=1), batch.labels, progress=progress)
-        return StepOutput(
-            self.config.loss_weight * loss,
-            metrics=Deferred(lambda: self.loss.metrics(watched)),
-            losses=[(self.loss, watched)],
-        )
+        given = LossInput(z.unbind(dim=1), batch.labels, progress=progress)
+        loss = self.config.loss_weight * self.loss(given)
+        return StepOutput(loss, losses=[(self.loss, given)])

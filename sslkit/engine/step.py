@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sslkit.api import Batch, Loss, LossInput, Method, StepOutput
+from sslkit.api import Batch, Loss, Method, StepOutput
 from sslkit.errors import PluginError
 from sslkit.randomness import seeded
+
+from .step_metrics import calls_of_losses, read_metrics
 
 if TYPE_CHECKING:
     from sslkit.parallel.division import Division
@@ -67,11 +69,8 @@ def train_step(
 
 def update_losses(t: Training, output: StepOutput) -> None:
     """Lets every loss that keeps state see its inputs of the step, once."""
-    calls: dict[Loss, list[LossInput]] = {}
-    for loss, inputs in output.losses:
-        calls.setdefault(loss, []).append(inputs.detach())
     with torch.no_grad():
-        for loss, given in calls.items():
+        for loss, given in calls_of_losses(output).items():
             loss.after_step(t.progress.next(), given)
 
 
@@ -112,8 +111,9 @@ def objective(
     t.learner.contract.check_output(t.method, output)
     if divided:
         refuse_losses_with_state(t.method, output)
-    wanted = log or t.learner.contract.open
-    return replace(output, metrics=read_metrics(t, output.metrics) if wanted else {})
+    if not (log or t.learner.contract.open):
+        return replace(output, metrics={})
+    return replace(output, metrics=read_metrics(t.method, output, t.learner.seed, t.progress.step))
 
 
 def refuse_losses_with_state(method: Method, output: StepOutput) -> None:
@@ -125,16 +125,6 @@ def refuse_losses_with_state(method: Method, output: StepOutput) -> None:
                 f"loss {type(loss).__name__} keeps state of what it sees, which would be another "
                 "one on each; keep it in the method, by way of `world`, or do not divide"
             )
-
-
-def read_metrics(t: Training, metrics: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:
-    """The values of metrics, cut loose from whatever they are computed from or share memory with,
-    without waiting for the device. Random numbers that they draw are not those of training."""
-    with torch.no_grad(), seeded(t.learner.seed, "metrics", t.progress.step):
-        return {
-            name: value.detach().clone() if isinstance(value, Tensor) else value
-            for name, value in metrics.items()
-        }
 
 
 def on_device_layout(t: Training, batch: Batch) -> Batch:

@@ -13,10 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import Batch, LossInput, Method, Progress, StepOutput, resolve_component
+from sslkit.api import (
+    Batch,
+    ComponentConfig,
+    Loss,
+    LossInput,
+    Method,
+    Progress,
+    StepOutput,
+    resolve_component,
+)
 from sslkit.builtin.losses import NTXent
 from sslkit.builtin.simclr import SimCLR
 from sslkit.engine.display import Silent
+from sslkit.engine.step_metrics import loss_metrics
+from sslkit.errors import PluginError
 from sslkit.host.plugins import load_plugins
 from sslkit.nn.deferred import Deferred
 from sslkit.workflows.train import start
@@ -73,7 +84,8 @@ def test_metrics_are_those_of_the_step(
     assert sorted(lines) == [1, 2]
     for step, (method, embeddings, batch) in enumerate(seen, start=1):
         progress = Progress(step - 1, 2, 1)
-        expected = objective(method, embeddings, batch, progress).metrics
+        output = objective(method, embeddings, batch, progress)
+        expected = {**loss_metrics(method, output), **output.metrics}
         assert set(expected) == {
             key.removeprefix("train/")
             for key in lines[step]
@@ -156,3 +168,91 @@ def test_metrics_cost_nothing_on_other_steps(
     changes = ["train.max_steps=5", f"train.log_every_steps={every}", "evaluate=[]"]
     start(tiny, changes, display=Silent())
     assert len(computed) == expected
+
+
+class Telling(Loss):
+    """A loss that says how far apart two views are, and what it was made with."""
+
+    def __init__(self, kind: float) -> None:
+        super().__init__(ComponentConfig())
+        self.made_with = kind
+
+    def forward(self, inputs: LossInput) -> Tensor:
+        first, second = inputs.views
+        return (first - second).square().mean()
+
+    def metrics(self, inputs: LossInput) -> Mapping[str, Any]:
+        return {"distance": self(inputs), "made_with": self.made_with}
+
+
+class TwoLosses(SimCLR):
+    """Its first loss is called for every pair of directions, its second once."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.near, self.far = Telling(2.0), Telling(3.0)
+
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
+        one, two = embeddings["z"].unbind(dim=1)
+        calls = [
+            (self.near, LossInput((one, two))),
+            (self.near, LossInput((one, 3.0 * two))),
+            (self.far, LossInput((one, 0.0 * two))),
+        ]
+        loss = torch.stack([each(given) for each, given in calls]).sum()
+        return StepOutput(loss, {"own": 4.0}, losses=calls)
+
+
+def train_as(cls: type[SimCLR], tiny: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What training as this method logs in its first step."""
+    from sslkit.builtin import simclr
+
+    monkeypatch.setattr(simclr, "SimCLR", cls)
+    settings = ["train.log_every_steps=1", "train.max_steps=1", "evaluate=[]"]
+    return logged(start(tiny, [*FAST, *settings], display=Silent()).run_dir)[1]
+
+
+def test_what_losses_say_is_logged_whether_or_not_the_method_hands_it_on(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watch(monkeypatch, TwoLosses)
+    found = train_as(TwoLosses, tiny, monkeypatch)
+    one, two = seen[0][1]["z"].unbind(dim=1)
+    near = ((one - two).square().mean() + (one - 3.0 * two).square().mean()) / 2
+    assert found["train/near/distance"] == pytest.approx(float(near), rel=1e-6)
+    assert found["train/far/distance"] == pytest.approx(float(one.square().mean()), rel=1e-6)
+    assert (found["train/near/made_with"], found["train/far/made_with"]) == (2.0, 3.0)
+    assert found["train/own"] == 4.0
+    assert "train/distance" not in found  # which of the two would it be?
+
+
+def test_what_one_loss_says_has_its_plain_name(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OneLoss(TwoLosses):
+        def objective(self, *given: Any) -> StepOutput:
+            output = super().objective(*given)
+            return replace(output, losses=output.losses[:2], metrics={"made_with": 5.0})
+
+    seen = watch(monkeypatch, OneLoss)
+    found = train_as(OneLoss, tiny, monkeypatch)
+    one, two = seen[0][1]["z"].unbind(dim=1)
+    near = ((one - two).square().mean() + (one - 3.0 * two).square().mean()) / 2
+    assert found["train/distance"] == pytest.approx(float(near), rel=1e-6)
+    assert found["train/made_with"] == 5.0  # what the method says itself goes first
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (1.0, r"loss: \w+\.metrics gave a float; valid is a mapping of a name to a number"),
+        ({"distance": "far"}, "or its loss gave the metric 'distance' as a str; valid is one"),
+        ({"loss": 1.0}, "or its loss gave a metric the name 'loss'; train/loss is logged by"),
+    ],
+)
+def test_metrics_of_a_loss_that_are_none_are_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, metrics: Any, message: str
+) -> None:
+    monkeypatch.setattr(NTXent, "metrics", lambda self, inputs: metrics)
+    with pytest.raises(PluginError, match=message):
+        start(tiny, ["train.max_steps=1", "evaluate=[]"], display=Silent())

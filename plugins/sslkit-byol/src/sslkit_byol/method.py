@@ -129,18 +129,13 @@ class BYOL(Method):
     ) -> StepOutput:
         prediction, target = embeddings["prediction"], embeddings["target"].detach()
 
-        def inputs(prediction: Tensor, view: int) -> LossInput:
-            """The prediction from one view, and the target, which is the other view's."""
-            return LossInput(
-                (prediction[:, view], target[:, 1 - view]), batch.labels, progress=progress
-            )
-
-        given = [inputs(prediction, view) for view in (0, 1)]
+        # The prediction from one view, and the target, which is the other view's.
+        given = [
+            LossInput((prediction[:, view], target[:, 1 - view]), batch.labels, progress=progress)
+            for view in (0, 1)
+        ]
         directions = [self.loss(each) for each in given]
-        watched = inputs(prediction.detach(), 0)
-        metrics = Deferred(
-            lambda: {**self.loss.metrics(watched), "target_std": feature_std(target[:, 0])}
-        )
+        metrics = Deferred(lambda: {"target_std": feature_std(target[:, 0])})
         loss = self.config.loss_weight * torch.stack(directions).sum()
         return StepOutput(loss, metrics, losses=[(self.loss, each) for each in given])
 

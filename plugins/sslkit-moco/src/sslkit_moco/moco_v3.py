@@ -29,7 +29,6 @@ from sslkit.api import (
     slot,
 )
 from sslkit.errors import RecipeError
-from sslkit.nn.deferred import Deferred
 from sslkit.nn.ema import EMATeacher, odd_momentum
 
 from . import vit
@@ -157,16 +156,14 @@ class MoCoV3(Method):
     ) -> StepOutput:
         query, key = embeddings["query"], embeddings["key"].detach()
 
-        def inputs(query: Tensor, view: int) -> LossInput:
-            """The queries of one view and, as their keys, those of the other."""
-            return LossInput((query[:, view], key[:, 1 - view]), batch.labels, progress=progress)
-
-        given = [inputs(query, view) for view in (0, 1)]
+        # The queries of one view and, as their keys, those of the other.
+        given = [
+            LossInput((query[:, view], key[:, 1 - view]), batch.labels, progress=progress)
+            for view in (0, 1)
+        ]
         directions = [self.loss(each) for each in given]
-        watched = inputs(query.detach(), 0)
         return StepOutput(
             self._scale(progress) * torch.stack(directions).sum(),
-            metrics=Deferred(lambda: self.loss.metrics(watched)),
             losses=[(self.loss, each) for each in given],
         )
 

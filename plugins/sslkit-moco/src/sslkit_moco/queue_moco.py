@@ -27,7 +27,6 @@ from sslkit.api import (
     slot,
 )
 from sslkit.errors import RecipeError
-from sslkit.nn.deferred import Deferred
 from sslkit.nn.ema import EMATeacher, odd_momentum
 from sslkit.nn.functional import normalize
 from sslkit.nn.queue import FeatureQueue
@@ -205,12 +204,8 @@ class MoCoV1(Method):
             for query, key in zip(queries, keys, strict=True)
         ]
         directions = [self.loss(each) for each in given]
-        watched = LossInput(
-            (queries[0].detach(), keys[0]), batch.labels, negatives, progress=progress
-        )
         return StepOutput(
             self.config.loss_weight * torch.stack(directions).sum(),
-            metrics=Deferred(lambda: self.loss.metrics(watched)),
             losses=[(self.loss, each) for each in given],
             carry=torch.cat(keys),
         )
