@@ -1,0 +1,218 @@
+"""`python -m tests.benchmarks.methods measure METHOD... | page`: every method under one CPU budget.
+
+`measure` does for each method what the table states, through `sslkit run` and `sslkit compare` as a
+user would: how many steps fit the budget; a search over a few settings, scored on images kept from
+the training set; and the best of them over seeds, scored on the test set. It leaves one JSON file
+a method. Given again it goes on where it was stopped. `page` makes the page of all these files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from sslkit.runs.metrics_file import read_lines
+
+from .images import DATA_DIR
+from .machine import describe_machine
+from .methods_page import write_page
+
+ARMS = Path(__file__).with_name("methods.yaml")
+RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks" / "results" / "methods"
+_PROBED_STEPS = 30
+_SEARCHED = "evaluate=[{name: knn, k: 200, temperature: 0.1}]"
+_REPORTED = "evaluate=[{name: knn, k: 200, temperature: 0.1}, {name: linear}, {name: collapse}]"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every method is given, on one thread of one core."""
+
+    search_seconds: float
+    final_seconds: float
+    seeds: int
+    selection_fraction: float
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method as it stands in `methods.yaml`."""
+
+    name: str
+    recipe: str
+    search: Mapping[str, Sequence[Any]]
+    """Field -> the values that are tried; every combination is."""
+
+    def settings(self) -> Iterator[dict[str, Any]]:
+        """The combinations, in the order of the file."""
+        for values in itertools.product(*self.search.values()):
+            yield dict(zip(self.search, values, strict=True))
+
+
+def read_arms(path: Path = ARMS) -> tuple[Budget, dict[str, Arm]]:
+    """The budget and the arms by name."""
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    arms = {name: Arm(name, **fields) for name, fields in document["arms"].items()}
+    return Budget(**document["budget"]), arms
+
+
+class Measuring:
+    """Measures one arm inside a folder of its own."""
+
+    def __init__(self, arm: Arm, budget: Budget, folder: Path, data: Path) -> None:
+        self.arm, self.budget, self.folder = arm, budget, folder
+        self.train, self.test = (data / "cifar10" / f"{name}.parquet" for name in ("train", "test"))
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def result(self) -> dict[str, Any]:
+        """All that the page needs of the arm."""
+        speed = self.images_per_second()
+        tried = [
+            {"settings": chosen, "top1": self.searched(chosen, speed)}
+            for chosen in self.arm.settings()
+        ]
+        best = max(tried, key=lambda each: each["top1"])["settings"]
+        return {
+            "method": self.arm.name,
+            "recipe": self.arm.recipe,
+            "budget": vars(self.budget),
+            "images_per_second": speed,
+            "search": tried,
+            "chosen": best,
+            **self.final(best, speed),
+            "machine": describe_machine(torch.device("cpu")),
+        }
+
+    def images_per_second(self) -> float:
+        """Median speed of training after its first steps."""
+        kept = self.folder / "speed.json"
+        if not kept.exists():
+            overrides = [
+                "data.test=null",
+                f"train.max_steps={_PROBED_STEPS}",
+                "train.log_every_steps=5",
+            ]
+            lines = read_lines(self.run("speed", [*overrides, "evaluate=[]"]) / "metrics.jsonl")
+            name = "perf/images_per_second"
+            speeds = [line.metrics[name] for line in lines if name in line.metrics]
+            kept.write_text(json.dumps(statistics.median(speeds[1:])), encoding="utf-8")
+        speed: float = json.loads(kept.read_text(encoding="utf-8"))
+        return speed
+
+    def searched(self, settings: Mapping[str, Any], speed: float) -> float:
+        """kNN accuracy on images kept from the training set."""
+        words = "-".join(f"{path.rpartition('.')[2]}={value}" for path, value in settings.items())
+        kept = self.folder / f"search-{words}.json"
+        if not kept.exists():
+            overrides = [
+                *_overrides(settings), _SEARCHED, "data.test=null",
+                f"data.test_fraction={self.budget.selection_fraction}",
+                self.steps(speed, self.budget.search_seconds),
+            ]  # fmt: skip
+            top1 = _last(self.run("search", overrides), "eval/knn/top1")
+            kept.write_text(json.dumps(top1), encoding="utf-8")
+        found: float = json.loads(kept.read_text(encoding="utf-8"))
+        return found
+
+    def final(self, settings: Mapping[str, Any], speed: float) -> dict[str, Any]:
+        """Scores over seeds on the test set, their cost and curves."""
+        out = self.folder / "final"
+        overrides = [
+            *_overrides(settings), f"data.test={self.test}", _REPORTED,
+            self.steps(speed, self.budget.final_seconds),
+        ]  # fmt: skip
+        options = ["--seeds", str(self.budget.seeds), "--map", "none", "--neighbours", "0"]
+        self.sslkit("compare", overrides, [*options, "-O", str(out)])
+        comparison = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+        runs = [out / path for path in comparison["arms"][0]["runs"].values()]
+        return {
+            "scores": comparison["accuracies"],
+            "costs": comparison["costs"][0],
+            "curves": [_curve(run) for run in runs],
+        }
+
+    def steps(self, speed: float, seconds: float) -> str:
+        """The override that makes a run take so long."""
+        batch = 128  # of all recipes of the table
+        return f"train.max_steps={max(1, round(speed * seconds / batch))}"
+
+    def run(self, name: str, overrides: Sequence[str]) -> Path:
+        """The folder of a finished run."""
+        runs = self.folder / name
+        shutil.rmtree(runs, ignore_errors=True)
+        self.sslkit("run", [*overrides, f"runs_dir={runs}"], [])
+        (folder,) = (path for path in runs.iterdir() if path.is_dir())
+        return folder
+
+    def sslkit(self, command: str, overrides: Sequence[str], options: Sequence[str]) -> None:
+        """Runs a command of sslkit on one thread. Raises CalledProcessError."""
+        settled = [
+            f"data.train={self.train}", "train.epochs=1000", "train.batch_size=128",
+            "tracking={name: none}", "expect={}",
+        ]  # fmt: skip
+        words = [sys.executable, "-m", "sslkit", command, self.arm.recipe, *options]
+        for override in [*settled, *overrides]:
+            words += ["-o", override]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(words, check=True, env=environment, stdout=subprocess.DEVNULL)
+
+
+def _overrides(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{path}={value}" for path, value in settings.items()]
+
+
+def _last(run: Path, name: str) -> float:
+    """The last value of a metric of a run."""
+    *_, value = (
+        line.metrics[name] for line in read_lines(run / "metrics.jsonl") if name in line.metrics
+    )
+    return value
+
+
+def _curve(run: Path) -> list[tuple[int, float]]:
+    """(step, top-1 of the online probe)."""
+    name = "train/online_probe/top1"
+    lines = read_lines(run / "metrics.jsonl")
+    return [(line.step, line.metrics[name]) for line in lines if name in line.metrics]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code."""
+    budget, arms = read_arms()
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.methods", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measure = commands.add_parser("measure", help="measures methods, one after the other")
+    measure.add_argument("method", nargs="+", choices=list(arms))
+    measure.add_argument("--folder", type=Path, required=True, help="for runs; kept, to go on from")
+    measure.add_argument("--data", type=Path, default=DATA_DIR, help="holds cifar10/*.parquet")
+    measure.add_argument("--results", type=Path, default=RESULTS)
+    page = commands.add_parser("page", help="writes the page of all results")
+    page.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args(arguments)
+    if given.command == "page":
+        print(write_page(given.results))
+        return 0
+    given.results.mkdir(parents=True, exist_ok=True)
+    for name in given.method:
+        result = Measuring(arms[name], budget, given.folder / name, given.data).result()
+        path = given.results / f"{name}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(path, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

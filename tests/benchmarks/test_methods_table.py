@@ -1,0 +1,67 @@
+"""The table of methods under one budget, from the first run to the page, on a few small images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from sslkit.recipe import find_recipe, load_recipe
+from tests.benchmarks.methods import Arm, Budget, Measuring, read_arms
+from tests.benchmarks.methods_page import write_page
+
+
+def test_every_arm_names_a_recipe_of_the_table_and_fields_that_it_has() -> None:
+    _, arms = read_arms()
+    for arm in arms.values():
+        path = find_recipe(arm.recipe)
+        plain = load_recipe(path)
+        assert plain.train.batch_size == 128, arm.name
+        assert 2 <= len(list(arm.settings())) <= 8, arm.name
+        for settings in arm.settings():
+            load_recipe(path, [f"{field}={value}" for field, value in settings.items()])
+
+
+def _write_images(path: Path, count: int) -> None:
+    random = np.random.default_rng(count)
+    files = []
+    for _ in range(count):
+        buffer = io.BytesIO()
+        pixels = random.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(buffer, format="PNG")
+        files.append({"bytes": buffer.getvalue(), "path": None})
+    labels = [number % 10 for number in range(count)]
+    pq.write_table(pa.table({"image": files, "label": labels}), path)
+
+
+@pytest.mark.slow  # six runs as processes
+@pytest.mark.timeout(600)
+def test_a_method_is_measured_and_its_page_written(tmp_path: Path) -> None:
+    data, results = tmp_path / "cifar10", tmp_path / "docs" / "results" / "methods"
+    data.mkdir()
+    results.mkdir(parents=True)
+    _write_images(data / "train.parquet", 400)
+    _write_images(data / "test.parquet", 100)
+    arm = Arm("simclr", "cpu/simclr_cifar10_short", {"optimizer.lr": [1e-3, 2e-3]})
+    budget = Budget(0.5, 1.0, 2, 0.25)
+    measuring = Measuring(arm, budget, tmp_path / "work", tmp_path)
+    result = measuring.result()
+    assert {row["n"] for row in result["scores"]} == {2}
+    assert result["chosen"] == max(result["search"], key=lambda each: each["top1"])["settings"]
+    assert all(curve for curve in result["curves"])
+    (results / "simclr.json").write_text(json.dumps(result), encoding="utf-8")
+    page = write_page(results).read_text(encoding="utf-8")
+    assert "| `simclr` |" in page
+    assert "untrained backbone" in page
+    with (results / "table.csv").open(encoding="utf-8") as file:
+        assert {row["metric"] for row in csv.DictReader(file)} >= {"eval/knn/top1"}
+    assert (tmp_path / "docs" / "figures" / "methods-one-budget.svg").stat().st_size > 1000
+    again = Measuring(arm, budget, tmp_path / "work", tmp_path).result()
+    assert again["scores"] == result["scores"]  # from what is kept
