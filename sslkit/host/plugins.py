@@ -176,6 +176,9 @@ def components_named(registry: Registry, name: str) -> list[tuple[str, str]]:
     found = [(kind, name) for kind in KINDS if _provides(registry, kind, name)]
     if found:
         return found
+    for kind in KINDS:
+        if registry.broken_provider(kind, name) is not None:
+            registry.find(kind, name)  # raises, with the reason
     everything = sorted({n for kind in KINDS for n in registry.names(kind)})
     guess = did_you_mean(name, everything)
     raise PluginError(
@@ -239,7 +242,11 @@ def _refuse_taken_names(entries: Sequence[Entry], earlier: Sequence[Entry]) -> N
         claimed = [entry for entry in entries if (entry.kind, entry.name) in taken]
         if claimed:
             listed = ", ".join(f"{entry.kind} '{entry.name}'" for entry in claimed)
-            raise PluginError(f"claims the {whose} {listed}: register it under another name")
+            why = " (their names are reserved: a recipe means the same wherever it runs)"
+            raise PluginError(
+                f"claims the {whose} {listed}{why if owner == 'sslkit' else ''}: register it under "
+                "another name"
+            )
 
 
 def _registrations(plugin: Any) -> Iterator[tuple[str, str, str]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sslkit.errors import RecipeError
-from sslkit.host.plugins import installed_modules
+from sslkit.host.plugins import installed_modules, load_plugins
 from sslkit.host.registry import did_you_mean
 
 MAX_BYTES = 1 << 20
@@ -98,7 +98,13 @@ def _not_found(text: str, path: Path, shipped: dict[str, Path]) -> str:
         path.with_suffix("").as_posix(), shipped
     )
     names = ", ".join(shipped) or "none"
-    return f"{text}: no such file or shipped recipe{guess or '.'} Shipped recipes: {names}"
+    message = f"{text}: no such file or shipped recipe{guess or '.'} Shipped recipes: {names}"
+    # A plugin that cannot be imported may have no folder that recipes are looked for in.
+    broken = [record for record in load_plugins().records if record.reason is not None]
+    if not broken:
+        return message
+    listed = "; ".join(f"{each.name} of {each.distribution} ({each.reason})" for each in broken)
+    return f"{message}. Broken plugins that may ship it: {listed}"
 
 
 def copy_recipe(name: str, target: Path) -> Path:

@@ -131,34 +131,60 @@ class Registry:
         return self._found[entry]
 
     def _unknown(self, kind: str, name: str) -> str:
-        plain = name.rpartition(":")[2]
         see = f"See: sslkit plugins list --kind {kind}"
-        for record in self._broken:
-            if plain in record.components.get(kind, ()) and (
-                plain == name or record.distribution == normalise(name.rpartition(":")[0])
-            ):
-                return (
-                    f"{kind} {name!r} comes from the broken plugin '{record.name}' of "
-                    f"{record.distribution} {record.version}: {record.reason}. {see}"
-                )
+        broken = self.broken_provider(kind, name)
+        if broken is not None:
+            return (
+                f"{kind} {name!r} comes from the broken plugin '{broken.name}' of "
+                f"{broken.distribution} {broken.version}: {broken.reason}. {see}"
+            )
         distribution = name.rpartition(":")[0]
         installed = sorted({entry.distribution for entry in self.entries()})
         if distribution and normalise(distribution) not in installed:
             guess = did_you_mean(distribution, installed)
             return (
                 f"unknown {kind} {name!r}: '{distribution}' provides no working plugin"
-                f"{guess or '.'} Valid: {', '.join(installed)}. See: sslkit plugins list"
+                f"{guess or '; is it installed?'} Valid: {', '.join(installed)}. "
+                "See: sslkit plugins list"
             )
         names = self.names(kind)
-        guess = did_you_mean(name, names)
         valid = ", ".join(names) or f"none (no plugin provides a {kind})"
-        message = f"unknown {kind} {name!r}{guess or '.'} Valid: {valid}"
+        elsewhere = self._of_other_kinds(kind, name)
+        guess = did_you_mean(name, names) if elsewhere is None else f": {elsewhere}."
+        missing = "; no installed package provides it: is the one that does installed?"
+        message = f"unknown {kind} {name!r}{guess or missing} Valid: {valid}"
         # What a plugin would have provided is not known where its module could not be imported.
         silent = [record for record in self._broken if not record.components]
         if silent:
             listed = "; ".join(f"{r.name} of {r.distribution} ({r.reason})" for r in silent)
             message += f". Broken plugins that may provide it: {listed}"
         return f"{message}. {see}"
+
+    def broken_provider(self, kind: str, name: str) -> PluginRecord | None:
+        """The broken plugin that would have provided a component, as far as is known."""
+        distribution, _, plain = name.rpartition(":")
+        for record in self._broken:
+            ours = not distribution or record.distribution == normalise(distribution)
+            if ours and plain in record.components.get(kind, ()):
+                return record
+        return None
+
+    def _of_other_kinds(self, kind: str, name: str) -> str | None:
+        """Where a name stands that is not one of this kind: in the wrong place of a recipe, or
+        registered by the wrong hook; None where it stands nowhere."""
+        distribution, _, plain = name.rpartition(":")
+        found = [
+            f"{entry.kind} ({entry.distribution} {entry.version})"
+            for entry in self.entries()
+            if entry.name == plain and distribution in ("", entry.distribution)
+        ]
+        found += [
+            f"{other} (the broken plugin '{record.name}' of {record.distribution})"
+            for record in self._broken
+            for other, names in record.components.items()
+            if plain in names and distribution in ("", record.distribution)
+        ]
+        return f"registered as {' and '.join(found)}, and not as {kind}" if found else None
 
 
 def normalise(distribution: str) -> str:

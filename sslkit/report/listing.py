@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sslkit.errors import PluginError
 from sslkit.host.field_types import type_words, value_words
+from sslkit.host.importable import import_fault
 from sslkit.host.plugins import KINDS, components_named
 from sslkit.host.recipe_files import is_schema_line
 
@@ -15,7 +16,7 @@ from .console import print_line, print_table, print_text
 
 if TYPE_CHECKING:
     from sslkit.host.plugins import PluginHost
-    from sslkit.host.registry import Registry
+    from sslkit.host.registry import PluginRecord, Registry
 
 
 _DEEPEST = 3
@@ -33,6 +34,7 @@ def plugin_rows(host: PluginHost, kind: str | None = None) -> list[dict[str, Any
             "version": record.version,
             "status": "ok" if record.reason is None else "broken",
             "reason": record.reason,
+            "unusable": _unusable(host.registry, record, kind),
             "components": {
                 name: list(values)
                 for name, values in record.components.items()
@@ -43,8 +45,22 @@ def plugin_rows(host: PluginHost, kind: str | None = None) -> list[dict[str, Any
     ]
 
 
+def _unusable(registry: Registry, record: PluginRecord, kind: str | None) -> list[dict[str, str]]:
+    """The components of a working plugin that cannot be imported, each with the reason. The
+    built-in ones can: reading their text would take longer than all else here."""
+    if record.distribution == "sslkit":
+        return []
+    return [
+        {"kind": entry.kind, "component": entry.name, "reason": fault}
+        for entry in registry.entries(kind)
+        if entry.distribution == record.distribution
+        and entry.name in record.components.get(entry.kind, ())
+        and (fault := import_fault(entry.target)) is not None
+    ]
+
+
 def print_plugins(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table of components, then what is broken and why."""
+    """A table of components, then what is broken or cannot be imported, and why."""
     table = [
         (kind, ", ".join(names), f"{row['distribution']} {row['version']}")
         for row in rows
@@ -54,10 +70,12 @@ def print_plugins(rows: Sequence[Mapping[str, Any]]) -> None:
     ]
     print_table(("kind", "names", "from"), table)
     for row in rows:
+        origin = f"{row['distribution']} {row['version']}"
         if row["status"] != "ok":
-            print_line(
-                f"broken: {row['plugin']} ({row['distribution']} {row['version']}): {row['reason']}"
-            )
+            print_line(f"broken: {row['plugin']} ({origin}): {row['reason']}")
+        for each in row["unusable"]:
+            what = f"{each['kind']} '{each['component']}'"
+            print_line(f"cannot be imported: {what} ({origin}): {each['reason']}")
 
 
 def component_fields(registry: Registry, name: str) -> list[dict[str, Any]]:

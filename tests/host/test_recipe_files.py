@@ -82,6 +82,15 @@ def test_a_missing_file_gets_suggestions(tmp_path: Path) -> None:
     assert f"did you mean '{tmp_path / 'quick.yaml'}'?" in message
 
 
+def test_a_missing_recipe_names_the_broken_plugins_that_may_ship_it(install: Install) -> None:
+    install("wreck", {}, "w = wreck_of_nothing")
+    with pytest.raises(RecipeError) as error:
+        find_recipe("wrecks_own")
+    message = str(error.value)
+    assert ". Broken plugins that may ship it: w of wreck (ModuleNotFoundError: No mod" in message
+    assert "\n" not in message
+
+
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(GOOD)
     with pytest.raises(RecipeError, match=r"is a folder, expected a recipe file.*a\.yaml"):

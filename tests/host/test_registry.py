@@ -7,7 +7,7 @@ from plugin_distributions import Install
 from pydantic import ValidationError
 
 from sslkit.errors import PluginError
-from sslkit.host.plugins import load_plugins
+from sslkit.host.plugins import components_named, load_plugins
 
 PLUGIN = """
     from sslkit import hookimpl
@@ -106,6 +106,41 @@ def test_an_unknown_name_gets_a_suggestion() -> None:
         "unknown loss 'NTXent', did you mean 'nt_xent'? "
         f"Valid: {', '.join(registry.names('loss'))}. See: sslkit plugins list --kind loss"
     )
+
+
+def test_a_name_that_is_like_none_asks_for_its_package() -> None:
+    with pytest.raises(PluginError) as error:
+        load_plugins().registry.resolve("loss", "wmse")
+    assert str(error.value).startswith(
+        "unknown loss 'wmse'; no installed package provides it: is the one that does installed? "
+        "Valid: "
+    )
+    with pytest.raises(PluginError, match="'far-away' provides no working plugin; is it installed"):
+        load_plugins().registry.resolve("loss", "far-away:wmse")
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize("name", ["fine", "it:fine"])
+def test_a_name_of_another_kind_says_of_which(name: str) -> None:
+    with pytest.raises(PluginError) as error:
+        load_plugins().registry.resolve("head", name)
+    assert str(error.value).startswith(
+        f"unknown head '{name}': registered as loss (it 0.3), and not as head. Valid: mlp"
+    )
+
+
+def test_a_name_of_another_kind_of_a_broken_plugin_says_both(install: Install) -> None:
+    source = """
+        from sslkit import hookimpl
+        @hookimpl
+        def register_losses(): return {"wanted": "p:Wanted", "nt_xent": "p:Mine"}
+    """
+    install("broken", {"broken_plugin.py": source}, "b = broken_plugin")
+    registry = load_plugins().registry
+    with pytest.raises(PluginError, match=r"as loss \(the broken plugin 'b' of broken\), and not"):
+        registry.resolve("head", "wanted")
+    with pytest.raises(PluginError, match="loss 'wanted' comes from the broken plugin 'b' of"):
+        components_named(registry, "wanted")
 
 
 def test_an_unknown_distribution_is_named() -> None:
