@@ -279,7 +279,8 @@ def resolve_block(kind: str, block: Mapping[str, Any], context: Any) -> Slot[Any
         raise PydanticCustomError("component", "{reason}", {"reason": str(error)}) from error
     fields = {key: value for key, value in block.items() if key != "name"}
     try:
-        config = found.cls.Config.model_validate(fields, context=context)
+        inside = {**context, "component": f"{kind} '{block['name']}'"}
+        config = found.cls.Config.model_validate(fields, context=inside)
     except ValidationError:
         raise
     except Exception as error:  # a validator of a plugin that fails in its own way

@@ -17,6 +17,7 @@ class PlainNumber(ABC):
     changes refuses, since there is no one value."""
 
     start: float
+    place: str
 
     @property
     @abstractmethod
@@ -25,8 +26,12 @@ class PlainNumber(ABC):
 
     def _plain(self) -> float:
         if not self.is_constant:
+            field = self.place.rpartition(", ")[2]
+            given = f"{self.place}: {self!r}" if field else f"{self!r}"
+            read = f"config.{field}.at(progress)" if field else ".at(progress)"
             raise PluginError(
-                f"{self!r} changes over the run and is no plain number: write .at(progress)"
+                f"{given} changes over the run and is no plain number: write {read}, and in a loss "
+                "inputs.progress"
             )
         warnings.warn(
             "a number of a config may follow a schedule and is no float: write .at(progress), or "

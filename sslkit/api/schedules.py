@@ -16,12 +16,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError, PydanticKnownError, core_schema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import (
+    InitErrorDetails,
+    PydanticCustomError,
+    PydanticKnownError,
+    core_schema,
+)
 
 from sslkit.errors import PluginError
 
@@ -155,7 +160,7 @@ class Bounds:
                 kind: Any = found[0]
                 raise PydanticKnownError(kind, {found[1]: found[2]})
             raise ValueError(f"{name}: expected {self}, got {value:g}")
-        return ScheduledNumber(number.start, number.end, number.schedule, self)
+        return ScheduledNumber(number.start, number.end, number.schedule, self, number.place)
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
@@ -187,12 +192,15 @@ class ScheduledNumber(PlainNumber):
         end: float | None = None,
         schedule: Slot[Schedule] | None = None,
         bounds: Bounds = Bounds(),
+        place: str = "",
     ) -> None:
-        """end and schedule: of a number that changes; without them it is the constant `start`."""
+        """end and schedule: of a number that changes; without them it is the constant `start`.
+        place: whose field it is, for messages."""
         self.start = start
         self.end = start if end is None else end
         self.schedule = schedule
         self.bounds = bounds
+        self.place = place
         self._course = schedule.build() if schedule is not None else None
 
     @property
@@ -210,15 +218,17 @@ class ScheduledNumber(PlainNumber):
             return self.start
         if progress is None:
             raise PluginError(
-                f"a number follows the schedule '{self._name}', and whoever reads it was not told "
-                "the step; a method tells its loss by LossInput(..., progress=progress)"
+                f"{self.place or 'a number'} follows the schedule '{self._name}', and whoever "
+                "reads it was not told the step; a method tells its loss by LossInput(..., "
+                "progress=progress)"
             )
         factor = checked_factor(self._course, progress)
         value = self.end - (self.end - self.start) * factor
         value = self.bounds.within_rounding(value)
         if self.bounds.broken(value):
             raise PluginError(
-                f"schedule: '{self._name}' comes to {value:g} after {progress.step} of "
+                f"{self.place or 'schedule'}: '{self._name}' comes to {value:g} after "
+                f"{progress.step} of "
                 f"{progress.total_steps} steps, between {self.start:g} and {self.end:g}; valid "
                 f"here is {self.bounds}"
             )
@@ -281,12 +291,41 @@ def _validate(value: Any, info: core_schema.ValidationInfo) -> ScheduledNumber:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise PydanticKnownError("finite_number")
-        return ScheduledNumber(float(value))
+        return ScheduledNumber(float(value), place=_place(info))
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise PydanticCustomError("scheduled_number", "expected {expected}", {"expected": EXPECTED})
-    ends = _Ends.model_validate({key: value[key] for key in ("start", "end") if key in value})
     block = {key: item for key, item in value.items() if key not in ("start", "end")}
-    return ScheduledNumber(ends.start, ends.end, resolve_block("schedule", block, info.context))
+    faults: list[InitErrorDetails] = []
+    ends = schedule = None
+    try:
+        ends = _Ends.model_validate({key: value[key] for key in ("start", "end") if key in value})
+    except ValidationError as error:
+        faults += _details(error)
+    try:
+        schedule = resolve_block("schedule", block, info.context)
+    except ValidationError as error:
+        faults += _details(error)
+    except PydanticCustomError as error:  # there is none of this name
+        faults.append({"type": error, "loc": (), "input": value})
+    if ends is None or schedule is None:
+        raise ValidationError.from_exception_data("ScheduledNumber", faults)
+    return ScheduledNumber(ends.start, ends.end, schedule, place=_place(info))
+
+
+def _details(error: ValidationError) -> Iterator[InitErrorDetails]:
+    """What one error says, to be said by another one."""
+    for each in error.errors(include_url=False):
+        kind: str | PydanticCustomError = each["type"]
+        if kind not in get_args(core_schema.ErrorType):  # one of our own, or of a plugin
+            kind = PydanticCustomError("reason", "{reason}", {"reason": each["msg"]})
+        ctx = each.get("ctx", {})
+        yield InitErrorDetails(type=kind, loc=each["loc"], input=each["input"], ctx=ctx)
+
+
+def _place(info: core_schema.ValidationInfo) -> str:
+    """Whose field is validated: `loss 'nt_xent', temperature`, as far as is known."""
+    component = (info.context or {}).get("component")
+    return ", ".join(filter(None, [component, info.field_name]))
 
 
 EXPECTED = "a number or a schedule {name: ..., start: ..., end: ...}"

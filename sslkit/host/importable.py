@@ -21,13 +21,13 @@ def import_fault(target: str) -> str | None:
     module, _, attribute = target.partition(":")
     name = attribute.partition(".")[0]
     if module in sys.modules:
-        made = vars(sys.modules[module])
-        return None if name in made or "__getattr__" in made else f"{module} has no '{name}'"
+        loaded = vars(sys.modules[module])
+        return None if name in loaded or "__getattr__" in loaded else f"{module} has no '{name}'"
     fault = _module_fault(module, set())
     if fault is not None:
         return fault
     tree = _parsed(_find(module))
-    if tree is None or name in (made := set(_names(tree))) or made & {"*", "__getattr__"}:
+    if tree is None or {name, "*", "__getattr__"} & set(_names(tree)):
         return None
     return f"{module} has no '{name}'"
 

@@ -17,6 +17,7 @@ from sslkit.api import (
     Progress,
     RunFacts,
     ScheduledNumber,
+    resolve_component,
     scheduled,
 )
 from sslkit.builtin.losses import NTXent
@@ -100,6 +101,28 @@ def test_a_number_that_changes_needs_the_step() -> None:
         number({"name": "cosine", "start": 1, "end": 0}).at(None)
 
 
+def test_a_number_that_is_misread_says_whose_field_it_is() -> None:
+    cosine = {"name": "cosine", "start": 1.0, "end": 0.5}
+    registry = load_plugins().registry
+    loss = resolve_component(registry, "loss", {"name": "nt_xent", "temperature": cosine}).config
+    inside = resolve_component(registry, "method", {"name": "simclr", "loss": loss_block(cosine)})
+    for config in (loss, inside.config.loss.config):
+        with pytest.raises(
+            PluginError, match=r"^loss 'nt_xent', temperature: Scheduled.* changes "
+        ):
+            float(config.temperature)
+        with pytest.raises(PluginError, match=r"^loss 'nt_xent', temperature follows "):
+            config.temperature.at(None)
+    with pytest.raises(PluginError, match=r"no plain number: write config\.share\.at\(progress\)"):
+        _ = number(cosine) * 2.0
+    with pytest.raises(PluginError, match=r"^ScheduledNumber\(.*: write \.at\(progress\)"):
+        _ = ScheduledNumber(1.0, 0.5, number(cosine).schedule) * 2.0
+
+
+def loss_block(temperature: Any) -> dict[str, Any]:
+    return {"name": "nt_xent", "temperature": temperature}
+
+
 def test_a_loss_reads_its_temperature_at_the_step() -> None:
     from torch import eye
 
@@ -173,6 +196,34 @@ def test_what_is_refused_and_where(tiny: Path, value: str, where: str, what: str
     (line,) = str(found.value).splitlines()
     assert f"{where}: " in line or line.startswith(f"-o {where}=")
     assert what in line
+
+
+@pytest.mark.parametrize(
+    ("value", "lines"),
+    [
+        # The misspelt field stands for the missing one, and is reported once.
+        ("{name: cosine, start: 1, ende: 0}", [".ende: unknown field, did you mean 'end'?"]),
+        (
+            "{name: cosine, start: 1, ende: 0, fin: 2}",
+            [".ende: unknown field, did you mean 'end'?", ".fin: unknown field"],
+        ),
+        ("{name: cosine, start: 1, fin: 2}", [".fin: unknown field", ".end: is required"]),
+        ("{name: cosin, end: 0}", ["unknown schedule 'cosin', did you", ".start: is required"]),
+        (
+            "{name: cosine, start: x, end: 0, warmup_epochs: -1}",
+            [".start: expected a number, got ", ".warmup_epochs: expected at least 0"],
+        ),
+    ],
+)
+def test_all_that_is_wrong_with_one_number_is_said(
+    tiny: Path, value: str, lines: list[str]
+) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(tiny, [f"optimizer.weight_decay={value}"])
+    found = str(error.value).splitlines()
+    assert len(found) == len(lines), found
+    for expected in lines:
+        assert any(expected in line for line in found), found
 
 
 def test_a_temperature_never_reaches_zero(tiny: Path) -> None:
