@@ -1,5 +1,5 @@
 """The catalogue of methods: a row for each one installed that has a page, from the page itself, its
-class and its recipes."""
+class and its recipes; and for each loss that has one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from sslkit.recipe import shipped_recipes
 
 METHODS = Path(__file__).parent / "methods"
 NOT_YET = "not yet measured"
-OPENING = re.compile(r"^`method: \{name: (\w+)\}`(.*?), +(?:in|`pip)", re.MULTILINE | re.DOTALL)
+OPENING = re.compile(
+    r"^`(method|loss): \{name: (\w+)\}`(.*?), +(?:in|`pip)", re.MULTILINE | re.DOTALL
+)
 PAPER = re.compile(r"\[([^\]]*\d{4})\]\((https://arxiv\.org/abs/([\d.]+))\)")
 """A reference by authors and year, as the opening of a page gives it."""
-DIFFERENCES = re.compile(r"^#+ (.*\bdiffer\b.*)$", re.MULTILINE)
+DIFFERENCES = re.compile(r"^#+ (.*\bdiffers?\b.*)$", re.MULTILINE)
 
 _START = """# Catalogue of methods
 
-Every method that is built in or a package of this repository. *Measured* is what a recipe of the
+Every method that is built in or a package of this repository, and losses that make another method
+of one. *Measured* is what a recipe of the
 page reached with sslkit, kNN or linear accuracy in % on the data that the recipe names; what was
 published stands beside it on the page.
 """
@@ -31,10 +34,12 @@ published stands beside it on the page.
 
 @dataclass(frozen=True)
 class Page:
-    """The page of one method, or of several that share one."""
+    """The page of one method, or of several that share one; or of a loss."""
 
     path: Path
-    methods: tuple[str, ...]
+    kind: str
+    """"method" or "loss"."""
+    names: tuple[str, ...]
     text: str
 
     @property
@@ -63,45 +68,48 @@ class Page:
 
 def method_pages() -> list[Page]:
     """The pages of methods: those whose opening names `method: {name: ...}`, and further methods
-    before it names the package."""
+    before it names the package; or `loss: {name: ...}`."""
     found = []
     for path in sorted(METHODS.glob("*.md")):
         text = path.read_text(encoding="utf-8")
         opening = OPENING.search(text)
         if opening:
-            others = re.findall(r"`(\w+)`", opening.group(2))
-            found.append(Page(path, (opening.group(1), *others), text))
+            kind, name, rest = opening.groups()
+            found.append(Page(path, kind, (name, *re.findall(r"`(\w+)`", rest)), text))
     return found
 
 
 def catalogue_page() -> str:
     """The catalogue, for `docs/reference/_generated`."""
     registry = load_plugins().registry
-    packages = {entry.name: entry.distribution for entry in registry.entries("method")}
-    recipes = recipes_by_method()
+    recipes = recipes_by_page()
     lines = ["| method | paper | package | measured | differences |", "|---|---|---|---|---|"]
     for page in method_pages():
-        for method in page.methods:
-            if method not in packages:
+        packages = {entry.name: entry.distribution for entry in registry.entries(page.kind)}
+        for name in page.names:
+            if name not in packages:
                 continue  # its package is not installed
-            source = registry.resolve("method", method).cls.__doc__ or ""
+            source = registry.resolve(page.kind, name).cls.__doc__ or ""
             cells = (
-                f"[`{method}`](../../methods/{page.path.name})",
+                f"[`{name}`](../../methods/{page.path.name})",
                 ", ".join(link for number, link in page.papers.items() if number in source),
-                packages[method],
-                page.measured(recipes.get(method, ())),
+                packages[name],
+                page.measured(recipes.get(name, ())),
                 page.differences,
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([_START, *lines, ""])
 
 
-def recipes_by_method() -> dict[str, list[str]]:
-    """Method -> the names of the recipes that are shipped for it."""
+def recipes_by_page() -> dict[str, list[str]]:
+    """Method, or loss with a page, -> the names of the recipes that are shipped for it. A recipe
+    whose loss has a page belongs to that one."""
+    losses = {name for page in method_pages() if page.kind == "loss" for name in page.names}
     found: dict[str, list[str]] = {}
     for name, path in shipped_recipes().items():
-        recipe: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        found.setdefault(recipe["method"]["name"], []).append(name)
+        method: Any = yaml.safe_load(path.read_text(encoding="utf-8"))["method"]
+        loss = method.get("loss", {}).get("name")
+        found.setdefault(loss if loss in losses else method["name"], []).append(name)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import generated_reference as reference
 import pytest
-from generated_methods import NOT_YET, catalogue_page, method_pages, rows
+from generated_methods import NOT_YET, catalogue_page, method_pages, recipes_by_page, rows
 from pages import DOCS, REPOSITORY
 
 from sslkit.api import ImageAugmentation, resolve_component
@@ -18,20 +18,23 @@ from sslkit.recipe import find_recipe, load_recipe, shipped_recipes
 from sslkit.workflows.train import start
 
 METHODS = DOCS / "methods"
-PAGES = {method: page.path.name for page in method_pages() for method in page.methods}
-"""Method -> its page."""
+PAGES = {name: page.path.name for page in method_pages() for name in page.names}
+"""Method, or loss that makes another method of one, -> its page."""
+KINDS = {name: page.kind for page in method_pages() for name in page.names}
 
 _PERCENT = re.compile(r"\b0\.\d{3}\b")
 
 
 def shipped_methods() -> dict[str, type[Any]]:
-    """The methods of the packages of this repository that are installed."""
+    """The methods of the packages of this repository that are installed, and losses with pages."""
     distributions = {"sslkit", *(path.name for path in (REPOSITORY / "plugins").iterdir())}
     registry = load_plugins().registry
     return {
-        entry.name: registry.resolve("method", entry.name).cls
-        for entry in registry.entries("method")
+        entry.name: registry.resolve(kind, entry.name).cls
+        for kind in ("method", "loss")
+        for entry in registry.entries(kind)
         if entry.distribution in distributions
+        and (kind == "method" or KINDS.get(entry.name) == kind)
     }
 
 
@@ -90,7 +93,7 @@ def test_a_page_gives_every_field_with_its_default(method: str) -> None:
     if method not in methods:
         pytest.skip(f"the plugin of {method} is not installed")
     config = methods[method].Config
-    defaults = resolve_component(load_plugins().registry, "method", {"name": method}).config
+    defaults = resolve_component(load_plugins().registry, KINDS[method], {"name": method}).config
     table = rows(section_of(method), "field")
     assert {name for name in table if "." not in name} == set(config.model_fields)
     for name, (default, *_) in table.items():
@@ -105,11 +108,12 @@ def test_a_page_gives_every_field_with_its_default(method: str) -> None:
 
 def recipes_of(method: str) -> list[str]:
     """The recipes of a method on images; those of other samples stand in their package's README."""
-    recipes = {name: load_recipe(path) for name, path in shipped_files().items()}
+    shipped = shipped_files()
     return [
         name
-        for name, recipe in recipes.items()
-        if recipe.method.name == method and issubclass(recipe.augmentation.cls, ImageAugmentation)
+        for name in recipes_by_page().get(method, ())
+        if name in shipped
+        and issubclass(load_recipe(shipped[name]).augmentation.cls, ImageAugmentation)
     ]
 
 

@@ -1,0 +1,14 @@
+"""Contrast and clusters for sslkit: the loss `dcl`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sslkit import hookimpl
+
+sslkit_interface = 2
+
+
+@hookimpl
+def register_losses() -> Mapping[str, str]:
+    return {"dcl": "sslkit_cluster.decoupled:DCL"}

@@ -1,0 +1,64 @@
+"""The collapse monitor, on real images: healthy runs go on, and each without what keeps images
+apart is stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from sslkit_cluster.decoupled import DCL
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslkit.api import LossInput
+from sslkit.engine.display import Silent
+from sslkit.errors import TrainingError
+from sslkit.workflows.train import start
+
+pytestmark = pytest.mark.slow  # whole runs, of some seconds each
+
+RECIPE = """\
+name: cluster-digits
+data: {name: digits}
+augmentation:
+  {name: simclr, size: 16, crop_scale: [0.2, 1.0], blur: false, saturation: 0, hue: 0,
+   grayscale_probability: 0}
+backbone: {name: timm, model: test_resnet, normalize: none}
+optimizer: {name: adamw, lr: 2e-3, weight_decay: 0.01}
+train: {epochs: 3, batch_size: 128, device: cpu, loader_threads: 0, online_probe: null}
+evaluate:
+  - {name: collapse, every_epochs: 1, policy: stop}
+tracking: {name: none}
+"""
+DCL_METHOD = """\
+method:
+  name: simclr
+  head: {name: mlp, hidden_dim: 128, out_dim: 64, output_norm: none}
+  loss: {name: dcl}
+"""
+
+
+def write(folder: Path, method: str) -> Path:
+    torch.set_num_threads(1)
+    path = folder / "digits.yaml"
+    path.write_text(RECIPE + method + f"runs_dir: {folder / 'runs'}\n")
+    return path
+
+
+@pytest.mark.parametrize("method", [DCL_METHOD], ids=["dcl"])
+def test_healthy_runs_are_not_stopped(tmp_path: Path, method: str) -> None:
+    found = start(write(tmp_path, method), display=Silent())
+    assert found.status == "finished"
+    assert found.metrics["collapse/embedding_spread"] > 0.25
+
+
+def positives_alone(self: DCL, inputs: LossInput) -> Tensor:
+    first, second = inputs.views
+    return -F.cosine_similarity(first, second).mean() / 0.1
+
+
+def test_dcl_without_negatives_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DCL, "forward", positives_alone)
+    with pytest.raises(TrainingError, match=r"^epoch [123]: stopped by collapse: the embeddings"):
+        start(write(tmp_path, DCL_METHOD), display=Silent())
