@@ -30,7 +30,9 @@ class LossInput:
     target: tuple[Tensor, ...] = ()
     """What it is to give, such as pixels or tokens; where the loss requires "target"."""
     teacher: tuple[Tensor, ...] = ()
-    """What a teacher gives, for the views that it sees; where the loss requires "teacher"."""
+    """What a teacher gives, a tensor (B, D) for each view that it sees, in the order of the views;
+    where the loss requires "teacher". It sees the first ones, such as the global crops, so that
+    `teacher[i]` and `online[i]` are of the same view, which most losses leave out as a pair."""
     progress: Progress | None = None
     """Where training stands, for losses whose numbers follow a schedule; None outside a run."""
 
@@ -57,7 +59,8 @@ class Loss(Component, nn.Module, ABC):
 
     kind = "loss"
     requires: ClassVar[frozenset[LossPart]] = frozenset()
-    """Parts of its input that it cannot do without, beside views."""
+    """Parts of its input that it cannot do without, beside views. One that requires "online" works
+    on roles and is taken to need no views."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -94,8 +97,14 @@ def rewards_collapse(loss: Loss) -> bool:
         return False
 
 
-def missing_parts(slot: Slot[Loss], given: Collection[str] = ("labels",)) -> list[str]:
-    """Why a method that gives its loss these parts, beside views, cannot use this loss; for
-    `Component.problems`."""
-    missing = sorted(slot.cls.requires - set(given))
+def missing_parts(
+    slot: Slot[Loss], given: Collection[str] = ("labels",), views: bool = True
+) -> list[str]:
+    """Why a method that gives its loss these parts cannot use this loss; for `Component.problems`.
+
+    views: whether it gives `LossInput.views` beside them; False for a method that gives its loss
+    roles alone, `online` with `teacher` or `target`."""
+    missing: list[str] = sorted(slot.cls.requires - set(given))
+    if not views and "online" not in slot.cls.requires:
+        missing = ["views", *missing]
     return [f"{slot.name} needs {', '.join(missing)}, which this method has not"] if missing else []

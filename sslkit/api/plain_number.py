@@ -17,7 +17,8 @@ class PlainNumber(ABC):
     changes refuses, since there is no one value."""
 
     start: float
-    place: str
+    _place: str = ""
+    """Whose field it is, for messages."""
 
     @property
     @abstractmethod
@@ -26,8 +27,8 @@ class PlainNumber(ABC):
 
     def _plain(self) -> float:
         if not self.is_constant:
-            field = self.place.rpartition(", ")[2]
-            given = f"{self.place}: {self!r}" if field else f"{self!r}"
+            field = self._place.rpartition(", ")[2]
+            given = f"{self._place}: {self!r}" if field else f"{self!r}"
             read = f"config.{field}.at(progress)" if field else ".at(progress)"
             raise PluginError(
                 f"{given} changes over the run and is no plain number: write {read}, and in a loss "

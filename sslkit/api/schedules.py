@@ -160,7 +160,9 @@ class Bounds:
                 kind: Any = found[0]
                 raise PydanticKnownError(kind, {found[1]: found[2]})
             raise ValueError(f"{name}: expected {self}, got {value:g}")
-        return ScheduledNumber(number.start, number.end, number.schedule, self, number.place)
+        bounded = ScheduledNumber(number.start, number.end, number.schedule, self)
+        bounded._place = number._place
+        return bounded
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
@@ -192,15 +194,12 @@ class ScheduledNumber(PlainNumber):
         end: float | None = None,
         schedule: Slot[Schedule] | None = None,
         bounds: Bounds = Bounds(),
-        place: str = "",
     ) -> None:
-        """end and schedule: of a number that changes; without them it is the constant `start`.
-        place: whose field it is, for messages."""
+        """end and schedule: of a number that changes; without them it is the constant `start`."""
         self.start = start
         self.end = start if end is None else end
         self.schedule = schedule
         self.bounds = bounds
-        self.place = place
         self._course = schedule.build() if schedule is not None else None
 
     @property
@@ -218,7 +217,7 @@ class ScheduledNumber(PlainNumber):
             return self.start
         if progress is None:
             raise PluginError(
-                f"{self.place or 'a number'} follows the schedule '{self._name}', and whoever "
+                f"{self._place or 'a number'} follows the schedule '{self._name}', and whoever "
                 "reads it was not told the step; a method tells its loss by LossInput(..., "
                 "progress=progress)"
             )
@@ -227,7 +226,7 @@ class ScheduledNumber(PlainNumber):
         value = self.bounds.within_rounding(value)
         if self.bounds.broken(value):
             raise PluginError(
-                f"{self.place or 'schedule'}: '{self._name}' comes to {value:g} after "
+                f"{self._place or 'schedule'}: '{self._name}' comes to {value:g} after "
                 f"{progress.step} of "
                 f"{progress.total_steps} steps, between {self.start:g} and {self.end:g}; valid "
                 f"here is {self.bounds}"
@@ -291,7 +290,7 @@ def _validate(value: Any, info: core_schema.ValidationInfo) -> ScheduledNumber:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise PydanticKnownError("finite_number")
-        return ScheduledNumber(float(value), place=_place(info))
+        return _placed(ScheduledNumber(float(value)), info)
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise PydanticCustomError("scheduled_number", "expected {expected}", {"expected": EXPECTED})
     block = {key: item for key, item in value.items() if key not in ("start", "end")}
@@ -309,7 +308,7 @@ def _validate(value: Any, info: core_schema.ValidationInfo) -> ScheduledNumber:
         faults.append({"type": error, "loc": (), "input": value})
     if ends is None or schedule is None:
         raise ValidationError.from_exception_data("ScheduledNumber", faults)
-    return ScheduledNumber(ends.start, ends.end, schedule, place=_place(info))
+    return _placed(ScheduledNumber(ends.start, ends.end, schedule), info)
 
 
 def _details(error: ValidationError) -> Iterator[InitErrorDetails]:
@@ -322,10 +321,11 @@ def _details(error: ValidationError) -> Iterator[InitErrorDetails]:
         yield InitErrorDetails(type=kind, loc=each["loc"], input=each["input"], ctx=ctx)
 
 
-def _place(info: core_schema.ValidationInfo) -> str:
-    """Whose field is validated: `loss 'nt_xent', temperature`, as far as is known."""
+def _placed(number: ScheduledNumber, info: core_schema.ValidationInfo) -> ScheduledNumber:
+    """The number, which knows whose field it is: `loss 'nt_xent', temperature`."""
     component = (info.context or {}).get("component")
-    return ", ".join(filter(None, [component, info.field_name]))
+    number._place = ", ".join(filter(None, [component, info.field_name]))
+    return number
 
 
 EXPECTED = "a number or a schedule {name: ..., start: ..., end: ...}"

@@ -54,6 +54,25 @@ def test_the_centre_and_the_roles() -> None:
     assert missing_parts(slot, ("online", "teacher")) == []
 
 
+def test_a_method_without_views_can_say_so() -> None:
+    roles = ("online", "teacher")
+    slot = Slot(Centred, "centred", ComponentConfig(), "mine", "1")
+    assert missing_parts(slot, roles, views=False) == []
+    pairs = Slot(NTXent, "nt_xent", NTXent.Config(), "sslkit", "1")
+    assert missing_parts(pairs, roles) == []
+    assert missing_parts(pairs, roles, views=False) == [
+        "nt_xent needs views, which this method has not"
+    ]
+
+    class Queued(NTXent):
+        requires = frozenset({"negatives"})
+
+    queued = Slot(Queued, "queued", NTXent.Config(), "mine", "1")
+    assert missing_parts(queued, roles, views=False) == [
+        "queued needs views, negatives, which this method has not"
+    ]
+
+
 def with_state(monkeypatch: pytest.MonkeyPatch, seen: list[tuple[int, int, int]]) -> None:
     """Gives NT-Xent a buffer that counts steps."""
     plain = NTXent.__init__
@@ -88,6 +107,6 @@ def test_a_method_that_forgets_its_loss_is_refused(
 
     with_state(monkeypatch, [])
     made = simclr.StepOutput
-    monkeypatch.setattr(simclr, "StepOutput", lambda loss, metrics, losses: made(loss, metrics))
+    monkeypatch.setattr(simclr, "StepOutput", lambda loss, losses: made(loss))
     with pytest.raises(PluginError, match="says nothing of its loss NTXent"):
         start(str(tiny), SHORT, display=Silent())
