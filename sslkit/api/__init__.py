@@ -74,6 +74,7 @@ from .renamed_fields import RenamedFrom
 from .samples import SampleSpec, ViewSpec, largest_view, torch_dtype
 from .schedules import Bounds, Progress, Schedule, ScheduledNumber, scheduled
 from .streams import ImageStream, StreamReader
+from .tokens import NoTokensError, TokenLayout, Tokens
 from .tracking import Callback, MetricPoint, RunView, Tracker
 from .views import Augmentation, Geometry, ImageAugmentation, Params
 
@@ -122,6 +123,7 @@ __all__ = [
     "MetricPoint",
     "NoFeatureMapsError",
     "NoTimmModelError",
+    "NoTokensError",
     "Optimizer",
     "OptimizerConfig",
     "OwnDataEvaluator",
@@ -148,6 +150,8 @@ __all__ = [
     "StreamReader",
     "SubjectName",
     "TimmModel",
+    "TokenLayout",
+    "Tokens",
     "Tracker",
     "UnreadableImageError",
     "ViewSpec",

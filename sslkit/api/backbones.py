@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from sslkit.nn.image import Interpolation
 from sslkit.nn.layer_groups import Named, groups_by_module_order
 
 from .component import Component
+from .tokens import NoTokensError, TokenLayout, Tokens
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Backbone(Component, nn.Module, ABC):
     """How images are prepared for it."""
     feature_stages: Sequence[FeatureStage] = ()
     """Where `feature_maps` can take features, first to last; empty where it cannot."""
+    token_layout: TokenLayout | None = None
+    """What `tokens` gives; None where it has none."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -107,6 +111,49 @@ class Backbone(Component, nn.Module, ABC):
 
         Raises NoFeatureMapsError where the backbone has no such features."""
         raise NoFeatureMapsError(f"the backbone {type(self).__name__} offers no feature maps")
+
+    def tokens(
+        self,
+        images: Tensor,
+        *,
+        keep: Tensor | None = None,
+        lengths: Tensor | None = None,
+        masked: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        blocks: Sequence[int] = (),
+    ) -> Tokens:
+        """The tokens of images (B, C, H, W), in one pass, for methods that hide patches or compare
+        them. `pool_tokens` of all of them is what `forward` gives. Optional.
+
+        keep: (B, n) int64, the patches of each image that pass the network; the others cost nothing
+        there. In any order, none twice. lengths: (B,) int64, at least 1, where images keep
+        different numbers: so many of a row of `keep` count. Nothing attends to those behind them,
+        which may name any patch, and they come out as zeros. masked: (B, N) bool, the patches
+        whose embedding is replaced by `mask_token`, (D,), before positions are added. blocks:
+        positions of blocks, from the end where negative, whose outputs are wanted too.
+
+        Values are not looked at, so that no device is waited for. Raises NoTokensError where the
+        backbone has no tokens or cannot drop them, ValueError for arguments of other shapes."""
+        raise NoTokensError(f"the backbone {type(self).__name__} offers no tokens of patches")
+
+    def pool_tokens(self, tokens: Tokens) -> Tensor:
+        """(B, num_features): what `forward` makes of these tokens, of those of some patches too.
+        Where it pools patches, not for tokens that were taken with `lengths`.
+
+        Raises NoTokensError where the backbone has no tokens."""
+        raise NoTokensError(f"the backbone {type(self).__name__} offers no tokens of patches")
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles `forward`, as torch does, and `tokens`. Copies are not compiled."""
+        super().compile(*args, **kwargs)
+        if self.token_layout is not None:
+            plain = type(self).tokens.__get__(self)
+            vars(self)["tokens"] = torch.compile(plain, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state.pop("tokens", None)
+        return state
 
     def export_state(self) -> dict[str, Tensor]:
         """The weights for `encoder.safetensors`, under the names that other tools expect."""

@@ -21,6 +21,7 @@ from sslkit.api import (
     RunFacts,
     StartingWeights,
     TimmModel,
+    Tokens,
 )
 from sslkit.nn.image import Interpolation
 from sslkit.nn.layer_groups import Named, groups_by_names
@@ -31,6 +32,7 @@ from .timm_layers import blocks, reset_layers
 from .timm_maps import feature_stages, take_feature_maps
 from .timm_network import adapt_stem, bare_config, feature_width, start
 from .timm_statistics import Normalize, statistics
+from .timm_tokens import TokenRequest, pool_tokens, take_tokens, token_layout
 from .timm_weights import (
     has_weights,
     model_problem,
@@ -147,6 +149,7 @@ class TimmBackbone(Backbone):
                 recompute(block)
         self.num_features = feature_width(self.model)
         self.feature_stages = feature_stages(self.model)
+        self.token_layout = token_layout(self.model)
         mean, std = statistics(config, channels)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -171,6 +174,26 @@ class TimmBackbone(Backbone):
         the model applies to its last features where that can be told apart from pooling. The mean
         over the last map of a ResNet is what `forward` gives."""
         return take_feature_maps(self.model, self.normalized(images), stages)
+
+    def tokens(
+        self,
+        images: Tensor,
+        *,
+        keep: Tensor | None = None,
+        lengths: Tensor | None = None,
+        masked: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        blocks: Sequence[int] = (),
+    ) -> Tokens:
+        """Those of timm's VisionTransformers, and of Beits, which cannot drop any. They come behind
+        the final norm, `norm`, where the model has one for tokens: models that pool the mean
+        normalise it afterwards, unless `model_args: {fc_norm: false}` says otherwise."""
+        asked = TokenRequest(keep, lengths, masked, mask_token, blocks)
+        return take_tokens(self.model, self.normalized(images), asked)
+
+    def pool_tokens(self, tokens: Tokens) -> Tensor:
+        """As timm pools and then normalises them."""
+        return pool_tokens(self.model, tokens)
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images as `self.model` expects them, for methods that work on its layers."""

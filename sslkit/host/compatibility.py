@@ -205,9 +205,9 @@ def _other_signatures(cls: type[Any], interface: type[Any]) -> Iterator[str]:
                 break
             try:
                 given = inspect.signature(method)
-                given.bind(*(p for p in expected.parameters.values()))
+                _bind(given, expected)
             except TypeError:
-                call = f"{name}({', '.join(expected.parameters)})"
+                call = f"{name}({', '.join(_written(expected))})"
                 shown = f"{name}{given}" if callable(method) else f"{name} = {method!r}"
                 yield f"defines {shown}, which cannot be called as {call}: write {call}"
                 break
@@ -216,6 +216,23 @@ def _other_signatures(cls: type[Any], interface: type[Any]) -> Iterator[str]:
             kinds = [p.kind for p in given.parameters.values()]
             if inspect.Parameter.VAR_POSITIONAL not in kinds:
                 break  # else it may pass on what it is given
+
+
+def _bind(given: inspect.Signature, expected: inspect.Signature) -> None:
+    """Raises TypeError where one function cannot be called as the other: by position, and what
+    is a keyword alone by its name."""
+    parameters = expected.parameters.values()
+    by_name = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    given.bind(*(p for p in parameters if p.kind not in (*variable, p.KEYWORD_ONLY)), **by_name)
+
+
+def _written(expected: inspect.Signature) -> list[str]:
+    """The names of parameters, with a star before those that are keywords alone."""
+    parameters = expected.parameters.values()
+    by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    others = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    return [*others, "*", *by_name] if by_name else others
 
 
 def _definitions(cls: type[Any], name: str) -> Iterator[Any]:

@@ -364,6 +364,21 @@ def test_a_method_that_cannot_be_called_as_the_interface_says_is_refused(
     assert misfit(loss(**members), api.Loss, None) == said
 
 
+def test_keywords_of_the_interface_are_taken_by_name() -> None:
+    def backbone(tokens: Any) -> type[Any]:
+        return type("Mine", (api.Backbone,), {"tokens": tokens})
+
+    names = ("keep", "lengths", "masked", "mask_token", "blocks")
+    assert misfit(backbone(lambda self, images, **asked: None), api.Backbone, None) is None
+    by_name = lambda self, images, *, keep, lengths, masked, mask_token, blocks: None  # noqa: E731
+    assert misfit(backbone(by_name), api.Backbone, None) is None
+    without = misfit(backbone(lambda self, images, keep=None: None), api.Backbone, None)
+    call = f"tokens(self, images, *, {', '.join(names)})"
+    assert without == (
+        f"defines tokens(self, images, keep=None), which cannot be called as {call}: write {call}"
+    )
+
+
 def test_what_is_installed_here_fits_and_warns_of_nothing() -> None:
     registry = load_plugins().registry
     with warnings.catch_warnings():

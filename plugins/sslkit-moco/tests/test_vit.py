@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from moco_setup import FACTS, SmallNet, method_slot
-from sslkit_moco.vit import sine_cosine_positions
 from torch import nn
 
 from sslkit.api import Backbone, Progress, ViewSpec, resolve_component
 from sslkit.errors import RecipeError
 from sslkit.host.plugins import load_plugins
+from sslkit.nn.positions import sine_cosine_positions
 
 HEAD = {"name": "mlp", "hidden_dim": 16, "out_dim": 8}
 
@@ -30,20 +30,6 @@ def vit(**fields: Any) -> Backbone:
 def moco(backbone: Backbone, **fields: Any) -> Any:
     slot = method_slot("moco_v3", projector=HEAD, predictor=HEAD, **fields)
     return slot.build(backbone, FACTS)
-
-
-def test_positions() -> None:
-    positions = sine_cosine_positions(3, 5, 8)
-    assert positions.shape == (15, 8)
-    row, column = 2, 3  # token 13; frequencies 1 and 1 / 100
-    expected = [
-        *(math.sin(row), math.sin(row / 100), math.cos(row), math.cos(row / 100)),
-        *(math.sin(column), math.sin(column / 100), math.cos(column), math.cos(column / 100)),
-    ]
-    torch.testing.assert_close(positions[13], torch.tensor(expected))
-    assert len(positions.unique(dim=0)) == 15
-    with pytest.raises(ValueError, match="divisible by 4, not 6"):
-        sine_cosine_positions(2, 2, 6)
 
 
 def test_initialisation() -> None:

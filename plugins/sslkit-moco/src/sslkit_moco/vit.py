@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sslkit.errors import RecipeError
+from sslkit.nn.positions import fix_positions
 
 
 def freeze_patch_embedding(network: nn.Module) -> None:
@@ -40,32 +41,13 @@ def initialize(network: nn.Module) -> None:
     _uniform(projection, math.sqrt(6.0 / (weight[0].numel() + len(weight))))
     if isinstance(token := getattr(transformer, "cls_token", None), nn.Parameter):
         nn.init.normal_(token, std=1e-6)
-    _fix_positions(transformer)
-
-
-def sine_cosine_positions(height: int, width: int, dim: int, temperature: float = 1e4) -> Tensor:
-    """(height * width, dim): sine and cosine of the row, then of the column, dim / 4 frequencies
-    each. Raises ValueError where 4 does not divide dim. Source: Chen et al. 2021, section 4."""
-    if dim % 4:
-        raise ValueError(f"sine-cosine positions need a width divisible by 4, not {dim}")
-    frequencies = temperature ** -(torch.arange(dim // 4) / (dim // 4))
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    by_row, by_column = (axis.flatten()[:, None] * frequencies for axis in (rows, columns))
-    return torch.cat([by_row.sin(), by_row.cos(), by_column.sin(), by_column.cos()], dim=1)
-
-
-def _fix_positions(transformer: nn.Module) -> None:
-    embedding = getattr(transformer, "pos_embed", None)  # (1, prefix + patches, D)
-    if not isinstance(embedding, nn.Parameter):
+    try:
+        fix_positions(transformer)
+    except ValueError:
         raise RecipeError(
             "method.vit_init: the backbone has no learned position embedding (pos_embed) to "
             "replace; choose a ViT, or set it to false"
-        )
-    height, width = transformer.get_submodule("patch_embed").grid_size  # type: ignore[misc]
-    positions = sine_cosine_positions(height, width, embedding.shape[2])
-    embedding.zero_()  # class and register tokens have no position
-    embedding[0, -len(positions) :] = positions
-    embedding.requires_grad_(False)
+        ) from None
 
 
 def _transformer(network: nn.Module, field: str) -> nn.Module:
