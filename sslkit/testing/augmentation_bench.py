@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
-from unittest import SkipTest
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from sslkit.experiment.trials import ROWS
 from sslkit.randomness import SampleRandom
 
 from .any_facts import FactsLaws
+from .laws import UntriedError
 from .small_runs import distance
 from .trial_samples import (
     USUAL,
@@ -192,12 +192,12 @@ class AugmentationBench(FactsLaws):
             return maker.make(SampleRandom(0, "check", 0, torch.arange(len(samples)))).images
 
     def compiled_views(self) -> Sequence[Tensor]:
-        """The same, compiled. Raises SkipTest where there is no compiler."""
+        """The same, compiled. Raises UntriedError where there is no compiler."""
         torch._dynamo.reset()
         try:
             torch.compile(lambda given: 2.0 * given + 1.0)(torch.ones(3))
         except Exception as error:
-            raise SkipTest("torch.compile has no compiler here") from error
+            raise UntriedError("torch.compile has no compiler here, such as g++") from error
         return self.through_the_engine(compiled=True)
 
 

@@ -10,7 +10,7 @@ from sslkit.api import resolve_component
 from sslkit.errors import PluginError
 
 from .interpreters import in_another_interpreter
-from .laws import Laws, law, refuse
+from .laws import Laws, UntriedError, law, refuse
 from .subject import is_importable, plugin_module
 
 _IMPORTING = """
@@ -95,7 +95,7 @@ class ComponentLaws(Laws):
         settings of torch or numpy, no files, no output."""
         module = plugin_module(self.subject.slot)
         if not is_importable(module):
-            raise SkipTest(f"{module} cannot be imported by another process")
+            raise UntriedError(f"{module} is no file that another process can import")
         empty = self.subject.folder / "importing"
         empty.mkdir(exist_ok=True)
         output = in_another_interpreter(
@@ -117,7 +117,7 @@ class ComponentLaws(Laws):
         try:
             entry = installed_components().find(slot.cls.kind, f"{slot.distribution}:{slot.name}")
         except PluginError:
-            raise SkipTest("no plugin registers it") from None
+            raise UntriedError("no plugin registers it") from None
         package = entry.target.partition(":")[0].partition(".")[0]
         hooks = _hook_modules(entry.distribution)
         if package == "sslkit" or not hooks:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,17 +24,20 @@ from sslkit.api import (
     StreamReader,
     UnreadableImageError,
 )
-from sslkit.errors import DataError
+from sslkit.errors import DataError, failure_of
 
 from .any_facts import FactsLaws
-from .laws import LawBrokenError
+from .dataset_files import NamedFiles, copy_files
+from .laws import LawBrokenError, UntriedError
+from .opened_files import watched_files
+from .small_runs import listed
 
 SplitName = Literal["train", "test"]
 _FEW = 32
 _OF_STREAM = 12
-_MOST_COPIED = 64 << 20
-_MOST_FILES = 5000
 _LOOKED_AT = 256
+BY_HAND = "change a file of its data by hand, and compare fingerprint() before and after"
+"""What is left to do where the kit cannot copy its files."""
 
 
 @dataclass(frozen=True)
@@ -87,34 +89,94 @@ class DatasetBench(FactsLaws):
     # --- Its files --------------------------------------------------------------------------------
 
     @cached_property
-    def paths(self) -> Mapping[str, Path]:
-        """Field -> file or folder of its data that the field names."""
-        values = dict(self.subject.slot.config)
-        return {n: v for n, v in values.items() if isinstance(v, Path) and v.exists()}
+    def named(self) -> NamedFiles:
+        """What its fields name of its data."""
+        return NamedFiles.of(dict(self.subject.slot.config))
 
     def copied(self, name: str) -> tuple[dict[str, Any], list[Path]]:
         """(fields that name copies of its data, the files of these). name: of the copy. Raises
-        SkipTest where there is none or too much to copy."""
-        if not self.paths:
-            raise SkipTest("no field of it names a file or folder")
-        files = [file for path in self.paths.values() for file in _files_of(path)]
-        size = sum(file.stat().st_size for file in files)
-        if size > _MOST_COPIED or len(files) > _MOST_FILES:
-            raise SkipTest(
-                f"{size / 1e6:,.0f} MB in {len(files):,} files are too much to copy; try it on less"
+        SkipTest where there is none, and UntriedError where it cannot be copied."""
+        root, parts = self._copied_parts
+        return self._copy(name, root, parts)
+
+    def refuse_no_files(self) -> None:
+        """Raises SkipTest where no field names data, and UntriedError where there are some."""
+        if self.named.paths:
+            return
+        if beyond := self.beyond_reach:
+            raise UntriedError(f"{beyond}: {BY_HAND}")
+        raise SkipTest("no field of it names a file or folder")
+
+    @cached_property
+    def beyond_reach(self) -> str:
+        """Where no field names data that are there: what it reads, or is to read, all the same, in
+        words; may be empty."""
+        if self.named.paths:
+            return ""
+        if read := self._read(self.source()):
+            return f"it reads {_shown(read)}, to which no field of it leads"
+        config = self.subject.slot.config
+        for field in type(config).model_fields:
+            value = getattr(config, field)
+            if isinstance(value, Path) or (isinstance(value, str) and os.sep in value):
+                return f"`{field}: {value}` is no file, folder or pattern of files here"
+        return ""
+
+    @cached_property
+    def _copied_parts(self) -> tuple[Path, tuple[Path, ...]]:
+        """(a folder, files and folders in it) of which a copy gives the same samples: what fields
+        name, or the folders that these lie in, for files beside them."""
+        self.refuse_no_files()
+        named = self.named
+        fault = self._fault_of_copy(named.root, named.paths)
+        if not fault:
+            return named.root, named.paths
+        beside = {path.parent for path in (*named.paths, *self._read(self.source()))}
+        parts = (*named.paths, *sorted(beside))
+        root = Path(os.path.commonpath([named.root, *beside]))
+        try:
+            fault = self._fault_of_copy(root, parts)
+        except UntriedError:
+            fault += ", and the folders that they lie in are too large to copy"
+        if fault:
+            raise UntriedError(f"a copy of its files {fault}: {BY_HAND}")
+        return root, parts
+
+    def _copy(
+        self, name: str, root: Path, parts: Sequence[Path]
+    ) -> tuple[dict[str, Any], list[Path]]:
+        target = self.subject.folder / name
+        copies = copy_files(parts, root, target)
+        return self.named.moved(lambda path: target / path.relative_to(root)), copies
+
+    def _fault_of_copy(self, root: Path, parts: Sequence[Path]) -> str:
+        """What is wrong with an unchanged copy, in words; empty where nothing is."""
+        fields, _ = self._copy("tried", root, parts)
+        try:
+            beyond = self._read(self.source(**fields))
+            mine, theirs = (
+                [contents(reader) for reader in (opened(source), source.open("test")) if reader]
+                for source in (self.source(), self.source(**fields))
             )
-        fields, copies = {}, []
-        for field, path in self.paths.items():
-            target = self.subject.folder / name / field / path.name
-            shutil.rmtree(target.parent, ignore_errors=True)
-            target.parent.mkdir(parents=True)
-            if path.is_dir():
-                shutil.copytree(path, target, copy_function=shutil.copy)  # without times
-            else:
-                shutil.copy(path, target)
-            fields[field] = target
-            copies += _files_of(target)
-        return fields, copies
+        except Exception as error:  # the component's, of whatever kind
+            return f"does not open ({failure_of(error)})"
+        if beyond:
+            return f"still reads {_shown(beyond)}, which they name by a whole path"
+        return "" if mine == theirs else "gives other samples"
+
+    def _read(self, source: DataSource) -> list[Path]:
+        """Files of data that are read of a source, but for copies and what lies in hidden
+        folders."""
+        with watched_files() as seen:
+            for reader in filter(None, (opened(source), source.open("test"))):
+                for index in positions(reader):
+                    sample_of(reader, index)
+        return [
+            path
+            for path in map(Path, sorted(seen))
+            if not path.is_relative_to(self.subject.folder)
+            and not any(part.startswith(".") for part in path.parent.parts)
+        ]
 
     def other_fields(self) -> Iterator[tuple[str, Any]]:
         """(field, another value that is valid) for each of its own fields that is a number, a
@@ -141,10 +203,8 @@ def _others(value: Any, annotation: Any) -> Sequence[Any]:
     return [0.5 * value + 0.1] if isinstance(value, float) else []
 
 
-def _files_of(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    return sorted(Path(at) / name for at, _, names in os.walk(path) for name in names)
+def _shown(paths: Sequence[Path]) -> str:
+    return listed([path.name for path in paths])
 
 
 # --- Reading --------------------------------------------------------------------------------------

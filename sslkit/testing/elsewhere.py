@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Mapping
 from typing import Any
-from unittest import SkipTest
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from sslkit.errors import RecipeError
 from sslkit.recipe import Recipe
 
 from .interpreters import in_another_interpreter
+from .laws import UntriedError
 from .small_runs import SmallRuns, Taken, take_steps
 from .subject import Subject, is_importable, plugin_module, slot_of
 
@@ -25,11 +25,11 @@ _CALL = "from sslkit.testing.elsewhere import answer; answer()"
 
 
 def steps_elsewhere(subject: Subject) -> dict[str, Any]:
-    """What `described` says of the first steps in another interpreter. Raises SkipTest where
+    """What `described` says of the first steps in another interpreter. Raises UntriedError where
     another process cannot make the method."""
     module, cls = plugin_module(subject.slot), subject.slot.cls
     if not is_importable(module) or "<locals>" in cls.__qualname__:
-        raise SkipTest(f"{module} cannot be imported by another process")
+        raise UntriedError(f"{module} is no file that another process can import")
     fields = {name: value for name, value in subject.slot.dump().items() if name != "name"}
     asked = {
         "module": module,
@@ -43,7 +43,7 @@ def steps_elsewhere(subject: Subject) -> dict[str, Any]:
     )
     found: dict[str, Any] = json.loads(printed.rpartition("\n")[2])
     if "cannot" in found:
-        raise SkipTest(found["cannot"])
+        raise UntriedError(found["cannot"])
     return found
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import SkipTest
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from sslkit.host.plugin_errors import describe_failure
 from sslkit.parallel.finding import find_world
 from sslkit.parallel.world import World
 
-from .laws import LawBrokenError
+from .laws import LawBrokenError, UntriedError
 
 LIMIT_S = 300.0
 Work = Callable[[World], Mapping[str, Tensor]]
@@ -29,10 +28,10 @@ Work = Callable[[World], Mapping[str, Tensor]]
 
 def on_ranks(work: Work, size: int, folder: Path, module: str) -> list[dict[str, Tensor]]:
     """What `work` returns on each rank. folder: for what the ranks leave. module: of the component,
-    by which the line that fails is found. Raises SkipTest where processes cannot be forked,
+    by which the line that fails is found. Raises UntriedError where processes cannot be forked,
     LawBrokenError with what the first rank that failed raised."""
     if sys.platform != "linux":
-        raise SkipTest("several processes are tried on Linux alone")
+        raise UntriedError("several processes are tried on Linux alone")
     context, port = multiprocessing.get_context("fork"), _free_port()
     folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush(), sys.stderr.flush()

@@ -76,8 +76,10 @@ class Report:
     component: str
     """`loss 'mine'`."""
     rows: Sequence[Mapping[str, Any]]
-    """For each law `law`, `statement`, `status` (passed, failed, skipped), `text` (what was seen,
-    why it was skipped, or a sentence beside "passed"), `remedy` and `seconds`."""
+    """For each law `law`, `statement`, `status` (passed; failed; skipped, where it says nothing of
+    this component; untried, where it could not be tried), `text` (what was seen, why it was not
+    tried, or a sentence beside "passed"), `remedy`, `seconds`, and `waits_for` (the broken law
+    until which it is not tried, or "")."""
     broken: Sequence[str]
     """A line for each law that is broken: where, what the law is, what was seen, how to meet it."""
     notes: Sequence[str] = ()
@@ -111,7 +113,11 @@ def check_plugin(
 
 def report_on(subject: Subject, *, fast: bool = False) -> Report:
     """What comes of trying every law on a subject."""
-    laws = laws_of(subject)
+    return report_of(laws_of(subject), fast=fast)
+
+
+def report_of(laws: Laws, *, fast: bool = False) -> Report:
+    """What comes of trying these laws on their subject."""
     outcomes = [(check, check.outcome()) for check in checks_on(laws, fast=fast)]
     rows = [
         {
@@ -121,9 +127,10 @@ def report_on(subject: Subject, *, fast: bool = False) -> Report:
             "text": outcome.text,
             "remedy": check.law.remedy,
             "seconds": round(outcome.seconds, 3),
+            "waits_for": outcome.waits_for,
         }
         for check, outcome in outcomes
     ]
     broken = [check.line() for check, outcome in outcomes if outcome.status == "failed"]
     notes = [] if broken or (fast and laws.slow_notes) else list(laws.notes())
-    return Report(str(subject), rows, broken, notes)
+    return Report(str(laws.subject), rows, broken, notes)

@@ -10,8 +10,8 @@
             refuse(twice != once, f"{once:g} became {twice:g}")
 
 A law returns nothing, or a sentence that stands beside "passed". It raises LawBrokenError where the
-component breaks it, and SkipTest where it has nothing to say. Any other exception is the
-component's and breaks the law too.
+component breaks it, SkipTest where it has nothing to say of this component, and UntriedError where
+it has, and cannot be tried. Any other exception is the component's and breaks the law too.
 """
 
 from __future__ import annotations
@@ -28,13 +28,18 @@ from sslkit.host.plugin_errors import describe_failure
 
 from .subject import Subject
 
-Status = Literal["passed", "failed", "skipped"]
+Status = Literal["passed", "failed", "skipped", "untried"]
+"""What came of a law: met, broken, of no meaning for the component, not to be tried here."""
 _REASON = 600
 """Characters of what was seen that are shown."""
 
 
 class LawBrokenError(Exception):
     """What was seen that a law forbids, in one line."""
+
+
+class UntriedError(SkipTest):
+    """Why a law that has something to say of a component could not be tried, and what to do."""
 
 
 def refuse(broken: object, seen: str) -> None:
@@ -121,6 +126,8 @@ class Outcome:
     seconds: float = 0.0
     raised: bool = False
     """Whether it ended with an exception of the component."""
+    waits_for: str = ""
+    """The broken law while which it says nothing."""
 
 
 class Check:
@@ -138,7 +145,7 @@ class Check:
         outcome = self.outcome()
         if outcome.status == "failed":
             raise AssertionError(self.line())
-        if outcome.status == "skipped":
+        if outcome.status in ("skipped", "untried"):
             raise SkipTest(outcome.text)
 
     def outcome(self) -> Outcome:
@@ -161,10 +168,13 @@ class Check:
     def _try(self) -> Outcome:
         broken = next(self._broken_needs(), None)
         if broken is not None:
-            return Outcome("skipped", f"says nothing while {broken} is not met")
+            text = f"says nothing while {broken} is not met"
+            return Outcome("untried", text, waits_for=broken)
         try:
             with self._laws.subject.quiet():
                 return Outcome("passed", self.law.function(self._laws) or "")
+        except UntriedError as reason:
+            return Outcome("untried", str(reason))
         except SkipTest as reason:
             return Outcome("skipped", str(reason))
         except LawBrokenError as seen:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sslkit.api import Batch
 from sslkit.engine.training import Training
 
-from .laws import law, refuse
+from .laws import UntriedError, law, refuse
 from .method_bench import reordered
 from .method_laws import DOUBLE, ROUNDING, SAME, STEP, MethodLaws
 from .small_runs import batches, farthest, listed
@@ -105,7 +105,7 @@ class SampleLaws(MethodLaws):
             raise SkipTest("it trains with labels, and says so")
         batch = next(batches(t))
         if batch.labels is None:
-            raise SkipTest("the data of the recipe has no labels")
+            raise UntriedError("the data of the recipe have no labels; name data that have some")
         given = (batch.labels, (batch.labels + 1) % 3, None)
         own, others, none = (self._loss(t, replace(batch, labels=labels)) for labels in given)
         refuse(

@@ -26,7 +26,7 @@ from sslkit.runs.folder import RunFolder
 from sslkit.workflows.export.export import export_encoder
 
 from .backbone_laws import BackboneLaws
-from .laws import law, refuse
+from .laws import UntriedError, law, refuse
 from .network_laws import STILL
 from .small_runs import distance
 
@@ -118,7 +118,7 @@ class SavedBackboneLaws(BackboneLaws):
     def _encoder_file(self, network: Backbone) -> Path:
         """The file, as a run writes it."""
         if self.slot.distribution == "class":
-            raise SkipTest("no plugin registers it, by whose name it could be loaded")
+            raise UntriedError("no plugin registers it, by whose name it could be loaded")
         shape, sample = input_shape(self.facts), self.facts.sample
         given: dict[str, Any] = {"shape": shape, "sample": dataclasses.asdict(sample)}
         if network.takes_images:

@@ -17,7 +17,7 @@ from sslkit.runs.folder import RunFolder
 from sslkit.runs.upload_state import Status
 
 from .any_facts import FactsLaws
-from .laws import LawBrokenError, law, refuse
+from .laws import LawBrokenError, UntriedError, law, refuse
 from .small_runs import SmallRuns, Tensors, changed, copied, listed, other_bits
 from .tracker_bench import Bench, Unreliable, at_home
 
@@ -269,7 +269,7 @@ class TrackerLaws(FactsLaws):
     def _stored(self, bench: Bench) -> Sequence[MetricPoint]:
         stored = bench.stored(self._bench().tracker)
         if stored is None:
-            raise SkipTest("it does not tell what it has: define stored_points to have this tried")
+            raise UntriedError("define stored_points, by which it tells what it has")
         return stored
 
     def _refuse_doubles(self, bench: Bench, when: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sources_with_files as files
 from broken_datasets import BROKEN, SOUND, FingerprintOfTheProcess, Sound, write
 
 from sslkit.api import DataSource
@@ -39,3 +40,35 @@ def test_what_threads_share_is_found_every_time(name: str, tmp_path: Path) -> No
     for _ in range(5):
         tried = {str(check): check for check in checks(shared, fast=True, **fields)}
         assert tried["threads-read-the-same"].outcome().status == "failed"
+
+
+def in_folder(source: Any, folder: Path) -> dict[str, dict[str, Any]]:
+    """What is found of a source whose files lie in a folder that this process is not in."""
+    rows = check_plugin(source, fast=True, **source.write(folder)).rows
+    return {row["law"]: dict(row) for row in rows}
+
+
+@pytest.mark.parametrize("source", [*files.SOUND, *files.BROKEN], ids=lambda cls: cls.__name__)
+def test_files_are_tried_wherever_a_source_names_them(source: type[Any], tmp_path: Path) -> None:
+    found = in_folder(source, tmp_path)
+    broken = {law: row["text"] for law, row in found.items() if row["status"] == "failed"}
+    law = files.BROKEN.get(source)
+    assert list(broken) == ([law] if law else []), broken
+    if not law:
+        assert {found[law]["status"] for law in files.FILE_LAWS} == {"passed"}
+
+
+@pytest.mark.parametrize("source", files.OUT_OF_REACH, ids=lambda cls: cls.__name__)
+def test_files_that_cannot_be_copied_are_said(source: type[Any], tmp_path: Path) -> None:
+    found = in_folder(source, tmp_path)
+    laws, reason = files.OUT_OF_REACH[source]
+    assert [law for law, row in found.items() if row["status"] == "failed"] == []
+    for law in laws:
+        assert found[law]["status"] == "untried"
+        assert found[law]["text"].startswith(reason)
+        assert "change a file of its data by hand" in found[law]["text"]
+
+
+def test_what_is_noticed_is_named(tmp_path: Path) -> None:
+    text = in_folder(files.LabelsBeside, tmp_path)["fingerprint-changes-with-the-data"]["text"]
+    assert text == "noticed: 24 files, 00.raw gone, labels.txt and 1 more"

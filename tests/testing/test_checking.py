@@ -15,8 +15,10 @@ from sslkit.api import ComponentConfig, Loss, LossInput
 from sslkit.cli import main
 from sslkit.errors import PluginError, RecipeError
 from sslkit.testing import Laws, check_plugin, checks, law, refuse
-from sslkit.testing.laws import checks_on
+from sslkit.testing.kit import report_of
+from sslkit.testing.laws import UntriedError, checks_on
 from sslkit.testing.subject import find_subject, find_subjects
+from sslkit.testing.table import print_report
 
 SMALL = """\
 name: small
@@ -144,16 +146,22 @@ class Odd(Laws):
         """It has nothing to say."""
         raise SkipTest("no reason to")
 
+    @law("-")
+    def lacks_something(self) -> None:
+        """It cannot be tried."""
+        raise UntriedError("too large")
+
 
 def test_a_law_passes_fails_or_is_left_out() -> None:
     found = {str(c): c.outcome() for c in checks_on(Odd(find_subject("nt_xent", {})))}
     assert {name: outcome.status for name, outcome in found.items()} == {
         "holds": "passed",
         "is-broken": "failed",
-        "follows": "skipped",
-        "follows-from-that": "skipped",
+        "follows": "untried",
+        "follows-from-that": "untried",
         "raises": "failed",
         "says-nothing": "skipped",
+        "lacks-something": "untried",
     }
     assert found["holds"].text == "a sentence"
     assert found["follows-from-that"].text == "says nothing while is-broken is not met"
@@ -172,8 +180,23 @@ def test_a_check_is_what_pytest_knows() -> None:
     )
     with pytest.raises(AssertionError, match="to meet it: mend what raises this, and do not raise"):
         found["raises"]()
-    with pytest.raises(SkipTest, match="no reason to"):
-        found["says-nothing"]()
+    for name, reason in (("says-nothing", "no reason to"), ("lacks-something", "too large")):
+        with pytest.raises(SkipTest, match=reason):
+            found[name]()
+
+
+def test_laws_that_wait_for_another_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_of(Odd(find_subject("nt_xent", {})))
+    assert [row["waits_for"] for row in report.rows].count("is-broken") == 2
+    print_report(report)
+    shown = capsys.readouterr().out
+    assert "follows" not in shown
+    assert [line.split() for line in shown.splitlines() if "until" in line] == [
+        ["2", "laws", "untried", "until", "is-broken", "is", "met"]
+    ]
+    assert shown.splitlines()[-1] == (
+        "loss 'nt_xent': 1 laws met, 2 broken, 1 say nothing of it, 3 not tried"
+    )
 
 
 # --- The command ----------------------------------------------------------------------------------
@@ -271,4 +294,4 @@ def test_a_class_of_a_notebook_needs_no_file() -> None:
 
     Mine.__module__ = "__main__"
     (check,) = [c for c in checks(Mine) if str(c) == "importing-it-changes-nothing"]
-    assert check.outcome().status == "skipped"
+    assert check.outcome().status == "untried"
