@@ -1,0 +1,23 @@
+"""The laws of the conformance kit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sslkit.testing import Check, checks
+
+RECIPE = Path(__file__).with_name("pretext.yaml")
+METHODS: dict[str, dict[str, Any]] = {"rotnet": {}}
+CHECKS = [
+    pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])
+    for name, fields in METHODS.items()
+    for check in checks(f"method:{name}", recipe=RECIPE, **fields)
+]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_laws(check: Check) -> None:
+    check()
