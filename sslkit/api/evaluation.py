@@ -113,6 +113,9 @@ class Evaluator(Component, ABC):
     requires_labels: ClassVar[bool] = True
     """True: skipped, with a reason, where labels of the run's images can tell nothing. False: runs
     without them too."""
+    changes_no_metric: ClassVar[frozenset[str]] = frozenset({"every_epochs"})
+    """Fields of `Config` that no number depends on, such as what is to happen at a finding: runs
+    stand in one comparison whatever they say there."""
     baselines: tuple[Baseline, ...] = ("pixels", "untrained")
     """What is also measured at the end of a run, beside the trained encoder. It may follow from the
     configuration: set it in `__init__`."""

@@ -62,7 +62,9 @@ Devices = Annotated[
 Maps = Annotated[
     str,
     typer.Option(
-        "--map", metavar="pca,tsne,umap|none", help="Maps of the features for the report."
+        "--map",
+        metavar="pca,tsne,umap|none",
+        help="Maps of the features for the report; neighbours have an option of their own.",
     ),
 ]
 Neighbours = Annotated[

@@ -18,9 +18,19 @@ from sslkit.builtin.augmented_views import AugmentedViews
 from sslkit.cli import main
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError, TrainingError
+from sslkit.report.comparison.side_by_side import Arm
 from sslkit.workflows.compare import compare as orchestration
-from sslkit.workflows.compare.arms import split_values, variations
+from sslkit.workflows.compare.arm_statistics import make_comparison
+from sslkit.workflows.compare.arms import (
+    kept_fields,
+    label_runs,
+    plan_arms,
+    split_values,
+    variations,
+)
+from sslkit.workflows.compare.pictures import PictureOptions, make_pictures
 from sslkit.workflows.compare.process import Job, StoppedError
+from sslkit.workflows.compare.records import read_run
 from sslkit.workflows.train import start
 from tests.report.run_folders import make_run
 
@@ -249,3 +259,73 @@ def test_variations_are_every_combination() -> None:
     assert split_values("{a: 1, b: [2, 3]}, 'x,y',4") == ["{a: 1, b: [2, 3]}", "'x,y'", "4"]
     with pytest.raises(RecipeError, match="expected PATH=VALUE"):
         variations(["a=1,,2"])
+
+
+def labels_of(recipe: Path, *vary: str) -> list[str]:
+    return [arm.label for arm in plan_arms([str(recipe)], [], vary, 1)]
+
+
+def test_names_of_arms_say_what_varies(tiny: Path) -> None:
+    assert labels_of(tiny, "method.loss.name=nt_xent,info_nce") == [
+        "tiny method.loss=nt_xent", "tiny method.loss=info_nce"
+    ]  # fmt: skip
+    assert labels_of(tiny, "evaluate.0.k=3") == ["tiny k=3"]
+    losses = "method.loss={name: info_nce}"
+    assert labels_of(tiny, losses) == ["tiny loss={name: info_nce}"]
+    assert labels_of(tiny, "optimizer.lr=0.1", "train.online_probe.lr=0.2") == [
+        "tiny optimizer.lr=0.1 train.online_probe.lr=0.2"
+    ]
+
+
+def test_runs_of_other_components_are_named_by_their_block(tmp_path: Path) -> None:
+    runs = [
+        [read_run(make_run(tmp_path, "a", 0, 0.5, overrides=[f"method.loss.name={loss}"]))]
+        for loss in ("nt_xent", "info_nce")
+    ]
+    first, second = label_runs(runs)
+    assert "method.loss=nt_xent" in first
+    assert "method.loss=info_nce" in second
+
+
+def test_an_arm_that_keeps_tuned_fields_is_noted(tiny: Path) -> None:
+    vary = ["method.loss.name=nt_xent,info_nce"]
+    tuned = plan_arms([str(tiny)], ["method.loss.temperature=0.07"], vary, 1)
+    assert [arm.recipe.method.config.loss.config.temperature.start for arm in tuned] == [0.07, 0.1]
+    (note,) = kept_fields(tuned)
+    assert note.startswith(
+        "tiny method.loss=nt_xent: method.loss has fields of the recipe (temperature=0.07); other "
+    )
+    # What is written, is its default: both arms begin alike. And one arm alone has no other.
+    assert kept_fields(plan_arms([str(tiny)], ["method.loss={name: nt_xent}"], vary, 1)) == []
+    alone = ["method.loss.name=nt_xent"]
+    assert kept_fields(plan_arms([str(tiny)], ["method.loss.temperature=0.07"], alone, 1)) == []
+
+
+def test_a_note_reaches_the_page(
+    tiny: Path, tmp_path: Path, made: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = "method.loss.temperature=0.07"
+    words = ("-o", tuned, "--vary", "method.loss.name=nt_xent,info_nce", "-o", "train.epochs=1")
+    assert call(str(tiny), *words, *NO_PICTURES, "--out", str(tmp_path / "out"), "--json") == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert any("method.loss has fields of the recipe (temperature=0.07)" in each for each in notes)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (PictureOptions((), 6), "drawing neighbours"),
+        (PictureOptions(("pca",), 0), "drawing maps"),
+        (PictureOptions(("pca",), 6), "drawing maps and neighbours"),
+        (PictureOptions((), 0), None),
+    ],
+)
+def test_only_what_is_drawn_is_announced(
+    tmp_path: Path, wanted: PictureOptions, message: str | None
+) -> None:
+    said: list[str] = []
+    display = Silent()
+    display.message = said.append  # type: ignore[method-assign]
+    one = Arm("a", [read_run(make_run(tmp_path, "a", 0, 0.5))], {})
+    make_pictures(make_comparison("x", [one], "a"), wanted, display)
+    assert said[:1] == ([message] if message else [])

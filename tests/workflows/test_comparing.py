@@ -184,6 +184,27 @@ def test_what_must_agree(
     assert expected is None or expected in problems[0]
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ("policy: stop", None),
+        ("policy: off, min_std: 0.1, min_rankme: 2.0", None),
+        ("min_embedding_spread: 0.1, min_prototypes: 0.2, every_epochs: 1", None),
+        ("num_pairs: 9", "protocol collapse has num_pairs 512 in one and 9 in the other"),
+    ],
+)
+def test_what_is_done_at_a_collapse_may_differ(
+    tmp_path: Path, fields: str, expected: str | None
+) -> None:
+    """It changes no number that a comparison shows."""
+    folders = [
+        make_run(tmp_path, name, 0, 0.5, overrides=[f"evaluate=[{{name: collapse{more}}}]"])
+        for name, more in (("a", ""), ("b", f", {fields}"))
+    ]
+    found = disagreements([ArmConditions.of_run(read_run(path)) for path in folders], "epochs")
+    assert [expected in line for line in found] == ([True] if expected else [])
+
+
 def test_folders_that_are_no_finished_runs(tmp_path: Path) -> None:
     run = make_run(tmp_path, "a", 0, 0.5)
     environment = json.loads((run / "environment.json").read_text())

@@ -48,6 +48,16 @@ class Collapse(FeatureEvaluator):
     Figure: `spectrum`, the singular values of the centred features."""
 
     requires_labels = False
+    changes_no_metric = frozenset(
+        {
+            "every_epochs",
+            "policy",
+            "min_embedding_spread",
+            "min_prototypes",
+            "min_std",
+            "min_rankme",
+        }
+    )
     baselines = ()
     splits = ("test",)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +40,9 @@ class PlannedArm:
     recipe: Recipe
     """Resolved, with the first seed."""
     seeds: tuple[int, ...]
+    kept: tuple[str, ...] = ()
+    """What `--vary BLOCK.name=...` left as the recipe has it, since that names this component
+    already: a sentence for each block, for the reader of the comparison."""
 
     @property
     def identity(self) -> Identity:
@@ -74,6 +77,12 @@ def plan_arms(
         replace(arm, label=f"{arm.label} ({Path(arm.source).stem})") if labels[arm.label] > 1
         else arm for arm in arms
     ]  # fmt: skip
+
+
+def kept_fields(arms: Sequence[PlannedArm]) -> list[str]:
+    """What the reader of a comparison must know of blocks that `--vary` left as they were, where
+    not all arms have them so."""
+    return [note for arm in arms for note in arm.kept] if any(not arm.kept for arm in arms) else []
 
 
 def variations(vary: Sequence[str]) -> list[tuple[str, ...]]:
@@ -145,8 +154,14 @@ def _differences(group: Sequence[RunRecord], groups: Sequence[Sequence[RunRecord
         key for key in mine
         if not key.startswith(ignored) and len({repr(tree.get(key)) for tree in same}) > 1
     ]  # fmt: skip
-    shown = [f"{key.rpartition('.')[2]}={mine[key]}" for key in fields[:_SHOWN_DIFFERENCES]]
+    shown = [f"{_short(key)}={mine[key]}" for key in fields[:_SHOWN_DIFFERENCES]]
     return " ".join(shown) if 0 < len(fields) <= _SHOWN_DIFFERENCES else group[0].hash[:6]
+
+
+def _short(path: str) -> str:
+    """What of a path says enough: the field, or the block whose component it names."""
+    around, _, field = path.rpartition(".")
+    return around if field == "name" and around else field
 
 
 def _planned(
@@ -155,13 +170,47 @@ def _planned(
     path = str(find_recipe(source))
     wanted = [*overrides, *variation]
     recipe = load_recipe(path, wanted)
-    label = recipe.name
+    label, kept = recipe.name, tuple[str, ...]()
     if variation:  # runs, folders and the tracker's pages then have names that tell them apart
-        short = [text.partition("=")[0].rpartition(".")[2] + "=" + text.partition("=")[2]
-                 for text in variation]  # fmt: skip
-        label = f"{recipe.name} {' '.join(short)}"
+        label = " ".join([recipe.name, *_short_forms(variation)])
         name = sanitise_name(label.replace("=", "-"))[:_MAX_NAME].rstrip("-.")
+        kept = tuple(
+            note for text in variation for note in _kept(label, recipe, path, wanted, text)
+        )
         wanted.append(f"name={json.dumps(name)}")
         recipe = load_recipe(path, wanted)
     numbers = tuple(recipe.seed + offset for offset in range(seeds))
-    return PlannedArm(label, source, tuple(wanted), resolve(recipe), numbers)
+    return PlannedArm(label, source, tuple(wanted), resolve(recipe), numbers, kept)
+
+
+def _short_forms(variation: Sequence[str]) -> list[str]:
+    """`lr=0.1`; with the whole path where two of them end alike."""
+    parts = [text.partition("=") for text in variation]
+    often = Counter(_short(field) for field, _, _ in parts)
+    return [
+        f"{_short(field) if often[_short(field)] == 1 else field}={value}"
+        for field, _, value in parts
+    ]
+
+
+def _kept(
+    label: str, recipe: Recipe, path: str, wanted: Sequence[str], variation: str
+) -> Iterator[str]:
+    """A sentence where a variation names the component that the recipe has already, whose fields
+    then stay, while every other component begins with its defaults."""
+    field, _, value = variation.partition("=")
+    block, dot, last = field.rpartition(".")
+    if not dot or last != "name":
+        return
+    try:
+        plain = flatten(load_recipe(path, [*wanted, f"{block}={{name: {value}}}"]))
+    except RecipeError:  # it has fields without a default: there is nothing to begin with
+        return
+    mine = flatten(recipe)
+    inside = [key for key in mine if key.startswith(f"{block}.") and mine[key] != plain.get(key)]
+    if inside:
+        listed = ", ".join(f"{key.removeprefix(f'{block}.')}={mine[key]}" for key in inside)
+        yield (
+            f"{label}: {block} has fields of the recipe ({listed}); other components in its place "
+            f"have their defaults. A whole block says all: --vary '{block}={{name: {value}, ...}}'."
+        )

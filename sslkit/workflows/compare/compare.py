@@ -16,7 +16,15 @@ from sslkit.report.comparison.side_by_side import Arm, Comparison, Match, RunRec
 
 from .agreement import ArmConditions, disagreements
 from .arm_statistics import make_comparison
-from .arms import Identity, PlannedArm, identity, label_runs, plan_arms, planned_conditions
+from .arms import (
+    Identity,
+    PlannedArm,
+    identity,
+    kept_fields,
+    label_runs,
+    plan_arms,
+    planned_conditions,
+)
 from .comparison_folder import PAGE, ComparisonFolder, default_path, write_comparison
 from .devices import Device, shared
 from .groups import Groups
@@ -88,6 +96,7 @@ def compare(
             folder.path.name, arms, baseline or arms[0].label, request.match, time_tolerance
         )
         drawn, notes = make_pictures(comparison, pictures, display)
+        notes += kept_fields(planned)
         if folder.manifest.get(_SHARED):
             notes.append(
                 "Some runs were made at the same time on one device, so that they took longer than "

@@ -36,7 +36,8 @@ def make_pictures(
     """The pictures, and a note for what cannot be drawn: numbers are never lost for a picture."""
     if not wanted.maps and not wanted.neighbours:
         return [], []
-    display.message("drawing maps and neighbours")
+    drawn = {"maps": wanted.maps, "neighbours": wanted.neighbours}
+    display.message(f"drawing {' and '.join(what for what, some in drawn.items() if some)}")
     first = next(arm.records[0] for arm in comparison.arms if arm.records)
     try:
         images = ShownImages(first.recipe)

@@ -113,12 +113,15 @@ def _versions(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 def protocol_settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Evaluator -> the fields that its numbers depend on; how often it runs is none of them."""
+    """Evaluator -> the fields that its numbers depend on."""
     built = named_evaluators([(slot.name, slot.build()) for slot in recipe.evaluate])
     settings = {
-        protocol.key: {key: value for key, value in slot.dump().items() if key != "every_epochs"}
+        protocol.key: {
+            key: value for key, value in slot.dump().items()
+            if key not in slot.cls.changes_no_metric and key != "every_epochs"
+        }
         for protocol, slot in zip(built, recipe.evaluate, strict=True)
-    }
+    }  # fmt: skip
     probe = recipe.train.online_probe
     return {**settings, **({"online_probe": probe.model_dump(mode="json")} if probe else {})}
 
