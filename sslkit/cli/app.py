@@ -158,10 +158,10 @@ releases; a public one derives from it."""
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. arguments: in place of those of the process, whose streams are then left
     as they are."""
-    if arguments is None and completion.is_asked():
-        completion.answer(app)
     if arguments is None:
         make_streams_robust()
+        if completion.is_asked():
+            completion.answer(app)
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [expand_home(word) for word in words if word != "--debug"] or ["--help"]

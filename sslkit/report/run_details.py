@@ -32,8 +32,10 @@ def print_run_details(found: Mapping[str, Any]) -> None:
     print_table(("what", "found"), [*_state(found), *_recipe(found), *_environment(found)])
     scores = [_score(each) for each in found["scores"] if is_score(each["metric"])]
     if scores:
+        # As everywhere else: samples that are no images have no pixels.
+        raw = "raw" if any("raw" in each["values"] for each in found["scores"]) else "pixels"
         print_table(
-            ("score", "trained", "untrained", "raw"), scores,
+            ("score", "trained", "untrained", raw), scores,
             title="In %, last epoch; [95 % intervals] for this one training",
         )  # fmt: skip
     elif last := main_scores(found["metrics"]):

@@ -21,7 +21,7 @@ from sslkit.runs.summary import STATES, RunSummary, Value, summarise
 PLACES = (Path("runs"), Path("comparisons"))
 """Where runs are made by default, by `run` and by `compare`."""
 SORTED_BY = ("age", "name", "step")
-_SHOWN = 8
+_SHOWN, _GUESSES = 8, 3
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,15 @@ def require_metric(
     known = Counter(key for run in runs for key in measured(run))
     if metric in known:
         return
-    alike = difflib.get_close_matches(metric, known, n=3) or [
-        key for key, _ in known.most_common() if key.startswith("eval/")
+    evaluated = [key for key, _ in known.most_common() if key.startswith("eval/")]
+    guesses = difflib.get_close_matches(metric, known, n=3) or [
+        key for key in evaluated if metric and metric.lower() in key
     ]
+    guess = f", did you mean {' or '.join(guesses[:_GUESSES])}?" if guesses else ";"
+    listed = ", ".join([*others, *evaluated[:_SHOWN]]) or "nothing: none has a metric"
+    more = f", and {len(evaluated) - _SHOWN} more" if len(evaluated) > _SHOWN else ""
     raise RecipeError(
-        f"{option}: none of these runs has {metric!r:.80}; "
-        f"valid is {', '.join([*others, *alike[:_SHOWN]]) or 'nothing: none has a metric'}"
+        f"{option}: none of these runs has {metric!r:.80}{guess} valid is {listed}{more}"
     )
 
 

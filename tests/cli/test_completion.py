@@ -245,6 +245,19 @@ def test_a_tab_imports_nothing_heavy(work: Path, cache: Path) -> None:
     assert "method.loss.temperature=" in done.stdout
 
 
+def test_a_reader_that_leaves_is_no_fault(work: Path, cache: Path) -> None:
+    """As `| head -1` does; the answer is then of no use to anybody."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [BIN / "sslkit"], cwd=work, stdout=theirs, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "_SSLKIT_COMPLETE": "complete_bash", "COMP_WORDS": "sslkit\nrun\n",
+             "COMP_CWORD": "2", "XDG_CACHE_HOME": str(cache)},
+    )  # fmt: skip
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_every_fault_is_an_empty_answer(work: Path, tab: Tab, tmp_path: Path) -> None:
     (work / "broken.yaml").write_text("method: {name: [\n")
     assert tab("sslkit run broken.yaml -o train.ep") == ["train.epochs="]

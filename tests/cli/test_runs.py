@@ -191,12 +191,27 @@ def test_show_says_how_to_go_on(
     assert out.splitlines()[-1] == expected.format(f"cd '{home}' && ", path)
 
 
+@pytest.mark.parametrize(("subject", "heading"), [("pixels", "pixels"), ("raw", "raw")])
+def test_the_baseline_has_the_name_that_it_has_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], subject: str, heading: str
+) -> None:
+    path = make_run(tmp_path, "done", results={"knn/top1": 0.5, "linear/top1": 0.6})
+    results = json.loads((path / "results.json").read_text())
+    estimate = {"value": 0.25, "low": None, "high": None, "draws": 1, "images": 48}
+    results["comparison"][1]["values"][subject] = estimate
+    (path / "results.json").write_text(json.dumps(results))
+    _, out, _ = call(capsys, "runs", "show", str(path))
+    (heads,) = rows(out, "score")
+    assert heads.split() == ["score", "trained", "untrained", heading]
+    assert rows(out, "linear")[0].endswith("25.0")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["show", "nowhere"], "no such run folder"),
         (["list", "nowhere"], "No such file or directory; name a folder of runs"),
-        (["list", "--sort", "eval/knn"], "--sort: none of these runs has 'eval/knn'; valid is age"),
+        (["list", "--sort", "eval/knn"], "none of these runs has 'eval/knn'; valid is age, name"),
     ],
 )
 def test_a_wrong_input_ends_with_2_and_one_line(

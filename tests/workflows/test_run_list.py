@@ -331,8 +331,15 @@ def test_what_cannot_be_the_best_is_refused(tmp_path: Path) -> None:
     query = three(tmp_path)
     with pytest.raises(RecipeError, match=r"own/x: .* is not known; add --direction highest"):
         best_run(query, "own/x")
-    with pytest.raises(RecipeError, match=r"'eval/knn/top5'; valid is eval/knn/top1"):
+    with pytest.raises(
+        RecipeError, match=r"'eval/knn/top5', did you mean eval/knn/top1\? valid is"
+    ):
         best_run(query, "eval/knn/top5")
+    for part in ("knn", "TOP1"):
+        with pytest.raises(RecipeError, match="did you mean eval/knn/top1"):
+            best_run(query, part)
+    with pytest.raises(RecipeError, match=r"none of these runs has 'speed'; valid is eval/knn/top"):
+        best_run(query, "speed")
     with pytest.raises(RunFolderError, match="no finished run among them"):
         best_run(RunQuery([tmp_path], name="none-*"), "train/loss")
 
