@@ -11,7 +11,8 @@ from sslkit_cluster.decoupled import DCL
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslkit.api import LossInput
+from sslkit.api import Loss, LossInput
+from sslkit.builtin.losses import InfoNCE
 from sslkit.engine.display import Silent
 from sslkit.errors import TrainingError
 from sslkit.workflows.train import start
@@ -46,19 +47,33 @@ def write(folder: Path, method: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", [DCL_METHOD], ids=["dcl"])
+NNCLR_METHOD = """\
+method:
+  name: nnclr
+  projector: {name: mlp, hidden_dim: 128, out_dim: 64, output_norm: none}
+  predictor: {name: mlp, hidden_dim: 128, out_dim: 64, output_norm: none}
+  queue_size: 512
+"""
+
+
+@pytest.mark.parametrize("method", [DCL_METHOD, NNCLR_METHOD], ids=["dcl", "nnclr"])
 def test_healthy_runs_are_not_stopped(tmp_path: Path, method: str) -> None:
     found = start(write(tmp_path, method), display=Silent())
     assert found.status == "finished"
     assert found.metrics["collapse/embedding_spread"] > 0.25
 
 
-def positives_alone(self: DCL, inputs: LossInput) -> Tensor:
+def positives_alone(self: Loss, inputs: LossInput) -> Tensor:
     first, second = inputs.views
     return -F.cosine_similarity(first, second).mean() / 0.1
 
 
-def test_dcl_without_negatives_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DCL, "forward", positives_alone)
+@pytest.mark.parametrize(
+    ("loss", "method"), [(DCL, DCL_METHOD), (InfoNCE, NNCLR_METHOD)], ids=["dcl", "nnclr"]
+)
+def test_without_negatives_a_run_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: type[Loss], method: str
+) -> None:
+    monkeypatch.setattr(loss, "forward", positives_alone)
     with pytest.raises(TrainingError, match=r"^epoch [123]: stopped by collapse: the embeddings"):
-        start(write(tmp_path, DCL_METHOD), display=Silent())
+        start(write(tmp_path, method), display=Silent())

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sslkit.testing import Check, checks
 
+HEAD = {"name": "mlp", "hidden_dim": 16, "out_dim": 8, "output_norm": "none"}
+FIELDS: dict[str, dict[str, Any]] = {
+    "loss:dcl": {},
+    "method:nnclr": {"projector": HEAD, "predictor": HEAD, "queue_size": 40},
+}
+"""Component -> fields that make it small."""
 CHECKS = [
     pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])
-    for name in ("loss:dcl",)
-    for check in checks(name)
+    for name, fields in FIELDS.items()
+    for check in checks(name, **fields)
 ]
 
 

@@ -1,4 +1,4 @@
-"""Contrast and clusters for sslkit: the loss `dcl`."""
+"""Contrast and clusters for sslkit: the method `nnclr` and the loss `dcl`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from sslkit import hookimpl
 
 sslkit_interface = 2
+
+
+@hookimpl
+def register_methods() -> Mapping[str, str]:
+    return {"nnclr": "sslkit_cluster.nnclr:NNCLR"}
 
 
 @hookimpl
