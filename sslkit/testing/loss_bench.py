@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,10 +16,14 @@ from sslkit.api import Loss, LossInput, Progress
 from sslkit.randomness import seeded
 
 from .any_facts import FactsLaws
+from .held_state import held
 from .laws import LawBrokenError
+from .small_runs import listed
 
 ROWS, WIDTH, NEGATIVES = 8, 16, 12
-"""Images of a batch, dimensions of an embedding, negatives beside the batch."""
+"""Images of a batch, dimensions of an embedding where the loss takes any, negatives beside the
+batch."""
+_WIDEST = 1 << 16
 START = Progress(0, 100, 10)
 
 
@@ -55,19 +60,53 @@ class LossBench(FactsLaws):
         """What of its input comes from the trained network."""
         return "online" if "online" in self.requires else "views"
 
+    @cached_property
+    def width(self) -> int:
+        """Dimensions of the embeddings that it is given: 16, or else the first size of a tensor or
+        number of its configuration that it takes embeddings of, such as that of a centre. Raises
+        LawBrokenError where it takes none."""
+        first: Exception | None = None
+        for width in self._widths():
+            try:
+                self.forward(self.made(), self._inputs_of(width))
+            except LawBrokenError:
+                return width
+            except Exception as error:  # the component's, of whatever kind
+                first = first or error
+            else:
+                return width
+        assert first is not None
+        usual, *others = map(str, self._widths())
+        also = f", and of {listed(others)}: none that it takes" if others else ""
+        first.args = (f"{first} (of embeddings of {usual} dimensions{also})",)
+        raise first
+
+    def _widths(self) -> list[int]:
+        """The usual width, then those that its tensors and numbers speak of."""
+        values = list(held(self.made()).values())
+        sizes = [size for v in values if isinstance(v, Tensor) for size in reversed(v.shape)]
+        numbers = [value for _, value in self.subject.slot.config if type(value) is int]
+        found = dict.fromkeys((WIDTH, *sizes, *numbers))
+        return [width for width in found if 1 < width <= _WIDEST]
+
     def inputs(self, seed: int = 0, *, rows: int = ROWS, scale: float = 1.0) -> LossInput:
         """A batch: what it requires, and labels in any case, as a method has them."""
+        return self._inputs_of(self.width, seed, rows=rows, scale=scale)
+
+    def _inputs_of(
+        self, width: int, seed: int = 0, *, rows: int = ROWS, scale: float = 1.0
+    ) -> LossInput:
         draw = torch.Generator().manual_seed(seed)
 
         def pair() -> tuple[Tensor, Tensor]:
-            first, second = (scale * torch.randn(rows, WIDTH, generator=draw) for _ in range(2))
+            first, second = (scale * torch.randn(rows, width, generator=draw) for _ in range(2))
             return first, second
 
         given: dict[str, Any] = {"views": pair()}
         for part in ("online", "target", "teacher"):
             given[part] = pair() if part in self.requires else ()
         if "negatives" in self.requires:
-            given["negatives"] = scale * torch.randn(NEGATIVES, WIDTH, generator=draw)
+            given["negatives"] = scale * torch.randn(NEGATIVES, width, generator=draw)
         labels = torch.arange(rows) // 2
         return LossInput(**given, labels=labels, progress=START)
 

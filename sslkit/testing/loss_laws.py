@@ -16,7 +16,6 @@ from sslkit.randomness import seeded
 from .global_random import global_random_numbers_unused
 from .laws import law, refuse
 from .loss_bench import (
-    NEGATIVES,
     ROWS,
     START,
     WIDTH,
@@ -45,7 +44,8 @@ class LossValueLaws(LossBench):
         found = self.forward(self.made(), self.inputs())
         refuse(found.dtype != torch.float32, f"the loss is in {found.dtype}")
         refuse(not bool(found.isfinite()), f"the loss is {float(found)}")
-        return f"{float(found):.5g} of random embeddings"
+        wide = "" if self.width == WIDTH else f" of {self.width} dimensions"
+        return f"{float(found):.5g} of random embeddings{wide}"
 
     @law("draw with torch, whose generator the engine seeds for each step", needs=GIVES[:1])
     def no_global_random_numbers(self) -> None:
@@ -166,11 +166,11 @@ class LossValueLaws(LossBench):
     def orthogonal_embeddings_are_finite(self) -> str:
         """Where every image has an embedding of its own, the same in all views and orthogonal to
         all others, loss and gradient are finite."""
-        axes = torch.eye(max(WIDTH, ROWS + NEGATIVES))
-        given = self.inputs()
-        given = floats(given, lambda x: axes[: len(x), : x.shape[1]].clone())
-        if given.negatives is not None:
-            given = replace(given, negatives=axes[ROWS : ROWS + NEGATIVES, :WIDTH].clone())
+        rows = min(ROWS, self.width)
+        axes = torch.eye(self.width if self.width <= 2 * ROWS else 2 * ROWS, self.width)
+        given = floats(self.inputs(rows=rows), lambda x: axes[: len(x)].clone())
+        if given.negatives is not None and len(axes) > rows:
+            given = replace(given, negatives=axes[rows:].clone())
         return f"the loss is {float(self._finite(given, 'of orthogonal embeddings').loss):.5g}"
 
     @law(

@@ -15,8 +15,8 @@ from sslkit.engine.training import Training
 
 from .laws import UntriedError, law, refuse
 from .method_bench import reordered
-from .method_laws import DOUBLE, ROUNDING, SAME, STEP, MethodLaws
-from .small_runs import batches, farthest, listed
+from .method_laws import DOUBLE, SAME, STEP, MethodLaws
+from .small_runs import ROUNDING, batches, farthest, listed
 
 _LOSS_ROUNDING = 1e-7
 

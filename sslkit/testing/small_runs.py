@@ -27,6 +27,8 @@ from sslkit.runs.folder import RunFolder
 from .subject import Subject
 
 STEPS = 4
+ROUNDING = 1e-9
+"""The largest difference in float64 that rounding makes, in parts of the largest value."""
 _BATCH = 16
 _LARGEST = 64
 _RANKS = 4

@@ -113,6 +113,26 @@ class IsSilentAfterAResume(Sound):
         return super().on_step(run, metrics, progress) if self.began_at == 0 else None
 
 
+class CountsPasses(Sound):
+    """Logs the mean of what each pass of the encoder gives, under the number of the pass."""
+
+    def on_start(self, run: RunView, method: Method) -> None:
+        super().on_start(run, method)
+        self.passes: list[float] = []
+        method.encoder.register_forward_hook(self.note)
+
+    def note(self, encoder: torch.nn.Module, given: object, features: Tensor) -> None:
+        if encoder.training:
+            self.passes.append(float(features.detach().mean()))
+
+    def on_batch(self, run: RunView, batch: Batch, progress: Progress) -> None:
+        self.passes.clear()
+        super().on_batch(run, batch, progress)
+
+    def on_step(self, run: RunView, metrics: Mapping[str, float], progress: Progress) -> Any:
+        return {f"pass_{number}": mean for number, mean in enumerate(self.passes)}
+
+
 class KeepsTheBatch(Sound):
     """Keeps the views for a picture."""
 

@@ -19,6 +19,8 @@ from sslkit.api import (
     ImageEvaluator,
     ImageInput,
     ImageScores,
+    OwnDataEvaluator,
+    OwnDataInput,
     Resamples,
 )
 
@@ -251,6 +253,46 @@ class SoundOnImages(ImageEvaluator):
         train, test = (images.features(encoder, split) for split in ("train", "test"))
         labels = images.labels("train"), images.labels("test")
         return scored(predictions(train, labels[0], test, images.num_classes) == labels[1])
+
+
+class DividesByNothing(SoundOnImages):
+    """Adds a metric that is no number."""
+
+    def evaluate(self, given: ImageInput) -> Evaluation:
+        found = super().evaluate(given)
+        return replace(found, metrics={**found.metrics, "ratio": float("nan")})
+
+
+class GoesOnDrawing(SoundOnImages):
+    """Draws from a generator of its own, which goes on from call to call."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def evaluate(self, given: ImageInput) -> Evaluation:
+        found = super().evaluate(given)
+        luck = float(torch.rand((), generator=self.generator))
+        return replace(found, metrics={**found.metrics, "luck": luck})
+
+
+class CountsNetworksInPercent(SoundOnImages):
+    """0 to 100."""
+
+    def evaluate(self, given: ImageInput) -> Evaluation:
+        return Evaluation({"top1": 100.0 * super().evaluate(given).metrics["top1"]})
+
+
+class PromisesPixels(OwnDataEvaluator):
+    """Names raw samples of its data, and does not measure them."""
+
+    baselines = ("untrained", "pixels")
+
+    def evaluate(self, given: OwnDataInput) -> Evaluation:
+        images = torch.rand(24, 3, 16, 16, generator=torch.Generator().manual_seed(given.seed))
+        with torch.no_grad():
+            features = given.encoder(images.to(given.device))
+        return Evaluation({"spread": float(features.std())})
 
 
 class KeepsDropoutOn(SoundOnImages):

@@ -126,6 +126,18 @@ class GradientIntoTeacher(Sound):
                 mine.lerp_(theirs, 0.1)
 
 
+class TeacherInGroups(Sound):
+    """A teacher without a part in the graph, of which the optimiser is told all the same."""
+
+    def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
+        super().__init__(config, backbone, facts)
+        self.teacher.requires_grad_(True)
+
+    def taught(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return super().taught(batch)
+
+
 class UnusedHead(Sound):
     """A layer that nothing passes through is trained."""
 
@@ -344,6 +356,7 @@ BROKEN: Mapping[type[Method], str] = {
     StateInObjective: "objective-changes-no-state",
     StateInEmbed: "embed-changes-no-state",
     GradientIntoTeacher: "no-gradient-trains-a-teacher",
+    TeacherInGroups: "no-gradient-trains-a-teacher",
     UnusedHead: "gradients-reach-what-is-trained",
     PerRankStatistics: "ranks-agree",
     LabelsOutOfLine: "loss-does-not-depend-on-order",

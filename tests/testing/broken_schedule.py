@@ -98,6 +98,15 @@ class DividesByWhatIsLeft(Schedule):
         return 1.0 / (progress.total_steps - progress.step) - 1.0 / progress.total_steps
 
 
+class KeepsItsStep(Schedule):
+    """Keeps the step in an attribute while it waits for others, as for a lock or a file."""
+
+    def factor(self, progress: Progress) -> float:
+        self._progress = progress
+        time.sleep(1e-4)
+        return 1.0 - self._progress.fraction
+
+
 class GoesBelowZero(Schedule):
     """Goes on falling after its epochs."""
 

@@ -288,6 +288,16 @@ class OneViewOnly(Sound):
         return StepOutput(nt_xent(z, taught[:, 0], 0.2), {}, taught)
 
 
+class IdleTeacher(Sound):
+    """A teacher that follows, and that the loss forgets."""
+
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
+        z, taught = embeddings["z"], embeddings["taught"]
+        return StepOutput(nt_xent(z[:, 0], z[:, 1], 0.2), carry=taught.detach())
+
+
 SUBTLE: Mapping[type[Method], str] = {
     ShiftsViews: "what-it-is-given-stays",
     ShiftsEmbeddings: "what-it-is-given-stays",

@@ -22,6 +22,7 @@ from tests.testing.outcomes import broken_laws
         (broken.SeedsPython, "no-global-random-numbers"),
         (broken.NeedsTheFirstStep, "it-begins-anew-after-a-resume"),
         (broken.IsSilentAfterAResume, "it-begins-anew-after-a-resume"),
+        (broken.CountsPasses, "micro-batches-are-watched-alike"),
         (broken.KeepsTheBatch, "it-keeps-no-tensors"),
         (broken.KeepsGradients, "it-keeps-no-tensors"),
     ],

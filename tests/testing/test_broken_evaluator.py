@@ -47,6 +47,10 @@ def test_it_breaks_one_law(evaluator: type[Evaluator], law: str) -> None:
 @pytest.mark.parametrize(
     ("evaluator", "law"),
     [
+        (broken.DividesByNothing, "it-measures-networks"),
+        (broken.GoesOnDrawing, "numbers-of-networks-repeat"),
+        (broken.CountsNetworksInPercent, "what-it-finds-in-networks-agrees"),
+        (broken.PromisesPixels, "raw-samples-can-be-measured"),
         (broken.KeepsDropoutOn, "the-encoder-is-measured-in-eval-mode"),
         (broken.TrainsTheEncoder, "the-encoder-keeps-every-bit"),
         (broken.DrawsFromPython, "networks-need-no-global-random-numbers"),

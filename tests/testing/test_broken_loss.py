@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import Loss, LossInput
+from sslkit.api import ComponentConfig, Loss, LossInput
 from sslkit.nn.functional import normalize
 from sslkit.testing import check_plugin
 from sslkit.testing.kit import laws_of
@@ -36,6 +36,8 @@ from tests.testing.outcomes import broken_laws
         (broken.AddsNoise, "no-global-random-numbers"),
         (broken.RequiresWhatItIgnores, "what-it-requires-matters"),
         (broken.DerivesWrongly, "gradients-are-those-of-the-value"),
+        (broken.DividesByOverlap, "orthogonal-embeddings-are-finite"),
+        (broken.RemembersOneCall, "it-may-be-called-several-times"),
         (broken.GivesRows, "it-is-a-finite-scalar"),
         (broken.StopsOneView, "gradients-reach-every-view"),
         (broken.FavoursTheFirstImage, "order-of-images-does-not-matter"),
@@ -77,10 +79,11 @@ class Distillation(Loss):
     """Online against a centred teacher, as DINO's without crops: state that is all right."""
 
     requires = frozenset({"online", "teacher"})
+    width = 16
 
     def __init__(self, config: object) -> None:
         super().__init__(config)
-        self.register_buffer("centre", torch.zeros(16))
+        self.register_buffer("centre", torch.zeros(self.width))
 
     def forward(self, inputs: LossInput) -> Tensor:
         first, second = inputs.teacher
@@ -99,6 +102,55 @@ def test_a_teacher_and_a_centre_break_none() -> None:
     rows = {row["law"]: row["text"] for row in check_plugin(Distillation, fast=True).rows}
     assert rows["state-is-complete"] == "centre change in after_step"
     assert rows["what-it-requires-matters"] == "online, teacher"
+
+
+class Prototypes(Loss):
+    """Scores against prototypes, whose number and width are fields."""
+
+    class Config(ComponentConfig):
+        count: int = 5
+        """Prototypes."""
+        dim: int = 6
+        """Dimensions of an embedding."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.register_buffer("prototypes", torch.eye(config.count, config.dim))
+
+    def forward(self, inputs: LossInput) -> Tensor:
+        first, second = (normalize(x) @ self.prototypes.T for x in inputs.views)
+        return (first - second).square().sum(dim=1).mean()
+
+
+@pytest.mark.parametrize("width", [5, 64, 4096])
+def test_a_loss_is_given_embeddings_as_wide_as_its_buffers(width: int) -> None:
+    wide = type("Wide", (Distillation,), {"width": width})
+    assert broken_laws(wide) == []
+    rows = {row["law"]: row["text"] for row in check_plugin(wide, fast=True).rows}
+    assert f"of random embeddings of {width} dimensions" in rows["it-is-a-finite-scalar"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"dim": 6, "count": 7}, {"dim": 300}])
+def test_a_loss_is_given_embeddings_as_wide_as_its_fields(fields: dict[str, int]) -> None:
+    assert broken_laws(Prototypes, **fields) == []
+
+
+def test_a_loss_that_takes_no_width_says_which_were_tried() -> None:
+    class Narrow(Distillation):
+        width = 7
+
+        def forward(self, inputs: LossInput) -> Tensor:
+            return (
+                super().forward(inputs)
+                if inputs.teacher[0].shape[1] == 3
+                else self.centre @ inputs.teacher[0][0, :3]
+            )
+
+    (line,) = check_plugin(Narrow, fast=True).broken
+    assert line.startswith("loss 'Narrow': it-is-a-finite-scalar: ")
+    assert "(of embeddings of 16 dimensions, and of 7: none that it takes)" in line
 
 
 def test_a_loss_that_autocast_changes_is_noted() -> None:

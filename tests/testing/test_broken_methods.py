@@ -12,6 +12,7 @@ from subtle_methods import (
     ComparesNothing,
     ExportsAnother,
     FailsOnOneRank,
+    IdleTeacher,
     MadeLate,
     OneViewOnly,
 )
@@ -57,5 +58,8 @@ def test_what_no_law_can_forbid_is_said_beside_it() -> None:
     assert seen(ComparesNothing, order) == "the loss compares no two views of an image"
     assert seen(OneViewOnly, order) == "view 1 has no part in the loss"
     assert seen(Sound, order) == ""
+    teacher = "no-gradient-trains-a-teacher"
+    assert seen(IdleTeacher, teacher) == "teacher: moved by the method, without a part in the loss"
+    assert seen(Sound, teacher) == ""
     trained = seen(ExportsAnother, "gradients-reach-what-is-trained")
     assert "parameters; left as they began: first.model.conv1.0.weight" in trained

@@ -15,6 +15,7 @@ from tests.testing.outcomes import broken_laws
     [
         (broken.CountsCalls, "it-has-no-memory"),
         (broken.LowersOnce, "it-has-no-memory"),
+        (broken.KeepsItsStep, "threads-may-ask-it"),
         (broken.FollowsTheClock, "factors-follow-from-configuration-and-step"),
         (broken.DrawsNumbers, "factors-follow-from-configuration-and-step"),
         (broken.CountsInTheClass, "factors-follow-from-configuration-and-step"),
