@@ -4,28 +4,20 @@ source has none, labels as positions in the classes, and test data that is train
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, Generic, Literal, TypeVar
+from functools import partial
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.api import (
-    Boxes,
-    DataSource,
-    DataSourceConfig,
-    HasBoxes,
-    HasEncoded,
-    HasMasks,
-    ImageReader,
-    SampleSpec,
-    Slot,
-    SplitReader,
-    StreamReader,
-)
-from sslkit.errors import DataError, RecipeError
+from sslkit.api import DataSource, DataSourceConfig, Slot, SplitReader, StreamReader
+from sslkit.errors import DataError, RecipeError, SSLKitError
+from sslkit.host.plugin_errors import describe_failure, file_in_hand
+
+from .part_reader import part_of
 
 SplitName = Literal["train", "test"]
 OTHER_TEST_DATA = "name other images, set data.test_fraction, or leave data.test out"
@@ -70,19 +62,41 @@ def open_splits(data: Slot[DataSource]) -> Splits[SplitReader]:
     """Opens a data source. Raises RecipeError where there is nothing to train on, where
     `test_fraction` cannot be followed and where the test split is the training split, and what the
     source raises."""
-    source, config = data.build(), data.config
+    config = data.config
     assert isinstance(config, DataSourceConfig)
-    train = source.open("train")
-    if train is None or len(train) == 0:
-        raise RecipeError(f"data: '{data.name}' has no training images")
-    test = source.open("test")
-    if test is not None and len(test) == 0:
-        raise RecipeError(f"data.test: '{data.name}' has a test split without images; leave it out")
+    with _naming(data, "open its train split"):
+        source = data.build()
+        train = source.open("train")
+        if train is None or len(train) == 0:
+            raise RecipeError(f"data: '{data.name}' has no training images")
+    with _naming(data, "open its test split"):
+        test = source.open("test")
+        if test is not None and len(test) == 0:
+            raise RecipeError(
+                f"data.test: '{data.name}' has a test split without images; leave it out"
+            )
     splits = with_classes(Splits(train, test))
     if config.test_fraction is not None and not source.divides_itself:
         return _divided(data.name, splits, config.test_fraction, config.test_seed)
-    _refuse_same_data(splits)
+    with _naming(data, "give its fingerprint"):
+        _refuse_same_data(splits)
     return splits
+
+
+@contextmanager
+def _naming(data: Slot[DataSource], task: str) -> Iterator[None]:
+    """Says which source failed in a task, where, and on which file, for what it did not foresee."""
+    try:
+        yield
+    except (SSLKitError, MemoryError):
+        raise
+    except Exception as error:
+        file = file_in_hand(error)
+        raise DataError(
+            f"data: '{data.name}' of {data.distribution} {data.version} cannot {task}"
+            f"{f', reading {file}' if file else ''}: "
+            f"{describe_failure(error, data.cls.__module__)}; mend the files, or the data source"
+        ) from error
 
 
 def _refuse_same_data(splits: Splits[SplitReader]) -> None:
@@ -146,130 +160,6 @@ def test_rows(
 def _hash(salt: bytes, key: str) -> int:
     encoded = salt + key.encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
-
-
-def part_of(
-    whole: SplitReader,
-    rows: NDArray[np.int64] | None = None,
-    labels: NDArray[np.int64] | None = None,
-    class_names: Sequence[str] | None = None,
-) -> PartReader:
-    """Some samples of another reader, in their order, with its abilities. rows: (n,) positions in
-    it; None: all of them. labels, class_names: in place of its own."""
-    abilities = tuple(part for ability, part in _PARTS.items() if isinstance(whole, ability))
-    return _part_class(abilities)(whole, rows, labels, class_names)
-
-
-@cache
-def _part_class(abilities: tuple[type[PartReader], ...]) -> type[PartReader]:
-    return type("PartReader", (*abilities, PartReader), {})
-
-
-class PartReader(SplitReader):
-    """What `part_of` makes, whatever the samples are."""
-
-    def __init__(
-        self,
-        whole: SplitReader,
-        rows: NDArray[np.int64] | None = None,
-        labels: NDArray[np.int64] | None = None,
-        class_names: Sequence[str] | None = None,
-    ) -> None:
-        self._whole = whole
-        self._rows = np.arange(len(whole)) if rows is None else rows
-        self._all = rows is None
-        given = whole.labels if labels is None else labels
-        self.labels = given if given is None or rows is None else given[rows]
-        self.class_names = whole.class_names if class_names is None else class_names
-        self.notes = whole.notes
-        self.details = dict(getattr(whole, "details", {}))
-        self.samples = self._part_of(whole.samples)
-
-    @property
-    def sample(self) -> SampleSpec:
-        return self._whole.sample
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, index: int) -> NDArray[Any]:
-        return self._whole.read(self._at(index))
-
-    def describe(self, index: int) -> str:
-        return self._whole.describe(self._at(index))
-
-    def key(self, index: int) -> str:
-        return self._whole.key(self._at(index))
-
-    def fingerprint(self) -> str:
-        """That of the whole, with the rows and the classes."""
-        digest = hashlib.blake2b(self._whole.fingerprint().encode(), digest_size=8)
-        digest.update(np.ascontiguousarray(self._rows, dtype="<i8").data)
-        digest.update("\0".join(self.class_names or ()).encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
-
-    def _at(self, index: int) -> int:
-        return int(self._rows[index])
-
-    def _part_of(self, samples: NDArray[Any] | None) -> NDArray[Any] | None:
-        """A part of a mapped file would be read into memory: it is read one by one instead."""
-        if samples is None or self._all:
-            return samples
-        return None if isinstance(samples, np.memmap) else samples[self._rows]
-
-
-class _ImagePart(PartReader, ImageReader):
-    _whole: ImageReader
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.channels = self._whole.channels
-        self.image_size = self._whole.image_size
-
-
-class _MaskPart(PartReader, HasMasks):
-    _whole: Any
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.mask_classes = self._whole.mask_classes
-
-    def mask(self, index: int) -> NDArray[np.uint8]:
-        mask: NDArray[np.uint8] = self._whole.mask(self._at(index))
-        return mask
-
-
-class _BoxPart(PartReader, HasBoxes):
-    _whole: Any
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.box_classes = self._whole.box_classes
-
-    def boxes(self, index: int) -> Boxes:
-        boxes: Boxes = self._whole.boxes(self._at(index))
-        return boxes
-
-
-class _EncodedPart(PartReader, HasEncoded):
-    _whole: Any
-
-    def encoded_sizes(self) -> NDArray[np.int64] | None:
-        sizes: NDArray[np.int64] | None = self._whole.encoded_sizes()
-        return None if sizes is None else sizes[self._rows]
-
-    def encoded(self, index: int) -> bytes | memoryview:
-        encoded: bytes | memoryview = self._whole.encoded(self._at(index))
-        return encoded
-
-
-_PARTS: dict[type, type[PartReader]] = {
-    ImageReader: _ImagePart,
-    HasMasks: _MaskPart,
-    HasBoxes: _BoxPart,
-    HasEncoded: _EncodedPart,
-}
-"""Ability -> the part that has it too."""
 
 
 # --- Labels ---------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from sslkit.api import HasBoxes, HasEncoded, HasMasks, ImageReader, SampleSpec, 
 from sslkit.builtin.sources.scenes import Scenes
 from sslkit.data.evaluation_images import augmented_pairs, evaluation_batches
 from sslkit.data.examine import examine
+from sslkit.data.part_reader import part_of
 from sslkit.data.sample_views import SampleViews
-from sslkit.data.splits import Splits, part_of
+from sslkit.data.splits import Splits
 from sslkit.data.views import DecodedViews, ResidentViews, view_maker
 from sslkit.errors import DataError, PluginError, RecipeError
 from sslkit.nn.image import crop_resize

@@ -1,16 +1,19 @@
 """Both splits of a data source: a divided-off test split, classes, and training data as test
 data."""
 
+import csv
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sslkit.api import resolve_component
+from sslkit.api import DataSource, DataSourceConfig, Slot, resolve_component
 from sslkit.data.cached_split import CachedSplit
 from sslkit.data.examine import examine, shared_images
-from sslkit.data.splits import Splits, open_splits, part_of, test_rows, with_classes
+from sslkit.data.part_reader import part_of
+from sslkit.data.splits import Splits, open_splits, test_rows, with_classes
 from sslkit.errors import DataError, RecipeError
 from sslkit.host.plugins import load_plugins
 
@@ -270,3 +273,80 @@ def test_more_classes_than_samples_are_refused(list_reader, photo):
         with_classes(Splits(train, None))
     train.class_names = [""] * (1 << 17)
     assert with_classes(Splits(train, None)).train is train
+
+
+# --- What a source did not foresee ----------------------------------------------------------------
+
+
+class Plates(DataSource):
+    """A data source of a plugin that reads its list in one of several ways."""
+
+    class Config(DataSourceConfig):
+        train: Path
+        way: str = "lines"
+
+    def open(self, split):
+        path = self.config.train
+        if self.config.way == "lines":
+            with path.open(encoding="utf-8") as file:
+                return list(file)
+        if self.config.way == "text":
+            return path.read_text(encoding="utf-8")
+        if self.config.way == "csv":
+            with path.open(encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+        if self.config.way == "missing":
+            return (path / "none").read_bytes()
+        if self.config.way == "test" and split == "train":
+            return self.reader
+        return {}["plate"]
+
+
+def plates(tmp_path, way):
+    path = tmp_path / "plates.csv"
+    path.write_bytes(b"plate,well\n1,A\n2,\xff\n")
+    return Slot(Plates, "plates", Plates.Config(train=path, way=way), "sslkit-plates", "1.2"), path
+
+
+@pytest.mark.parametrize(
+    ("way", "names_file", "reason"),
+    [
+        ("lines", True, "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff"),
+        ("text", True, "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff"),
+        ("csv", True, "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff"),
+        ("missing", False, "NotADirectoryError: [Errno 20] Not a directory: "),
+        ("key", True, "KeyError: 'plate'"),
+    ],
+)
+def test_what_a_source_did_not_foresee_names_it_its_file_and_its_line(
+    tmp_path, way, names_file, reason
+):
+    block, path = plates(tmp_path, way)
+    with pytest.raises(DataError) as error:
+        open_splits(block)
+    message = str(error.value)
+    file = f", reading {path}" if names_file else ""
+    start = f"data: 'plates' of sslkit-plates 1.2 cannot open its train split{file}: {reason}"
+    assert message.startswith(start), message
+    assert re.search(
+        rf"\({re.escape(__file__)}:\d+\); mend the files, or the data source$", message
+    )
+    assert "\n" not in message
+
+
+def test_the_test_split_and_the_fingerprint_are_named_too(tmp_path, list_reader, monkeypatch):
+    block, _ = plates(tmp_path, "test")
+    reader = list_reader([np.zeros((8, 8, 3), np.uint8)] * 3)
+    Plates.reader = reader
+    with pytest.raises(
+        DataError, match=r"cannot open its test split, reading .*: KeyError: 'plate'"
+    ):
+        open_splits(block)
+
+    def fail():
+        raise ValueError("no digest")
+
+    reader.fingerprint = fail
+    monkeypatch.setattr(Plates, "open", lambda self, split: reader)
+    with pytest.raises(DataError, match="cannot give its fingerprint: ValueError: no digest"):
+        open_splits(block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import sslkit
 from sslkit.api import INTERFACES
 from sslkit.errors import PluginError
 from sslkit.host import hookspecs
+from sslkit.host.plugin_errors import describe_failure
 from sslkit.host.plugins import HOOK_KINDS, PluginHost, PluginRecord, load_plugins
 
 GOOD = """
@@ -290,3 +292,39 @@ def test_a_source_tree_without_metadata_has_the_built_ins(tmp_path: Path) -> Non
     first, second = output.splitlines()
     assert first == "0+source [('builtin', 'sslkit', None)]"
     assert "simclr" in second
+
+
+PARTS = """
+    import codecs, json, torch
+    from sslkit.nn.functional import nt_xent
+
+    def decoded(): codecs.decode(b"\\xff", "utf-8")
+    def parsed(): json.loads("{")
+    def multiplied(): torch.ones(2, 3) @ torch.ones(2, 3)
+    def asked(): nt_xent(torch.ones(2, 3), torch.ones(2, 4), 0.1)
+    def divided(): 1 / 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("decoded", 5), ("parsed", 6), ("multiplied", 7), ("asked", 8), ("divided", 9)],
+)
+def test_a_failure_shows_the_plugins_line_wherever_it_came_up(
+    install: Install, name: str, line: int
+) -> None:
+    """Not that of Python, torch or the core, which the plugin called."""
+    site = install("good-plugin", {"good_plugin.py": f"{PARTS}{GOOD}"}, "good = good_plugin")
+    load_plugins()
+    with pytest.raises(Exception) as error:  # noqa: PT011
+        getattr(sys.modules["good_plugin"], name)()
+    place = f"({site}/good_plugin.py:{line})"
+    assert describe_failure(error.value).endswith(place)
+    assert describe_failure(error.value, "good_plugin.parts").endswith(place)
+    assert __file__ not in describe_failure(error.value)
+
+
+def test_a_failure_without_a_plugin_shows_the_innermost_line_that_is_not_pythons() -> None:
+    with pytest.raises(ValueError, match="Expecting") as error:
+        json.loads("{")
+    assert f"({__file__}:" in describe_failure(error.value)
