@@ -33,8 +33,9 @@ looked at."""
 _MAPPED_BYTES = 2 * 2**30
 """Larger mapped files are not read for this: `sslkit pack` has looked before it wrote them."""
 _LOOKED_AT = 32
-_LOW = 16
-"""A set whose brightest value is below it looks as if it were not scaled to 0 to 255."""
+_LOW = 64
+"""A set whose brightest value is not above it looks as if it were not scaled to 0 to 255. Values of
+14 bits kept in 16 come to 64, of 12 bits to 16."""
 
 
 def examine(splits: Splits[CachedSplit], *, refuse: bool = True) -> list[str]:
@@ -219,10 +220,11 @@ def _low_range(store: CachedSplit) -> list[str]:
     last = min(len(store), _LOOKED_AT) if store.streamed else len(store)
     rows: Sequence[int] = np.unique(np.linspace(0, last - 1, _LOOKED_AT).astype(np.int64)).tolist()
     highest = max(int(store.read(row).max()) for row in rows)
-    if highest >= _LOW:
+    if highest > _LOW:
         return []
+    how_dark = "nearly black" if highest <= _LOW // 4 else "dark"
     return [
-        f"the highest value in {len(rows)} of the training images is {highest} of 255, nearly "
-        "black: values that do not go up to 255 (such as 0 and 1, or class numbers) must be "
-        "scaled first"
+        f"the highest value in {len(rows)} of the training images is {highest} of 255, {how_dark}: "
+        "values that do not go up to 255, or of 16 bits not up to 65535 (0 and 1, class numbers, "
+        "12 bits kept in 16), must be scaled first"
     ]

@@ -250,8 +250,25 @@ def test_dark_images_are_told(tmp_path):
     reader = open_splits(data("image_folder", train=str(tmp_path))).train
     (note,) = examine(Splits(store(reader), None))
     assert note.startswith("the highest value in 6 of the training images is 1 of 255")
-    Image.new("L", (8, 8), 16).save(tmp_path / "0.png")
+    Image.new("L", (8, 8), 65).save(tmp_path / "0.png")
     assert examine(open_splits(data("image_folder", train=str(tmp_path))).map(store)) == []
+
+
+@pytest.mark.parametrize(
+    ("bits", "said"),
+    [(8, "is 1 of 255, nearly black"), (10, "is 4 of 255, nearly black"),
+     (12, "is 16 of 255, nearly black"), (14, "is 64 of 255, dark"), (15, None), (16, None)],
+)  # fmt: skip
+def test_fewer_bits_than_a_file_has_room_for_are_told(tmp_path, bits, said):
+    """As cameras and microscopes leave them: the whole range of so many bits, in 16."""
+    for i in range(3):
+        values = np.random.default_rng(i).integers(0, 2**bits, (16, 16)).astype(np.uint16)
+        values[0, 0] = 2**bits - 1
+        Image.fromarray(values).save(tmp_path / f"{i}.png")
+    notes = examine(
+        Splits(store(open_splits(data("image_folder", train=str(tmp_path))).train), None)
+    )
+    assert [said in note for note in notes] == ([] if said is None else [True]), notes
 
 
 def test_folder_that_holds_the_other_is_refused(folders, tmp_path):
