@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from sslkit.randomness import SampleRandom
+
 from .component import Component, Slot
 from .schedules import Progress
 
@@ -33,6 +35,10 @@ class LossInput:
     """What a teacher gives, a tensor (B, D) for each view that it sees, in the order of the views;
     where the loss requires "teacher". It sees the first ones, such as the global crops, so that
     `teacher[i]` and `online[i]` are of the same view, which most losses leave out as a pair."""
+    random: SampleRandom | None = None
+    """Keyed randomness of the images, `Batch.random`, for groups and directions that are the same
+    on any rank; where the loss requires "random". What one draw gives the whole batch is keyed by
+    its seed and by `progress.step`."""
     progress: Progress | None = None
     """Where training stands, for losses whose numbers follow a schedule; None outside a run."""
 
@@ -47,7 +53,7 @@ class LossInput:
         return replace(self, **found)
 
 
-LossPart = Literal["labels", "negatives", "online", "target", "teacher"]
+LossPart = Literal["labels", "negatives", "online", "target", "teacher", "random"]
 
 
 class Loss(Component, nn.Module, ABC):
@@ -87,11 +93,12 @@ def rewards_collapse(loss: Loss) -> bool:
     labels, first = torch.arange(4), Progress(0, 1, 1)
     apart = torch.eye(4, 8)
     negatives = torch.eye(8)[4:] if "negatives" in loss.requires else None
+    random = SampleRandom(0, "loss", 0, labels)
+    equal = apart[:1].expand(4, 8)
+    given = LossInput((equal, equal), labels, negatives, random=random, progress=first)
     try:
         with torch.no_grad():
-            equal = apart[:1].expand(4, 8)
-            collapsed = loss(LossInput((equal, equal), labels, negatives, progress=first))
-            healthy = loss(LossInput((apart, apart), labels, negatives, progress=first))
+            collapsed, healthy = loss(given), loss(replace(given, views=(apart, apart)))
             return bool(collapsed <= healthy + 1e-6)
     except Exception:  # a plugin's, which may need other embeddings: no reason to warn
         return False

@@ -8,11 +8,11 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from sslkit.api import ComponentConfig, Head
-from sslkit.nn.mlp import HiddenNorm, Init, OutputNorm, mlp
+from sslkit.nn.mlp import Activation, HiddenNorm, Init, OutputNorm, mlp
 
 
 class MLPHead(Head):
-    """Linear layers with BatchNorm and ReLU between them; the defaults are SimCLR's rule.
+    """Linear layers with BatchNorm and an activation between them; the defaults are SimCLR's rule.
 
     | head              | hidden_norm | hidden_bias | output_norm  | output_bias | num_layers |
     |-------------------|-------------|-------------|--------------|-------------|------------|
@@ -23,7 +23,11 @@ class MLPHead(Head):
     | MoCo v3           | bn          | false       | bn_no_affine | false       | 2 or 3     |
     | SimSiam projector | bn          | false       | bn_no_affine | false       | 3          |
     | SimSiam predictor | bn          | false       | none         | true        | 2          |
-    | Barlow Twins, VICReg | bn       | false       | none         | false       | 3          |
+    | Barlow Twins      | bn          | false       | none         | false       | 3          |
+    | VICReg            | bn          | true        | none         | false       | 3          |
+    | TiCo              | bn          | false       | none         | true        | 2          |
+    | W-MSE             | bn          | true        | none         | true        | 2          |
+    | LeJEPA, VISReg (`activation: gelu`) | bn | true | none      | true        | 3          |
     """
 
     class Config(ComponentConfig):
@@ -37,6 +41,8 @@ class MLPHead(Head):
         """Normalisation after each hidden linear layer."""
         hidden_bias: bool = False
         """Bias of hidden linear layers (superfluous before a BatchNorm with shift)."""
+        activation: Activation = "relu"
+        """Function after each hidden layer."""
         output_norm: OutputNorm = "bn_no_shift"
         """Normalisation after the last layer: `bn_no_shift` scales only, `bn_no_affine` neither
         scales nor shifts."""
@@ -55,6 +61,7 @@ class MLPHead(Head):
             config.num_layers,
             hidden_norm=config.hidden_norm,
             hidden_bias=config.hidden_bias,
+            activation=config.activation,
             output_norm=config.output_norm,
             output_bias=config.output_bias,
             init=config.init,

@@ -66,7 +66,7 @@ class SimCLR(Method):
         requires = config.loss.cls.requires
         if "labels" in requires and facts.num_classes is None:
             yield "loss", f"{config.loss.name} needs labels, and the data has none"
-        for reason in missing_parts(config.loss):
+        for reason in missing_parts(config.loss, ("labels", "random")):
             yield "loss", reason
 
     @classmethod
@@ -114,7 +114,6 @@ class SimCLR(Method):
     def objective(
         self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
     ) -> StepOutput:
-        z = embeddings["z"]
-        given = LossInput(z.unbind(dim=1), batch.labels, progress=progress)
-        loss = self.config.loss_weight * self.loss(given)
-        return StepOutput(loss, losses=[(self.loss, given)])
+        views = embeddings["z"].unbind(dim=1)
+        given = LossInput(views, batch.labels, random=batch.random, progress=progress)
+        return StepOutput(self.config.loss_weight * self.loss(given), losses=[(self.loss, given)])

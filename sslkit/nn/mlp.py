@@ -8,6 +8,7 @@ from torch import nn
 
 HiddenNorm = Literal["bn", "ln", "none"]
 OutputNorm = Literal["none", "bn", "bn_no_shift", "bn_no_affine"]
+Activation = Literal["relu", "gelu"]
 Init = Literal["default", "normal_0.01"]
 
 
@@ -19,14 +20,16 @@ def mlp(
     *,
     hidden_norm: HiddenNorm = "bn",
     hidden_bias: bool = False,
+    activation: Activation = "relu",
     output_norm: OutputNorm = "none",
     output_bias: bool = True,
     init: Init = "default",
 ) -> nn.Sequential:
     """`num_layers` linear layers, (B, in_dim) to (B, out_dim).
 
-    Hidden layers are Linear, norm, ReLU; the last is Linear, norm. Each layer is one entry of the
-    result, so that `head[:k]` gives the output of layer k (SimCLR v2 fine-tunes from `head[:1]`).
+    Hidden layers are Linear, norm, activation; the last is Linear, norm. Each layer is one entry of
+    the result, so that `head[:k]` gives the output of layer k (SimCLR v2 fine-tunes from
+    `head[:1]`).
     `init`: "default" is torch's, "normal_0.01" draws the linear weights from N(0, 0.01^2) and sets
     biases to zero (SimCLR). Raises ValueError for num_layers < 1.
     """
@@ -37,7 +40,7 @@ def mlp(
         nn.Sequential(
             nn.Linear(width, hidden_dim, bias=hidden_bias),
             *_norm(hidden_norm, hidden_dim),
-            nn.ReLU(inplace=True),
+            nn.ReLU(inplace=True) if activation == "relu" else nn.GELU(),
         )
         for width in widths[:-1]
     ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sslkit.api import Loss, LossInput, Progress
-from sslkit.randomness import seeded
+from sslkit.randomness import SampleRandom, seeded
 
 from .any_facts import FactsLaws
 from .held_state import held
@@ -107,6 +107,8 @@ class LossBench(FactsLaws):
             given[part] = pair() if part in self.requires else ()
         if "negatives" in self.requires:
             given["negatives"] = scale * torch.randn(NEGATIVES, width, generator=draw)
+        if "random" in self.requires:
+            given["random"] = SampleRandom(seed, "loss", 0, torch.arange(rows))
         labels = torch.arange(rows) // 2
         return LossInput(**given, labels=labels, progress=START)
 

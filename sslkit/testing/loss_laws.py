@@ -47,7 +47,11 @@ class LossValueLaws(LossBench):
         wide = "" if self.width == WIDTH else f" of {self.width} dimensions"
         return f"{float(found):.5g} of random embeddings{wide}"
 
-    @law("draw with torch, whose generator the engine seeds for each step", needs=GIVES[:1])
+    @law(
+        'require "random" and draw from it, or with torch, whose generator the engine seeds for '
+        "each step",
+        needs=GIVES[:1],
+    )
     def no_global_random_numbers(self) -> None:
         """It uses no global random numbers of Python or numpy, which no checkpoint holds."""
         with global_random_numbers_unused("the loss"):
@@ -127,6 +131,8 @@ class LossValueLaws(LossBench):
         order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
         rows = ("views", "online", "target", "teacher", "labels")
         other = mapped(given, lambda x: x[order], *rows)
+        if given.random is not None:
+            other = replace(other, random=given.random.select(order))
         self._same_loss(self.fresh(given), self.fresh(other), "in another order")
 
     @law(

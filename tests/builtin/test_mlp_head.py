@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torchvision.ops import MLP
 
 from sslkit.builtin.mlp_head import MLPHead
 from sslkit.nn.mlp import mlp
@@ -48,6 +49,28 @@ MOCO_V3 = {"hidden_dim": 4096, "out_dim": 256, "output_norm": "bn_no_affine"}
         (2048, BYOL, [(4096, 2048), (4096,), (4096,), (4096,), (256, 4096)]),
         # MoCo v3: no biases, BN without affine at the output.
         (2048, MOCO_V3, [(4096, 2048), (4096,), (4096,), (256, 4096)]),
+        # VICReg's expander: biases before the hidden BNs, none at the output.
+        (
+            512,
+            {
+                "num_layers": 3,
+                "hidden_dim": 1024,
+                "out_dim": 1024,
+                "hidden_bias": True,
+                "output_norm": "none",
+            },
+            [
+                (1024, 512),
+                (1024,),
+                (1024,),
+                (1024,),
+                (1024, 1024),
+                (1024,),
+                (1024,),
+                (1024,),
+                (1024, 1024),
+            ],
+        ),
         # MoCo v1: one linear layer.
         (2048, {**PLAIN, "num_layers": 1, "out_dim": 128}, [(128, 2048), (128,)]),
     ],
@@ -84,6 +107,21 @@ def test_same_function_as_lightly(
             mine.copy_(other)
     features = torch.randn(6, in_dim)
     torch.testing.assert_close(ours(features), theirs(features))
+
+
+def test_gelu_is_that_of_torchvisions_mlp() -> None:
+    """LeJEPA and VISReg name their projectors by it."""
+    theirs = MLP(8, [16, 16, 4], norm_layer=nn.BatchNorm1d, activation_layer=nn.GELU)
+    fields = {"num_layers": 3, "hidden_dim": 16, "out_dim": 4, "hidden_bias": True}
+    ours = head(8, **fields, activation="gelu", output_norm="none", output_bias=True)
+    with torch.no_grad():
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.copy_(other)
+    features = torch.randn(6, 8)
+    torch.testing.assert_close(ours(features), theirs(features))
+    relu = head(8, **fields, output_norm="none", output_bias=True)
+    relu.load_state_dict(ours.state_dict())
+    assert not torch.allclose(relu(features), ours(features))
 
 
 def test_defaults_take_the_width_of_the_backbone() -> None:

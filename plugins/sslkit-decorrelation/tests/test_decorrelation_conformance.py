@@ -1,0 +1,34 @@
+"""The laws of the conformance kit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sslkit.testing import Check, checks
+
+HEAD = {"name": "mlp", "num_layers": 3, "hidden_dim": 16, "out_dim": 8, "output_norm": "none"}
+COMPONENTS: dict[str, dict[str, Any]] = {
+    "method:barlow_twins": {"projector": HEAD},
+    "method:vicreg": {"projector": HEAD},
+    "loss:barlow_twins": {},
+    "loss:vicreg": {},
+}
+QUICK = ("method:barlow_twins", "loss:barlow_twins", "loss:vicreg")
+"""What `make test` tries; the others, which share the method's code, are left to `make test-all`.
+"""
+CHECKS = [
+    pytest.param(
+        check,
+        id=f"{name}-{check}",
+        marks=[pytest.mark.slow] if check.law.slow or name not in QUICK else [],
+    )
+    for name, fields in COMPONENTS.items()
+    for check in checks(name, **fields)
+]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_laws(check: Check) -> None:
+    check()
