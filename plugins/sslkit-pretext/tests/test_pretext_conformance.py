@@ -10,7 +10,15 @@ import pytest
 from sslkit.testing import Check, checks
 
 RECIPE = Path(__file__).with_name("pretext.yaml")
-METHODS: dict[str, dict[str, Any]] = {"rotnet": {}}
+METHODS: dict[str, dict[str, Any]] = {
+    "rotnet": {},
+    "jigsaw": {
+        "num_permutations": 6,
+        "tile_size": 4,
+        "tile_head": {"name": "mlp", "num_layers": 1, "out_dim": 8, "output_norm": "bn"},
+        "head": {"name": "mlp", "num_layers": 1, "out_dim": 6, "output_norm": "none"},
+    },
+}
 CHECKS = [
     pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])
     for name, fields in METHODS.items()

@@ -39,7 +39,7 @@ def name(path: Path) -> str:
 
 def test_every_recipe_is_found_by_its_name() -> None:
     shipped = shipped_recipes()
-    assert len(RECIPES) >= 3
+    assert len(RECIPES) >= 6
     for path in RECIPES:
         assert shipped[name(path)].samefile(path)
         assert "# Expected: " in path.read_text()
@@ -47,7 +47,8 @@ def test_every_recipe_is_found_by_its_name() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_every_recipe_takes_steps(path: Path, tmp_path: Path) -> None:
-    result = start(path, [*SMALL, f"runs_dir={tmp_path}"], display=Silent())
+    tiles = ["method.tile_size=4"] if "tile_size" in path.read_text() else []
+    result = start(path, [*SMALL, *tiles, f"runs_dir={tmp_path}"], display=Silent())
     assert result.status == "finished"
     assert 0.0 < result.metrics["train/loss"] < 8.0
 

@@ -1,4 +1,4 @@
-"""Pretext tasks for sslkit: the method `rotnet`."""
+"""Pretext tasks for sslkit: the methods `jigsaw` and `rotnet`."""
 
 from __future__ import annotations
 
@@ -11,4 +11,7 @@ sslkit_interface = 2
 
 @hookimpl
 def register_methods() -> Mapping[str, str]:
-    return {"rotnet": "sslkit_pretext.rotnet:RotNet"}
+    return {
+        "jigsaw": "sslkit_pretext.jigsaw:Jigsaw",
+        "rotnet": "sslkit_pretext.rotnet:RotNet",
+    }
