@@ -53,6 +53,19 @@ def _process_docstring(
     lines[:] = docstrings.to_restructured_text(lines)
 
 
+def _process_signature(
+    app: object,
+    what: str,
+    name: str,
+    item: object,
+    options: object,
+    given: str | None,
+    returned: str | None,
+) -> tuple[str | None, str | None]:
+    return given and docstrings.readable_signature(given), returned
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", _process_docstring)
+    app.connect("autodoc-process-signature", _process_signature)

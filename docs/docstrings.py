@@ -1,4 +1,5 @@
-"""From the docstrings of sslkit, plain text with a little Markdown, to reStructuredText."""
+"""From the docstrings of sslkit, plain text with a little Markdown, to reStructuredText; and from
+signatures to what Sphinx reads."""
 
 from __future__ import annotations
 
@@ -29,6 +30,12 @@ def to_restructured_text(lines: list[str]) -> list[str]:
             result.append(_escaped(line))
         result.append("")
     return result
+
+
+def readable_signature(signature: str) -> str:
+    """A signature that Sphinx can read: of one with a default of a dataclass that is made anew
+    each time, which autodoc writes as `<factory>`, it would show the raw text."""
+    return signature.replace("<factory>", "...")
 
 
 def _paragraphs(lines: list[str]) -> Iterator[list[str]]:

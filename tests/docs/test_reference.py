@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import docstrings
 import generated_reference as reference
@@ -178,6 +179,23 @@ def test_the_pages_name_no_command_that_does_not_exist() -> None:
 )  # fmt: skip
 def test_docstrings_become_restructured_text(lines: list[str], expected: list[str]) -> None:
     assert docstrings.to_restructured_text(lines) == expected
+
+
+def test_signatures_with_made_defaults_are_read() -> None:
+    """Sphinx gives up on the whole signature at `<factory>`, and shows what autodoc wrote."""
+    annotations = pytest.importorskip("sphinx.domains.python._annotations")
+    environment = SimpleNamespace(
+        ref_context={},
+        config=SimpleNamespace(
+            python_display_short_literal_types=False, python_use_unqualified_type_names=True
+        ),
+    )
+    given = "metrics: ~collections.abc.Mapping[str, float] = <factory>, carry: ~typing.Any = None"
+    with pytest.raises(SyntaxError):
+        annotations._parse_arglist(given, environment)
+    first, second = annotations._parse_arglist(docstrings.readable_signature(given), environment)
+    assert "~" not in first.astext() + second.astext()
+    assert first.astext().endswith("= ...")
 
 
 def test_unchanged_pages_keep_their_time(tmp_path: Path) -> None:
