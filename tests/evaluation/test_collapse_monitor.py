@@ -291,6 +291,9 @@ def test_a_healthy_branch_hides_no_collapsed_one() -> None:
     assert found.metrics["collapse/embedding_spread/z"] > 0.95
     assert found.metrics["collapse/prototypes/prototypes"] == pytest.approx(4 / 255, rel=0.01)
     assert "collapse/prototypes/z" not in found.metrics
+    # The least of those that must not collapse, which tables show.
+    assert found.metrics["collapse/prototypes"] == pytest.approx(4 / 255, rel=0.01)
+    assert "collapse/prototypes" not in evaluate(features, {"z": healthy}, before).metrics
 
     found = evaluate(features, {"z": torch.ones(256, 2, 64), "prototypes": many}, before)
     assert found.stop is not None

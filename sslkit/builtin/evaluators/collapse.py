@@ -38,7 +38,8 @@ class Collapse(FeatureEvaluator):
     entries that must not collapse (`Method.must_not_collapse`). For assignments to prototypes the
     spread is their root mean square distance from the mean, and `collapse/prototypes/<entry>` the
     part of the prototypes in use: (n - 1) / (most - 1), with n the exponential of the entropy of
-    the mean assignment and `most` the lesser of the prototypes and the images.
+    the mean assignment and `most` the lesser of the prototypes and the images;
+    `collapse/prototypes` is the least of the entries that must not collapse.
 
     The policy compares, at every evaluation and for each entry and view that must not collapse:
     the spread with `min_embedding_spread` times what it was before the first step (at most 1), and
@@ -98,6 +99,8 @@ class Collapse(FeatureEvaluator):
             branches, judged = read_branches(embeddings, given.embeddings.must_not_collapse)
             if judged:
                 metrics["collapse/embedding_spread"] = min(min(each.spread) for each in judged)
+            if in_use := [min(each.in_use) for each in judged if each.in_use]:
+                metrics["collapse/prototypes"] = min(in_use)
             metrics |= dict(metric for branch in branches for metric in branch.metrics())
         policy, found = self.config.policy, None
         if policy != "off":
