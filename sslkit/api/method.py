@@ -81,7 +81,8 @@ class Method(Component, nn.Module, ABC):
     """Entries of `embed` that keep the images of a batch apart in a healthy run, each judged on its
     own, at every view, by the evaluator `collapse`; one that does not, such as a predictor that
     begins by predicting the mean, is left out. None: every entry but "features"; probabilities are
-    taken as those over prototypes."""
+    taken as those over prototypes. Empty: nothing can collapse, as where each image is its own
+    target."""
 
     def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__()

@@ -154,9 +154,9 @@ def test_the_metrics_on_a_page_are_those_of_a_run(method: str, tmp_path: Path) -
     if method not in shipped_methods():
         pytest.skip(f"the plugin of {method} is not installed")
     recipe = next(name for name in recipes_of(method) if "cifar10" in name)
-    model = load_recipe(find_recipe(recipe)).backbone.config.model
-    network = "test_vit" if "vit" in model else "test_resnet"
-    overrides = [*SMALL, f"backbone={{name: timm, model: {network}}}", f"runs_dir={tmp_path}"]
+    model = load_recipe(find_recipe(recipe)).backbone.config
+    small = f"test_vit, patch_size: {model.patch_size}" if "vit" in model.model else "test_resnet"
+    overrides = [*SMALL, f"backbone={{name: timm, model: {small}}}", f"runs_dir={tmp_path}"]
     logged = set(start(recipe, overrides, display=Silent()).metrics)
     table = rows(text_of(method), "metric")
     named = {name.strip("` ") for cell in table for name in cell.split(",")}
