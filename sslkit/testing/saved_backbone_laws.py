@@ -25,15 +25,15 @@ from sslkit.runs.encoder_file import EncoderDescription, write_encoder
 from sslkit.runs.folder import RunFolder
 from sslkit.workflows.export.export import export_encoder
 
-from .backbone_laws import BackboneLaws
 from .laws import UntriedError, law, refuse
 from .network_laws import STILL
 from .small_runs import distance
+from .token_laws import TokenLaws
 
 _SAVED = (*STILL, "state-is-complete", "what-is-exported-is-complete")
 
 
-class SavedBackboneLaws(BackboneLaws):
+class SavedBackboneLaws(TokenLaws):
     """The laws of `Backbone` on what is saved and loaded again."""
 
     @law(

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 from broken_backbones import BROKEN, BROKEN_WHERE_INSTALLED, Sound
+from broken_tokens import BROKEN_TOKENS, SoundTokens
 
 from sslkit import installed_components
 from sslkit.api import Backbone
 from sslkit.testing import check_plugin
 from tests.host.plugin_distributions import write_distribution
 
+BROKEN = BROKEN | BROKEN_TOKENS
+SOUND = (Sound, SoundTokens)
 
-@pytest.mark.parametrize("component", [Sound, *BROKEN], ids=lambda found: found.__name__)
+
+@pytest.mark.parametrize("component", [*SOUND, *BROKEN], ids=lambda found: found.__name__)
 def test_a_fault_breaks_its_law_alone(component: type[Backbone]) -> None:
     rows = check_plugin(component, fast=True).rows
     found = {row["law"]: row["text"] for row in rows if row["status"] == "failed"}
