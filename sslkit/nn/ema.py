@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sslkit.deprecation import removed_names
 from sslkit.parallel.sharding import local_part
 
+from .modes import switch_off_dropout
 from .numerics import full_precision
 
 _MOSTLY_START = 0.5
@@ -37,9 +38,19 @@ class EMATeacher(nn.Module):
     `Method.after_step` (BYOL, DINO: the new online weights) or `Method.before_step` (MoCo).
     """
 
-    def __init__(self, module: nn.Module, *, buffers: Literal["own", "copy"] = "own") -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        buffers: Literal["own", "copy"] = "own",
+        dropout: bool = True,
+    ) -> None:
+        """dropout: False: the teacher drops nothing, where the online network has dropout or
+        stochastic depth (DINO)."""
         super().__init__()
         self.module = copy.deepcopy(module)
+        if not dropout:
+            switch_off_dropout(self.module)
         self.buffer_policy = buffers
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Training and evaluation mode of networks, put back as they were."""
+"""Training and evaluation mode of networks, put back as they were; dropout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,24 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+_RATES = ("p", "drop_prob", "prob")
+"""What the probability of such a layer is called in torch and torchvision, timm's paths, and its
+patches."""
+
+
+def switch_off_dropout(network: nn.Module) -> None:
+    """Layers that drop at random in training (dropout, stochastic depth, patches, attention) drop
+    nothing from now on, whatever the mode: torch's, timm's and torchvision's."""
+    for module in network.modules():
+        name = type(module).__name__.lower()
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+        elif isinstance(module, _DropoutNd) or "drop" in name or name == "stochasticdepth":
+            for rate in _RATES:
+                if isinstance(getattr(module, rate, None), float):
+                    setattr(module, rate, 0.0)
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.layers import Attention, DropPath, PatchDropout
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from sslkit.nn.ema import EMATeacher
 
@@ -74,3 +76,31 @@ def test_bad_use_is_named() -> None:
         teacher.update(nn.Linear(2, 2), 1.5)
     with pytest.raises(ValueError, match="only one of them has bias"):
         teacher.update(nn.Linear(2, 2, bias=False), 0.5)
+
+
+DROPPING = (
+    nn.Dropout(0.9),
+    nn.Dropout1d(0.9),
+    nn.AlphaDropout(0.9),
+    StochasticDepth(0.9, "row"),
+    DropPath(0.9),
+    PatchDropout(0.9),
+    Attention(8, num_heads=2, attn_drop=0.9),
+    nn.TransformerEncoderLayer(8, 2, 8, dropout=0.9, batch_first=True),
+)
+
+
+@pytest.mark.parametrize("layer", DROPPING, ids=lambda layer: type(layer).__name__)
+def test_a_teacher_without_dropout_drops_nothing(layer: nn.Module) -> None:
+    """In training mode, while the online network goes on dropping."""
+    teacher = EMATeacher(nn.Sequential(layer), dropout=False).train()
+    images = torch.rand(4, 8, 8) + 1.0
+    torch.manual_seed(0)
+    dropped = layer.train()(images)
+    torch.testing.assert_close(teacher(images), layer.eval()(images))
+    assert dropped.shape != images.shape or not torch.allclose(dropped, layer(images))
+
+
+def test_a_teacher_has_the_dropout_of_its_network_by_default() -> None:
+    images = torch.ones(100)
+    assert float((EMATeacher(nn.Dropout(0.5)).train()(images) == 0.0).sum()) > 0

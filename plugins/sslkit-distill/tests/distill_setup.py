@@ -36,6 +36,13 @@ LN_HEAD = {
 BN_HEAD = {**LN_HEAD, "hidden_norm": "bn"}
 FACTS = RunFacts(60, 3, (SIDE, SIDE), None, BATCH, 5, STEPS, (ViewSpec(SIDE), ViewSpec(SIDE)))
 
+CROPS = (SIDE, SIDE, SIDE - 2, SIDE - 2, SIDE - 2)
+"""Two global views and three local ones."""
+CROP_FACTS = replace(
+    FACTS, views=tuple(ViewSpec(side, "global" if side == SIDE else "local") for side in CROPS)
+)
+DINO_HEAD = {"name": "dino", "out_dim": 7, "hidden_dim": 10, "bottleneck_dim": 5}
+
 
 class SmallNet(Backbone):
     """A convolution with BatchNorm or none, a LayerNorm, and a mean over positions."""
@@ -66,6 +73,11 @@ def make_method(name: str, batch_norm: bool = False, facts: RunFacts = FACTS, **
 def make_simsiam(batch_norm: bool = False, **fields: Any) -> Any:
     head = BN_HEAD if batch_norm else LN_HEAD
     return make_method("simsiam", batch_norm, **{"projector": head, "predictor": head, **fields})
+
+
+def make_dino(batch_norm: bool = False, facts: RunFacts = CROP_FACTS, **fields: Any) -> Any:
+    head = {**DINO_HEAD, "batch_norm": batch_norm}
+    return make_method("dino", batch_norm, facts, **{"head": head, **fields})
 
 
 def make_batch(step: int = 0, sides: Sequence[int] = (SIDE, SIDE)) -> Batch:

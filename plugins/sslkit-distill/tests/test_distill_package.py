@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import math
 from pathlib import Path
 
 import pytest
 import sslkit_distill
+import torch
 import yaml
+from torch import nn
 
+from sslkit.api import ParamGroup, Progress
+from sslkit.api.optimizers import optimizer_groups, set_group_rules
 from sslkit.engine.display import Silent
 from sslkit.recipe import find_recipe, load_recipe, shipped_recipes
 from sslkit.workflows.train import start
@@ -39,7 +44,7 @@ def name(path: Path) -> str:
 
 def test_every_recipe_is_found_by_its_name() -> None:
     shipped = shipped_recipes()
-    assert len(RECIPES) >= 3
+    assert len(RECIPES) >= 7
     for path in RECIPES:
         assert shipped[name(path)].samefile(path)
         assert "# Expected: " in path.read_text()
@@ -47,10 +52,24 @@ def test_every_recipe_is_found_by_its_name() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_every_recipe_takes_steps(path: Path, tmp_path: Path) -> None:
-    blur = ["augmentation.blur_kernel=null"] if "blur_kernel" in path.read_text() else []
-    result = start(path, [*SMALL, *blur, f"runs_dir={tmp_path}"], display=Silent())
+    text, more = path.read_text(), []
+    if "name: dino" in text:
+        more += [
+            "method.head.out_dim=24",
+            "method.head.hidden_dim=32",
+            "method.teacher_momentum=0.9",
+        ]
+    if "model: vit" in text:
+        network = (
+            "model: test_vit, patch_size: 8, pool: token, model_args: {dynamic_img_size: true}"
+        )
+        more.append(f"backbone={{name: timm, {network}}}")
+    if "role: local" in text:
+        more.append("augmentation.views.2.size=8")
+    result = start(path, [*SMALL, *more, f"runs_dir={tmp_path}"], display=Silent())
     assert result.status == "finished"
-    assert -1.0 <= result.metrics["train/loss"] <= 1.0
+    most = 1.0 if "name: simsiam" in text else 1.5 * math.log(24)
+    assert -1.0 <= result.metrics["train/loss"] <= most
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
@@ -60,15 +79,39 @@ def test_a_recipe_states_every_field_of_its_method(path: Path) -> None:
     assert set(method.dump()) == set(stated)
 
 
-def test_simsiams_cpu_recipe_differs_from_its_sibling_in_the_method_alone() -> None:
+@pytest.mark.parametrize("recipe", ["cpu/simsiam_cifar10_short", "cpu/dino_cifar10_short"])
+def test_a_cpu_recipe_differs_from_its_sibling_in_the_method_alone(recipe: str) -> None:
     own, other = (
         yaml.safe_load(find_recipe(found).read_text())
-        for found in ("cpu/simsiam_cifar10_short", "cpu/simclr_cifar10_short")
+        for found in (recipe, "cpu/simclr_cifar10_short")
     )
-    for recipe in (own, other):
-        del recipe["name"], recipe["method"]
-        recipe.pop("expect", None)
+    for each in (own, other):
+        del each["name"], each["method"]
+        each.pop("expect", None)
     assert own == other
+
+
+def test_the_imagenet_recipe_of_dino_decays_and_scales_as_the_reference_code() -> None:
+    """Learning rate and weight decay of its groups at three steps; positions and tokens decay,
+    biases and norms do not."""
+    recipe = load_recipe(find_recipe("dino_vit_s"))
+    config = recipe.optimizer.config
+    assert config.peak_lr(512) == pytest.approx(1e-3)
+    weights, bias = nn.Parameter(torch.zeros(1, 5, 4)), nn.Parameter(torch.zeros(4))
+    group = ParamGroup([("pos_embed", weights), ("bias", bias)], max_grad_norm=3.0)
+    groups = optimizer_groups(config, [group], 1e-3)
+    optimizer = recipe.optimizer.build().create(groups)
+    steps, per_epoch = 100_000, 1_000
+    for step in (0, 30_000, 99_999):
+        progress = Progress(step, steps, per_epoch)
+        lr = 1e-3 * recipe.schedule.build().factor(progress)
+        set_group_rules(optimizer, config, lr, 1e-3, progress)
+        decay = 0.4 + 0.5 * (0.04 - 0.4) * (1 + math.cos(math.pi * step / steps))
+        found = [each["weight_decay"] for each in optimizer.param_groups]
+        assert found == pytest.approx([decay, 0.0], abs=1e-12)
+        if step > 10_000:
+            wave = 1 + math.cos(math.pi * (step - 10_000) / (steps - 10_000))
+            assert lr == pytest.approx(1e-6 + 0.5 * (1e-3 - 1e-6) * wave, rel=1e-9)
 
 
 def test_imports_are_those_that_a_plugin_may_have() -> None:

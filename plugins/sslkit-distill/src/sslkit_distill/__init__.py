@@ -1,4 +1,5 @@
-"""Self-distillation for sslkit: the method `simsiam` and its loss `negative_cosine`."""
+"""Self-distillation for sslkit: the methods `simsiam` and `dino`, the loss `negative_cosine`, the
+head `dino`."""
 
 from __future__ import annotations
 
@@ -11,7 +12,12 @@ sslkit_interface = 2
 
 @hookimpl
 def register_methods() -> Mapping[str, str]:
-    return {"simsiam": "sslkit_distill.simsiam:SimSiam"}
+    return {"dino": "sslkit_distill.dino:DINO", "simsiam": "sslkit_distill.simsiam:SimSiam"}
+
+
+@hookimpl
+def register_heads() -> Mapping[str, str]:
+    return {"dino": "sslkit_distill.dino_head:DINOHead"}
 
 
 @hookimpl
