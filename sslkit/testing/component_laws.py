@@ -14,7 +14,7 @@ from .laws import Laws, UntriedError, law, refuse
 from .subject import is_importable, plugin_module
 
 _IMPORTING = """
-import json, locale, logging, os, pathlib, random, signal, sys, threading, warnings
+import builtins, json, locale, logging, os, pathlib, random, signal, sys, threading, warnings
 import numpy, torch
 import sslkit.api, sslkit.nn.functional, sslkit.host.plugins, sslkit.recipe, sslkit.randomness
 
@@ -44,15 +44,38 @@ def state():
     }
 
 
-before = state()
+before = seen = state()
+usual, through = builtins.__import__, {}
+
+
+def watched(name, globals=None, locals=None, fromlist=(), level=0):
+    global seen
+    library = name.partition(".")[0]
+    known = level > 0 or library in sys.modules
+    found = usual(name, globals, locals, fromlist, level)
+    if not known:
+        now = state()
+        for key in now:
+            if now[key] != seen[key]:
+                through.setdefault(key, library)
+        seen = now
+    return found
+
+
+builtins.__import__ = watched
 __import__(sys.argv[1])
+builtins.__import__ = usual
 after = state()
-out = [name for name in before if before[name] != after[name]]
+out = {name: name for name in before if before[name] != after[name]}
 named = "environment variables"
 if named in out:
     old, new = before[named], after[named]
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    out[out.index(named)] = f"{named} ({' '.join(keys)})"
+    out[named] += f" ({' '.join(keys)})"
+for name in out:
+    if through.get(name) not in (None, sys.argv[1].partition(".")[0]):
+        out[name] += f" through its import of {through[name]}"
+out = list(out.values())
 sys.__stdout__.write("\\n" + json.dumps(out))
 """
 
@@ -99,7 +122,11 @@ class ComponentLaws(Laws):
         empty = self.subject.folder / "importing"
         empty.mkdir(exist_ok=True)
         output = in_another_interpreter(
-            _IMPORTING, module, folder=empty, what=f"importing {module} alone fails"
+            _IMPORTING,
+            module,
+            folder=empty,
+            as_begun=True,
+            what=f"importing {module} alone fails",
         )
         printed, _, found = output.rpartition("\n")
         changed = json.loads(found)

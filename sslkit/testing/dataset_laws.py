@@ -116,8 +116,14 @@ class DatasetLaws(FingerprintLaws):
         for name, reader in self.splits():
             keys = [reader.key(index) for index in range(min(len(reader), _NAMED))]
             refuse(not all(isinstance(key, str) for key in keys), f"{name}: keys that are no text")
-            twice = len(keys) - len(set(keys))
-            refuse(twice, f"{name}: {twice} of {len(keys)} samples have the key of another one")
+            first: dict[str, int] = {}
+            for index, key in enumerate(keys):
+                same = first.setdefault(key, index)
+                refuse(
+                    same != index,
+                    f"{name}: samples {same} and {index} have the key {key!r}; of {len(keys):,} "
+                    f"samples {len(set(keys)):,} have one of their own",
+                )
             for index in positions(reader):
                 text = reader.describe(index)
                 odd = not isinstance(text, str) or not text or "\n" in text
@@ -187,8 +193,9 @@ class DatasetLaws(FingerprintLaws):
         agree = float((labels[distances.argmin(axis=1)] == labels).mean())
         chance = float(sum((labels == label).mean() ** 2 for label in set(labels.tolist())))
         yield (
-            f"the nearest of {len(known)} samples by its values has the same label in {agree:.0%} "
-            f"of cases, {chance:.0%} by chance: labels in another order than samples have no more"
+            f"of {len(known)} samples {agree:.0%} have the label of the one that is most like them "
+            f"by its values; by chance {chance:.0%} would: both are about equal where labels stand "
+            "in another order than samples, or values say little of labels"
         )
 
 

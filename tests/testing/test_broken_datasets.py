@@ -69,6 +69,15 @@ def test_files_that_cannot_be_copied_are_said(source: type[Any], tmp_path: Path)
         assert "change a file of its data by hand" in found[law]["text"]
 
 
+def test_equal_keys_and_likeness_of_labels_are_said_in_words(tmp_path: Path) -> None:
+    one_key = next(cls for cls in BROKEN if cls.__name__ == "OneKey")
+    (line,) = check_plugin(one_key, fast=True, **fields_of(one_key, tmp_path)).broken
+    assert "seen: train: samples 0 and 3 have the key 'even'; of 40 samples 3 have one" in line
+    (note,) = check_plugin(Sound, fast=True, **fields_of(Sound, tmp_path)).notes
+    assert note.startswith("of 40 samples ")
+    assert " have the label of the one that is most like them by its values; by chance 3" in note
+
+
 def test_what_is_noticed_is_named(tmp_path: Path) -> None:
     text = in_folder(files.LabelsBeside, tmp_path)["fingerprint-changes-with-the-data"]["text"]
     assert text == "noticed: 24 files, 00.raw gone, labels.txt and 1 more"

@@ -249,7 +249,7 @@ def test_wrong_words_are_one_line(
 def module_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    for name in ("seeds_at_import", "prints_at_import"):
+    for name in ("seeds_at_import", "prints_at_import", "outer_library", "inner_library"):
         sys.modules.pop(name, None)
 
 
@@ -279,6 +279,23 @@ def test_importing_must_change_nothing(
     (check,) = [c for c in checks(cls) if str(c) == "importing-it-changes-nothing"]
     assert check.outcome().status == "failed"
     assert seen in check.outcome().text
+
+
+@pytest.mark.slow  # starts an interpreter
+def test_the_library_through_which_an_import_changes_something_is_named(
+    module_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIBRARY_PATH_X", "0")  # as it was before, once the test is over
+    inner = 'import os; os.environ["LIBRARY_PATH_X"] = "1"'
+    (module_folder / "inner_library.py").write_text(inner)
+    (module_folder / "outer_library.py").write_text("import inner_library")
+    (module_folder / "seeds_at_import.py").write_text(f"import outer_library\n{LOSS}")
+    cls = getattr(__import__("seeds_at_import"), "Mine")  # noqa: B009
+    (check,) = [c for c in checks(cls) if str(c) == "importing-it-changes-nothing"]
+    assert check.outcome().text == (
+        "importing seeds_at_import changes environment variables (LIBRARY_PATH_X) through its "
+        "import of inner_library"
+    )
 
 
 def test_a_class_of_a_notebook_needs_no_file() -> None:
