@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -34,11 +35,14 @@ from .trial_samples import (
     facts_in_recipe,
     facts_of,
     first_without_problems,
+    problems_of,
 )
 
 IMAGE_SIZES = ((40, 52), (33, 17), (64, 64), (1, 9), (9, 1), (1, 1))
 """Height and width of images that views are made of."""
 _FEW = 12
+_CHANNELS = (1, 3, 4)
+"""Of grey images, of colours, and with one more, such as infrared."""
 
 
 class AugmentationBench(FactsLaws):
@@ -113,7 +117,8 @@ class AugmentationBench(FactsLaws):
         return example((_FEW, *shape), self.sample.torch_dtype, stream)
 
     def odd_samples(self) -> Iterator[Tensor]:
-        """Images of every size, black and white ones among them; other samples as they are."""
+        """Images of every size, black and white ones among them, and of other numbers of channels;
+        other samples as they are."""
         if not self.sample.is_image:
             yield self.samples()
             return
@@ -121,6 +126,18 @@ class AugmentationBench(FactsLaws):
             images = self._samples_of(sides)
             images[:3], images[3:6] = 0, 255
             yield images
+        for channels in self.other_channels:
+            yield example((_FEW, channels, *IMAGE_SIZES[0]), self.sample.torch_dtype)
+
+    @cached_property
+    def other_channels(self) -> tuple[int, ...]:
+        """Numbers of channels of images, beside those that it is tried on, against which `problems`
+        has nothing."""
+        if not self.sample.is_image or self.subject.has_recipe:
+            return ()
+        facts = [replace(self.facts, channels=n) for n in _CHANNELS if n != self.facts.channels]
+        slot = self.subject.slot
+        return tuple(each.channels for each in facts if not any(problems_of(slot, each)))
 
     def smooth_images(self) -> Tensor:
         """Images without edges, on which filters differ by rounding alone."""

@@ -21,6 +21,7 @@ from .augmentation_bench import IMAGE_SIZES, drawn_rows
 from .draw_laws import DRAWN, DrawLaws
 from .interleaved import at_once
 from .laws import law, refuse
+from .small_runs import listed
 
 _LEVEL = 1.0 / 255.0
 _BOTH_PASSES = 1.5
@@ -41,20 +42,30 @@ class AugmentationLaws(DrawLaws):
 
     @law(
         "return (B, C, *sides) as the ViewSpec says, views of images floating-point and clamped to "
-        "[0, 1]",
+        "[0, 1]; say in `problems`, by facts.channels, what it makes no views of",
         needs=(*DRAWN, "crops-lie-inside-the-image"),
     )
     def views_are_as_announced(self) -> str:
         """Views have the shape and the type of their ViewSpec; values are finite, and those of
-        images in [0, 1], whatever the size of the images, black and white ones included."""
+        images in [0, 1], whatever the size of the images, black and white ones included, and
+        whatever number of channels `problems` has nothing against."""
         for samples in self.odd_samples():
             channels = samples.shape[1] if samples.ndim > 2 else 0
-            made = self.views_of(samples)
+            made = self._views_of_odd(samples)
             for view, (spec, found) in enumerate(zip(self.augmentation.views, made, strict=True)):
                 announced = ViewShape.of(spec, len(samples), channels, self.makes_images)
                 what = f"of samples {tuple(samples.shape)} it made view {view} as"
                 check_view(what, found, announced)
-        return f"images of {len(IMAGE_SIZES)} shapes" if self.makes_images else ""
+        shapes = f"images of {len(IMAGE_SIZES)} shapes" if self.makes_images else ""
+        also = f"of {listed([str(n) for n in self.other_channels])} channels, too"
+        return ", ".join(filter(None, (shapes, also if self.other_channels else "")))
+
+    def _views_of_odd(self, samples: Tensor) -> list[Tensor]:
+        try:
+            return self.views_of(samples)
+        except Exception as error:
+            error.args = (f"{error} (of samples {tuple(samples.shape)})",)
+            raise
 
     @law(
         "let views follow from the samples and the parameters alone; what is drawn belongs into "

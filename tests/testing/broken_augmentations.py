@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random as python_random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sslkit.api import ComponentConfig, Geometry, ImageAugmentation, Params, ViewSpec
+from sslkit.api import ComponentConfig, Geometry, ImageAugmentation, Params, RunFacts, ViewSpec
 from sslkit.nn.image import random_resized_crop_boxes
 from sslkit.randomness import SampleRandom
 
@@ -133,6 +133,23 @@ class SmallerView(Sound):
 
     def photometric(self, view: int, images: Tensor, params: Params) -> Tensor:
         return super().photometric(view, images, params)[..., 1:-1, 1:-1]
+
+
+class ColoursAlone(Sound):
+    """Weights red, green and blue, and says nothing of images of other channels."""
+
+    def photometric(self, view: int, images: Tensor, params: Params) -> Tensor:
+        weights = torch.tensor([0.9, 1.0, 0.8]).view(3, 1, 1)
+        return super().photometric(view, images, params) * weights.to(images)
+
+
+class SaysColoursAlone(ColoursAlone):
+    """Says so: nothing is wrong with it."""
+
+    @classmethod
+    def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
+        if facts.channels != 3:
+            yield "name", f"takes images of 3 channels, and these have {facts.channels}"
 
 
 class ToBytes(Sound):
@@ -274,6 +291,7 @@ BROKEN: dict[type[ImageAugmentation], str] = {
     TooBright: "views-are-as-announced",
     SmallerView: "views-are-as-announced",
     ToBytes: "views-are-as-announced",
+    ColoursAlone: "views-are-as-announced",
     UsesTheLastDraw: "views-repeat",
     CountsViews: "views-repeat",
     SortsRows: "views-stay-at-their-rows",

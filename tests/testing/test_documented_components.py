@@ -47,6 +47,7 @@ def shards(folder: Path) -> dict[str, Any]:
 
 SHOWN: list[tuple[str, str, str, Callable[[Path], dict[str, Any]]]] = [
     ("howto/components.md", "augmentation.py", "CropGamma", lambda folder: {"size": 16}),
+    ("howto/components.md", "per_image.py", "PerImage", lambda folder: {"size": 16}),
     ("howto/components.md", "data.py", "Npz", npz),
     ("howto/components.md", "stream.py", "TarShards", shards),
     ("howto/ensemble.md", "backbone.py", "Ensemble", lambda folder: {"members": MEMBERS}),
