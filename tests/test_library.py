@@ -54,7 +54,7 @@ def test_a_component_is_that_of_a_recipe(tiny: Path) -> None:
     ("kind", "name", "fields", "error", "said"),
     [
         ("augmentation", "simclr", {"size": 8, "flipp": 0}, RecipeError, "did you mean 'flip'?"),
-        ("augmentation", "simclr", {}, RecipeError, "augmentation 'simclr'.size: Field required"),
+        ("augmentation", "simclr", {}, RecipeError, "augmentation 'simclr'.size: is required"),
         ("evaluator", "knn", {"k": -1}, RecipeError, "evaluator 'knn'.k: Input should be"),
         ("method", "simclr", {"head": {"name": "mlp", "x": 1}}, RecipeError, "head.x: unknown"),
         ("loss", "ntxent", {}, PluginError, "did you mean 'nt_xent'?"),

@@ -34,6 +34,8 @@ def name_component(kind: str, name: str, fields: Mapping[str, Any]) -> Slot[Any]
 def _line(kind: str, name: str, problem: Any, known: tuple[str, ...]) -> str:
     path = problem["loc"]
     where = ".".join([f"{kind} '{name}'", *map(str, path)])
+    if problem["type"] == "missing":
+        return f"{where}: is required"
     if problem["type"] != "extra_forbidden":
         return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
     if len(path) > 1:  # of a component inside this one

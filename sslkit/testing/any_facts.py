@@ -60,7 +60,7 @@ class FactsLaws(ComponentLaws):
             for odd in (*self._odd_pairs(told), *_odd_facts(plan)):
                 refuse(True, f"{odd} of {words}")
             said += [words] * bool(told)
-        return f"has something to say of {', '.join(said)}" if said else None
+        return f"it refuses, or warns of, {', '.join(said)}" if said else None
 
     def _odd_pairs(self, told: list[Any]) -> Iterator[str]:
         fields = {*self.subject.slot.cls.Config.model_fields, "name", ""}

@@ -103,7 +103,7 @@ class LossLaws(LossValueLaws):
             self._step(again, each)
         odd = other_bits(loss.state_dict(), again.state_dict())
         refuse(odd, f"{listed(odd)} differ after {_STEPS} more steps")
-        return f"{listed(changing)} change in after_step" if changing else "it has no such state"
+        return f"after_step changes {listed(changing)}" if changing else "it has no such state"
 
     # --- What it is given -------------------------------------------------------------------------
 

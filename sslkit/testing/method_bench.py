@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sslkit.api import Batch, StepOutput
 from sslkit.engine.step import update_losses
+from sslkit.engine.step_metrics import read_metrics
 from sslkit.engine.training import Training
 from sslkit.randomness import seeded
 
@@ -69,10 +70,10 @@ class MethodBench(FactsLaws):
     def metrics(
         self, t: Training, embeddings: Mapping[str, Tensor], batch: Batch
     ) -> dict[str, float]:
-        """The metrics of the objective, read as the engine reads them."""
-        found = self.objective(t, embeddings, batch).metrics
-        with torch.no_grad(), seeded(0, "metrics"):
-            return {name: float(value) for name, value in found.items()}
+        """The metrics of the objective and of its losses, read as the engine reads them."""
+        output = self.objective(t, embeddings, batch)
+        found = read_metrics(t.method, output, t.learner.seed, t.progress.step)
+        return {name: float(value) for name, value in found.items()}
 
     def hooks(self, t: Training, output: StepOutput) -> None:
         """What happens to the method from one step of the optimiser to the next."""

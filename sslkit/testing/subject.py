@@ -112,7 +112,8 @@ def slot_of(cls: type[Component], fields: Mapping[str, Any]) -> Slot[Any]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join([cls.__name__, *map(str, first["loc"])])
-        raise RecipeError(f"{where}: {first['msg']}") from error
+        said = "is required" if first["type"] == "missing" else first["msg"]
+        raise RecipeError(f"{where}: {said}") from error
     return Slot(cls, cls.__name__, config, "class", "0")
 
 
@@ -148,7 +149,9 @@ def find_subjects(
         try:
             found.append(find_subject(f"{entry.kind}:{called}", {}, recipe))
         except RecipeError as error:
-            others[f"{entry.kind} '{entry.name}'"] = str(error).partition("\n")[0]
+            alone = f"check it by itself, with what it needs: {entry.kind}:{called} -o FIELD=VALUE"
+            first, _, _ = str(error).partition("\n")
+            others[f"{entry.kind} '{entry.name}'"] = f"{first}; {alone}"
     return found, others
 
 

@@ -100,7 +100,7 @@ class Distillation(Loss):
 def test_a_teacher_and_a_centre_break_none() -> None:
     assert broken_laws(Distillation) == []
     rows = {row["law"]: row["text"] for row in check_plugin(Distillation, fast=True).rows}
-    assert rows["state-is-complete"] == "centre change in after_step"
+    assert rows["state-is-complete"] == "after_step changes centre"
     assert rows["what-it-requires-matters"] == "online, teacher"
 
 
