@@ -10,7 +10,9 @@ import pytest
 from sslkit.testing import Check, checks
 
 RECIPE = Path(__file__).with_name("pretext.yaml")
+DECODER = {"name": "conv_decoder", "size": 16, "width": 8}
 METHODS: dict[str, dict[str, Any]] = {
+    "denoising": {"decoder": DECODER},
     "rotnet": {},
     "jigsaw": {
         "num_permutations": 6,
@@ -21,8 +23,14 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 CHECKS = [
     pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])
-    for name, fields in METHODS.items()
-    for check in checks(f"method:{name}", recipe=RECIPE, **fields)
+    for name, found in {
+        **{
+            name: checks(f"method:{name}", recipe=RECIPE, **fields)
+            for name, fields in METHODS.items()
+        },
+        "conv_decoder": checks("head:conv_decoder", size=10, width=24),
+    }.items()
+    for check in found
 ]
 
 

@@ -33,13 +33,24 @@ SMALL = [
 """What a recipe needs to take two steps in a second."""
 
 
+FITTING = {"method.tile_size": 4, "method.decoder.size": 16}
+"""What else must fit to small images."""
+
+
+def dotted(path: Path) -> set[str]:
+    """The fields of the method that a recipe states, and those inside its blocks."""
+    method = yaml.safe_load(path.read_text())["method"]
+    inside = {f"method.{k}.{i}" for k, v in method.items() if isinstance(v, dict) for i in v}
+    return {f"method.{field}" for field in method} | inside
+
+
 def name(path: Path) -> str:
     return path.relative_to(PACKAGE / "recipes").with_suffix("").as_posix()
 
 
 def test_every_recipe_is_found_by_its_name() -> None:
     shipped = shipped_recipes()
-    assert len(RECIPES) >= 6
+    assert len(RECIPES) >= 8
     for path in RECIPES:
         assert shipped[name(path)].samefile(path)
         assert "# Expected: " in path.read_text()
@@ -47,8 +58,8 @@ def test_every_recipe_is_found_by_its_name() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_every_recipe_takes_steps(path: Path, tmp_path: Path) -> None:
-    tiles = ["method.tile_size=4"] if "tile_size" in path.read_text() else []
-    result = start(path, [*SMALL, *tiles, f"runs_dir={tmp_path}"], display=Silent())
+    own = [f"{field}={value}" for field, value in FITTING.items() if field in dotted(path)]
+    result = start(path, [*SMALL, *own, f"runs_dir={tmp_path}"], display=Silent())
     assert result.status == "finished"
     assert 0.0 < result.metrics["train/loss"] < 8.0
 
