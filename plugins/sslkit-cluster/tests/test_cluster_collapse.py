@@ -4,6 +4,7 @@ apart is stopped."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +57,15 @@ method:
 """
 
 
+SWAV_METHOD = """\
+method:
+  name: swav
+  projector: {name: mlp, hidden_dim: 128, out_dim: 64, output_norm: none}
+  num_prototypes: 32
+  freeze_prototypes_epochs: 0.2
+"""
+
+
 @pytest.mark.parametrize("method", [DCL_METHOD, NNCLR_METHOD], ids=["dcl", "nnclr"])
 def test_healthy_runs_are_not_stopped(tmp_path: Path, method: str) -> None:
     found = start(write(tmp_path, method), display=Silent())
@@ -77,3 +87,21 @@ def test_without_negatives_a_run_is_stopped(
     monkeypatch.setattr(loss, "forward", positives_alone)
     with pytest.raises(TrainingError, match=r"^epoch [123]: stopped by collapse: the embeddings"):
         start(write(tmp_path, method), display=Silent())
+
+
+def test_healthy_swav_is_not_stopped(tmp_path: Path) -> None:
+    found = start(write(tmp_path, SWAV_METHOD), display=Silent())
+    assert found.status == "finished"
+    assert found.metrics["collapse/prototypes/scores"] > 0.2
+
+
+def codes_as_they_are(scores: Tensor, epsilon: float, *_: Any, **__: Any) -> Tensor:
+    return (scores.detach() / epsilon).softmax(dim=1)
+
+
+def test_swav_without_equal_parts_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sslkit_cluster.swav.sinkhorn", codes_as_they_are)
+    with pytest.raises(TrainingError, match=r"^epoch [123]: stopped by collapse: .*'scores'"):
+        start(write(tmp_path, SWAV_METHOD), display=Silent())

@@ -12,6 +12,13 @@ HEAD = {"name": "mlp", "hidden_dim": 16, "out_dim": 8, "output_norm": "none"}
 FIELDS: dict[str, dict[str, Any]] = {
     "loss:dcl": {},
     "method:nnclr": {"projector": HEAD, "predictor": HEAD, "queue_size": 40},
+    "method:swav": {
+        "projector": HEAD,
+        "num_prototypes": 12,
+        "freeze_prototypes_epochs": 0.2,
+        "queue_size": 40,
+        "queue_start_epoch": 0.0,
+    },
 }
 """Component -> fields that make it small."""
 CHECKS = [

@@ -1,4 +1,4 @@
-"""Contrast and clusters for sslkit: the method `nnclr` and the loss `dcl`."""
+"""Contrast and clusters for sslkit: the methods `nnclr` and `swav`, and the loss `dcl`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ sslkit_interface = 2
 
 @hookimpl
 def register_methods() -> Mapping[str, str]:
-    return {"nnclr": "sslkit_cluster.nnclr:NNCLR"}
+    return {"nnclr": "sslkit_cluster.nnclr:NNCLR", "swav": "sslkit_cluster.swav:SwAV"}
 
 
 @hookimpl

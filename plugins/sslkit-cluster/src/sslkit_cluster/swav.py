@@ -1,0 +1,211 @@
+"""SwAV: every view predicts to which prototypes the other views of its image belong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslkit.api import (
+    Backbone,
+    Batch,
+    Bounds,
+    ComponentConfig,
+    Head,
+    Method,
+    Progress,
+    RunFacts,
+    ScheduledNumber,
+    Slot,
+    StepOutput,
+    scheduled,
+    slot,
+)
+from sslkit.nn.deferred import Deferred
+from sslkit.nn.functional import normalize
+from sslkit.nn.numerics import without_autocast
+from sslkit.nn.queue import FeatureQueue
+from sslkit.nn.representation import prototypes_in_use
+
+from .sinkhorn import sinkhorn
+
+Temperature = Annotated[ScheduledNumber, Bounds(gt=0.0)]
+
+
+class SwAV(Method):
+    """Learnt prototypes, and codes: the assignment of the global views to them that uses all
+    prototypes alike. Each view predicts the codes of the global views of its image, but its own.
+
+    Codes come from the batch, and from a queue of earlier images where it is small; they carry no
+    gradient. The loss is the mean over global views of the mean over the other views of the cross
+    entropy, ln K (K prototypes) where all scores are equal. Prototypes have unit length before each
+    step and stand still at first. Views of one size pass the backbone together, all of them the
+    projector. Each process takes the loss of its own images, and the codes from those of all.
+    Source: Caron et al. 2020, arXiv 2006.09882.
+    """
+
+    divides_objective = True
+    must_not_collapse = MappingProxyType({"scores": "prototypes"})
+    """Scores of other prototypes for other images: embeddings near few prototypes are healthy."""
+
+    class Config(ComponentConfig):
+        projector: Slot[Head] = slot(
+            "mlp",
+            hidden_dim=2048,
+            out_dim=128,
+            hidden_bias=True,
+            output_norm="none",
+            output_bias=True,
+        )
+        """Maps features to the embedding, which is compared with the prototypes."""
+        num_prototypes: int = Field(default=3000, ge=2)
+        """Prototypes. Fewer do for few classes: lightly has 512 for CIFAR-10."""
+        temperature: Temperature = scheduled(0.1)
+        """Softmax temperature of the predictions."""
+        epsilon: Temperature = scheduled(0.05)
+        """Temperature of the codes: lower makes them harder. 0.03 where the loss stays at ln K."""
+        sinkhorn_iterations: PositiveInt = 3
+        """Iterations that even out the use of the prototypes."""
+        freeze_prototypes_epochs: float = Field(default=1.0, ge=0.0)
+        """Epochs during which the prototypes stand still; fractions are allowed."""
+        queue_size: int = Field(default=0, ge=0)
+        """Earlier images from which codes are taken too, once there are so many; 0: none. 3840 for
+        batches of 256."""
+        queue_start_epoch: float = Field(default=15.0, ge=0.0)
+        """Epochs until the queue begins to fill. Without effect unless `queue_size` is above 0."""
+
+    @classmethod
+    def problems(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
+        roles = [view.role for view in facts.views]
+        if "global" not in roles or len(roles) < 2:
+            yield (
+                "",
+                "swav needs a view of role global, which is assigned to prototypes, and another "
+                f"that predicts it; the views are {', '.join(roles)}",
+            )
+        if facts.batch_size < 2:
+            yield "", "swav needs train.batch_size >= 2: images share the prototypes"
+
+    @classmethod
+    def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
+        epochs = facts.total_steps / facts.steps_per_epoch
+        images = facts.batch_size + config.queue_size
+        if images < config.num_prototypes:
+            yield (
+                "queue_size",
+                f"codes of {images} images (batch and queue) cannot use {config.num_prototypes} "
+                f"prototypes: set {config.num_prototypes - facts.batch_size} or more, or fewer "
+                "prototypes",
+            )
+        if config.freeze_prototypes_epochs >= epochs:
+            yield (
+                "freeze_prototypes_epochs",
+                f"{config.freeze_prototypes_epochs:g} epochs are the run, of {epochs:g}: the "
+                "prototypes stay random; set less",
+            )
+        if config.queue_size and config.queue_start_epoch >= epochs:
+            yield (
+                "queue_start_epoch",
+                f"the queue begins after {config.queue_start_epoch:g} epochs, and the run has "
+                f"{epochs:g}: it takes no part; set less",
+            )
+
+    @classmethod
+    def plan_facts(cls, config: Config, facts: RunFacts) -> Mapping[str, str | int | float]:
+        images = facts.batch_size + config.queue_size
+        return {"negatives per anchor": 0, "images that codes are taken from": images}
+
+    config: Config
+
+    def __init__(self, config: Config, backbone: Backbone, facts: RunFacts) -> None:
+        super().__init__(config, backbone, facts)
+        self.projector = config.projector.build(in_dim=backbone.num_features)
+        width = self.projector.out_dim
+        self.prototypes = nn.Linear(width, config.num_prototypes, bias=False)
+        self.globals = [n for n, view in enumerate(facts.views) if view.role == "global"]
+        self.queue: FeatureQueue | None = None
+        if config.queue_size:  # a row has the embeddings of all global views of an image
+            row = width * len(self.globals)
+            self.queue = FeatureQueue(config.queue_size, row, random_start=False)
+
+    @property
+    def projection_layers(self) -> Sequence[nn.Module]:
+        return self.projector.as_layers()
+
+    @torch.no_grad()
+    def before_step(self, progress: Progress) -> None:
+        self.prototypes.weight.copy_(normalize(self.prototypes.weight))
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """features (B, G, F) and z (B, G, D), of unit length, of the G global views; scores
+        (B, V, K), the cosines of all views with the prototypes."""
+        parts: list[Tensor] = []
+        for _, alike in groupby(batch.views, key=lambda view: view.shape[1:]):
+            views = list(alike)
+            parts += self.backbone(torch.cat(views)).chunk(len(views))
+        features = torch.stack(parts, dim=1)
+        z = normalize(self.projector(features.flatten(0, 1))).view(*features.shape[:2], -1)
+        with without_autocast(z):
+            scores = self.prototypes(z)
+        return {"features": features[:, self.globals], "z": z[:, self.globals], "scores": scores}
+
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
+        scores, config = embeddings["scores"], self.config
+        assigned = scores[:, self.globals].detach()
+        codes = self._codes(assigned, config.epsilon.at(progress))
+        logits = scores / config.temperature.at(progress)
+        loss = swapped_prediction(logits, codes, self.globals)
+        carry = None
+        if self.queue is not None:
+            carry = self.world.gather(embeddings["z"].detach().flatten(1))
+
+        def metrics() -> dict[str, Tensor]:
+            nearest = F.one_hot(assigned[:, 0].argmax(dim=1), config.num_prototypes)
+            return {
+                "prototypes_in_use": prototypes_in_use(nearest),
+                "code_entropy": torch.special.entr(codes).sum(dim=-1).mean(),
+            }
+
+        return StepOutput(loss, Deferred(metrics), carry=carry)
+
+    def _codes(self, assigned: Tensor, epsilon: float) -> Tensor:
+        """(B, G, K): the codes of each global view, from the batch and, once it is full, the
+        queue."""
+        past: list[Tensor | None] = [None] * len(self.globals)
+        if self.queue is not None and len(self.queue.recent) == len(self.queue):
+            weight = self.prototypes.weight.detach()
+            past = [rows @ weight.T for rows in self.queue.features.chunk(len(past), dim=1)]
+        iterations, gather = self.config.sinkhorn_iterations, self.world.gather
+        codes = [
+            sinkhorn(view, epsilon, iterations, past=earlier, gather=gather)
+            for view, earlier in zip(assigned.unbind(dim=1), past, strict=True)
+        ]
+        return torch.stack(codes, dim=1)
+
+    def after_backward(self, progress: Progress) -> None:
+        if progress.epoch < self.config.freeze_prototypes_epochs:
+            self.prototypes.weight.grad = None
+
+    def after_step(self, progress: Progress, carry: Any) -> None:
+        if self.queue is not None and progress.previous().epoch >= self.config.queue_start_epoch:
+            self.queue.push(carry)
+
+
+def swapped_prediction(logits: Tensor, codes: Tensor, assigned: Sequence[int]) -> Tensor:
+    """The mean over images, over the G views with codes, and over the V - 1 other views of each, of
+    -sum_k codes_k log softmax(logits)_k.
+
+    logits: (B, V, K) of all views; codes: (B, G, K), without gradient; assigned: the positions of
+    the G views among the V. Source: Caron et al. 2020, arXiv 2006.09882, equation 2 and 3.2."""
+    pairs = torch.einsum("bgk,bvk->gv", codes, logits.log_softmax(dim=-1)) / len(logits)
+    others = torch.ones_like(pairs)
+    others[range(len(assigned)), list(assigned)] = 0.0
+    return -(pairs * others).sum() / others.sum()
