@@ -18,6 +18,7 @@ SIMSIAM = {
 SUBJECTS: list[tuple[str, dict[str, Any]]] = [
     ("method:simsiam", SIMSIAM),
     ("loss:negative_cosine", {}),
+    ("loss:koleo", {}),
     ("method:dino", DINO),
     ("head:dino", {"out_dim": 12, "hidden_dim": 16, "bottleneck_dim": 8}),
 ]

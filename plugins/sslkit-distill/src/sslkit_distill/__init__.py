@@ -1,5 +1,5 @@
-"""Self-distillation for sslkit: the methods `simsiam` and `dino`, the loss `negative_cosine`, the
-head `dino`."""
+"""Self-distillation for sslkit: the methods `simsiam` and `dino`, the head `dino`, the
+losses `negative_cosine` and `koleo`."""
 
 from __future__ import annotations
 
@@ -22,4 +22,7 @@ def register_heads() -> Mapping[str, str]:
 
 @hookimpl
 def register_losses() -> Mapping[str, str]:
-    return {"negative_cosine": "sslkit_distill.losses:NegativeCosine"}
+    return {
+        "koleo": "sslkit_distill.losses:KoLeo",
+        "negative_cosine": "sslkit_distill.losses:NegativeCosine",
+    }
