@@ -25,7 +25,7 @@ from .pairing import Interval, paired_ratios, ratio_interval
 
 CASES: dict[str, tuple[dict[str, Any], int, int]] = {
     "ViT-S/4 at 32 px": ({"model": "vit_small_patch16_224", "patch_size": 4}, 32, 8),
-    "ViT-B/16 at 224 px": ({"model": "vit_base_patch16_224"}, 224, 1),
+    "ViT-B/16 at 224 px": ({"model": "vit_base_patch16_224"}, 224, 4),
 }
 """Fields of the backbone, side of the images, images in a pass."""
 DECODER = {"width": 512, "depth": 8, "heads": 16}

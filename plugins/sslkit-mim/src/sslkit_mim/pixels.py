@@ -32,20 +32,18 @@ class Pixels:
         return patchify((full_precision(images) - mean) / std, self.layout.patch_size)
 
     def pictures(self, images: Tensor, made: Tensor, hidden: Tensor) -> dict[str, Tensor]:
-        """Images (B, C, S, S) in [0, 1]: as they are, without their hidden patches, and with what
-        was made of these. made: (B, N, values), hidden: (B, N) bool."""
-        pixels, hidden = self.of(images), hidden[..., None]
-        grey = torch.zeros_like(pixels)
+        """Images (B, C, S, S) in [0, 1]: as they are, with their hidden patches in grey, and with
+        what was made of these. made: (B, N, values), hidden: (B, N) bool."""
+        mean, std = self._statistics(images)
+        made = unpatchify(full_precision(made), self.layout.patch_size, self.grid) * std + mean
+        where = unpatchify(
+            hidden[..., None].expand(-1, -1, self.values), self.layout.patch_size, self.grid
+        )
         return {
             "image": images,
-            "seen": self._image(torch.where(hidden, grey, pixels)),
-            "reconstruction": self._image(torch.where(hidden, made.to(pixels.dtype), pixels)),
+            "seen": torch.where(where, 0.5, images),
+            "reconstruction": torch.where(where, made.clamp(0.0, 1.0).to(images.dtype), images),
         }
-
-    def _image(self, patches: Tensor) -> Tensor:
-        images = unpatchify(patches, self.layout.patch_size, self.grid)
-        mean, std = self._statistics(images)
-        return (images * std + mean).clamp(0.0, 1.0)
 
     def _statistics(self, images: Tensor) -> list[Tensor]:
         found = (torch.tensor(values, device=images.device) for values in (self._mean, self._std))
