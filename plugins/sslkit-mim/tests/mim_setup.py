@@ -104,8 +104,10 @@ def encoded(
     image: Tensor,
     keep: list[int],
     masked: dict[int, Tensor] | None = None,
+    outputs: list[Tensor] | None = None,
 ) -> Tensor:
-    """(1 + n, D) of one normalised image behind the final norm. masked: patch -> its embedding."""
+    """(1 + n, D) of one normalised image behind the final norm. masked: patch -> its embedding.
+    outputs: takes what each block gives."""
     prefix = "backbone.model."
     weight = parameters[f"{prefix}patch_embed.proj.weight"]
     positions = parameters[f"{prefix}pos_embed"][0]
@@ -116,8 +118,10 @@ def encoded(
         row = (weight * part).sum((1, 2, 3)) + parameters[f"{prefix}patch_embed.proj.bias"]
         row = (masked or {}).get(number, row)
         tokens.append(row + positions[1 + number])
-    x = torch.stack(tokens)
+    found = torch.stack(tokens)
     depth = 1 + max(int(name.split(".")[3]) for name in parameters if ".model.blocks." in name)
     for number in range(depth):
-        x = block(x, encoder_block(parameters, number), 2)
-    return layer_norm(x, parameters[f"{prefix}norm.weight"], parameters[f"{prefix}norm.bias"])
+        found = block(found, encoder_block(parameters, number), 2)
+        if outputs is not None:
+            outputs.append(found)
+    return layer_norm(found, parameters[f"{prefix}norm.weight"], parameters[f"{prefix}norm.bias"])

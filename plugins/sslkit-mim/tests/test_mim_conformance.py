@@ -12,6 +12,7 @@ RECIPE = Path(__file__).with_name("one_view_vit.yaml")
 SUBJECTS = {
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 2}},
     "simmim": {"cell": 8},
+    "data2vec": {"min_block": 4, "layers": 3, "teacher_momentum": 0.9},
 }
 CHECKS = [
     pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])

@@ -1,4 +1,5 @@
-"""Masked images for sslkit: the methods `mae` and `simmim`, and pictures of what they fill in."""
+"""Masked images for sslkit: the methods `mae`, `simmim` and `data2vec`, and the callback
+`reconstructions`."""
 
 from __future__ import annotations
 
@@ -11,7 +12,11 @@ sslkit_interface = 2
 
 @hookimpl
 def register_methods() -> Mapping[str, str]:
-    return {"mae": "sslkit_mim.mae:MAE", "simmim": "sslkit_mim.simmim:SimMIM"}
+    return {
+        "mae": "sslkit_mim.mae:MAE",
+        "simmim": "sslkit_mim.simmim:SimMIM",
+        "data2vec": "sslkit_mim.data2vec:Data2Vec",
+    }
 
 
 @hookimpl

@@ -18,7 +18,7 @@ class Pixels:
         """Raises RecipeError where the backbone has no tokens of patches, or they do not fill the
         view."""
         self.layout = layout_of(backbone, method)
-        self.grid = _grid(self.layout, facts)
+        self.grid = grid_of(self.layout, facts)
         self.count = self.grid[0] * self.grid[1]
         """N, patches of an image."""
         down, across = self.layout.patch_size
@@ -67,7 +67,8 @@ def layout_of(backbone: Backbone, method: str) -> TokenLayout:
     return backbone.token_layout
 
 
-def _grid(layout: TokenLayout, facts: RunFacts) -> tuple[int, int]:
+def grid_of(layout: TokenLayout, facts: RunFacts) -> tuple[int, int]:
+    """Rows and columns of patches in the view. Raises RecipeError where they do not fill it."""
     (view,) = facts.views
     side, (down, across) = max(view.sides), layout.patch_size
     if side % down or side % across:
