@@ -90,7 +90,7 @@ def block_masked(
     aspects = _aspect_table(blocks.aspect).to(device)
     for draw in drawn:
         open_ = (missing > 0) & (failed < blocks.tries)
-        if may_end_early(device) and not open_.any():
+        if _may_end_early(device) and not open_.any():
             break
         inside = _rectangles(draw, missing, grid, aspects, blocks)
         new = (inside & ~masked).sum((1, 2))
@@ -101,7 +101,7 @@ def block_masked(
     return _filled(random, masked.flatten(1), missing)
 
 
-def may_end_early(device: torch.device) -> bool:
+def _may_end_early(device: torch.device) -> bool:
     """Whether values can be looked at without waiting for the device; the mask is the same."""
     return device.type == "cpu"
 

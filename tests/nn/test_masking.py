@@ -147,5 +147,5 @@ def test_blocks_hang_together_more_than_single_patches() -> None:
 def test_a_mask_does_not_depend_on_when_the_loop_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device, which is not asked whether all images are done, it goes on."""
     early = block_masked(source(), GRID, 75)
-    monkeypatch.setattr(masking, "may_end_early", lambda device: False)
+    monkeypatch.setattr(masking, "_may_end_early", lambda device: False)
     assert torch.equal(block_masked(source(), GRID, 75), early)

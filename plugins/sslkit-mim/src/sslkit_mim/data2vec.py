@@ -27,7 +27,6 @@ from sslkit.api import (
 from sslkit.errors import RecipeError
 from sslkit.nn.ema import EMATeacher, odd_momentum
 from sslkit.nn.masking import Blocks, block_masked
-from sslkit.nn.modes import eval_mode
 from sslkit.nn.numerics import full_precision
 
 from .pixels import grid_of, layout_of
@@ -42,7 +41,7 @@ class Data2Vec(Method):
     Each output of the teacher is normalised by token before the mean, and the mean again, without
     scale and shift; without that, equal targets would be a solution. The loss is smooth L1, mean
     over masked patches and dimensions. The teacher is a moving average of the student's backbone,
-    in evaluation mode, and moves after each optimiser step. It starts as a copy.
+    without drop path, and moves after each optimiser step. It starts as a copy.
     Source: Baevski et al. 2022, arXiv 2202.03555.
     """
 
@@ -98,7 +97,7 @@ class Data2Vec(Method):
         self.predict = nn.Linear(layout.width, layout.width)
         nn.init.trunc_normal_(self.predict.weight, std=0.02)
         nn.init.zeros_(self.predict.bias)
-        self.teacher = EMATeacher(backbone)
+        self.teacher = EMATeacher(backbone, dropout=False)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """features (B, F), of the masked images; target (B, D), the mean over patches; loss (B,),
@@ -120,8 +119,7 @@ class Data2Vec(Method):
     def targets(self, images: Tensor) -> Tensor:
         """(B, N, D), in float32 at least: of each patch normalised, on whole images."""
         teacher: Any = self.teacher.module
-        with eval_mode(teacher):
-            found = teacher.tokens(images, blocks=range(-self.config.layers, 0)).blocks
+        found = teacher.tokens(images, blocks=range(-self.config.layers, 0)).blocks
         normed = [_normed(full_precision(tokens.patches)) for tokens in found]
         return _normed(torch.stack(normed).mean(0))
 
