@@ -62,9 +62,11 @@ def _place(error: BaseException, module: str | None) -> str | None:
 
 
 def _plugin_packages() -> set[str]:
-    """The top-level packages of installed plugins, the core's built-in ones among them."""
+    """The top-level packages of installed plugins but the core's, which calls other libraries where
+    something is wrong there."""
     try:
-        return {each.module.partition(".")[0] for each in entry_points(group="sslkit")}
+        found = {each.module.partition(".")[0] for each in entry_points(group="sslkit")}
+        return found - {"sslkit"}
     except Exception:  # metadata that cannot be read, of any distribution
         return set()
 
