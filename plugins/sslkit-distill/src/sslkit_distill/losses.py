@@ -56,7 +56,8 @@ def koleo(x: Tensor, eps: float = 1e-8) -> Tensor:
         cosines = unit @ unit.T
         nearest = cosines.fill_diagonal_(-2.0).argmax(dim=1)
     distance = torch.linalg.vector_norm(unit - unit[nearest] + eps, dim=1)
-    return -(distance + eps).log().mean()
+    loss: Tensor = -(distance + eps).log().mean()
+    return loss
 
 
 class KoLeo(Loss):
