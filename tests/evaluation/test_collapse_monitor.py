@@ -350,6 +350,20 @@ def test_every_way_to_lose_prototypes() -> None:
     assert "nearly equal ('q')" in (found.stop or "")
 
 
+def test_the_figure_shows_the_part_of_each_prototype() -> None:
+    """Of two views: three quarters of one and a half of the other go to prototype 0."""
+    first = assigned(torch.tensor([0] * 48 + [1] * 16), 4)
+    second = assigned(torch.tensor([0] * 32 + [2] * 32), 4)
+    entry = torch.stack([first, second], dim=1)
+    expected = [0.625, 0.125, 0.25, 0.0]
+    assert branch("q", entry).shares == pytest.approx(expected)
+    found = evaluate(spread_out(300, 16), {"q": entry, "z": spread_out(64, 8)}).figures
+    lines = found["prototypes"].axes[0].lines
+    assert [line.get_label() for line in lines] == ["q", "equal parts"]
+    assert list(lines[0].get_ydata()) == pytest.approx([2.5, 1.0, 0.5, 0.0])
+    assert set(evaluate(spread_out(300, 16), {"z": spread_out(64, 8)}).figures) == {"spectrum"}
+
+
 def test_names_and_many_positions_are_kept_within_bounds() -> None:
     found = evaluate(
         spread_out(300, 16), {"z:1": spread_out(8, 40, 4)}, {"z:1": spread_out(8, 40, 4)}

@@ -93,6 +93,7 @@ def test_healthy_swav_is_not_stopped(tmp_path: Path) -> None:
     found = start(write(tmp_path, SWAV_METHOD), display=Silent())
     assert found.status == "finished"
     assert found.metrics["collapse/prototypes/scores"] > 0.2
+    assert (found.run_dir / "figures" / "collapse_prototypes.png").stat().st_size > 1000
 
 
 def codes_as_they_are(scores: Tensor, epsilon: float, *_: Any, **__: Any) -> Tensor:

@@ -34,6 +34,8 @@ class Branch:
     """At each position: 0 where all images have the same, about 1 where they are spread out."""
     in_use: Sequence[float] = ()
     """At each position, for prototypes: the part of those that could be in use, 0 to 1."""
+    shares: Sequence[float] = ()
+    """For prototypes: the part of the images that each has, the mean over the positions."""
 
     def metrics(self) -> Iterator[tuple[str, float]]:
         """The least of the positions under the name of the entry, and each of them."""
@@ -84,7 +86,8 @@ def _branch(name: str, entry: Tensor, kind: Apart | None) -> Branch:
         return Branch(name, kind, width, spread)
     assigned = [_assignments(rows) for rows in positions]
     in_use = [float(prototypes_in_use(rows)) for rows in assigned]
-    return Branch(name, kind, width, [_distance(rows) for rows in assigned], in_use)
+    shares = torch.stack(assigned).mean(dim=(0, 1)).tolist()
+    return Branch(name, kind, width, [_distance(rows) for rows in assigned], in_use, shares)
 
 
 def _are_probabilities(entry: Tensor) -> bool:

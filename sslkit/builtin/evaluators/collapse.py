@@ -46,7 +46,8 @@ class Collapse(FeatureEvaluator):
     the prototypes in use with `min_prototypes`; then the features' deviation with `min_std` and
     RankMe with `min_rankme`. One below its threshold is a collapse.
 
-    Figure: `spectrum`, the singular values of the centred features."""
+    Figures: `spectrum`, the singular values of the centred features; `prototypes`, where a method
+    assigns images to some, the part of the images that each has."""
 
     requires_labels = False
     changes_no_metric = frozenset(
@@ -94,6 +95,7 @@ class Collapse(FeatureEvaluator):
             "collapse/uniformity": float(uniformity(features)),
             "collapse/alignment": float(alignment(*given.views.pairs(self.config.num_pairs))),
         }
+        figures = {"spectrum": _spectrum(features)}
         judged: list[Branch] = []
         if embeddings := given.embeddings.now():
             branches, judged = read_branches(embeddings, given.embeddings.must_not_collapse)
@@ -102,13 +104,15 @@ class Collapse(FeatureEvaluator):
             if in_use := [min(each.in_use) for each in judged if each.in_use]:
                 metrics["collapse/prototypes"] = min(in_use)
             metrics |= dict(metric for branch in branches for metric in branch.metrics())
+            if assigned := [branch for branch in branches if branch.shares]:
+                figures["prototypes"] = _prototype_shares(assigned, given.noun)
         policy, found = self.config.policy, None
         if policy != "off":
             found = self._collapsed_branch(judged, given)
             found = found or self._collapsed_features(metrics, features.shape[1], given.noun)
         return Evaluation(
             metrics=metrics,
-            figures={"spectrum": _spectrum(features)},
+            figures=figures,
             warning=found if policy == "warn" else None,
             stop=found if policy == "stop" else None,
         )
@@ -187,4 +191,21 @@ def _spectrum(features: Tensor) -> Figure:
     axes.plot(ranks, values.clamp_min(floor).tolist())
     axes.set(yscale="log", xlabel="rank", ylabel="singular value", title="Spectrum of the features")
     axes.grid(alpha=0.3)
+    return figure
+
+
+def _prototype_shares(branches: Sequence[Branch], noun: str) -> Figure:
+    """The part of the images that each prototype has, largest first, for every entry, in units of
+    equal parts. A curve that falls to 0 early is a collapse to few prototypes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for branch in branches:
+        shares = [share * branch.width for share in sorted(branch.shares, reverse=True)]
+        axes.plot(range(1, len(shares) + 1), shares, label=branch.name, drawstyle="steps-mid")
+    axes.axhline(1.0, color="0.6", linestyle="--", linewidth=1.0, label="equal parts")
+    axes.set(xlabel="prototype, by its part", ylabel=f"{noun}s, in equal parts", title="Prototypes")
+    axes.grid(alpha=0.3)
+    axes.legend()
     return figure
