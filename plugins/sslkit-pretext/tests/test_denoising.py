@@ -170,6 +170,17 @@ def test_pictures_are_the_image_what_is_seen_and_what_is_made() -> None:
     assert method.training
 
 
+def test_the_callback_reconstructions_draws_them() -> None:
+    """It is a callback of sslkit-mim, for any method that makes pictures."""
+    reconstructions = pytest.importorskip("sslkit_mim.reconstructions")
+    method = make_denoising()
+    assert isinstance(method, reconstructions.MakesPictures)
+    figure = reconstructions.pictures_figure(method.pictures(make_batch(size=4)))
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles == ["image", "seen", "reconstruction"]
+    assert len(figure.axes) == 12
+
+
 # --- The decoder ----------------------------------------------------------------------------------
 
 
