@@ -178,6 +178,14 @@ class DatasetBench(FactsLaws):
             and not any(part.startswith(".") for part in path.parent.parts)
         ]
 
+    def other_channels(self) -> Sequence[Any]:
+        """The other values of a field `channels` that is a choice of some."""
+        config = self.subject.slot.config
+        field = type(config).model_fields.get("channels")
+        if field is None or get_origin(field.annotation) is not Literal:
+            return ()
+        return _others(getattr(config, "channels"), field.annotation)  # noqa: B009
+
     def other_fields(self) -> Iterator[tuple[str, Any]]:
         """(field, another value that is valid) for each of its own fields that is a number, a
         switch or a choice."""

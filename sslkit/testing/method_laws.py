@@ -17,6 +17,7 @@ from .global_random import global_random_numbers_unused
 from .held_state import changes, held, size_of
 from .laws import law, refuse
 from .method_bench import MethodBench
+from .mixed_types import mixed_types
 from .small_runs import (
     batches,
     copied,
@@ -68,8 +69,8 @@ class MethodLaws(MethodBench):
 
     @law(
         "make constants and random numbers in the type, and on the device, of what they meet, "
-        "torch.randn(..., dtype=z.dtype, device=z.device), and leave out .float(): embeddings come "
-        "in full precision",
+        "torch.randn(..., dtype=z.dtype, device=z.device), or buffers of them (register_buffer), "
+        "and leave out .float(): embeddings come in full precision",
         needs=SAME,
     )
     def constants_follow_their_inputs(self) -> None:
@@ -77,13 +78,24 @@ class MethodLaws(MethodBench):
         as well."""
         t = self.ready(self.runs.training(torch.float64))
         batch = next(batches(t))
-        embeddings = self.embed(t, batch)
-        output = self.objective(t, embeddings, batch)
+        with mixed_types() as mixed:
+            output = self.objective(t, self.embed(t, batch), batch)
         loss = output.loss
         refuse(loss.dtype != torch.float64, f"the loss of float64 networks is in {loss.dtype}")
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             self.hooks(t, output)
+        # Made in float32 on the device of what it meets, a constant is harmless.
+        plain = [
+            name
+            for name, value in held(t.method).items()
+            if isinstance(value, Tensor) and value.ndim and value.dtype == torch.float32
+        ]
+        refuse(
+            mixed and plain,
+            f"{listed(mixed)} takes float32 and float64 together; in float32 is {listed(plain)}, "
+            "which is no buffer",
+        )
 
     # --- Gradients --------------------------------------------------------------------------------
 

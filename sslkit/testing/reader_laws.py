@@ -31,6 +31,8 @@ READ = (*OPEN, "samples-are-as-announced", "no-global-random-numbers", "reads-re
 _BEYOND = 3
 """Samples after the first epoch of a stream that are taken."""
 _MOST_OF_STREAM = 2000
+_OF_CHANNELS = 4
+"""Samples that are read with other channels."""
 
 
 class ReaderLaws(DatasetBench):
@@ -54,11 +56,19 @@ class ReaderLaws(DatasetBench):
     )
     def samples_are_as_announced(self) -> str:
         """`read` gives samples of the shape and the type that `sample` states, images (H, W, C)
-        uint8; `samples`, where there is one, holds the same, channels first."""
+        uint8; `samples`, where there is one, holds the same, channels first. So it is with every
+        value of a field `channels`."""
         for name, reader in self.splits():
             for index in positions(reader):
                 self._refuse_other_sample(reader, index, f"{name} {index}")
-        return str(self.train.sample)
+        others = self.other_channels()
+        for channels in others:
+            reader = opened(self.source(channels=channels))
+            for index in positions(reader)[:_OF_CHANNELS]:
+                where = f"with channels={channels}, train {index}"
+                self._refuse_other_sample(reader, index, where)
+        also = f"; also with channels={', '.join(map(str, others))}" if others else ""
+        return f"{self.train.sample}{also}"
 
     def _refuse_other_sample(self, reader: SplitReader, index: int, where: str) -> None:
         sample = sample_of(reader, index)

@@ -448,11 +448,39 @@ class LongSeries(DataSource):
         return NoSeries() if split == "train" else None
 
 
+class Grey(Sound):
+    """Takes a number of channels, and gives images of as many."""
+
+    reader: ClassVar[type[SoundReader]] = SoundReader
+    states_channels: ClassVar[bool] = True
+
+    class Config(Sound.Config):
+        channels: Literal[1, 3] = 3
+        """Grey images or RGB."""
+
+    def open(self, split: Literal["train", "test"]) -> Any:
+        reader = super().open(split)
+        if self.config.channels == 1:
+            reader.image = lambda data: (
+                SoundReader.image(reader, data).mean(-1, keepdims=True).astype(np.uint8)
+            )
+            if self.states_channels:
+                reader.channels = 1
+        return reader
+
+
+class GreyUnsaid(Grey):
+    """States three channels for images of one."""
+
+    states_channels = False
+
+
 BROKEN: dict[type[Any], str] = {
     Empty: "opens-its-splits",
     source_of(Floats): "samples-are-as-announced",
     source_of(ChannelsFirst): "samples-are-as-announced",
     source_of(OtherArray): "samples-are-as-announced",
+    GreyUnsaid: "samples-are-as-announced",
     LongSeries: "samples-are-as-announced",
     source_of(Augments): "no-global-random-numbers",
     source_of(Forward): "reads-repeat",
@@ -483,4 +511,4 @@ BROKEN: dict[type[Any], str] = {
     source_of(Trusting): "damage-is-said",
 }
 """Class -> the one law that it breaks."""
-SOUND = (Sound, source_of(MaskReader), StreamSource)
+SOUND = (Sound, Grey, source_of(MaskReader), StreamSource)

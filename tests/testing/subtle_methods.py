@@ -288,6 +288,20 @@ class OneViewOnly(Sound):
         return StepOutput(nt_xent(z, taught[:, 0], 0.2), {}, taught)
 
 
+class PlainConstant(Sound):
+    """Weights dimensions by a constant that is no buffer, and stays on the CPU."""
+
+    def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
+        super().__init__(config, backbone, facts)
+        self.weights = torch.linspace(0.5, 1.5, WIDTH)
+
+    def objective(
+        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
+    ) -> StepOutput:
+        weighted = {**embeddings, "z": embeddings["z"] * self.weights}
+        return super().objective(weighted, batch, progress)
+
+
 class IdleTeacher(Sound):
     """A teacher that follows, and that the loss forgets."""
 
@@ -311,6 +325,7 @@ SUBTLE: Mapping[type[Method], str] = {
     OneMemory: "embed-changes-no-state",
     EntersQueueFirst: "objective-changes-no-state",
     OneMask: "embed-treats-rows-alone",
+    PlainConstant: "constants-follow-their-inputs",
     NoiseByPlace: "loss-does-not-depend-on-order",
     GlobalStart: "no-global-random-numbers",
     GathersByHand: "ranks-agree",

@@ -15,6 +15,7 @@ from subtle_methods import (
     IdleTeacher,
     MadeLate,
     OneViewOnly,
+    PlainConstant,
 )
 
 from sslkit.api import Method
@@ -51,6 +52,14 @@ def seen(method: type[Method], law: str) -> str:
     (outcome,) = (check.outcome() for check in checks(method, fast=True) if str(check) == law)
     assert outcome.status == "passed", outcome
     return outcome.text
+
+
+def test_a_constant_that_stays_on_the_cpu_is_named() -> None:
+    law = "constants-follow-their-inputs"
+    (outcome,) = (c.outcome() for c in checks(PlainConstant, fast=True) if str(c) == law)
+    assert outcome.text == (
+        "mul takes float32 and float64 together; in float32 is weights, which is no buffer"
+    )
 
 
 def test_what_no_law_can_forbid_is_said_beside_it() -> None:
