@@ -252,6 +252,21 @@ def test_recomputed_blocks_have_the_same_gradient() -> None:
         assert torch.equal(one, other)
 
 
+def test_no_value_is_looked_at() -> None:
+    """On the meta device, which has none."""
+    network = backbone(**TINY).to("meta")
+    pictures, masked = images().to("meta"), torch.zeros(3, 64, dtype=torch.bool, device="meta")
+    tokens = network.tokens(
+        pictures,
+        keep=kept(3, 64, 16).to("meta"),
+        lengths=torch.ones(3, dtype=torch.int64, device="meta"),
+        masked=masked,
+        mask_token=torch.zeros(64, device="meta"),
+        blocks=(-2,),
+    )
+    assert network.pool_tokens(tokens).shape == (3, 64)
+
+
 def test_autocast_takes_a_mask_token_in_float32() -> None:
     network, masked = backbone(**TINY), torch.ones(3, 64, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16):

@@ -10,7 +10,16 @@ from torch import nn
 from sslkit.nn.ema import EMATeacher
 from sslkit.nn.functional import contrastive_accuracy_and_entropy, info_nce, nt_xent, sup_con
 from sslkit.nn.lars import LARS
+from sslkit.nn.masking import block_masked, coarse_masked, split_patches
+from sslkit.nn.patches import (
+    gather_patches,
+    hidden_patches,
+    patchify,
+    place_patches,
+    unpatchify,
+)
 from sslkit.nn.queue import FeatureQueue
+from sslkit.randomness import SampleRandom
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +68,18 @@ def test_teacher_and_queue() -> None:
     network = nn.Linear(4, 3)
     EMATeacher(network, buffers="copy").update(network, 0.9)
     FeatureQueue(8, 4).push(torch.randn(5, 4))
+
+
+def test_masks_and_patches() -> None:
+    random = SampleRandom(0, "mask", 0, torch.arange(4))
+    kept, _ = split_patches(random, 64, 16)
+    masks = [
+        hidden_patches(kept, 64),
+        coarse_masked(random, (8, 8), (2, 2), 0.6),
+        block_masked(random, (8, 8), 26),
+        block_masked(random, (8, 8), torch.full((4,), 26)),
+    ]
+    assert all(mask.shape == (4, 64) for mask in masks)
+    patches = patchify(torch.rand(4, 3, 32, 32), (4, 4))
+    placed = place_patches(gather_patches(patches, kept), kept, torch.zeros(48), 64)
+    assert unpatchify(placed, (4, 4), (8, 8)).shape == (4, 3, 32, 32)
