@@ -42,7 +42,7 @@ IMAGE_SIZES = ((40, 52), (33, 17), (64, 64), (1, 9), (9, 1), (1, 1))
 """Height and width of images that views are made of."""
 _FEW = 12
 _CHANNELS = (1, 3, 4)
-"""Of grey images, of colours, and with one more, such as infrared."""
+"""Grey images, images of colours, and those with one channel more, such as infrared."""
 
 
 class AugmentationBench(FactsLaws):
