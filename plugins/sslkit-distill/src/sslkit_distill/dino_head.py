@@ -20,7 +20,7 @@ class DINOHead(Head):
     weights and inputs are normalised: (B, in_dim) to (B, out_dim) scores in [-1, 1].
 
     The last layer works in float32 whatever the precision of training: a score is divided by a
-    temperature of a few hundredths. Source: Caron et al. 2021, arXiv 2104.14294, appendix C, and
+    temperature of a few hundredths. Source: Caron et al. 2021, arXiv 2104.14294, section 3.1, and
     the reference code.
     """
 
