@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,13 @@ CHECKS = [
     for name, fields in FIELDS.items()
     for check in checks(name, **fields)
 ]
+MULTI_CROP = checks("method:swav", recipe=Path(__file__).with_name("multicrop.yaml"))
+
+
+@pytest.mark.slow  # every law once more, with views of two sizes
+@pytest.mark.parametrize("check", MULTI_CROP, ids=str)
+def test_laws_with_multi_crop(check: Check) -> None:
+    check()
 
 
 @pytest.mark.parametrize("check", CHECKS)
