@@ -90,7 +90,7 @@ def make_batch(step: int = 0, facts: RunFacts = FACTS) -> Batch:
     return Batch(views, indices, SampleRandom(0, "method", 0, indices))
 
 
-def take_steps(method: Method, count: int, facts: RunFacts = FACTS) -> list[float]:
+def take_steps(method: Method, count: int, facts: RunFacts = FACTS, start: int = 0) -> list[float]:
     """Steps of plain gradient descent, in the order that `Method` documents; the losses."""
     groups = [
         {"params": [p for _, p in group.params], "lr": 0.1 * group.lr_scale}
@@ -98,7 +98,7 @@ def take_steps(method: Method, count: int, facts: RunFacts = FACTS) -> list[floa
     ]
     optimizer = torch.optim.SGD(groups)
     losses = []
-    for step in range(count):
+    for step in range(start, count):
         batch, progress = make_batch(step, facts), replace(FIRST, step=step)
         method.before_step(progress)
         output = method.objective(method.embed(batch), replace(batch, views=()), progress)

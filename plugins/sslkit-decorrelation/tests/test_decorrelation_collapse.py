@@ -30,8 +30,18 @@ tracking: {name: none}
 """
 
 
-HEALTHY = {"barlow_twins": ["method.bias_lr_scale=1"], "vicreg": []}
-WITHOUT = {"vicreg": ["method.loss.variance_weight=0"]}
+FEW = "method.loss.directions=128"
+HEALTHY = {
+    "barlow_twins": ["method.bias_lr_scale=1"],
+    "lejepa": [FEW],
+    "vicreg": [],
+    "visreg": [FEW],
+}
+WITHOUT = {
+    "lejepa": ["method.loss_weight=0"],
+    "vicreg": ["method.loss.variance_weight=0"],
+    "visreg": ["method.loss_weight=0"],
+}
 """What keeps the images apart, removed. Barlow Twins has it in the norm of each dimension, which
 its loss cannot do without."""
 

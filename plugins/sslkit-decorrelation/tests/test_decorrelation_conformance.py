@@ -12,10 +12,14 @@ HEAD = {"name": "mlp", "num_layers": 3, "hidden_dim": 16, "out_dim": 8, "output_
 COMPONENTS: dict[str, dict[str, Any]] = {
     "method:barlow_twins": {"projector": HEAD},
     "method:vicreg": {"projector": HEAD},
+    "method:lejepa": {"projector": HEAD, "loss": {"name": "sigreg", "directions": 32}},
+    "method:visreg": {"projector": HEAD, "loss": {"name": "visreg", "directions": 32}},
     "loss:barlow_twins": {},
+    "loss:sigreg": {"directions": 32},
     "loss:vicreg": {},
+    "loss:visreg": {"directions": 32},
 }
-QUICK = ("method:barlow_twins", "loss:barlow_twins", "loss:vicreg")
+QUICK = ("method:barlow_twins", *(name for name in COMPONENTS if name.startswith("loss:")))
 """What `make test` tries; the others, which share the method's code, are left to `make test-all`.
 """
 CHECKS = [

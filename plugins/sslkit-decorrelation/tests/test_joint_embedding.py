@@ -23,10 +23,12 @@ from torch import nn
 from sslkit.api import RunFacts, ViewSpec
 from sslkit.builtin.simclr import SimCLR
 
-METHODS = ("barlow_twins", "vicreg")
+PER_VIEW = ("barlow_twins", "vicreg")
+METHODS = (*PER_VIEW, "lejepa", "visreg")
+LOSSES = (*PER_VIEW, "sigreg", "visreg")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PER_VIEW)
 def test_each_view_has_its_own_batch_statistics(name: str) -> None:
     method, batch = make_method(name), make_batch()
     found = method.embed(batch)
@@ -47,6 +49,7 @@ def problems(name: str, facts: RunFacts = FACTS, **fields: object) -> list[tuple
 @pytest.mark.parametrize("name", METHODS)
 def test_problems(name: str) -> None:
     assert problems(name) == []
+    assert {path for path, _ in problems(name, replace(FACTS, views=(ViewSpec(8),)))} == {""}
     ((_, text),) = problems(name, replace(FACTS, views=(ViewSpec(8),)))
     assert text == "compares views of an image, and the augmentation makes 1"
     ((_, text),) = problems(name, replace(FACTS, batch_size=1))
@@ -66,7 +69,7 @@ def test_a_loss_that_lets_it_collapse_is_warned_of() -> None:
     assert text.startswith("vicreg is lowest when all embeddings are equal")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_losses_serve_other_methods(name: str) -> None:
     slot = method_slot("simclr", loss={"name": name})
     assert issubclass(slot.cls, SimCLR)
@@ -74,7 +77,7 @@ def test_the_losses_serve_other_methods(name: str) -> None:
     assert list(slot.cls.warnings(slot.config, FACTS)) == []
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PER_VIEW)
 def test_bad_views_are_named(name: str) -> None:
     loss = make_loss(name)
     for views, said in (

@@ -1,5 +1,5 @@
-"""Methods that keep embeddings apart by their statistics: `barlow_twins` and `vicreg`, and their
-losses of the same names."""
+"""Methods that keep embeddings apart by their statistics, and their losses: Barlow Twins, VICReg,
+LeJEPA with SIGReg, and VISReg."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ sslkit_interface = 2
 def register_methods() -> Mapping[str, str]:
     return {
         "barlow_twins": "sslkit_decorrelation.barlow_twins:BarlowTwins",
+        "lejepa": "sslkit_decorrelation.lejepa:LeJEPA",
         "vicreg": "sslkit_decorrelation.vicreg:VICReg",
+        "visreg": "sslkit_decorrelation.visreg:VISReg",
     }
 
 
@@ -22,5 +24,7 @@ def register_methods() -> Mapping[str, str]:
 def register_losses() -> Mapping[str, str]:
     return {
         "barlow_twins": "sslkit_decorrelation.barlow_twins:BarlowTwinsLoss",
+        "sigreg": "sslkit_decorrelation.sigreg:SIGReg",
         "vicreg": "sslkit_decorrelation.vicreg:VICRegLoss",
+        "visreg": "sslkit_decorrelation.visreg:VISRegLoss",
     }
