@@ -40,12 +40,12 @@ class LeJEPA(JointEmbedding):
         """Maps features to the projection that the loss sees."""
         loss: Slot[Loss] = slot("sigreg")
         """The regulariser, on the projections of all views."""
-        loss_weight: Part = 0.05  # type: ignore[assignment]
+        loss_weight: Part = 0.05
         """Weight of the regulariser, lambda of the paper; the distance of the views from the mean
         of the global ones has 1 - loss_weight."""
 
     @classmethod
-    def problems(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
+    def problems(cls, config: JointEmbedding.Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         yield from super().problems(config, facts)
         if facts.views and not any(view.role == "global" for view in facts.views):
             yield "", "has no view of the role global, whose mean all views are pulled to"
