@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslkit.api import Progress, RunFacts, ViewSpec
+from sslkit.builtin.evaluators.branches import read_branches
 
 FIRST = Progress(0, STEPS, 5)
 CROPS = (ViewSpec(SIDE), ViewSpec(SIDE), *[ViewSpec(5, "local")] * 3)
@@ -225,6 +226,7 @@ def test_shapes_and_passes() -> None:
     found = method.embed(batch)
     assert {name: tuple(rows.shape) for name, rows in found.items()} == {
         "features": (BATCH, 2, 6), "z": (BATCH, 2, 4), "scores": (BATCH, 5, K),
+        "shares": (BATCH, 2, K),
     }  # fmt: skip
     assert norm.num_batches_tracked == 2
     assert hidden.num_batches_tracked == 1
@@ -276,6 +278,20 @@ def test_the_default_head_is_the_reference_codes() -> None:
     assert method.prototypes.bias is None
     assert method.queue is None
     assert nn.Sequential(*method.projection_layers)(torch.rand(3, 6)).shape == (3, 128)
+
+
+def test_uniform_codes_are_seen_where_the_highest_scores_still_differ() -> None:
+    """As in runs that are stuck at ln K: scores a thousandth apart, each image another highest."""
+    method, batch = swav(), make_batch(views=CROPS)
+    healthy = method.embed(batch)["shares"]
+    torch.testing.assert_close(healthy.sum(dim=2), torch.ones(BATCH, 2, dtype=torch.float64))
+    with torch.no_grad():
+        method.prototypes.weight.mul_(1e-3)
+    stuck = method.embed(batch)
+    judged = {branch.name: branch for branch in read_branches(stuck, method.must_not_collapse)[1]}
+    assert min(judged["shares"].spread) < 0.05
+    before = read_branches({"shares": healthy}, {"shares": "prototypes"})[1][0]
+    assert min(judged["shares"].spread) < 0.3 * min(before.spread)
 
 
 # --- What is refused and warned of ----------------------------------------------------------------

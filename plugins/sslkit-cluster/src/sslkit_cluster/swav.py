@@ -51,8 +51,9 @@ class SwAV(Method):
     """
 
     divides_objective = True
-    must_not_collapse = MappingProxyType({"scores": "prototypes"})
-    """Scores of other prototypes for other images: embeddings near few prototypes are healthy."""
+    must_not_collapse = MappingProxyType({"scores": "prototypes", "shares": "prototypes"})
+    """Two ways to collapse: all images choose one prototype, which the highest scores show; or all
+    scores become alike and codes uniform, while the highest still differ: then shares are equal."""
 
     class Config(ComponentConfig):
         projector: Slot[Head] = slot(
@@ -144,7 +145,8 @@ class SwAV(Method):
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """features (B, G, F) and z (B, G, D), of unit length, of the G global views; scores
-        (B, V, K), the cosines of all views with the prototypes."""
+        (B, V, K), the cosines of all views with the prototypes; shares (B, G, K), what the global
+        ones say as probabilities, which are watched alone."""
         parts: list[Tensor] = []
         for _, alike in groupby(batch.views, key=lambda view: view.shape[1:]):
             views = list(alike)
@@ -153,7 +155,9 @@ class SwAV(Method):
         z = normalize(self.projector(features.flatten(0, 1))).view(*features.shape[:2], -1)
         with without_autocast(z):
             scores = self.prototypes(z)
-        return {"features": features[:, self.globals], "z": z[:, self.globals], "scores": scores}
+        shares = (scores[:, self.globals].detach() / self.config.epsilon.start).softmax(dim=-1)
+        seen = {"features": features[:, self.globals], "z": z[:, self.globals]}
+        return {**seen, "scores": scores, "shares": shares}
 
     def objective(
         self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
