@@ -26,7 +26,6 @@ class MLPHead(Head):
     | Barlow Twins      | bn          | false       | none         | false       | 3          |
     | VICReg            | bn          | true        | none         | false       | 3          |
     | TiCo              | bn          | false       | none         | true        | 2          |
-    | W-MSE             | bn          | true        | none         | true        | 2          |
     | LeJEPA, VISReg (`activation: gelu`) | bn | true | none      | true        | 3          |
     """
 
