@@ -19,7 +19,7 @@ NOT_YET = "not yet measured"
 OPENING = re.compile(
     r"^`(method|loss): \{name: (\w+)\}`(.*?), +(?:in|`pip)", re.MULTILINE | re.DOTALL
 )
-PAPER = re.compile(r"\[([^\]]*\d{4})\]\((https://arxiv\.org/abs/([\d.]+))\)")
+PAPER = re.compile(r"\[([^\]]*\d{4})\]\((https://\S+?)\)")
 """A reference by authors and year, as the opening of a page gives it."""
 DIFFERENCES = re.compile(r"^#+ (.*\bdiffers?\b.*)$", re.MULTILINE)
 
@@ -44,10 +44,13 @@ class Page:
 
     @property
     def papers(self) -> dict[str, str]:
-        """arXiv number -> the link that the opening gives."""
+        """arXiv number, or authors and year -> the link that the opening gives."""
         opening = self.text.partition("\n## ")[0]
-        found = PAPER.findall(opening)
-        return {number: f"[{words}]({address})" for words, address, number in found}
+        found = {}
+        for words, address in PAPER.findall(opening):
+            _, arxiv, number = address.partition("arxiv.org/abs/")
+            found[number if arxiv else words] = f"[{words}]({address})"
+        return found
 
     @property
     def differences(self) -> str:
@@ -92,7 +95,7 @@ def catalogue_page() -> str:
             source = registry.resolve(page.kind, name).cls.__doc__ or ""
             cells = (
                 f"[`{name}`](../../methods/{page.path.name})",
-                ", ".join(link for number, link in page.papers.items() if number in source),
+                ", ".join(link for paper, link in page.papers.items() if paper in source),
                 packages[name],
                 page.measured(recipes.get(name, ())),
                 page.differences,

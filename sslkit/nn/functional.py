@@ -10,14 +10,14 @@ negatives; `sslkit.parallel.collectives` says how gradients are scaled then.
 
 from __future__ import annotations
 
-from .contrastive import info_nce, nt_xent, sup_con
+from .contrastive import check_pair, info_nce, nt_xent, sup_con
 from .contrastive_metrics import (
     ContrastiveMetrics,
     contrastive_accuracy_and_entropy,
     softmax_entropy,
     topk_accuracy,
 )
-from .log_partition import DEFAULT_CHUNK_ELEMENTS
+from .log_partition import DEFAULT_CHUNK_ELEMENTS, self_log_partition
 from .numerics import normalize
 from .representation import alignment, feature_std, rankme, uniformity
 
@@ -25,12 +25,14 @@ __all__ = [
     "DEFAULT_CHUNK_ELEMENTS",
     "ContrastiveMetrics",
     "alignment",
+    "check_pair",
     "contrastive_accuracy_and_entropy",
     "feature_std",
     "info_nce",
     "normalize",
     "nt_xent",
     "rankme",
+    "self_log_partition",
     "softmax_entropy",
     "sup_con",
     "topk_accuracy",

@@ -191,7 +191,22 @@ def _curve(run: Path) -> list[tuple[int, float]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
+    given = _parser().parse_args(arguments)
+    if given.command == "page":
+        print(write_page(given.results))
+        return 0
     budget, arms = read_arms()
+    given.results.mkdir(parents=True, exist_ok=True)
+    for name in given.method:
+        result = Measuring(arms[name], budget, given.folder / name, given.data).result()
+        path = given.results / f"{name}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(path, flush=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    _, arms = read_arms()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.methods", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     measure = commands.add_parser("measure", help="measures methods, one after the other")
@@ -201,17 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measure.add_argument("--results", type=Path, default=RESULTS)
     page = commands.add_parser("page", help="writes the page of all results")
     page.add_argument("--results", type=Path, default=RESULTS)
-    given = parser.parse_args(arguments)
-    if given.command == "page":
-        print(write_page(given.results))
-        return 0
-    given.results.mkdir(parents=True, exist_ok=True)
-    for name in given.method:
-        result = Measuring(arms[name], budget, given.folder / name, given.data).result()
-        path = given.results / f"{name}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(path, flush=True)
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

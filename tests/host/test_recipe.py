@@ -161,8 +161,8 @@ def test_errors_of_nested_components_keep_their_path(acme: Registry) -> None:
     text = ACME_RECIPE.replace("{name: mlp}]", "{name: mlp, out_dim: x}, {name: mpl}]")
     assert problems_of(text, acme) == (
         "x.yaml:7:58: method.heads.1.out_dim: expected a whole number, got the text 'x'",
-        "x.yaml:7:69: method.heads.2: unknown head 'mpl', did you mean 'mlp'? Valid: mlp. "
-        "See: sslkit plugins list --kind head",
+        "x.yaml:7:69: method.heads.2: unknown head 'mpl', did you mean 'mlp'? Valid: "
+        f"{', '.join(acme.names('head'))}. See: sslkit plugins list --kind head",
     )
 
 

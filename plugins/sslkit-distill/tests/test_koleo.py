@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from sslkit_distill.losses import koleo
+from sslkit_distill.feature_losses import koleo
 
 from sslkit.api import Loss, LossInput, resolve_component
 from sslkit.host.plugins import load_plugins

@@ -23,7 +23,7 @@ from distill_setup import (
     problems,
     train,
 )
-from sslkit_distill.losses import negative_cosine
+from sslkit_distill.feature_losses import negative_cosine
 from torch import Tensor, nn
 
 from sslkit.api import LossInput, Progress, RunFacts, Schedule, ViewSpec, resolve_component

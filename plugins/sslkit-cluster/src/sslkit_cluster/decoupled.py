@@ -19,13 +19,13 @@ from sslkit.api import (
     ScheduledNumber,
     scheduled,
 )
-from sslkit.nn.contrastive import check_pair
 from sslkit.nn.functional import (
     DEFAULT_CHUNK_ELEMENTS,
+    check_pair,
     contrastive_accuracy_and_entropy,
     normalize,
+    self_log_partition,
 )
-from sslkit.nn.log_partition import self_log_partition
 from sslkit.nn.numerics import without_autocast
 
 Temperature = Annotated[ScheduledNumber, Bounds(gt=0.0)]

@@ -23,6 +23,6 @@ def register_heads() -> Mapping[str, str]:
 @hookimpl
 def register_losses() -> Mapping[str, str]:
     return {
-        "koleo": "sslkit_distill.losses:KoLeo",
-        "negative_cosine": "sslkit_distill.losses:NegativeCosine",
+        "koleo": "sslkit_distill.feature_losses:KoLeo",
+        "negative_cosine": "sslkit_distill.feature_losses:NegativeCosine",
     }
