@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from sslkit.errors import RecipeError
@@ -15,6 +15,8 @@ from sslkit.host.plugins import installed_modules, load_plugins
 from sslkit.host.registry import did_you_mean
 
 MAX_BYTES = 1 << 20
+_FEW_NAMES = 12
+"""More names of recipes than these are not written into a message."""
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
 
@@ -97,14 +99,20 @@ def _not_found(text: str, path: Path, shipped: dict[str, Path]) -> str:
     guess = did_you_mean(str(path), neighbours) or did_you_mean(
         path.with_suffix("").as_posix(), shipped
     )
-    names = ", ".join(shipped) or "none"
-    message = f"{text}: no such file or shipped recipe{guess or '.'} Shipped recipes: {names}"
+    message = f"{text}: no such file or shipped recipe{guess or '.'} {_shipped_words(shipped)}"
     # A plugin that cannot be imported may have no folder that recipes are looked for in.
     broken = [record for record in load_plugins().records if record.reason is not None]
     if not broken:
         return message
     listed = "; ".join(f"{each.name} of {each.distribution} ({each.reason})" for each in broken)
     return f"{message}. Broken plugins that may ship it: {listed}"
+
+
+def _shipped_words(shipped: Collection[str]) -> str:
+    """Where the names are, and the names where they are few."""
+    if len(shipped) > _FEW_NAMES:
+        return f"{len(shipped)} are shipped: sslkit recipes list"
+    return f"Shipped recipes: {', '.join(shipped) or 'none'}"
 
 
 def copy_recipe(name: str, target: Path) -> Path:
@@ -114,10 +122,8 @@ def copy_recipe(name: str, target: Path) -> Path:
     Raises RecipeError where the name is unknown or the file exists already."""
     shipped = shipped_recipes()
     if name not in shipped:
-        raise RecipeError(
-            f"'{name}': no such recipe; shipped: {', '.join(sorted(shipped))}. "
-            "See: sslkit recipes list"
-        )
+        guess = did_you_mean(name, shipped) or "."
+        raise RecipeError(f"'{name}': no such recipe{guess} {_shipped_words(shipped)}")
     path = target / shipped[name].name if target.is_dir() else target
     if path.exists():
         raise RecipeError(f"{path}: exists already; give another name or remove it first")

@@ -260,7 +260,9 @@ def test_images_are_evaluated_with_the_filter_that_they_are_trained_with(name: s
         return
     views: tuple[ViewSpec, ...] = recipe.augmentation.build().views
     if max(view.size for view in views) > 96:  # smaller images are evaluated as they are
-        filters = {block.interpolation for block in recipe.augmentation.config.blocks()}
+        config = recipe.augmentation.config
+        blocks = config.blocks() if hasattr(config, "blocks") else [config]
+        filters = {block.interpolation for block in blocks}
         assert filters == {recipe.backbone.config.interpolation}
 
 

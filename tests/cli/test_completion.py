@@ -92,8 +92,7 @@ def offered(schema: dict[str, Any], incomplete: str, overrides: Sequence[str] = 
         ("method.l", ["method.loss.", "method.loss_weight="]),
         ("method.los", ["method.loss.", "method.loss_weight="]),
         ("method.head.out_d", ["method.head.out_dim=", "method.head.out_dim=64"]),
-        ("method.loss.name=", [f"method.loss.name={n}" for n in ("nt_xent", "info_nce",
-                                                                 "normalized_mse")]),
+        ("method.loss.name=norm", ["method.loss.name=normalized_mse"]),
         ("method.loss.name=in", ["method.loss.name=info_nce"]),
         ("train.compile=", ["train.compile=false", "train.compile=true",
                             "train.compile=if_available"]),
@@ -117,6 +116,13 @@ def offered(schema: dict[str, Any], incomplete: str, overrides: Sequence[str] = 
 )  # fmt: skip
 def test_paths_and_values(schema: dict[str, Any], incomplete: str, words: list[str]) -> None:
     assert offered(schema, incomplete) == words
+
+
+def test_names_are_those_of_the_kind_the_one_at_hand_first(schema: dict[str, Any]) -> None:
+    words = offered(schema, "method.loss.name=")
+    assert words[0] == "method.loss.name=nt_xent"
+    names = load_plugins().registry.names("loss")
+    assert sorted(words) == sorted(f"method.loss.name={name}" for name in names)
 
 
 def test_overrides_further_left_count(schema: dict[str, Any]) -> None:
@@ -190,7 +196,7 @@ def tab(work: Path, cache: Path) -> Tab:
         ("sslkit recipes copy quicks", ["quickstart"]),
         ("sslkit plan mine.yaml -o method.loss.tem", ["method.loss.temperature=",
                                                       "method.loss.temperature=0.2"]),
-        ("sslkit run mine.yaml -o method.loss.name=", ["nt_xent", "info_nce", "normalized_mse"]),
+        ("sslkit run mine.yaml -o method.loss.name=norm", ["normalized_mse"]),
         ("sslkit run mine.yaml -o method.loss.name=in", ["info_nce"]),
         ("sslkit run -o method.loss.name=info_nce mine.yaml -o method.loss.sym",
          ["method.loss.symmetric=", "method.loss.symmetric=true"]),

@@ -112,8 +112,11 @@ def test_nothing_is_left(tmp_path: Path) -> None:
     assert sorted(links.iterdir()) == before
     assert "node0" not in Path("/etc/hosts").read_text()
     assert len(namespaces) == 2
-    running = {network(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
-    assert not running & namespaces
+
+    def running() -> set[str]:
+        return {network(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
+
+    wait_until(lambda: not running() & namespaces)
 
 
 def wait_until(true: Callable[[], bool], within: float = 60) -> None:
