@@ -53,7 +53,7 @@ SHOWN: list[tuple[str, str, str, Callable[[Path], dict[str, Any]]]] = [
     ("howto/ensemble.md", "backbone.py", "Ensemble", lambda folder: {"members": MEMBERS}),
     ("howto/small_components.md", "centred.py", "Centred", lambda folder: {}),
     ("howto/small_components.md", "head.py", "LinearHead", lambda folder: {}),
-    ("tutorial/own_method.md", "backbones.py", "TinyConv", lambda folder: {}),
+    ("howto/components.md", "backbone.py", "TinyConv", lambda folder: {}),
 ]
 
 
