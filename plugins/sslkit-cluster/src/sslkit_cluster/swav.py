@@ -209,7 +209,10 @@ def swapped_prediction(logits: Tensor, codes: Tensor, assigned: Sequence[int]) -
 
     logits: (B, V, K) of all views; codes: (B, G, K), without gradient; assigned: the positions of
     the G views among the V. Source: Caron et al. 2020, arXiv 2006.09882, equation 2 and 3.2."""
-    pairs = torch.einsum("bgk,bvk->gv", codes, logits.log_softmax(dim=-1)) / len(logits)
-    others = torch.ones_like(pairs)
+    others = codes.new_ones(len(assigned), logits.shape[1])
     others[range(len(assigned)), list(assigned)] = 0.0
-    return -(pairs * others).sum() / others.sum()
+    # Codes of a view are added up first: one dot product over images and prototypes would add all
+    # terms one after the other, and lose the fourth digit in float32.
+    of_view = torch.einsum("gv,bgk->bvk", others, codes)
+    terms = (of_view * logits.log_softmax(dim=-1)).sum(dim=-1)
+    return -terms.sum(dim=1).mean() / others.sum()
