@@ -1,4 +1,4 @@
-"""Fixed positions for vision transformers."""
+"""Vision transformers of timm: where one is in a network, and fixed positions for it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,15 @@ def sine_cosine_positions(
     first, second = reversed(axes) if column_first else axes
     angles = (axis.flatten()[:, None] * frequencies for axis in (first, second))
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
+
+
+def find_transformer(network: nn.Module) -> nn.Module:
+    """The vision transformer of a network: the first module that owns a patch embedding, under
+    timm's name `patch_embed`. Raises ValueError where there is none."""
+    for module in network.modules():
+        if isinstance(getattr(module, "patch_embed", None), nn.Module):
+            return module
+    raise ValueError("the network has no patch embedding (patch_embed)")
 
 
 @torch.no_grad()

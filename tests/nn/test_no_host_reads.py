@@ -18,6 +18,7 @@ from sslkit.nn.patches import (
     place_patches,
     unpatchify,
 )
+from sslkit.nn.prototypes import cross_entropy_of_views, pairs_of_views, sinkhorn
 from sslkit.nn.queue import FeatureQueue
 from sslkit.randomness import SampleRandom
 
@@ -83,3 +84,12 @@ def test_masks_and_patches() -> None:
     patches = patchify(torch.rand(4, 3, 32, 32), (4, 4))
     placed = place_patches(gather_patches(patches, kept), kept, torch.zeros(48), 64)
     assert unpatchify(placed, (4, 4), (8, 8)).shape == (4, 3, 32, 32)
+
+
+def test_codes_and_cross_entropy_of_views() -> None:
+    scores = torch.randn(4, 3, 7, requires_grad=True)
+    codes = sinkhorn(scores[:, 0], past=torch.randn(9, 7))
+    with torch.device("cpu"):
+        pairs = pairs_of_views([0], 3)  # made once, in the constructor
+    cross_entropy_of_views(scores, codes[:, None], pairs.to("meta")).backward()  # type: ignore[no-untyped-call]
+    assert scores.grad is not None

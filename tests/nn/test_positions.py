@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslkit.nn.positions import fix_positions, sine_cosine_positions
+from sslkit.nn.positions import find_transformer, fix_positions, sine_cosine_positions
 
 
 def test_positions() -> None:
@@ -43,3 +43,14 @@ def test_class_and_register_tokens_get_none(prefix: int) -> None:
 def test_a_network_without_positions_is_refused() -> None:
     with pytest.raises(ValueError, match="no learned position embedding"):
         fix_positions(nn.Linear(2, 2))
+
+
+def test_the_transformer_is_found_within_a_network() -> None:
+    inner: Any = nn.Module()
+    inner.patch_embed = nn.Conv2d(3, 8, 4, 4)
+    assert find_transformer(inner) is inner
+    assert find_transformer(nn.Sequential(nn.ReLU(), nn.Sequential(inner))) is inner
+    other: Any = nn.Linear(2, 2)
+    other.patch_embed = None  # as a network without one may have it
+    with pytest.raises(ValueError, match=r"no patch embedding \(patch_embed\)"):
+        find_transformer(other)

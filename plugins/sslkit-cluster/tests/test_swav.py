@@ -24,7 +24,6 @@ from cluster_setup import (
     method_slot,
     train,
 )
-from sslkit_cluster.swav import swapped_prediction
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -136,13 +135,6 @@ def test_prototypes_stand_still_and_have_unit_length() -> None:
 # --- The loss -------------------------------------------------------------------------------------
 
 
-def test_large_batches_of_many_prototypes_keep_their_digits_in_float32() -> None:
-    """One dot product over 768,000 terms gave 8.039 for ln 3000, which is 8.006."""
-    codes = torch.full((256, 2, 3000), 1 / 3000)
-    loss = swapped_prediction(torch.zeros(256, 8, 3000), codes, (0, 1))
-    assert loss.item() == pytest.approx(math.log(3000), abs=1e-4)
-
-
 @pytest.mark.parametrize(("prototypes", "expected"), [(3000, 8.0064), (512, math.log(512))])
 def test_starts_at_ln_k_where_all_scores_are_equal(prototypes: int, expected: float) -> None:
     method = swav(num_prototypes=prototypes)
@@ -208,19 +200,6 @@ def test_codes_send_no_gradient() -> None:
         )
         expected = expected / (0.1 * BATCH * 2 * 4)
         torch.testing.assert_close(gradient[:, view], expected, rtol=1e-8, atol=1e-12)
-
-
-def test_swapped_prediction_weighs_pairs_alike() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(3, 4, 5, dtype=torch.float64)
-    codes = torch.randn(3, 2, 5, dtype=torch.float64).softmax(dim=-1)
-    pairs = [
-        F.cross_entropy(logits[:, view], codes[:, place])
-        for place, assigned in enumerate((1, 3))
-        for view in range(4)
-        if view != assigned
-    ]
-    torch.testing.assert_close(swapped_prediction(logits, codes, (1, 3)), torch.stack(pairs).mean())
 
 
 # --- The engine's side ----------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from distill_setup import (
     method_slot,
     problems,
 )
-from sslkit_distill.dino import cross_entropy_of_views, pairs_of_views
 from torch import Tensor, nn
 
 from sslkit.api import Progress, ViewSpec
@@ -63,13 +62,6 @@ def test_entropy_and_divergence_at_both_collapses() -> None:
     assert float(found.metrics["kl_divergence"]) == pytest.approx(math.log(7), abs=1e-12)
     agreed = objective(dino, one[:, :1].expand(4, 5, 7) * 1.0, one)
     assert agreed.loss.item() == pytest.approx(0.0, abs=1e-12)
-
-
-def test_pairs_are_every_global_view_with_every_other_view() -> None:
-    pairs = pairs_of_views([0, 1], 4)
-    assert pairs.tolist() == [[0, 1, 1, 1], [1, 0, 1, 1]]
-    moved = pairs_of_views([2], 3)  # wherever the global views stand
-    assert moved.tolist() == [[1, 1, 0]]
 
 
 # --- The paper written out: loops, float64, no shared code ----------------------------------------
@@ -432,22 +424,6 @@ def test_warnings(fields: dict[str, Any], path: str, words: str) -> None:
     assert words in text
     slot = method_slot("dino")
     assert list(slot.cls.warnings(slot.config, long)) == []
-
-
-def test_the_loss_of_many_prototypes_is_exact() -> None:
-    """Against loops, for weights of pairs in which a view is left out."""
-    torch.manual_seed(3)
-    logits = torch.randn(3, 4, 50, dtype=torch.float64)
-    target = torch.randn(3, 2, 50, dtype=torch.float64).softmax(-1)
-    found = cross_entropy_of_views(logits, target, pairs_of_views([0, 1], 4).double())
-    terms = [
-        -sum(float(target[b, t, k] * logits[b, s].log_softmax(0)[k]) for k in range(50))
-        for b in range(3)
-        for t in range(2)
-        for s in range(4)
-        if s != t
-    ]
-    assert found.item() == pytest.approx(sum(terms) / len(terms), abs=1e-12)
 
 
 def test_dino_in_the_form_of_two_views() -> None:

@@ -30,10 +30,9 @@ from sslkit.api import (
 from sslkit.nn.deferred import Deferred
 from sslkit.nn.functional import normalize
 from sslkit.nn.numerics import without_autocast
+from sslkit.nn.prototypes import cross_entropy_of_views, pairs_of_views, sinkhorn
 from sslkit.nn.queue import FeatureQueue
 from sslkit.nn.representation import prototypes_in_use
-
-from .sinkhorn import sinkhorn
 
 Temperature = Annotated[ScheduledNumber, Bounds(gt=0.0)]
 
@@ -123,6 +122,7 @@ class SwAV(Method):
         return {"negatives per anchor": 0, "images that codes are taken from": images}
 
     config: Config
+    pairs: Tensor
 
     def __init__(self, config: Config, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
@@ -130,6 +130,8 @@ class SwAV(Method):
         width = self.projector.out_dim
         self.prototypes = nn.Linear(width, config.num_prototypes, bias=False)
         self.globals = [n for n, view in enumerate(facts.views) if view.role == "global"]
+        pairs = pairs_of_views(self.globals, len(facts.views))
+        self.register_buffer("pairs", pairs, persistent=False)
         self.queue: FeatureQueue | None = None
         if config.queue_size:  # a row has the embeddings of all global views of an image
             row = width * len(self.globals)
@@ -166,7 +168,7 @@ class SwAV(Method):
         assigned = scores[:, self.globals].detach()
         codes = self._codes(assigned, config.epsilon.at(progress))
         logits = scores / config.temperature.at(progress)
-        loss = swapped_prediction(logits, codes, self.globals)
+        loss = cross_entropy_of_views(logits, codes, self.pairs)
         carry = None
         if self.queue is not None:
             carry = self.world.gather(embeddings["z"].detach().flatten(1))
@@ -201,18 +203,3 @@ class SwAV(Method):
     def after_step(self, progress: Progress, carry: Any) -> None:
         if self.queue is not None and progress.previous().epoch >= self.config.queue_start_epoch:
             self.queue.push(carry)
-
-
-def swapped_prediction(logits: Tensor, codes: Tensor, assigned: Sequence[int]) -> Tensor:
-    """The mean over images, over the G views with codes, and over the V - 1 other views of each, of
-    -sum_k codes_k log softmax(logits)_k.
-
-    logits: (B, V, K) of all views; codes: (B, G, K), without gradient; assigned: the positions of
-    the G views among the V. Source: Caron et al. 2020, arXiv 2006.09882, equation 2 and 3.2."""
-    others = codes.new_ones(len(assigned), logits.shape[1])
-    others[range(len(assigned)), list(assigned)] = 0.0
-    # Codes of a view are added up first: one dot product over images and prototypes would add all
-    # terms one after the other, and lose the fourth digit in float32.
-    of_view = torch.einsum("gv,bgk->bvk", others, codes)
-    terms = (of_view * logits.log_softmax(dim=-1)).sum(dim=-1)
-    return -terms.sum(dim=1).mean() / others.sum()

@@ -29,6 +29,7 @@ from sslkit.api import (
 )
 from sslkit.nn.deferred import Deferred
 from sslkit.nn.ema import EMATeacher, odd_momentum
+from sslkit.nn.prototypes import cross_entropy_of_views, pairs_of_views
 
 Momentum = Annotated[ScheduledNumber, Bounds(ge=0.0, le=1.0)]
 Temperature = Annotated[ScheduledNumber, Bounds(gt=0.0)]
@@ -184,26 +185,6 @@ class DINO(Method):
         self.center.lerp_(carry.to(self.center), 1.0 - self.config.center_momentum)
         momentum = self.config.teacher_momentum.at(progress.previous())
         self.teacher.update(self.taught, momentum)
-
-
-def cross_entropy_of_views(logits: Tensor, target: Tensor, pairs: Tensor) -> Tensor:
-    """The mean over images, and over pairs of a target and a view, of
-    -sum_k target_k log softmax(logits)_k.
-
-    logits: (B, V, K) of all views; target: (B, G, K), probabilities; pairs: (G, V), 1 for each pair
-    that counts and 0 elsewhere. Source: Caron et al. 2021, arXiv 2104.14294, equation 3."""
-    # Targets of a view are added up first: a dot product of all K would add one after the other.
-    of_view = torch.einsum("gv,bgk->bvk", pairs, target)
-    terms = (of_view * logits.log_softmax(dim=-1)).sum(dim=-1)
-    return -terms.sum(dim=1).mean() / pairs.sum()
-
-
-def pairs_of_views(seen: Sequence[int], views: int) -> Tensor:
-    """(G, V): 1 for each pair of a view that the teacher sees, the G positions `seen`, and another
-    of the V views; 0 for a view and itself."""
-    pairs = torch.ones(len(seen), views)
-    pairs[range(len(seen)), list(seen)] = 0.0
-    return pairs
 
 
 def _scores(backbone: nn.Module, head: nn.Module, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from torch import nn
 
 from sslkit.api import Backbone
 from sslkit.errors import RecipeError
-from sslkit.nn.positions import fix_positions
+from sslkit.nn.positions import find_transformer, fix_positions
 
 
 def initialize(backbone: Backbone) -> None:
@@ -20,10 +20,8 @@ def initialize(backbone: Backbone) -> None:
             "method.vit_init: it would replace the weights that the backbone starts from; set it "
             "to false"
         )
-    network = next((m for m in backbone.modules() if hasattr(m, "patch_embed")), None)
-    if network is None:
-        raise RecipeError("method.vit_init: the backbone has no patch_embed; set it to false")
     try:
+        network = find_transformer(backbone)
         fix_positions(network, column_first=True)
     except ValueError as error:
         raise RecipeError(f"method.vit_init: {error}; set it to false") from None

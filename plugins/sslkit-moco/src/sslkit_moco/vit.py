@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from sslkit.errors import RecipeError
-from sslkit.nn.positions import fix_positions
+from sslkit.nn.positions import find_transformer, fix_positions
 
 
 def freeze_patch_embedding(network: nn.Module) -> None:
     """Takes the patch embedding out of training (Chen et al. 2021, arXiv 2104.02057, section 4.2).
 
     Raises RecipeError where there is none."""
-    for parameter in _patch_embedding(_transformer(network, "freeze_patch_embedding")).parameters():
+    transformer = _transformer(network, "freeze_patch_embedding")
+    for parameter in transformer.get_submodule("patch_embed").parameters():
         parameter.requires_grad_(False)
 
 
@@ -36,7 +37,7 @@ def initialize(network: nn.Module) -> None:
             parts = 3 if name.endswith("qkv") else 1
             fans = module.out_features // parts + module.in_features
             _uniform(module, math.sqrt(6.0 / fans))
-    projection = _patch_embedding(transformer).get_submodule("proj")
+    projection = transformer.get_submodule("patch_embed.proj")
     weight = projection.get_parameter("weight")  # (D, C, p, p)
     _uniform(projection, math.sqrt(6.0 / (weight[0].numel() + len(weight))))
     if isinstance(token := getattr(transformer, "cls_token", None), nn.Parameter):
@@ -51,18 +52,13 @@ def initialize(network: nn.Module) -> None:
 
 
 def _transformer(network: nn.Module, field: str) -> nn.Module:
-    """The module of a network that owns the patch embedding."""
-    for module in network.modules():
-        if isinstance(getattr(module, "patch_embed", None), nn.Module):
-            return module
-    raise RecipeError(
-        f"method.{field}: is for Vision Transformers, and the backbone has no patch embedding "
-        "(patch_embed); set it to false"
-    )
-
-
-def _patch_embedding(transformer: nn.Module) -> nn.Module:
-    return transformer.get_submodule("patch_embed")
+    """The Vision Transformer of a network, which `field` needs."""
+    try:
+        return find_transformer(network)
+    except ValueError as error:
+        raise RecipeError(
+            f"method.{field}: is for Vision Transformers, and {error}; set it to false"
+        ) from None
 
 
 def _uniform(module: nn.Module, bound: float) -> None:
