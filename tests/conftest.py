@@ -6,14 +6,10 @@ import os
 import signal
 import sysconfig
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `sslkit run` does for ranks
-
-import torch
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -34,21 +30,6 @@ evaluate:
 tracking: {name: none}
 """
 """Trains in seconds; 6 steps an epoch; drop path, so that library randomness matters."""
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread_from_the_start() -> None:
-    """For fixtures of a module, which are made before those of a test."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small tensors are faster on one thread, and the machine may be shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True, scope="session")

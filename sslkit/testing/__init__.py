@@ -19,17 +19,21 @@ from __future__ import annotations
 
 from .kit import KINDS_OF_LAWS, Report, check_plugin, checks
 from .laws import Check, Law, LawBrokenError, Laws, Outcome, law, refuse
+from .packages import SMALL_IMAGES, PackageCheck, package_checks
 
 __all__ = [
     "KINDS_OF_LAWS",
+    "SMALL_IMAGES",
     "Check",
     "Law",
     "LawBrokenError",
     "Laws",
     "Outcome",
+    "PackageCheck",
     "Report",
     "check_plugin",
     "checks",
     "law",
+    "package_checks",
     "refuse",
 ]

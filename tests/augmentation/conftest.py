@@ -19,14 +19,6 @@ from sslkit.nn.jitter import JITTER_OPS
 SAMPLES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "imagenet_samples"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _photographs() -> list[Tensor]:
     from sklearn.datasets import load_sample_images
 

@@ -50,6 +50,7 @@ def test_not_finite_loss_stops_the_run(tiny: Path, tmp_path: Path) -> None:
     assert load(last)["step"] < step  # nothing was saved after the loss went wrong
 
 
+@pytest.mark.usefixtures("pictures")
 def test_run_folder_is_complete(tiny: Path) -> None:
     result = start(str(tiny), ["callbacks=[{name: augmented_views}]"], display=Silent())
     names = {path.relative_to(result.run_dir).as_posix() for path in result.run_dir.rglob("*.*")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -137,10 +136,10 @@ def test_words_of_rare_cases(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def encoder_features(tracked: Path) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def encoder_features(tracked: Path) -> tuple[torch.Tensor, torch.Tensor]:
     series = torch.from_numpy(arrays("test")[0])
     with torch.no_grad():
-        yield series, sslkit.load_encoder(tracked)(series)
+        return series, sslkit.load_encoder(tracked)(series)
 
 
 def test_the_encoder_file_is_the_encoder_of_the_run(

@@ -1,0 +1,91 @@
+"""What all tests share, those of the core and those of each package under `plugins/`."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `sslkit run` does for ranks
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from sslkit.testing import Check, PackageCheck
+
+sys.path += map(str, sorted(Path(__file__).parent.glob("plugins/*/tests")))
+"""For the helpers that stand beside tests."""
+
+_draw = Figure.savefig
+_PICTURE = io.BytesIO()
+Image.new("RGB", (8, 8)).save(_PICTURE, "png")
+
+
+def _draw_little(figure: Figure, where: Any, **options: Any) -> None:
+    if "bbox_inches" in options and isinstance(where, Path) and where.suffix == ".png":
+        where.write_bytes(_PICTURE.getvalue())  # of `write_report`
+    else:
+        _draw(figure, where, **options)
+
+
+Figure.savefig = _draw_little
+"""The pictures of a report are more than a third of what a small run takes, and few tests look."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A check of `sslkit.testing` that takes long, or can wait, is a slow test."""
+    spec = getattr(item, "callspec", None)  # of a test with parameters
+    check = spec.params.get("check") if spec else None
+    slow = check.slow if isinstance(check, PackageCheck) else False
+    if slow or (isinstance(check, Check) and check.law.slow):
+        item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that looks at the pictures of a run's report: they are drawn."""
+    monkeypatch.setattr(Figure, "savefig", _draw)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_from_the_start() -> None:
+    """For fixtures of a module, which are made before those of a test."""
+    torch.set_num_threads(1)
+
+
+def _settings() -> dict[str, object]:
+    """What holds for all of torch in this process, and changes what other tests compute."""
+    return {
+        "grad mode": torch.is_grad_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "float32 products": torch.get_float32_matmul_precision(),
+        "oneDNN": torch.backends.mkldnn.enabled,
+        "anomaly detection": torch.is_anomaly_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "working folder": Path.cwd(),
+    }
+
+
+_AT_FIRST = _settings()
+
+
+@pytest.fixture(autouse=True)
+def _settings_stay() -> Iterator[None]:
+    """One thread: small tensors are faster on it, and the machine may be shared. A test that leaves
+    another setting behind fails, for the sake of those after it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    found = _settings()
+    changed = {key: value for key, value in found.items() if value != _AT_FIRST[key]}
+    _AT_FIRST.update(changed)  # the tests after this one are not to blame
+    if changed:
+        pytest.fail(f"the test, or a fixture of its module, leaves behind: {changed}")
