@@ -18,15 +18,18 @@ from sslkit.testing import SMALL_IMAGES, PackageCheck, package_checks
 
 
 def small(recipe: Mapping[str, Any]) -> list[str]:
-    more = []
-    if recipe["method"]["name"] == "dino":
-        narrow = ("method.head.out_dim=24", "method.head.hidden_dim=32")
-        more += [*narrow, "method.teacher_momentum=0.9"]
+    more, method = [], recipe["method"]
+    heads = [part for part in ("head", "patch_head") if method.get(part)]
+    for head in heads:
+        more += [f"method.{head}.out_dim=24", f"method.{head}.hidden_dim=32"]
+    if heads:
+        more.append("method.teacher_momentum=0.9")
     if recipe["backbone"]["model"].startswith("vit"):
         vit = "model: test_vit, patch_size: 8, pool: token, model_args: {dynamic_img_size: true}"
         more.append(f"backbone={{name: timm, {vit}}}")
-    if "local" in str(recipe["augmentation"]):
-        more.append("augmentation.views.2.size=8")
+    for number, view in enumerate(recipe["augmentation"].get("views", ())):
+        if view.get("role") == "local":
+            more.append(f"augmentation.views.{number}.size=8")
     return [*SMALL_IMAGES, *more]
 
 

@@ -1,5 +1,5 @@
-"""Self-distillation for sslkit: the methods `simsiam` and `dino`, the head `dino`, the
-losses `negative_cosine` and `koleo`."""
+"""Self-distillation for sslkit: the methods `simsiam`, `dino`, `ibot` and `dinov2`, the head
+`dino`, the losses `negative_cosine` and `koleo`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ sslkit_interface = 2
 
 @hookimpl
 def register_methods() -> Mapping[str, str]:
-    return {"dino": "sslkit_distill.dino:DINO", "simsiam": "sslkit_distill.simsiam:SimSiam"}
+    return {
+        "dino": "sslkit_distill.dino:DINO",
+        "dinov2": "sslkit_distill.dinov2:DINOv2",
+        "ibot": "sslkit_distill.ibot:IBOT",
+        "simsiam": "sslkit_distill.simsiam:SimSiam",
+    }
 
 
 @hookimpl

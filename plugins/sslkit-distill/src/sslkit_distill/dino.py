@@ -76,10 +76,11 @@ class DINO(Method):
     @classmethod
     def problems(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         roles = [view.role for view in facts.views]
+        name = cls.__name__.lower()
         if "global" not in roles:
-            yield "", f"dino needs a view of role global, which the teacher sees, not {roles}"
+            yield "", f"{name} needs a view of role global, which the teacher sees, not {roles}"
         if len(roles) < 2:
-            yield "", "dino needs 2 views or more, of which one predicts another"
+            yield "", f"{name} needs 2 views or more, of which one predicts another"
 
     @classmethod
     def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
@@ -113,14 +114,18 @@ class DINO(Method):
 
     def __init__(self, config: Config, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
-        self.head = config.head.build(in_dim=backbone.num_features)
+        self._build_heads(config, backbone)
         self.teacher = EMATeacher(self.taught, dropout=False)
         self.globals = [n for n, view in enumerate(facts.views) if view.role == "global"]
         self.register_buffer("center", torch.zeros(self.head.out_dim))
-        self.register_buffer("temperature", torch.ones(()), persistent=False)
+        start = Progress(0, facts.total_steps, facts.steps_per_epoch)
+        temperature = torch.tensor(config.teacher_temperature.at(start))
+        self.register_buffer("temperature", temperature, persistent=False)
         pairs = pairs_of_views(self.globals, len(facts.views))
         self.register_buffer("pairs", pairs, persistent=False)
-        self.before_step(Progress(0, facts.total_steps, facts.steps_per_epoch))
+
+    def _build_heads(self, config: Config, backbone: Backbone) -> None:
+        self.head = config.head.build(in_dim=backbone.num_features)
 
     @property
     def taught(self) -> nn.Module:
@@ -130,8 +135,7 @@ class DINO(Method):
     @property
     def encoder(self) -> Backbone:
         """The teacher's, as the paper evaluates it."""
-        backbone, _ = self.teacher.module.children()
-        return cast(Backbone, backbone)
+        return cast(Backbone, self._teachers[0])
 
     @property
     def projection_layers(self) -> Sequence[nn.Module]:
@@ -139,8 +143,12 @@ class DINO(Method):
 
     @property
     def _teacher_head(self) -> Head:
-        _, head = self.teacher.module.children()
-        return cast(Head, head)
+        return cast(Head, self._teachers[1])
+
+    @property
+    def _teachers(self) -> Sequence[nn.Module]:
+        """The parts of the teacher, as those of `taught`."""
+        return tuple(self.teacher.module.children())
 
     def param_groups(self) -> list[ParamGroup]:
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
@@ -178,8 +186,10 @@ class DINO(Method):
 
     def after_backward(self, progress: Progress) -> None:
         if progress.epochs_done < self.config.freeze_last_layer_epochs:
-            for parameter in self.head.as_layers()[-1].parameters():
-                parameter.grad = None
+            _, *heads = self.taught.children()
+            for head in cast(Iterable[Head], heads):
+                for parameter in head.as_layers()[-1].parameters():
+                    parameter.grad = None
 
     def after_step(self, progress: Progress, carry: Any) -> None:
         self.center.lerp_(carry.to(self.center), 1.0 - self.config.center_momentum)
@@ -188,12 +198,16 @@ class DINO(Method):
 
 
 def _scores(backbone: nn.Module, head: nn.Module, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """(B, V, F) and (B, V, K) of V views, of which those of one size that stand together pass the
-    encoder together, and all of them the head."""
+    """(B, V, F) and (B, V, K) of V views, all of which pass the head together."""
+    together = torch.stack(features_of(backbone, views), dim=1)
+    scores: Tensor = head(together.flatten(0, 1))
+    return together, scores.view(*together.shape[:2], -1)
+
+
+def features_of(backbone: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
+    """(B, F) of each view; those of one size that stand together pass the encoder together."""
     features: list[Tensor] = []
     for _, alike in groupby(views, key=lambda view: view.shape[-2:]):
         group = list(alike)
         features += backbone(torch.cat(group)).chunk(len(group))
-    together = torch.stack(features, dim=1)
-    scores: Tensor = head(together.flatten(0, 1))
-    return together, scores.view(*together.shape[:2], -1)
+    return features
