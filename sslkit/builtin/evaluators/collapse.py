@@ -47,7 +47,7 @@ class Collapse(FeatureEvaluator):
     RankMe with `min_rankme`. One below its threshold is a collapse.
 
     Figures: `spectrum`, the singular values of the centred features; `prototypes`, where a method
-    assigns images to some, the part of the images that each has."""
+    assigns images to some (`embed`, `Method.prototype_shares`), the part that each has."""
 
     requires_labels = False
     changes_no_metric = frozenset(
@@ -104,8 +104,11 @@ class Collapse(FeatureEvaluator):
             if in_use := [min(each.in_use) for each in judged if each.in_use]:
                 metrics["collapse/prototypes"] = min(in_use)
             metrics |= dict(metric for branch in branches for metric in branch.metrics())
-            if assigned := [branch for branch in branches if branch.shares]:
-                figures["prototypes"] = _prototype_shares(assigned, given.noun)
+            shares = {branch.name: branch.shares for branch in branches if branch.shares}
+            further = given.embeddings.prototype_shares()
+            shares |= {name: part.tolist() for name, part in further.items()}
+            if shares:
+                figures["prototypes"] = _prototypes(shares, given.noun)
         policy, found = self.config.policy, None
         if policy != "off":
             found = self._collapsed_branch(judged, given)
@@ -194,18 +197,23 @@ def _spectrum(features: Tensor) -> Figure:
     return figure
 
 
-def _prototype_shares(branches: Sequence[Branch], noun: str) -> Figure:
+def _prototypes(entries: Mapping[str, Sequence[float]], noun: str) -> Figure:
     """The part of the images that each prototype has, largest first, for every entry, in units of
-    equal parts. A curve that falls to 0 early is a collapse to few prototypes."""
+    equal parts, and how many prototypes that is in effect: the exponential of the entropy of the
+    parts. A curve that falls to 0 early is a collapse to few prototypes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    for branch in branches:
-        shares = [share * branch.width for share in sorted(branch.shares, reverse=True)]
-        axes.plot(range(1, len(shares) + 1), shares, label=branch.name, drawstyle="steps-mid")
+    for name, parts in entries.items():
+        width = len(parts)
+        in_effect = math.exp(-sum(part * math.log(part) for part in parts if part > 0.0))
+        shown = [part * width for part in sorted(parts, reverse=True)]
+        label = f"{name}: {in_effect:.3g} of {width} in effect"
+        axes.plot(range(1, width + 1), shown, label=label, drawstyle="steps-mid")
     axes.axhline(1.0, color="0.6", linestyle="--", linewidth=1.0, label="equal parts")
     axes.set(xlabel="prototype, by its part", ylabel=f"{noun}s, in equal parts", title="Prototypes")
+    axes.set_ylim(bottom=0.0)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
