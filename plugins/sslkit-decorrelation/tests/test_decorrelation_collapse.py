@@ -12,6 +12,7 @@ from sslkit.errors import TrainingError
 from sslkit.workflows.execute import RunResult
 from sslkit.workflows.train import start
 
+pytestmark = pytest.mark.slow  # each is some epochs of training
 RECIPE = """\
 name: decorrelation-digits
 data: {name: digits}
@@ -34,13 +35,17 @@ FEW = "method.loss.directions=128"
 HEALTHY = {
     "barlow_twins": ["method.bias_lr_scale=1"],
     "lejepa": [FEW],
+    "tico": [],
     "vicreg": [],
     "visreg": [FEW],
+    "w_mse": [],
 }
 WITHOUT = {
     "lejepa": ["method.loss_weight=0"],
+    "tico": ["method.covariance_weight=0"],
     "vicreg": ["method.loss.variance_weight=0"],
     "visreg": ["method.loss_weight=0"],
+    "w_mse": ["method.loss={name: normalized_mse}"],
 }
 """What keeps the images apart, removed. Barlow Twins has it in the norm of each dimension, which
 its loss cannot do without."""

@@ -13,13 +13,20 @@ COMPONENTS: dict[str, dict[str, Any]] = {
     "method:barlow_twins": {"projector": HEAD},
     "method:vicreg": {"projector": HEAD},
     "method:lejepa": {"projector": HEAD, "loss": {"name": "sigreg", "directions": 32}},
+    "method:tico": {"projector": HEAD},
     "method:visreg": {"projector": HEAD, "loss": {"name": "visreg", "directions": 32}},
+    "method:w_mse": {"projector": HEAD, "loss": {"name": "w_mse", "group_size": 16}},
     "loss:barlow_twins": {},
     "loss:sigreg": {"directions": 32},
     "loss:vicreg": {},
     "loss:visreg": {"directions": 32},
+    "loss:w_mse": {},
 }
-QUICK = ("method:barlow_twins", *(name for name in COMPONENTS if name.startswith("loss:")))
+QUICK = (
+    "method:barlow_twins",
+    "method:tico",
+    *(name for name in COMPONENTS if name.startswith("loss:")),
+)
 """What `make test` tries; the others, which share the method's code, are left to `make test-all`.
 """
 CHECKS = [

@@ -25,7 +25,7 @@ from sslkit.builtin.simclr import SimCLR
 
 PER_VIEW = ("barlow_twins", "vicreg")
 METHODS = (*PER_VIEW, "lejepa", "visreg")
-LOSSES = (*PER_VIEW, "sigreg", "visreg")
+LOSSES = (*PER_VIEW, "sigreg", "visreg", "w_mse")
 
 
 @pytest.mark.parametrize("name", PER_VIEW)
@@ -77,7 +77,7 @@ def test_the_losses_serve_other_methods(name: str) -> None:
     assert list(slot.cls.warnings(slot.config, FACTS)) == []
 
 
-@pytest.mark.parametrize("name", PER_VIEW)
+@pytest.mark.parametrize("name", [*PER_VIEW, "w_mse"])
 def test_bad_views_are_named(name: str) -> None:
     loss = make_loss(name)
     for views, said in (

@@ -1,5 +1,5 @@
 """Methods that keep embeddings apart by their statistics, and their losses: Barlow Twins, VICReg,
-LeJEPA with SIGReg, and VISReg."""
+W-MSE, TiCo, LeJEPA with SIGReg, and VISReg."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ def register_methods() -> Mapping[str, str]:
     return {
         "barlow_twins": "sslkit_decorrelation.barlow_twins:BarlowTwins",
         "lejepa": "sslkit_decorrelation.lejepa:LeJEPA",
+        "tico": "sslkit_decorrelation.tico:TiCo",
         "vicreg": "sslkit_decorrelation.vicreg:VICReg",
         "visreg": "sslkit_decorrelation.visreg:VISReg",
+        "w_mse": "sslkit_decorrelation.w_mse:WMSE",
     }
 
 
@@ -27,4 +29,5 @@ def register_losses() -> Mapping[str, str]:
         "sigreg": "sslkit_decorrelation.sigreg:SIGReg",
         "vicreg": "sslkit_decorrelation.vicreg:VICRegLoss",
         "visreg": "sslkit_decorrelation.visreg:VISRegLoss",
+        "w_mse": "sslkit_decorrelation.w_mse:WMSELoss",
     }
