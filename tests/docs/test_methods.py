@@ -149,14 +149,36 @@ SMALL = [
 ]
 
 
+OTHER_RUNS = {"beit": ("method.tokenizer", "cpu/vq_tokenizer_cifar10_short")}
+"""Method -> the field that names another run, and the recipe of that run."""
+
+
+def of_other_run(method: str, runs: Path) -> list[str]:
+    """The override that a method needs which builds on another run."""
+    if method not in OTHER_RUNS:
+        return []
+    field, recipe = OTHER_RUNS[method]
+    overrides = [*SMALL, *small_network(recipe), "evaluate=[]", f"runs_dir={runs}"]
+    return [f"{field}={start(recipe, overrides, display=Silent()).run_dir}"]
+
+
+def small_network(recipe: str) -> list[str]:
+    """A small model of timm in place of a large one."""
+    backbone = load_recipe(find_recipe(recipe)).backbone
+    if backbone.name != "timm":
+        return []
+    model = backbone.config
+    small = f"test_vit, patch_size: {model.patch_size}" if "vit" in model.model else "test_resnet"
+    return [f"backbone={{name: timm, model: {small}}}"]
+
+
 @pytest.mark.parametrize("method", PAGES)
 def test_the_metrics_on_a_page_are_those_of_a_run(method: str, tmp_path: Path) -> None:
     if method not in shipped_methods():
         pytest.skip(f"the plugin of {method} is not installed")
     recipe = next(name for name in recipes_of(method) if "cifar10" in name)
-    model = load_recipe(find_recipe(recipe)).backbone.config
-    small = f"test_vit, patch_size: {model.patch_size}" if "vit" in model.model else "test_resnet"
-    overrides = [*SMALL, f"backbone={{name: timm, model: {small}}}", f"runs_dir={tmp_path}"]
+    overrides = [*SMALL, *small_network(recipe), *of_other_run(method, tmp_path)]
+    overrides.append(f"runs_dir={tmp_path}")
     logged = set(start(recipe, overrides, display=Silent()).metrics)
     table = rows(text_of(method), "metric")
     named = {name.strip("` ") for cell in table for name in cell.split(",")}

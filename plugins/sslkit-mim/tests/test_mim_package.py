@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import sslkit_mim
 import yaml
+from tokenizer_setup import NETWORK, small_tokenizer
 
 from sslkit.recipe import find_recipe
 from sslkit.testing import SMALL_IMAGES, PackageCheck, package_checks
@@ -15,6 +17,9 @@ from sslkit.testing import SMALL_IMAGES, PackageCheck, package_checks
 OF_METHODS = {
     "mae": ["method.decoder={width: 16, depth: 1, heads: 2}"],
     "simmim": ["method.cell=8"],
+    "maskfeat": ["method.min_block=3", "method.cell=4"],
+    "vq_tokenizer": [f"backbone={json.dumps({'name': 'vq_autoencoder', **NETWORK})}"],
+    "beit": ["method.min_block=3", f"method.tokenizer={small_tokenizer()}"],
     "data2vec": ["method.min_block=4"],
 }
 
@@ -33,7 +38,7 @@ def test_the_package(check: PackageCheck) -> None:
     check()
 
 
-@pytest.mark.parametrize("method", ["simmim", "data2vec"])
+@pytest.mark.parametrize("method", ["simmim", "maskfeat", "beit", "data2vec"])
 def test_the_cpu_recipes_differ_in_method_and_crops_alone(method: str) -> None:
     own, other = (
         yaml.safe_load(find_recipe(f"cpu/{method}_cifar10_short").read_text())

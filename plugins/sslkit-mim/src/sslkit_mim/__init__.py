@@ -1,5 +1,5 @@
-"""Masked images for sslkit: the methods `mae`, `simmim` and `data2vec`, and the callback
-`reconstructions`."""
+"""Masked images for sslkit: the methods `mae`, `simmim`, `maskfeat`, `beit` and `data2vec`, the
+tokenizer that `beit` needs, and the callback `reconstructions`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ def register_methods() -> Mapping[str, str]:
     return {
         "mae": "sslkit_mim.mae:MAE",
         "simmim": "sslkit_mim.simmim:SimMIM",
+        "maskfeat": "sslkit_mim.maskfeat:MaskFeat",
+        "beit": "sslkit_mim.beit:BEiT",
+        "vq_tokenizer": "sslkit_mim.vq_tokenizer:VQTokenizer",
         "data2vec": "sslkit_mim.data2vec:Data2Vec",
     }
+
+
+@hookimpl
+def register_backbones() -> Mapping[str, str]:
+    return {"vq_autoencoder": "sslkit_mim.vq_autoencoder:VQAutoencoder"}
 
 
 @hookimpl

@@ -26,9 +26,9 @@ from sslkit.api import (
 )
 from sslkit.errors import RecipeError
 from sslkit.nn.ema import EMATeacher, odd_momentum
-from sslkit.nn.masking import Blocks, block_masked
 from sslkit.nn.numerics import full_precision
 
+from .block_masks import BlockMasks
 from .pixels import grid_of, layout_of
 
 Momentum = Annotated[ScheduledNumber, Bounds(ge=0.0, le=1.0)]
@@ -75,19 +75,7 @@ class Data2Vec(Method):
     def __init__(self, config: Config, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)
         layout = layout_of(backbone, "data2vec")
-        self.grid = grid_of(layout, facts)
-        patches = self.grid[0] * self.grid[1]
-        self.masked = round(config.mask_ratio * patches)
-        if not 0 < self.masked < patches:
-            raise RecipeError(
-                f"method.mask_ratio: {config.mask_ratio:g} masks {self.masked} of {patches} "
-                "patches; some must be, and some not"
-            )
-        if config.min_block > self.masked:
-            raise RecipeError(
-                f"method.min_block: {config.min_block} patches are more than the {self.masked} "
-                "that are masked; set it lower"
-            )
+        self.masks = BlockMasks(grid_of(layout, facts), config.mask_ratio, config.min_block)
         if config.layers > layout.blocks:
             raise RecipeError(
                 f"method.layers: the backbone has {layout.blocks} blocks, not {config.layers}"
@@ -103,8 +91,7 @@ class Data2Vec(Method):
         """features (B, F), of the masked images; target (B, D), the mean over patches; loss (B,),
         of each image."""
         (images,) = batch.views
-        blocks = Blocks(least=self.config.min_block)
-        masked = block_masked(batch.random, self.grid, self.masked, blocks)
+        masked = self.masks.draw(batch.random)
         tokens = self.backbone.tokens(images, masked=masked, mask_token=self.mask_token[0, 0])
         target = self.targets(images)
         made = full_precision(self.predict(tokens.patches))
@@ -112,7 +99,7 @@ class Data2Vec(Method):
         return {
             "features": self.backbone.pool_tokens(tokens),
             "target": target.mean(1),
-            "loss": (apart.mean(2) * masked).sum(1) / self.masked,
+            "loss": (apart.mean(2) * masked).sum(1) / self.masks.count,
         }
 
     @torch.no_grad()
