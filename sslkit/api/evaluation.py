@@ -91,6 +91,9 @@ class EvaluatorConfig(ComponentConfig):
     data: Slot[DataSource] | None = None
     """A data source to measure on, both splits of it, in place of the recipe's: a labelled set that
     watches a training without labels. Batch statistics stay those of the training images."""
+    baselines: tuple[Baseline, ...] | None = None
+    """Which of its baselines are measured at the end; null: all that it has. A search, where they
+    are the same each time, may leave them out: []."""
 
 
 class Evaluator(Component, ABC):

@@ -38,6 +38,9 @@ class NamedEvaluator:
         if subject == "trained":
             return list(self.parts)
         baseline = "pixels" if subject == "raw" else subject
+        wanted = getattr(self.evaluator.config, "baselines", None)
+        if wanted is not None and baseline not in wanted:
+            return []
         return [part for part in self.parts if baseline in part.baselines]
 
     def feature_parts_on(self, subject: SubjectName) -> list[FeatureEvaluator]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sslkit.api import Backbone, Method, RunFacts, SampleSpec, Slot, largest_view
 from sslkit.engine.display import Display
 from sslkit.errors import RecipeError
+from sslkit.evaluation.collector import named_evaluators
 from sslkit.nn.compute import Compute
 from sslkit.nn.recompute import is_recomputed
 from sslkit.parallel.sharding import blocks
@@ -72,8 +73,8 @@ def _is_constant(parameter: Tensor) -> bool:
 
 def say_missing_untrained(recipe: Recipe, facts: RunFacts, display: Display) -> str | None:
     """`missing_untrained`, said in the first lines, where an evaluator would want the encoder."""
-    parts = [part for slot in recipe.evaluate for part in slot.build().parts()]
-    if not any("untrained" in part.baselines for part in parts):
+    named = named_evaluators([(slot.name, slot.build()) for slot in recipe.evaluate])
+    if not any(each.parts_on("untrained") for each in named):
         return None
     reason = missing_untrained(recipe, facts)
     if reason is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from sslkit.api import DataSource, Loss, Method, RunFacts, Slot
+from sslkit.api import DataSource, Evaluator, Loss, Method, RunFacts, Slot
 from sslkit.api.schedules import EXPECTED
 from sslkit.host.plugin_errors import describe_failure
 from sslkit.host.registry import Registry, did_you_mean
@@ -242,7 +242,7 @@ def check_recipe(
             )  # the method says it for its parts
             lines += [_line(recipe, marks, path, message) for message in missing]
         try:
-            found = list(slot.cls.problems(slot.config, known))
+            found = [*slot.cls.problems(slot.config, known), *_missing_baselines(slot)]
         except Exception as error:
             reason = describe_failure(error, slot.cls.__module__)
             message = f"the check of {slot.cls.kind} '{slot.name}' failed: {reason}"
@@ -263,6 +263,17 @@ def _line(recipe: Recipe, marks: SourceMap, path: Path, message: str) -> str:
     if recipe.marks is not None:
         return marks.line(path, message)
     return f"{'.'.join(map(str, path))}: {message}"
+
+
+def _missing_baselines(slot: Slot[Any]) -> Iterator[tuple[str, str]]:
+    asked = getattr(slot.config, "baselines", None) if issubclass(slot.cls, Evaluator) else None
+    if not asked:
+        return
+    there = {name for part in slot.build().parts() for name in part.baselines}
+    for name in asked:
+        if name not in there:
+            valid = ", ".join(sorted(there)) or "only []"
+            yield "baselines", f"'{slot.name}' has no baseline {name}; valid: {valid}"
 
 
 def _missing_labels(cls: type[Any], name: str, facts: RunFacts) -> Iterator[str]:

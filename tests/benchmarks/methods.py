@@ -4,6 +4,9 @@
 user would: how many steps fit the budget; a search over a few settings, scored on images kept from
 the training set; and the best of them over seeds, scored on the test set. It leaves one JSON file
 a method. Given again it goes on where it was stopped. `page` makes the page of all these files.
+
+The budget is CPU time, which other users of the machine move little. Pixels are the same for every
+run and are measured once, by the first arm.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -24,22 +28,29 @@ from typing import Any
 import torch
 import yaml
 
+from sslkit.recipe import find_recipe, load_recipe
 from sslkit.runs.metrics_file import read_lines
 
 from .images import DATA_DIR
 from .machine import describe_machine
-from .methods_page import write_page
+from .methods_page import PROTOCOLS, write_page
 
 ARMS = Path(__file__).with_name("methods.yaml")
 RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks" / "results" / "methods"
-_PROBED_STEPS = 30
-_SEARCHED = "evaluate=[{name: knn, k: 200, temperature: 0.1}]"
-_REPORTED = "evaluate=[{name: knn, k: 200, temperature: 0.1}, {name: linear}, {name: collapse}]"
+_BATCH = 128  # of all recipes of the table
+_PROBED_STEPS = (10, 50)
+_PROBES = 3
+_SEARCH_SEED = 100  # none of those that are reported
+_KNN = "{name: knn, k: 200, temperature: 0.1, baselines: %s}"
+_SEARCHED = f"evaluate=[{_KNN % '[]'}]"
+_MEASURED = "evaluate=[%s, {name: linear, baselines: %s}]"
+_REPORTED = _MEASURED % (_KNN % "[untrained]", "[untrained]")
+_PIXELS = _MEASURED % (_KNN % "[pixels]", "[pixels]")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What every method is given, on one thread of one core."""
+    """What every method is given, in CPU seconds of training on one thread."""
 
     search_seconds: float
     final_seconds: float
@@ -55,6 +66,8 @@ class Arm:
     recipe: str
     search: Mapping[str, Sequence[Any]]
     """Field -> the values that are tried; every combination is."""
+    note: str = ""
+    """What a reader of the page must know of its numbers."""
 
     def settings(self) -> Iterator[dict[str, Any]]:
         """The combinations, in the order of the file."""
@@ -80,6 +93,7 @@ class Measuring:
     def result(self) -> dict[str, Any]:
         """All that the page needs of the arm."""
         speed = self.images_per_second()
+        pixels = self.pixels()
         tried = [
             {"settings": chosen, "top1": self.searched(chosen, speed)}
             for chosen in self.arm.settings()
@@ -88,29 +102,52 @@ class Measuring:
         return {
             "method": self.arm.name,
             "recipe": self.arm.recipe,
+            "backbone": self.backbone(),
             "budget": vars(self.budget),
-            "images_per_second": speed,
+            "images_per_cpu_second": speed,
+            "pixels": pixels,
             "search": tried,
             "chosen": best,
             **self.final(best, speed),
             "machine": describe_machine(torch.device("cpu")),
         }
 
+    def backbone(self) -> str:
+        """The name of the model that the recipe trains."""
+        recipe = load_recipe(find_recipe(self.arm.recipe))
+        model: str = recipe.backbone.dump()["model"]
+        return model
+
     def images_per_second(self) -> float:
-        """Median speed of training after its first steps."""
+        """Images of training a CPU second: what more steps add to the time of a process, the median
+        of a few."""
         kept = self.folder / "speed.json"
         if not kept.exists():
-            overrides = [
-                "data.test=null",
-                f"train.max_steps={_PROBED_STEPS}",
-                "train.log_every_steps=5",
-            ]
-            lines = read_lines(self.run("speed", [*overrides, "evaluate=[]"]) / "metrics.jsonl")
-            name = "perf/images_per_second"
-            speeds = [line.metrics[name] for line in lines if name in line.metrics]
-            kept.write_text(json.dumps(statistics.median(speeds[1:])), encoding="utf-8")
+            found = [self.cpu_seconds(steps) for _ in range(_PROBES) for steps in _PROBED_STEPS]
+            added = statistics.median(
+                more - less for less, more in zip(found[::2], found[1::2], strict=True)
+            )
+            steps = _PROBED_STEPS[1] - _PROBED_STEPS[0]
+            kept.write_text(json.dumps(steps * _BATCH / added), encoding="utf-8")
         speed: float = json.loads(kept.read_text(encoding="utf-8"))
         return speed
+
+    def cpu_seconds(self, steps: int) -> float:
+        """CPU time of a process that trains so many steps and measures nothing."""
+        before = _cpu_seconds_of_children()
+        self.run("speed", ["data.test=null", f"train.max_steps={steps}", "evaluate=[]"])
+        return _cpu_seconds_of_children() - before
+
+    def pixels(self) -> dict[str, float]:
+        """Metric -> what the pixels themselves reach on the test set."""
+        kept = self.folder.parent / "pixels.json"
+        if not kept.exists():
+            overrides = [f"data.test={self.test}", "train.max_steps=1", _PIXELS]
+            run = self.run("pixels", overrides)
+            found = {name: _last(run, f"{name}_pixels") for name in PROTOCOLS.values()}
+            kept.write_text(json.dumps(found), encoding="utf-8")
+        pixels: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
+        return pixels
 
     def searched(self, settings: Mapping[str, Any], speed: float) -> float:
         """kNN accuracy on images kept from the training set."""
@@ -118,7 +155,7 @@ class Measuring:
         kept = self.folder / f"search-{words}.json"
         if not kept.exists():
             overrides = [
-                *_overrides(settings), _SEARCHED, "data.test=null",
+                *_overrides(settings), _SEARCHED, f"seed={_SEARCH_SEED}", "data.test=null",
                 f"data.test_fraction={self.budget.selection_fraction}",
                 self.steps(speed, self.budget.search_seconds),
             ]  # fmt: skip
@@ -141,13 +178,13 @@ class Measuring:
         return {
             "scores": comparison["accuracies"],
             "costs": comparison["costs"][0],
-            "curves": [_curve(run) for run in runs],
+            "curves": [_metric(run, "train/online_probe/top1") for run in runs],
+            "pretext_top1": [found for run in runs if (found := _pretext_top1(run)) is not None],
         }
 
     def steps(self, speed: float, seconds: float) -> str:
         """The override that makes a run take so long."""
-        batch = 128  # of all recipes of the table
-        return f"train.max_steps={max(1, round(speed * seconds / batch))}"
+        return f"train.max_steps={max(1, round(speed * seconds / _BATCH))}"
 
     def run(self, name: str, overrides: Sequence[str]) -> Path:
         """The folder of a finished run."""
@@ -160,7 +197,7 @@ class Measuring:
     def sslkit(self, command: str, overrides: Sequence[str], options: Sequence[str]) -> None:
         """Runs a command of sslkit on one thread. Raises CalledProcessError."""
         settled = [
-            f"data.train={self.train}", "train.epochs=1000", "train.batch_size=128",
+            f"data.train={self.train}", "train.epochs=1000", f"train.batch_size={_BATCH}",
             "tracking={name: none}", "expect={}",
         ]  # fmt: skip
         words = [sys.executable, "-m", "sslkit", command, self.arm.recipe, *options]
@@ -170,30 +207,38 @@ class Measuring:
         subprocess.run(words, check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
+def _cpu_seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def _overrides(settings: Mapping[str, Any]) -> list[str]:
     return [f"{path}={value}" for path, value in settings.items()]
 
 
 def _last(run: Path, name: str) -> float:
     """The last value of a metric of a run."""
-    *_, value = (
-        line.metrics[name] for line in read_lines(run / "metrics.jsonl") if name in line.metrics
-    )
-    return value
+    return _metric(run, name)[-1][1]
 
 
-def _curve(run: Path) -> list[tuple[int, float]]:
-    """(step, top-1 of the online probe)."""
-    name = "train/online_probe/top1"
+def _metric(run: Path, name: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric of a run."""
     lines = read_lines(run / "metrics.jsonl")
     return [(line.step, line.metrics[name]) for line in lines if name in line.metrics]
+
+
+def _pretext_top1(run: Path) -> float | None:
+    """Accuracy of a pretext task over the last log intervals; None where the method has none."""
+    values = [value for _, value in _metric(run, "train/pretext_top1")][-10:]
+    return statistics.fmean(values) if values else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     given = _parser().parse_args(arguments)
     if given.command == "page":
-        print(write_page(given.results))
+        notes = {name: arm.note for name, arm in read_arms()[1].items() if arm.note}
+        print(write_page(given.results, notes))
         return 0
     budget, arms = read_arms()
     given.results.mkdir(parents=True, exist_ok=True)

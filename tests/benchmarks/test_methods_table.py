@@ -57,9 +57,12 @@ def test_a_method_is_measured_and_its_page_written(tmp_path: Path) -> None:
     assert result["chosen"] == max(result["search"], key=lambda each: each["top1"])["settings"]
     assert all(curve for curve in result["curves"])
     (results / "simclr.json").write_text(json.dumps(result), encoding="utf-8")
-    page = write_page(results).read_text(encoding="utf-8")
+    page = write_page(results, {"simclr": "A note."}).read_text(encoding="utf-8")
     assert "| `simclr` |" in page
-    assert "untrained backbone" in page
+    assert "- `simclr`: A note." in page
+    with_pixels = result["pixels"]["eval/knn/top1"]
+    row = next(row for row in result["scores"] if row["metric"] == "eval/knn/top1")
+    assert f"| {100 * (row['mean'] - with_pixels):+.1f} [" in page
     with (results / "table.csv").open(encoding="utf-8") as file:
         assert {row["metric"] for row in csv.DictReader(file)} >= {"eval/knn/top1"}
     assert (tmp_path / "docs" / "figures" / "methods-one-budget.svg").stat().st_size > 1000

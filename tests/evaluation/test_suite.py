@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -428,6 +428,21 @@ def test_parts_are_reported_as_one_and_each_has_its_own_baselines(pictures: Pict
     assert set(evaluations["pixels"]["both"].metrics) == {"top1", "mean_per_class"}
     assert evaluations["pixels"]["both"].metrics["top1"] > 0.5
     assert evaluations["untrained"]["both"].metrics["top1"] == 0.5
+
+
+@pytest.mark.parametrize("wanted", [(), ("untrained",), ("pixels",), None])
+def test_a_recipe_leaves_out_baselines(
+    pictures: Pictures, wanted: tuple[Literal["pixels", "untrained"], ...] | None
+) -> None:
+    suite = pictures.suite(("knn", KNN(KNN.Config(k=5, baselines=wanted))))
+    found = suite.baselines(encoder())
+    assert set(found.evaluations) == set(("pixels", "untrained") if wanted is None else wanted)
+    plain = pictures.suite(("knn", knn())).baselines(encoder())
+    for subject, evaluations in found.evaluations.items():
+        assert evaluations["knn"].metrics == plain.evaluations[subject]["knn"].metrics
+    assert suite.images_encoded("untrained", 1, final=True) == (
+        0 if wanted is not None and "untrained" not in wanted else NUM_TRAIN + NUM_TEST
+    )
 
 
 def test_a_part_that_is_skipped_takes_nothing_from_the_others(pictures: Pictures) -> None:

@@ -25,6 +25,7 @@ from sslkit.recipe import (
     check_recipe,
     components,
     dump_resolved,
+    find_recipe,
     flatten,
     hashed_view,
     load_recipe,
@@ -291,7 +292,7 @@ def test_the_hash_covers(override: str, acme: Registry) -> None:
 def test_the_hash_changes_only_on_purpose() -> None:
     """A new field, another default and another rule of hashing change it: each is for a minor
     release and its changelog (docs/reference/compatibility.md), and for a new value here."""
-    assert recipe_hash(parse_recipe(GOOD, "x")) == "d547704e7b936866"
+    assert recipe_hash(parse_recipe(GOOD, "x")) == "663acd157ff3058e"
 
 
 def test_the_hash_ignores_order_and_layout() -> None:
@@ -379,6 +380,16 @@ def test_check_recipe_finds_what_the_data_shows(acme: Registry) -> None:
         "x.yaml:6:3: method: method 'acme' needs labels, and the data has none",
         "x.yaml:7:32: method.heads.0.out_dim: needs 3 channels, the data has 1",
     ], "the loss needs labels, too, and the line of the method says so"
+
+
+def test_check_recipe_names_the_baselines_that_there_are() -> None:
+    recipe = load_recipe(
+        find_recipe("quickstart"),
+        ["evaluate=[{name: knn, layer: 1, baselines: [pixels]}, {name: collapse, baselines: []}]"],
+    )
+    facts = RunFacts(1000, 3, (32, 32), 10, 256, 3, 6)
+    (line,) = (line for line in check_recipe(recipe, facts) if "baseline" in line)
+    assert line.endswith("evaluate.0.baselines: 'knn' has no baseline pixels; valid: untrained")
 
 
 def test_check_recipe_survives_a_bug_in_a_check(acme: Registry) -> None:

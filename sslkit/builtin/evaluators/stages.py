@@ -49,7 +49,7 @@ class Stages(ImageEvaluator):
             yield "evaluator", f"{inner.name} measures no features; take knn, linear or few_label"
         elif inner.build().projection_layer:  # type: ignore[attr-defined]
             yield "evaluator.layer", "a stage has no projection head; set it to 0"
-        for field in ("every_epochs", "data"):
+        for field in ("every_epochs", "data", "baselines"):
             if getattr(inner.config, field, None) is not None:
                 yield f"evaluator.{field}", f"has no effect here; set {field} of stages"
 

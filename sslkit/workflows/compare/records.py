@@ -23,6 +23,9 @@ from sslkit.runs.metrics_file import MetricLine, read_lines
 
 _ONLINE = "train/online_probe/top1"
 
+_WHAT_IS_MEASURED = frozenset({"every_epochs", "baselines"})
+"""Fields of every evaluator that say when and on what it measures, and change no number."""
+
 
 def read_run(path: Path) -> RunRecord:
     """Reads a run folder, or the folder in which `sslkit eval` keeps what weights came to.
@@ -118,7 +121,7 @@ def protocol_settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
     settings = {
         protocol.key: {
             key: value for key, value in slot.dump().items()
-            if key not in slot.cls.changes_no_metric and key != "every_epochs"
+            if key not in slot.cls.changes_no_metric | _WHAT_IS_MEASURED
         }
         for protocol, slot in zip(built, recipe.evaluate, strict=True)
     }  # fmt: skip
