@@ -143,6 +143,14 @@ class Backbone(Component, nn.Module, ABC):
         Raises NoTokensError where the backbone has no tokens."""
         raise NoTokensError(f"the backbone {type(self).__name__} offers no tokens of patches")
 
+    def class_attention(self, images: Tensor) -> Tensor:
+        """(B, heads, N): how much the class token attends to each of N patches in the last block,
+        as in evaluation mode and without gradient; with what it pays to itself and to registers,
+        the row of a head sums to 1. For pictures. Changes nothing. Optional.
+
+        Raises NoTokensError where the backbone has no such attention."""
+        raise NoTokensError(f"the backbone {type(self).__name__} offers no attention")
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles `forward`, as torch does, and `tokens`. Copies are not compiled."""
         super().compile(*args, **kwargs)

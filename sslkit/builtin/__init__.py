@@ -103,4 +103,7 @@ def register_trackers() -> Mapping[str, str]:
 
 @hookimpl
 def register_callbacks() -> Mapping[str, str]:
-    return {"augmented_views": "sslkit.builtin.augmented_views:AugmentedViews"}
+    return {
+        "attention_maps": "sslkit.builtin.attention_maps:AttentionMaps",
+        "augmented_views": "sslkit.builtin.augmented_views:AugmentedViews",
+    }

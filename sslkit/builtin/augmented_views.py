@@ -55,13 +55,13 @@ def views_figure(batch: Batch, num_images: int) -> Figure:
     for column, view in enumerate(batch.views):
         for row in range(num_rows):
             axis: Any = axes[row][column]
-            axis.imshow(_pixels(view[row].detach()), cmap="gray", vmin=0, vmax=1, aspect="equal")
+            axis.imshow(image_pixels(view[row]), cmap="gray", vmin=0, vmax=1, aspect="equal")
             axis.set_axis_off()
         axes[0][column].set_title(f"view {column} ({view.shape[-1]} px)", fontsize=8)
     return figure
 
 
-def _pixels(image: Any) -> NDArray[np.float32]:
+def image_pixels(image: Any) -> NDArray[np.float32]:
     """(C, S, S) to what imshow takes: (S, S) for one or two channels, else (S, S, 3)."""
-    pixels: NDArray[np.float32] = image.float().clamp(0.0, 1.0).cpu().numpy()
+    pixels: NDArray[np.float32] = image.detach().float().clamp(0.0, 1.0).cpu().numpy()
     return pixels[0] if len(pixels) < 3 else pixels[:3].transpose(1, 2, 0)

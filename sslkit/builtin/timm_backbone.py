@@ -27,6 +27,7 @@ from sslkit.nn.image import Interpolation
 from sslkit.nn.layer_groups import Named, groups_by_names
 from sslkit.nn.recompute import recompute
 
+from .timm_attention import class_attention
 from .timm_checks import network_problems, normalization_problems, start_warnings, stem_warnings
 from .timm_layers import blocks, reset_layers
 from .timm_maps import feature_stages, take_feature_maps
@@ -194,6 +195,10 @@ class TimmBackbone(Backbone):
     def pool_tokens(self, tokens: Tokens) -> Tensor:
         """As timm pools and then normalises them."""
         return pool_tokens(self.model, tokens)
+
+    def class_attention(self, images: Tensor) -> Tensor:
+        """That of timm's VisionTransformers and Beits, which are asked for it unfused."""
+        return class_attention(self.model, self.normalized(images))
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images as `self.model` expects them, for methods that work on its layers."""

@@ -62,7 +62,7 @@ def take_tokens(model: nn.Module, images: Tensor, asked: TokenRequest) -> Tokens
     if asked.masked is not None and asked.mask_token is not None:
         hidden = asked.masked.reshape(*patches.shape[:-1], 1)
         patches = torch.where(hidden, asked.mask_token.to(patches.dtype), patches)
-    tokens = _positioned(vit, patches)
+    tokens = positioned(vit, patches)
     if asked.keep is not None:
         kept = gather_patches(tokens[:, layout.prefix :], asked.keep)
         tokens = torch.cat([tokens[:, : layout.prefix], kept], dim=1)
@@ -88,7 +88,7 @@ def pool_tokens(model: nn.Module, tokens: Tokens) -> Tensor:
 # --- The steps -----------------------------------------------------------------------------------
 
 
-def _positioned(vit: Any, patches: Tensor) -> Tensor:
+def positioned(vit: Any, patches: Tensor) -> Tensor:
     """(B, P + N, D): class and register tokens and patches, with their positions."""
     if _is_vit(vit):
         positioned: Tensor = vit.norm_pre(vit._pos_embed(patches))
@@ -105,17 +105,22 @@ def _passed(
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """(B, P + n, D) behind all blocks, and behind each of those wanted. counted: (B, P + n), what
     may be attended to; None: everything."""
-    context: dict[str, Tensor] = {}
+    context = block_arguments(vit)
     if counted is not None:
         context["attn_mask"] = counted[:, None, None]
-    elif _is_beit(vit) and vit.rel_pos_bias is not None:
-        context["shared_rel_pos_bias"] = vit.rel_pos_bias()
     outputs = {}
     for number, block in enumerate(vit.blocks):
         tokens = block(tokens, **context)
         if number in wanted:
             outputs[number] = tokens
     return tokens, outputs
+
+
+def block_arguments(vit: Any) -> dict[str, Tensor]:
+    """What every block takes beside its tokens."""
+    if _is_beit(vit) and vit.rel_pos_bias is not None:
+        return {"shared_rel_pos_bias": vit.rel_pos_bias()}
+    return {}
 
 
 def _counted(asked: TokenRequest, prefix: int) -> Tensor | None:
