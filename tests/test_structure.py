@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -49,10 +50,27 @@ AUTHORS_MAY_IMPORT = {
 }  # fmt: skip
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Every node of a module's syntax tree: it is parsed and walked once for all tests."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
+def texts(path: Path) -> frozenset[object]:
+    """Every constant of a module."""
+    return frozenset(node.value for node in nodes(path) if isinstance(node, ast.Constant))
+
+
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Modules of sslkit that a module imports, those for type checking included."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
     package = ".".join(("sslkit", *path.relative_to(PACKAGE).parts[:-1]))
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name.startswith("sslkit"))
         elif isinstance(node, ast.ImportFrom):
@@ -116,7 +134,7 @@ def test_no_import_goes_in_a_circle() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_what_begins_with_an_underscore_stays_in_its_module(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom) and (node.level or "sslkit" in str(node.module)):
             private = [n.name for n in node.names if n.name.startswith("_") and n.name[1] != "_"]
             assert not private, f"{path.name}:{node.lineno} imports {private}"
@@ -134,9 +152,7 @@ def test_core_names_no_method() -> None:
     assert "simclr" in methods
     for path in MODULES:
         if room(module_name(path)) != "builtin":
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-            assert not texts & methods, path
+            assert not texts(path) & methods, path
 
 
 PACKAGES = sorted(path.parent for path in (PACKAGE.parent / "plugins").glob("*/pyproject.toml"))
@@ -153,20 +169,21 @@ def test_a_plugin_touches_no_file_outside_its_package(package: Path) -> None:
     assert len(names) > 4
     touched = []
     for path in MODULES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-        if names & (texts | set(imported(tree))):
+        if names & (texts(path) | imported(path)):
             touched.append(path.relative_to(PACKAGE).as_posix())
     assert (len(touched), touched) == (0, [])
 
 
-def imported(tree: ast.Module) -> Iterator[str]:
+@cache
+def imported(path: Path) -> frozenset[str]:
     """The top packages that a module imports."""
-    for node in ast.walk(tree):
+    found = set()
+    for node in nodes(path):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module.partition(".")[0]
+            found.add(node.module.partition(".")[0])
+    return frozenset(found)
 
 
 def test_no_code_from_disk() -> None:
@@ -323,7 +340,7 @@ def test_only_the_run_folder_knows_the_names_of_its_files() -> None:
     known = {}
     for path in MODULES:
         place = path.relative_to(PACKAGE).as_posix()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             text = node.value if isinstance(node, ast.Constant) else None
             if isinstance(text, str) and names & set(re.split(r"[/*]", text)):
                 known.setdefault(place, []).append(text)
@@ -334,7 +351,7 @@ def test_only_the_run_folder_knows_the_names_of_its_files() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_docstrings_name_the_thing(path: Path) -> None:
     """`path: str` is documented as "The path of the field", not as "Of the field"."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             text = str(node.value.value)
             assert not text.startswith("Of "), f"{path.name}:{node.lineno}: {text}"
