@@ -167,10 +167,11 @@ def test_a_plugin_touches_no_file_outside_its_package(package: Path) -> None:
         if entry.distribution == package.name:
             names |= {entry.name, entry.qualified, entry.target}
     assert len(names) > 4
-    touched = []
-    for path in MODULES:
-        if names & (texts(path) | imported(path)):
-            touched.append(path.relative_to(PACKAGE).as_posix())
+    touched = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in MODULES
+        if names & (texts(path) | imported(path))
+    ]
     assert (len(touched), touched) == (0, [])
 
 

@@ -101,6 +101,7 @@ def test_busy_time_counts_what_overlaps_once() -> None:
     assert busy_time([]) == 0.0
 
 
+@pytest.mark.slow  # the whole programme once, half a minute
 def test_the_profile_of_a_step_names_the_convolutions(results: Path) -> None:
     _, groups = read_results(results)
     (group,) = [group for group in groups if group.part == "profile"]
@@ -129,6 +130,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow  # the whole programme once, half a minute
 def test_every_part_runs_and_gives_finite_ratios(results: Path) -> None:
     document, groups = read_results(results)
     assert {group.part for group in groups} == set(GPU_PARTS)
@@ -149,6 +151,7 @@ def _ratios(group: Group) -> Iterator[float]:
                 yield from (ratio.low, ratio.median, ratio.high)
 
 
+@pytest.mark.slow  # the whole programme once, half a minute
 def test_our_arms_took_part_and_the_losses_agree(results: Path) -> None:
     _, groups = read_results(results)
     for group in groups:
@@ -161,6 +164,7 @@ def test_our_arms_took_part_and_the_losses_agree(results: Path) -> None:
             assert all(math.isclose(loss, found[0], rel_tol=1e-5) for loss in found)
 
 
+@pytest.mark.slow  # the whole programme once, half a minute
 def test_the_file_names_no_folder_of_this_machine(results: Path) -> None:
     document = json.loads(results.read_text())
     del document["command"]
@@ -168,6 +172,7 @@ def test_the_file_names_no_folder_of_this_machine(results: Path) -> None:
     assert str(results.parent) not in json.dumps(document)
 
 
+@pytest.mark.slow  # the whole programme once, half a minute
 def test_the_report_has_every_group_and_its_figures(results: Path, tmp_path: Path) -> None:
     index = tmp_path / "index.md"
     index.write_text("# Title\n<!-- results: begin -->\nold\n<!-- results: end -->\nend\n")

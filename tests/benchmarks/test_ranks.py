@@ -18,6 +18,7 @@ def test_parts_of_a_step_are_parts() -> None:
     assert found.ceiling_ms > 0.0
 
 
+@pytest.mark.slow  # five seconds
 def test_our_rows_are_exact() -> None:
     rows = list(our_rows(["simclr"], [1, 2], 1))
     assert [row[:3] for row in rows] == [

@@ -45,6 +45,7 @@ def results(folder: Path) -> dict[tuple[str, int], dict[str, float]]:
     return found
 
 
+@pytest.mark.slow  # interpreters that import torch, for each run
 @pytest.mark.timeout(300)  # three processes
 def test_runs_side_by_side_are_those_one_after_the_other(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

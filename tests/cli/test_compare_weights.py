@@ -73,6 +73,7 @@ def test_other_data_and_settings_are_refused_for_weights_too(
     assert "protocol knn has k 5 in one and 7 in the other" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # interpreters that import torch, for each arm
 def test_a_dry_run_says_what_all_runs_would_take(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,10 +34,13 @@ def run_all(*commands: str, cwd: Path, **environment: str) -> subprocess.Complet
 @pytest.mark.parametrize(
     "environment",
     [
-        {"PYTHONIOENCODING": "cp1252"},
-        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        pytest.param(
+            {"PYTHONIOENCODING": "cp1252"},
+            id="cp1252",
+            marks=pytest.mark.slow,  # as "ascii", which has fewer letters
+        ),
+        pytest.param({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, id="ascii"),
     ],
-    ids=["cp1252", "ascii"],
 )
 def test_every_command_writes_to_terminals_that_are_not_utf8(
     environment: dict[str, str], tiny: Path, tmp_path: Path

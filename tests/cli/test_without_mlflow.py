@@ -47,6 +47,7 @@ def sslkit_without_mlflow(tmp_path: Path) -> Command:
     return run
 
 
+@pytest.mark.slow  # seven interpreters that import torch
 @pytest.mark.timeout(300)
 def test_runs_and_comparisons_need_no_mlflow(
     tiny: Path, tmp_path: Path, sslkit_without_mlflow: Command

@@ -117,6 +117,7 @@ def listed() -> set[str]:
     return found
 
 
+@pytest.mark.slow  # a run under a tracer
 def test_a_run_passes_the_files_that_the_page_lists(tiny: Path) -> None:
     """Files in which a function runs between the call of the workflow and the first step."""
     done = subprocess.run(

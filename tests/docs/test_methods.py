@@ -136,6 +136,8 @@ def test_a_page_lists_its_recipes_as_their_headers_do(page: str) -> None:
         assert (measured == "not yet measured") is unmeasured, f"{page}: {name}: {measured}"
 
 
+FEW = ("simclr", "byol", "mae")
+"""Whose runs `make test` takes; each takes a second."""
 SMALL = [
     "data={name: synthetic, num_train: 32, num_test: 16, size: 32}",
     "train.batch_size=16",
@@ -172,7 +174,10 @@ def small_network(recipe: str) -> list[str]:
     return [f"backbone={{name: timm, model: {small}}}"]
 
 
-@pytest.mark.parametrize("method", PAGES)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in PAGES],
+)
 def test_the_metrics_on_a_page_are_those_of_a_run(method: str, tmp_path: Path) -> None:
     if method not in shipped_methods():
         pytest.skip(f"the plugin of {method} is not installed")

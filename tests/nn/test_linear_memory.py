@@ -126,6 +126,7 @@ def loss_and_extra_mib(num_rows: int, dim: int) -> tuple[float, float]:
     return float(loss), float(mib)
 
 
+@pytest.mark.slow  # six seconds, most of them the import of torch
 def test_memory_at_32_768_rows() -> None:
     """One matrix of similarities would be 4,096 MiB; the embeddings are 2."""
     loss, mib = loss_and_extra_mib(32_768, 16)

@@ -15,8 +15,9 @@ from tests.ranks.curves import METHODS, cases, curves
 from tests.ranks.differences import BOUNDS, differences, of_curve
 from tests.ranks.forked import on_ranks
 
-QUICK = ("moco_v2", "masked", "dividedprototypes")
-"""A teacher with a queue and groups; a parameter of networks and objective; a divided objective."""
+QUICK = ("masked", "dividedprototypes")
+"""A parameter of networks and objective; a divided objective. A teacher with a queue and groups is
+in test_elastic.py."""
 
 
 @cache

@@ -175,10 +175,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_on(2, recipe, *WHOLE).run_dir
 
 
-@pytest.mark.parametrize(
-    "after",
-    [4, pytest.param(6, marks=pytest.mark.slow)],  # within an epoch, and at its end: as long
-)
+@pytest.mark.slow  # runs on two processes, a quarter of a minute
+@pytest.mark.parametrize("after", [4, 6])  # within an epoch, and at its end
 def test_saved_and_resumed_on_two_has_the_same_bits(
     tiny: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
@@ -196,6 +194,7 @@ def test_saved_and_resumed_on_two_has_the_same_bits(
     assert logged(finished.run_dir) == logged(uninterrupted)
 
 
+@pytest.mark.slow  # runs on four, two and one process, twelve seconds
 def test_another_number_of_processes_is_recorded_and_warned_of(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

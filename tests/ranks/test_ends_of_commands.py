@@ -90,7 +90,7 @@ ALL_SIGNALS = [
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     for to in ("parent", "0", "1", "all")
 ]
-FEW = [(signal.SIGTERM, "parent"), (signal.SIGINT, "all"), (signal.SIGUSR1, "1")]
+FEW = [(signal.SIGTERM, "parent")]
 
 
 @pytest.mark.parametrize(
@@ -173,13 +173,16 @@ def slow(cls: type, name: str, flag: Path, *, seconds: float = 3) -> Callable[[]
     return patch
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize(
-    "where",
+    ("where", "rank"),
     [
-        "training",
-        pytest.param("saving", marks=pytest.mark.slow),  # each is two runs
-        pytest.param("evaluation", marks=pytest.mark.slow),
+        ("training", "1"),
+        pytest.param("training", "0", marks=pytest.mark.slow),  # each is two runs
+        *(
+            pytest.param(where, rank, marks=pytest.mark.slow)
+            for where in ("saving", "evaluation")
+            for rank in ("0", "1")
+        ),
     ],
 )
 def test_a_rank_that_is_killed_ends_all_and_nothing_is_lost(
@@ -234,6 +237,7 @@ def test_a_rank_that_freezes_ends_all(folder: Path, rank: str) -> None:
     )
 
 
+@pytest.mark.slow  # two runs
 def test_the_ranks_end_with_their_parent(folder: Path, undisturbed: Path) -> None:
     command = two_ranks(folder)
     command.wait_for_step(5)
@@ -261,7 +265,7 @@ def fail_on(rank: int, error: BaseException) -> Callable[[], None]:
     return patch
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_what_a_rank_raises_is_said_once(folder: Path, rank: int) -> None:
     command = two_ranks(folder, fail_on(rank, ValueError("the third head is odd")))
     assert command.wait(limit_s=60) == 1

@@ -258,7 +258,7 @@ def files_evaluated(
     return (told, statistics, labels), readers[0].reads, readers[1].reads, network
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("num_train", "num_test"), [(1003, 517), (1025, 3), (2563, 1537)])
 def test_every_image_is_read_once(size: int, num_train: int, num_test: int) -> None:
     def work(world: World) -> Any:
@@ -299,7 +299,7 @@ def test_what_one_rank_cannot_read_has_the_same_label_on_all() -> None:
 # --- The embedding monitor ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "whole"), [(2, 16), (4, 8)])
+@pytest.mark.parametrize(("size", "whole"), [(2, 16), pytest.param(4, 8, marks=pytest.mark.slow)])
 def test_embeddings_are_those_of_the_whole_micro_batch(
     tmp_path: Path, size: int, whole: int
 ) -> None:
@@ -394,7 +394,7 @@ def on_rank(rank: int) -> bool:
         (RuntimeError("std::bad_alloc"), "memory"),
     ],
 )
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_what_ends_the_share_of_a_rank_ends_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, raised: Exception, said: str
 ) -> None:
@@ -414,7 +414,7 @@ def test_what_ends_the_share_of_a_rank_ends_all(
     assert f"rank {rank}" in str(ends[1 - rank]) or rank == 0
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_taking_of_features_after_its_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
@@ -440,7 +440,7 @@ def test_a_signal_ends_the_taking_of_features_after_its_round(
     assert read_state(folder)["step"] == 1
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_while_an_evaluator_works_ends_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:

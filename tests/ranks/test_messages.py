@@ -41,6 +41,8 @@ TRIED = (
     "dividedprototypes-layer-parts",  # statistics that the objective takes over the ranks
     "dividedbatch-layer-whole",  # and sends back
 )
+FEW = ("simclr-batch-whole", "byol-batch-whole", "dividedbatch-layer-whole")
+"""What `make test` tries; each takes more than a second."""
 Sent = Counter[tuple[str, int]]
 """Operation and bytes of one rank -> how many."""
 
@@ -87,7 +89,10 @@ def planned(run: Path, name: str, size: int) -> SharedBatch:
     return describe_shared(t, world, next(iter(t.loader.epoch(0))))
 
 
-@pytest.mark.parametrize("name", TRIED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in TRIED],
+)
 def test_the_plan_counts_what_a_step_sends(name: str, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     ends = on_ranks(lambda world: seen(world, tmp_path / "real", name))

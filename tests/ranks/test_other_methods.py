@@ -182,7 +182,14 @@ def on(size: int, cls: type[_Sketch], overrides: list[str]) -> list[Any]:
         return on_ranks(lambda world: trained(cls, overrides, Path(folder), world), size)
 
 
-@pytest.mark.parametrize("name", EXACT)
+FEW = ("late teacher", "divided pairs", "an activation in BatchNorm", "lars")
+"""What `make test` tries; each takes a second or two."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in EXACT],
+)
 def test_two_ranks_train_as_one(name: str) -> None:
     (alone,) = on(1, *EXACT[name])
     for found in on(2, *EXACT[name]):

@@ -26,6 +26,7 @@ def overriding(overrides: list[str]) -> list[str]:
     return [word for override in overrides for word in ("-o", override)]
 
 
+@pytest.mark.slow  # real interpreters, a quarter of a minute
 def test_it_ends_as_one_process(tmp_path: Path) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(RECIPE)

@@ -184,6 +184,7 @@ def test_saved_on_two_and_resumed_on_two_has_the_same_bits(
     assert logged(finished) == logged(sharded_run)
 
 
+@pytest.mark.slow  # runs on two processes and on one, a quarter of a minute
 def test_saved_on_two_and_resumed_on_one_exports_the_same_encoder(
     sharded_run: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

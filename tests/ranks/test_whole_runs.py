@@ -188,7 +188,7 @@ def test_labels_are_the_same_on_all_ranks() -> None:
 # --- What is random -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("micro_batch", ["8", "null"])
+@pytest.mark.parametrize("micro_batch", ["8", pytest.param("null", marks=pytest.mark.slow)])
 def test_seeds_differ_by_rank_in_networks_and_nowhere_else(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: str
 ) -> None:
@@ -223,7 +223,10 @@ def test_seeds_differ_by_rank_in_networks_and_nowhere_else(
 # --- What ends a run ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("asked", "at"), [(0, 4), (1, 5), (0, 6), (1, 6)])
+@pytest.mark.parametrize(
+    ("asked", "at"),
+    [(0, 4), (1, 5), *(pytest.param(rank, 6, marks=pytest.mark.slow) for rank in (0, 1))],
+)
 def test_a_stop_on_any_rank_stops_all_with_one_checkpoint(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, asked: int, at: int
 ) -> None:
@@ -249,7 +252,14 @@ def test_a_stop_on_any_rank_stops_all_with_one_checkpoint(
     assert len(list((folder / "checkpoints").iterdir())) == 1
 
 
-@pytest.mark.parametrize("part", [*CAUSES, "loss_alone"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "gradient",
+        "loss_alone",
+        *(pytest.param(p, marks=pytest.mark.slow) for p in CAUSES if p != "gradient"),
+    ],
+)
 def test_a_number_that_is_not_finite_on_one_rank_ends_all(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:

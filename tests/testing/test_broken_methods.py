@@ -13,7 +13,6 @@ from subtle_methods import (
     ExportsAnother,
     FailsOnOneRank,
     IdleTeacher,
-    MadeLate,
     OneViewOnly,
     PlainConstant,
 )
@@ -24,7 +23,7 @@ from sslkit.testing import checks
 EVERY: Mapping[type[Method], str] = {**BROKEN, **SUBTLE}
 OF_PROCESSES = ("ranks-agree", "another-interpreter-repeats")
 """Laws that take several processes."""
-IN_EVERY_TEST = (GradientIntoTeacher, MadeLate)
+IN_EVERY_TEST = (GradientIntoTeacher,)
 """What `make test` runs of the methods, each of which takes some seconds."""
 METHODS = [
     pytest.param(m, id=m.__name__, marks=[] if m in IN_EVERY_TEST else [pytest.mark.slow])
@@ -62,6 +61,7 @@ def test_a_constant_that_stays_on_the_cpu_is_named() -> None:
     )
 
 
+@pytest.mark.slow  # eight seconds
 def test_what_no_law_can_forbid_is_said_beside_it() -> None:
     order = "loss-does-not-depend-on-order"
     assert seen(ComparesNothing, order) == "the loss compares no two views of an image"

@@ -29,7 +29,7 @@ ON = [
     (SwAV, "series"),
 ]
 RGB = ("backbone.normalize=imagenet",)
-IN_EVERY_TEST = (Scheduled, IJEPA)
+IN_EVERY_TEST = (Scheduled,)
 """What `make test` runs, of a family each."""
 ALSO_SLOW_LAWS = (DINO, SwAV, IJEPA, Scheduled, VICReg)
 """What is tried on several ranks and in another interpreter too."""

@@ -63,6 +63,7 @@ def test_a_kill_in_the_migrations_leaves_no_store_behind(tmp_path: Path, tables_
     assert sorted(each.name for each in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
 
 
+@pytest.mark.slow  # two interpreters that import MLflow
 def test_two_that_start_at_once_share_a_store(tmp_path: Path) -> None:
     """The empty file, which a look with SQLite leaves behind, is no store."""
     path = tmp_path / "mlflow.db"

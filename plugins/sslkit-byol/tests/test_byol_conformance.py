@@ -6,10 +6,14 @@ import pytest
 
 from sslkit.testing import Check, checks
 
+HEAD = {"name": "mlp", "hidden_dim": 32, "out_dim": 16}
 CHECKS = [
-    pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])
-    for name in ("method:byol", "loss:normalized_mse")
-    for check in checks(name)
+    pytest.param(check, id=f"{name}-{check}")
+    for name, fields in {
+        "method:byol": {"projector": HEAD, "predictor": HEAD},
+        "loss:normalized_mse": {},
+    }.items()
+    for check in checks(name, **fields)
 ]
 
 

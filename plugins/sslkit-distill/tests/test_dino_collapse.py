@@ -58,11 +58,12 @@ def test_without_sharpening_probabilities_are_uniform_and_the_run_is_stopped(rec
         start(recipe, [*overrides, "train.epochs=8"], display=Silent())
 
 
+@pytest.mark.slow  # whole runs, of some seconds each
 @pytest.mark.parametrize(
     "overrides",
     [
         pytest.param((), id="resnet"),
-        pytest.param(VIT, id="vit-multi-crop", marks=pytest.mark.slow),  # 20 s of processor time
+        pytest.param(VIT, id="vit-multi-crop"),
     ],
 )
 def test_healthy_dino_is_not_stopped(recipe: Path, overrides: tuple[str, ...]) -> None:

@@ -81,6 +81,7 @@ def test_without_the_predictor_the_run_is_stopped(
         start(recipe, display=Silent())
 
 
+@pytest.mark.slow  # a whole run of some seconds
 def test_healthy_simsiam_is_not_stopped(recipe: Path) -> None:
     found = start(recipe, ["train.epochs=4"], display=Silent())
     assert found.status == "finished"

@@ -30,6 +30,7 @@ V3 = "method={name: moco_v3, projector: %s, predictor: %s}" % (
 VIT = "backbone={name: timm, model: test_vit, patch_size: 8, normalize: none}"
 
 
+@pytest.mark.slow  # whole runs, of some seconds each
 @pytest.mark.parametrize("overrides", [(V2,), (V3,), (V3, VIT)], ids=["v2", "v3", "v3-vit"])
 def test_healthy_moco_is_not_stopped(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     torch.set_num_threads(1)

@@ -85,6 +85,7 @@ def test_a_dead_encoder_is_stopped(
         start(recipe, display=Silent())
 
 
+@pytest.mark.slow  # whole runs, of some seconds each
 def test_a_healthy_run_is_not_stopped(method: str, recipe: Path) -> None:
     longer = ["train.epochs=4", "train.batch_size=64"] if method == "denoising" else []
     found = start(recipe, longer, display=Silent())

@@ -84,6 +84,7 @@ def test_killed(recipe: Path, reference: Path) -> None:
     assert_same(final_state(folder), final_state(reference))
 
 
+@pytest.mark.slow  # five seconds; tests/engine has it for images
 def test_number_of_threads_does_not_matter(
     recipe: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

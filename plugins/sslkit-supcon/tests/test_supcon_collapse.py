@@ -55,6 +55,7 @@ def test_without_negatives_the_run_is_stopped(
         run(tmp_path)
 
 
+@pytest.mark.slow  # a whole run, five seconds
 def test_a_healthy_run_learns_the_classes(tmp_path: Path) -> None:
     found = run(tmp_path)
     assert found.status == "finished"
