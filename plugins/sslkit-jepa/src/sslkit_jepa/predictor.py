@@ -1,0 +1,93 @@
+"""I-JEPA's predictor: a narrow transformer from the tokens of a context to those of a block."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from sslkit.api import ComponentConfig
+from sslkit.nn.patches import gather_patches
+from sslkit.nn.positions import sine_cosine_positions
+
+from .multiblock import Regions
+from .start import STD, initialize_layers
+
+
+class PredictorConfig(ComponentConfig):
+    """The size of the predictor; the defaults are the code's for ViT-H."""
+
+    width: PositiveInt = 384
+    """Width of a token; a multiple of 4 and of `heads`."""
+    depth: PositiveInt = 12
+    """Transformer blocks."""
+    heads: PositiveInt = 16
+    """Attention heads of each: in the code as many as the encoder has."""
+    mlp_ratio: float = Field(default=4.0, gt=0.0)
+    """Width of the hidden layer of a block's MLP, in units of `width`."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> PredictorConfig:
+        if self.width % 4 or self.width % self.heads:
+            raise ValueError(f"width {self.width}: it must be a multiple of 4 and of the heads")
+        return self
+
+
+class Predictor(nn.Module):
+    """Sees the context and, for each patch of one target block, a mask token with its position."""
+
+    positions: Tensor
+
+    def __init__(self, config: PredictorConfig, dim: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        width = config.width
+        self.embed = nn.Linear(dim, width)
+        self.mask_token = nn.Parameter(torch.empty(width))
+        positions = sine_cosine_positions(*grid, width, column_first=True)
+        self.register_buffer("positions", positions, persistent=False)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width,
+                config.heads,
+                round(width * config.mlp_ratio),
+                dropout=0.0,
+                activation="gelu",
+                layer_norm_eps=1e-6,
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.predict = nn.Linear(width, dim)
+        initialize_layers(self)
+        nn.init.normal_(self.mask_token, std=STD)
+
+    def forward(self, context: Tensor, regions: Regions) -> Tensor:
+        """context: (B, n, D), tokens of `regions.context`. Gives (B, M, k, D) for
+        `regions.targets`, each block from a pass of its own."""
+        batch, blocks, length = regions.targets.shape
+        shown = self.embed(context)
+        positions = self.positions.to(shown.dtype).expand(batch, -1, -1)
+        shown = shown + gather_patches(positions, regions.context)
+        asked = gather_patches(positions, regions.targets.flatten(1)) + self.mask_token
+        asked = asked.reshape(batch * blocks, length, -1)
+        x = torch.cat([shown.repeat_interleave(blocks, 0), asked.to(shown.dtype)], dim=1)
+        ignored = self._ignored(regions)
+        for block in self.blocks:
+            x = block(x, src_key_padding_mask=ignored)
+        found: Tensor = self.predict(self.norm(x[:, shown.shape[1] :]))
+        return found.reshape(batch, blocks, length, -1)
+
+    @staticmethod
+    def _ignored(regions: Regions) -> Tensor:
+        """(B * M, n + k) bool: what stands behind the patches that count."""
+        blocks = regions.targets.shape[1]
+        parts = [
+            torch.arange(rows.shape[-1], device=lengths.device) >= lengths[:, None]
+            for rows, lengths in (
+                (regions.context, regions.context_lengths),
+                (regions.targets, regions.target_lengths),
+            )
+        ]
+        return torch.cat(parts, dim=1).repeat_interleave(blocks, 0)

@@ -1,0 +1,53 @@
+"""I-JEPA's initialisation of vision transformers."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from sslkit.api import Backbone
+from sslkit.errors import RecipeError
+from sslkit.nn.positions import find_transformer, fix_positions
+
+STD = 0.02
+_USUAL_VALUES = 588
+"""Pixel values of a patch of ViT-H/14, the smallest that `STD` was chosen for."""
+
+
+def initialize(backbone: Backbone) -> None:
+    """Gives a vision transformer of timm the start that I-JEPA's code gives: position embeddings
+    two-dimensional sine-cosine and fixed, and `initialize_layers`.
+
+    The weights of the patch embedding are larger where a patch has fewer than 588 values: of 48
+    values, sums with weights of 0.02 are a fifth of the positions, all images look alike, and
+    training makes them more so. Raises RecipeError where it starts from weights, which would be
+    lost, or has no positions."""
+    if type(backbone).starting_weights(backbone.config) is not None:
+        raise RecipeError(
+            "method.vit_init: it would replace the weights that the backbone starts from; set it "
+            "to false"
+        )
+    try:
+        network = find_transformer(backbone)
+        fix_positions(network, column_first=True)
+    except ValueError as error:
+        raise RecipeError(f"method.vit_init: {error}; set it to false") from None
+    initialize_layers(network)
+    weight = network.get_submodule("patch_embed.proj").get_parameter("weight")  # (D, C, p, p)
+    nn.init.normal_(weight, std=STD * max(1.0, math.sqrt(_USUAL_VALUES / weight[0].numel())))
+
+
+def initialize_layers(network: nn.Module) -> None:
+    """Weights of linear layers and convolutions N(0, 0.02^2), biases zero, norms as torch makes
+    them. Source: the code of Assran et al. 2023, arXiv 2301.08243; it also divides what block l
+    adds by sqrt(2 l), and draws these weights anew before it trains."""
+    for module in network.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            nn.init.normal_(module.in_proj_weight, std=STD)
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=STD)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
