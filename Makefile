@@ -14,7 +14,8 @@ $(VENV)/.installed: pyproject.toml $(PLUGINS)
 	$(PYTHON) -c 'import sys; sys.exit("sslkit needs Python >= 3.11, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet $(EDITABLE)
+	$(BIN)/python -m pip install --quiet "hatchling>=1.26" "editables>=0.5"
+	$(BIN)/python -m pip install --quiet --no-build-isolation $(EDITABLE)
 	touch $@
 
 $(VENV)/.installed-%: $(VENV)/.installed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from pydantic import PositiveFloat
@@ -105,6 +105,17 @@ class KeepsItsStep(Schedule):
         self._progress = progress
         time.sleep(1e-4)
         return 1.0 - self._progress.fraction
+
+
+class TakesACallable(Schedule):
+    """Takes what no recipe can hold, and no editor complete."""
+
+    class Config(ComponentConfig):
+        shape: Callable[[float], float] | None = None
+        """Of the fall, from 1 at 0 to 0 at 1."""
+
+    def factor(self, progress: Progress) -> float:
+        return 1.0 - progress.fraction
 
 
 class GoesBelowZero(Schedule):

@@ -302,6 +302,16 @@ class PlainConstant(Sound):
         return super().objective(weighted, batch, progress)
 
 
+class UnorderedGroups(Sound):
+    """Sorts its parameters by shape, out of a set, which has those of one shape in the order in
+    which they lie in memory: the optimiser's state comes back to others of the same shape."""
+
+    def param_groups(self) -> list[ParamGroup]:
+        (group,) = super().param_groups()
+        by_shape = sorted(set(group.params), key=lambda pair: tuple(pair[1].shape))
+        return [ParamGroup(by_shape)]
+
+
 class IdleTeacher(Sound):
     """A teacher that follows, and that the loss forgets."""
 
@@ -331,6 +341,7 @@ SUBTLE: Mapping[type[Method], str] = {
     GathersByHand: "ranks-agree",
     FailsOnOneRank: "ranks-agree",
     NamesTwice: "trains",
+    UnorderedGroups: "resumed-equals-uninterrupted",
     FewLabels: "trains",
     WatchesNumbers: "collapse-is-watched",
     RootOfNothing: "collapse-is-finite",

@@ -22,6 +22,7 @@ from tests.testing.outcomes import broken_laws
         (broken.CountsOnLabels, "it-judges-any-data"),
         (broken.NamesNoField, "it-judges-any-data"),
         (broken.DividesByWhatIsLeft, "factors-are-finite-and-not-negative"),
+        (broken.TakesACallable, "its-fields-have-a-schema"),
         (broken.GoesBelowZero, "factors-are-finite-and-not-negative"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,

@@ -11,6 +11,7 @@ from unittest import SkipTest
 import pytest
 from broken_methods import Sound, StateInEmbed
 
+from sslkit import installed_components
 from sslkit.api import ComponentConfig, Loss, LossInput
 from sslkit.cli import main
 from sslkit.errors import PluginError, RecipeError
@@ -19,6 +20,7 @@ from sslkit.testing.kit import report_of
 from sslkit.testing.laws import UntriedError, checks_on
 from sslkit.testing.subject import find_subject, find_subjects
 from sslkit.testing.table import print_report
+from tests.host.plugin_distributions import write_distribution
 
 SMALL = """\
 name: small
@@ -252,7 +254,8 @@ def test_wrong_words_are_one_line(
 def module_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    for name in ("seeds_at_import", "prints_at_import", "outer_library", "inner_library"):
+    made = ("seeds_at_import", "prints_at_import", "outer_library", "inner_library")
+    for name in (*made, "listed_hooks", "listed_loss"):
         sys.modules.pop(name, None)
 
 
@@ -299,6 +302,30 @@ def test_the_library_through_which_an_import_changes_something_is_named(
         "importing seeds_at_import changes environment variables (LIBRARY_PATH_X) through its "
         "import of inner_library"
     )
+
+
+@pytest.mark.slow  # starts an interpreter
+@pytest.mark.parametrize(("imported", "status"), [("json", "passed"), ("listed_loss", "failed")])
+def test_a_hook_module_must_not_import_torch(
+    module_folder: Path, imported: str, status: str
+) -> None:
+    hooks = f"""
+        import {imported}
+        from sslkit import hookimpl
+
+        @hookimpl
+        def register_losses():
+            return {{"mine": "listed_loss:Mine"}}
+        """
+    files = {"listed_hooks.py": hooks, "listed_loss.py": LOSS}
+    write_distribution(module_folder, "listed", files, "mine = listed_hooks")
+    installed_components.cache_clear()  # which a process reads once
+    try:
+        (check,) = [c for c in checks("loss:mine") if str(c) == "listing-it-imports-no-torch"]
+        assert check.outcome().status == status
+    finally:
+        installed_components.cache_clear()
+    assert ("imports torch" in check.outcome().text) is (status == "failed")
 
 
 def test_a_class_of_a_notebook_needs_no_file() -> None:
