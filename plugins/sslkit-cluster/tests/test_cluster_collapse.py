@@ -3,6 +3,7 @@ apart is stopped."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,6 @@ pytestmark = pytest.mark.slow  # whole runs, of some seconds each
 RECIPE = """\
 name: cluster-digits
 data: {name: digits}
-augmentation:
-  {name: simclr, size: 16, crop_scale: [0.2, 1.0], blur: false, saturation: 0, hue: 0,
-   grayscale_probability: 0}
 backbone: {name: timm, model: test_resnet, normalize: none}
 optimizer: {name: adamw, lr: 2e-3, weight_decay: 0.01}
 train: {epochs: 3, batch_size: 128, device: cpu, loader_threads: 0, online_probe: null}
@@ -33,11 +31,23 @@ evaluate:
   - {name: collapse, every_epochs: 1, policy: stop}
 tracking: {name: none}
 """
-DCL_METHOD = """\
+STRONG = """\
+augmentation:
+  {name: simclr, size: 16, crop_scale: [0.2, 1.0], blur: false, saturation: 0, hue: 0,
+   grayscale_probability: 0}
+"""
+MILD = """\
+augmentation:
+  {name: simclr, size: 16, crop_scale: [0.5, 1.0], jitter_strength: 0.3, blur: false, saturation: 0,
+   hue: 0, grayscale_probability: 0}
+"""
+"""Views of a digit agree enough for SwAV, which stays at ln K with the strong one."""
+DCL_METHOD = f"""\
+{STRONG}\
 method:
   name: simclr
-  head: {name: mlp, hidden_dim: 128, out_dim: 64, output_norm: none}
-  loss: {name: dcl}
+  head: {{name: mlp, hidden_dim: 128, out_dim: 64, output_norm: none}}
+  loss: {{name: dcl}}
 """
 
 
@@ -48,20 +58,23 @@ def write(folder: Path, method: str) -> Path:
     return path
 
 
-NNCLR_METHOD = """\
+NNCLR_METHOD = f"""\
+{STRONG}\
 method:
   name: nnclr
-  projector: {name: mlp, hidden_dim: 128, out_dim: 64, output_norm: none}
-  predictor: {name: mlp, hidden_dim: 128, out_dim: 64, output_norm: none}
+  projector: {{name: mlp, hidden_dim: 128, out_dim: 64, output_norm: none}}
+  predictor: {{name: mlp, hidden_dim: 128, out_dim: 64, output_norm: none}}
   queue_size: 512
 """
 
 
-SWAV_METHOD = """\
+SWAV_METHOD = f"""\
+{MILD}\
 method:
   name: swav
-  projector: {name: mlp, hidden_dim: 128, out_dim: 64, output_norm: none}
+  projector: {{name: mlp, hidden_dim: 128, out_dim: 64, output_norm: none}}
   num_prototypes: 32
+  epsilon: 0.03
   freeze_prototypes_epochs: 0.2
 """
 
@@ -89,10 +102,13 @@ def test_without_negatives_a_run_is_stopped(
         start(write(tmp_path, method), display=Silent())
 
 
+@pytest.mark.usefixtures("pictures")
 def test_healthy_swav_is_not_stopped(tmp_path: Path) -> None:
     found = start(write(tmp_path, SWAV_METHOD), display=Silent())
     assert found.status == "finished"
     assert found.metrics["collapse/prototypes/scores"] > 0.2
+    assert found.metrics["collapse/embedding_spread/shares"] > 0.5
+    assert found.metrics["train/loss"] < 0.95 * math.log(32)
     assert (found.run_dir / "figures" / "collapse_prototypes.png").stat().st_size > 1000
 
 

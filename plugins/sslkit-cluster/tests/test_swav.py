@@ -24,6 +24,7 @@ from cluster_setup import (
     method_slot,
     train,
 )
+from sslkit_cluster.swav import view_agreement
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -202,6 +203,52 @@ def test_codes_send_no_gradient() -> None:
         torch.testing.assert_close(gradient[:, view], expected, rtol=1e-8, atol=1e-12)
 
 
+# --- What keeps a run at ln K ---------------------------------------------------------------------
+
+
+def small_scores(agreement: float, images: int = 400, prototypes: int = 7) -> tuple[Tensor, Tensor]:
+    """Scores of two views, a hundredth of epsilon apart, that agree so much."""
+    generator = torch.Generator().manual_seed(0)
+    shape = images, prototypes
+    one, noise = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    other = agreement * one + math.sqrt(1.0 - agreement**2) * noise
+    return 5e-4 * one, 5e-4 * other
+
+
+def test_view_agreement() -> None:
+    one, other = small_scores(0.4)
+    assert view_agreement(one, one).item() == pytest.approx(1.0)
+    assert view_agreement(one, -3.0 * one).item() == pytest.approx(-1.0)
+    assert view_agreement(one, other).item() == pytest.approx(0.4, abs=0.03)
+    common = torch.linspace(-1.0, 1.0, 7, dtype=torch.float64) + torch.ones(400, 1).double()
+    assert view_agreement(one + common, other + common).item() == pytest.approx(
+        view_agreement(one, other).item(), abs=1e-9
+    )
+    assert view_agreement(torch.ones(3, 7), torch.rand(3, 7)).item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.03])
+@pytest.mark.parametrize("factor", [0.8, 1.25])
+def test_small_scores_grow_where_views_agree_more_than_epsilon_over_temperature(
+    epsilon: float, factor: float
+) -> None:
+    """The loss falls with the length of the scores above epsilon / 0.1, and rises with it below."""
+    method = swav(views=CROPS[:2], epsilon=epsilon)
+    one, other = small_scores(factor * epsilon / 0.1)
+    length = torch.ones((), dtype=torch.float64, requires_grad=True)
+    # The means over images have settled: Sinkhorn takes them off the codes, not the predictions.
+    scores = torch.stack([each - each.mean(dim=0) for each in (one, other)], dim=1)
+    found = {"scores": length * scores, "z": torch.zeros(400, 2, 4, dtype=torch.float64)}
+    output = method.objective(found, make_batch(size=400), FIRST)
+    (slope,) = torch.autograd.grad(output.loss, length)
+    agreement = float(output.metrics["view_agreement"])
+    # To second order in s: mean s^2 (1 - agreement temperature / epsilon) / temperature^2.
+    expected = (scores - scores.mean(-1, keepdim=True)).square().mean() / 0.01
+    expected = expected * (1.0 - agreement * 0.1 / epsilon)
+    torch.testing.assert_close(slope, expected, rtol=0.05, atol=0.0)
+    assert (slope < 0.0) == (factor > 1.0)
+
+
 # --- The engine's side ----------------------------------------------------------------------------
 
 
@@ -305,6 +352,9 @@ def test_warnings() -> None:
     ((path, text),) = said("warnings", facts, **{**small, "num_prototypes": 40})
     assert path == "queue_size"
     assert "set 28 or more" in text
+    ((path, text),) = said("warnings", facts, **{**small, "epsilon": 0.1})
+    assert path == "epsilon"
+    assert "no harder than predictions" in text
     ((path, _),) = said("warnings", facts, **{**small, "freeze_prototypes_epochs": 2.0})
     assert path == "freeze_prototypes_epochs"
     ((path, _),) = said("warnings", facts, **small, queue_size=20, queue_start_epoch=2.0)

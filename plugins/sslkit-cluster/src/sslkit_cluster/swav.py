@@ -69,7 +69,8 @@ class SwAV(Method):
         temperature: Temperature = scheduled(0.1)
         """Softmax temperature of the predictions."""
         epsilon: Temperature = scheduled(0.05)
-        """Temperature of the codes: lower makes them harder. 0.03 where the loss stays at ln K."""
+        """Temperature of the codes: lower makes them harder. Where the loss stays at ln K, set less
+        than `temperature` times the metric `view_agreement`, such as 0.03."""
         sinkhorn_iterations: PositiveInt = 3
         """Iterations that even out the use of the prototypes."""
         freeze_prototypes_epochs: float = Field(default=1.0, ge=0.0)
@@ -103,6 +104,12 @@ class SwAV(Method):
                 f"prototypes: set {config.num_prototypes - facts.batch_size} or more, or fewer "
                 "prototypes",
             )
+        if max(config.epsilon.values(facts)) >= min(config.temperature.values(facts)):
+            yield (
+                "epsilon",
+                "it reaches temperature: codes are no harder than predictions, scores shrink until "
+                "all are equal, and the loss stays at ln K; set it to half of temperature or less",
+            )
         if config.freeze_prototypes_epochs >= epochs:
             yield (
                 "freeze_prototypes_epochs",
@@ -132,6 +139,8 @@ class SwAV(Method):
         self.globals = [n for n, view in enumerate(facts.views) if view.role == "global"]
         pairs = pairs_of_views(self.globals, len(facts.views))
         self.register_buffer("pairs", pairs, persistent=False)
+        self.predicting = next(n for n in range(len(facts.views)) if n != self.globals[0])
+        """The first view that predicts what the first global one is assigned to."""
         self.queue: FeatureQueue | None = None
         if config.queue_size:  # a row has the embeddings of all global views of an image
             row = width * len(self.globals)
@@ -178,6 +187,7 @@ class SwAV(Method):
             return {
                 "prototypes_in_use": prototypes_in_use(nearest),
                 "code_entropy": torch.special.entr(codes).sum(dim=-1).mean(),
+                "view_agreement": view_agreement(assigned[:, 0], scores[:, self.predicting]),
             }
 
         return StepOutput(loss, Deferred(metrics), carry=carry)
@@ -203,3 +213,20 @@ class SwAV(Method):
     def after_step(self, progress: Progress, carry: Any) -> None:
         if self.queue is not None and progress.previous().epoch >= self.config.queue_start_epoch:
             self.queue.push(carry)
+
+
+@torch.no_grad()
+def view_agreement(first: Tensor, second: Tensor) -> Tensor:
+    """Correlation of two views' scores (B, K), without what all images or all prototypes share: 1
+    where the views of an image have the same, 0 where they have nothing in common.
+
+    Near equal scores codes are 1 / K (1 + s / epsilon) and predictions 1 / K (1 + s / temperature),
+    s the scores without those means. So the loss is least where scores are `agreement` x
+    temperature / epsilon of what they are: they grow where that is above 1, and shrink below."""
+    one, other = (
+        each - each.mean(dim=0) - each.mean(dim=1, keepdim=True) + each.mean()
+        for each in (first, second)
+    )
+    lengths = torch.linalg.vector_norm(one) * torch.linalg.vector_norm(other)
+    found: Tensor = (one * other).sum() / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+    return found
