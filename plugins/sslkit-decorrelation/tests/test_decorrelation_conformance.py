@@ -22,13 +22,9 @@ COMPONENTS: dict[str, dict[str, Any]] = {
     "loss:visreg": {"directions": 32},
     "loss:w_mse": {},
 }
-QUICK = (
-    "method:barlow_twins",
-    "method:tico",
-    *(name for name in COMPONENTS if name.startswith("loss:")),
-)
-"""What `make test` tries; the others, which share the method's code, are left to `make test-all`.
-"""
+QUICK = ("method:barlow_twins", *(name for name in COMPONENTS if name.startswith("loss:")))
+"""What `make test` tries; the others are left to `make test-all`. Most share the method's code, and
+TiCo's state has tests of its own."""
 CHECKS = [
     pytest.param(
         check,

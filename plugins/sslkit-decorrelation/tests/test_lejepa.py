@@ -22,6 +22,7 @@ from decorrelation_setup import (
     of_views,
     take_steps,
 )
+from sslkit_decorrelation import sigreg
 from sslkit_decorrelation.directions import unit_directions
 from sslkit_decorrelation.sigreg import epps_pulley
 from torch import Tensor
@@ -108,14 +109,35 @@ def test_value_and_gradient_in_loops() -> None:
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
 
 
+def test_directions_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same value and gradient, and nothing kept of images x directions x knots."""
+    loss, found, kept = make_loss("sigreg", directions=16), [], []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[-1] += tensor.numel()
+        return tensor
+
+    for at_once in (sigreg._AT_ONCE, 40 * 17 * 3):
+        monkeypatch.setattr(sigreg, "_AT_ONCE", at_once)
+        kept.append(0)
+        views = draw(2, 40, 4).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            value = of_views(loss, *views)
+        found.append((value.detach(), *torch.autograd.grad(value, views)))
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-15)
+    assert kept[0] > 2 * 2 * 40 * 16 * 17
+    assert kept[1] < 3 * 2 * 40 * 16
+
+
 def test_the_statistic_equals_lightly(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same directions; the constants are its own."""
     lejepa = pytest.importorskip("lightly.loss.lejepa_loss")
     along = torch.nn.functional.normalize(draw(6, 32), dim=0).float()
-    sigreg = lejepa.SIGReg(num_vectors=32)
-    monkeypatch.setattr(sigreg, "_generate_unit_vectors", lambda *a, **k: along)
+    theirs = lejepa.SIGReg(num_vectors=32)
+    monkeypatch.setattr(theirs, "_generate_unit_vectors", lambda *a, **k: along)
     z = draw(40, 6, seed=1).float()
-    torch.testing.assert_close(epps_pulley(z @ along).mean(), sigreg(z))
+    torch.testing.assert_close(epps_pulley(z @ along).mean(), theirs(z))
 
 
 # --- The directions -------------------------------------------------------------------------------

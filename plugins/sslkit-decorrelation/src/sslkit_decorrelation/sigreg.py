@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sslkit.api import ComponentConfig, Loss, LossInput
 from sslkit.nn.numerics import full_precision, without_autocast
 
 from .directions import unit_directions
 from .view_pairs import check_views
+
+_AT_ONCE = 1 << 23
+"""Numbers of images x directions x knots that are computed at once, 32 MiB in float32: all that a
+batch of 256 has by default."""
 
 
 def epps_pulley(samples: Tensor, knots: int = 17, t_max: float = 3.0) -> Tensor:
@@ -30,6 +35,19 @@ def epps_pulley(samples: Tensor, knots: int = 17, t_max: float = 3.0) -> Tensor:
     real, imaginary = angles.cos().mean(dim=0), angles.sin().mean(dim=0)
     apart = (real - normal).square() + imaginary.square()
     return len(samples) * (apart * (weights * normal)).sum(dim=-1)
+
+
+def epps_pulley_in_parts(samples: Tensor, knots: int, t_max: float) -> Tensor:
+    """`epps_pulley` in memory of a few columns: some at a time, and again for the gradient, so many
+    as follow from the shape."""
+    columns = max(1, _AT_ONCE // (len(samples) * knots))
+    if columns >= samples.shape[1]:
+        return epps_pulley(samples, knots, t_max)
+    parts = [
+        checkpoint(epps_pulley, part, knots, t_max, use_reentrant=False, preserve_rng_state=False)
+        for part in torch.split(samples, columns, dim=1)
+    ]
+    return torch.cat(parts)
 
 
 class SIGReg(Loss):
@@ -58,7 +76,9 @@ class SIGReg(Loss):
         with without_autocast(first):
             along = unit_directions(inputs, "sigreg", config.directions)
             statistics = [
-                epps_pulley(full_precision(view) @ along, config.knots, config.t_max).mean()
+                epps_pulley_in_parts(
+                    full_precision(view) @ along, config.knots, config.t_max
+                ).mean()
                 for view in inputs.views
             ]
             return torch.stack(statistics).mean()
