@@ -122,3 +122,11 @@ def test_swav_without_equal_parts_is_stopped(
     monkeypatch.setattr("sslkit_cluster.swav.sinkhorn", codes_as_they_are)
     with pytest.raises(TrainingError, match=r"^epoch [123]: stopped by collapse: .*'scores'"):
         start(write(tmp_path, SWAV_METHOD), display=Silent())
+
+
+def test_swav_that_sinks_to_ln_k_is_stopped(tmp_path: Path) -> None:
+    """Views under the strong augmentation agree too little for the paper's epsilon: scores become
+    equal and codes uniform, while the highest scores still differ from image to image."""
+    method = SWAV_METHOD.replace(MILD, STRONG).replace("epsilon: 0.03", "epsilon: 0.05")
+    with pytest.raises(TrainingError, match=r"^epoch [2-6]: stopped by collapse: .*'shares'"):
+        start(write(tmp_path, method), ["train.epochs=8"], display=Silent())
