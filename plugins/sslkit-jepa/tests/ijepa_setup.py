@@ -12,7 +12,7 @@ from sslkit.api import Backbone, Batch, RunFacts, ViewSpec, resolve_component
 from sslkit.host.plugins import load_plugins
 from sslkit.randomness import SampleRandom
 
-SIDE, PATCH, BATCH = 32, 4, 3
+SIDE, PATCH, BATCH = 32, 4, 2
 GRID = SIDE // PATCH
 FACTS = RunFacts(60, 3, (SIDE, SIDE), None, BATCH, 10, 20, (ViewSpec(SIDE),))
 SMALL: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2}

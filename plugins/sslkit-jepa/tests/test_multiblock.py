@@ -41,7 +41,7 @@ def is_rectangle(found: set[tuple[int, int]]) -> tuple[int, int] | None:
     return (len(rows), len(columns)) if filled == found and straight else None
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(14, 14), (16, 16), (8, 8), (8, 12)])
+@pytest.mark.parametrize(("rows", "columns"), [(14, 14), (8, 8), (8, 12)])
 def test_targets_are_blocks_of_the_papers_sizes(rows: int, columns: int) -> None:
     drawn = blocks(rows, columns)
     regions = drawn.draw(random())
