@@ -73,9 +73,9 @@ class BEiT(Method):
         tokenizer: Any = load_tokenizer(config.tokenizer, facts.channels)
         self.tokenizer = tokenizer.requires_grad_(False)
         self.mask_token = nn.Parameter(torch.empty(1, 1, layout.width))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
         self.predict = nn.Linear(layout.width, tokenizer.num_codes)
-        nn.init.trunc_normal_(self.predict.weight, std=0.02)
+        nn.init.trunc_normal_(self.predict.weight, std=0.02, a=-0.02, b=0.02)
         nn.init.zeros_(self.predict.bias)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:

@@ -150,13 +150,14 @@ class VQTokenizer(Method):
 
     def _revive(self, seen: _Seen) -> None:
         """Gives codes that are hardly used a latent of the batch each, in a random order, and the
-        mean use. Codes start unused, so that the first step makes nearly all of them."""
-        mean = self.counts.mean()
-        dead = self.counts < self.config.revive_below * mean
+        least use: those that nobody chooses start anew again. Codes start unused, so that the
+        first step makes nearly all of them."""
+        least = self.config.revive_below * self.counts.mean()
+        dead = self.counts < least
         places = seen.order[(dead.cumsum(0) - 1) % len(seen.order)]
         fresh = seen.latents[places].to(self.sums)
-        self.counts.copy_(torch.where(dead, mean, self.counts))
-        self.sums.copy_(torch.where(dead[:, None], fresh * mean, self.sums))
+        self.counts.copy_(torch.where(dead, least, self.counts))
+        self.sums.copy_(torch.where(dead[:, None], fresh * least, self.sums))
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
