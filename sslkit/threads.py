@@ -4,20 +4,24 @@ Each thread works alone: torch would otherwise start a team of OpenMP threads fo
 which wait for one another and take the cores from the training thread.
 
 The work may be a plugin's and may hang, on a network file for example. So nobody waits for it for
-ever: threads are daemons, and a consumer can give up.
+ever: threads are daemons, and a consumer can give up. Nor may a daemon be inside torch when the
+interpreter ends: it is ended as it comes back from C++, which aborts the process. So that waits
+some seconds for the work that is under way, and for no other.
 """
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from functools import cache
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
+from weakref import WeakSet
 
 import torch
 
@@ -27,7 +31,9 @@ Result = TypeVar("Result")
 
 _ASK_EVERY_S = 0.25
 _LINGER_S = 1.0
-"""How long the end waits for work that is under way."""
+"""How long the end of an iteration waits for work that is under way."""
+_LINGER_AT_EXIT_S = 5.0
+"""And that of the interpreter."""
 
 
 def ordered_groups(
@@ -88,10 +94,15 @@ def in_order(
 
 class _Pool(Generic[Item, Result]):
     """Threads that end with the process, whatever they are at: those of `concurrent.futures` keep
-    it alive until each has finished its work."""
+    it alive until each has finished its work, and all that waits."""
+
+    alive: ClassVar[WeakSet[_Pool[Any, Any]]] = WeakSet()
+    """Those with threads: a thread that works holds its pool."""
 
     def __init__(self, function: Callable[[Item], Result], num_threads: int) -> None:
         self._function = function
+        self._closed = False
+        self.alive.add(self)
         self._queue: SimpleQueue[tuple[Future[Result], Item] | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"sslkit-data-{number}", daemon=True)
@@ -110,15 +121,23 @@ class _Pool(Generic[Item, Result]):
         """Drops what is not begun and waits a moment for what is."""
         for future in waiting:
             future.cancel()
+        self.drop()
+        self.join(time.monotonic() + _LINGER_S)
+
+    def drop(self) -> None:
+        """Has the threads end after what they are at."""
+        self._closed = True
         for _ in self._threads:
             self._queue.put(None)
-        end = time.monotonic() + _LINGER_S
+
+    def join(self, until: float) -> None:
+        """Waits for the threads, up to a time of the monotonic clock."""
         for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
         alone()  # for good: the limit holds from here on, whether entered or not
-        while (task := self._queue.get()) is not None:
+        while (task := self._queue.get()) is not None and not self._closed:
             future, item = task
             if not future.set_running_or_notify_cancel():
                 continue
@@ -127,6 +146,18 @@ class _Pool(Generic[Item, Result]):
             except BaseException as error:  # raised where the result would have come
                 future.set_exception(error)
             del future, item, task  # else the last result is kept until the next item comes
+
+
+@atexit.register
+def _end_all() -> None:
+    """Before the interpreter is taken apart, while threads may still come back to Python."""
+    pools = list(_Pool.alive)
+    for pool in pools:
+        pool.drop()
+    until = time.monotonic() + _LINGER_AT_EXIT_S
+    with suppress(KeyboardInterrupt):  # who asks again does not want to wait
+        for pool in pools:
+            pool.join(until)
 
 
 def alone() -> AbstractContextManager[object]:
