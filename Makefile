@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
-# A file of tests stays in one process, for what its tests share; each process takes about a gigabyte.
+# A file of tests stays in one process, for what its tests share (conftest.py says which come first); each process takes about a gigabyte.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 EDITABLE := -e . $(foreach p,$(PLUGINS),-e $(dir $(p)))
 

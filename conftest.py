@@ -47,6 +47,49 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.slow)
 
 
+LONG = (
+    "tests/docs/test_pages.py",
+    "tests/docs/test_notebook.py",
+    "tests/ranks/",
+    "tests/workflows/",
+    "tests/soak/",
+    "tests/testing/",
+    "tests/cli/",
+    "tests/engine/",
+    "tests/evaluation/",
+)
+"""What comes first, since a process that takes it last works on while the others have ended."""
+APART = "tests/docs/test_pages.py::test_the_commands_of_a_page_work"
+"""Tests of minutes that share nothing: each goes to the process that is free."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts what takes long first; tests of a file stay together and in order."""
+
+    def place(item: pytest.Item) -> int:
+        return next((n for n, path in enumerate(LONG) if item.nodeid.startswith(path)), len(LONG))
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each process a file, for what its tests share, or one of the tests that share nothing;
+    in the order in which they are collected."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LongFirst(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return nodeid if nodeid.startswith(APART) else file
+
+    config.option.loadscopereorder = False  # by the number of tests, that would be
+    return LongFirst(config, log)
+
+
 @pytest.fixture
 def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a test that looks at the pictures of a run's report: they are drawn."""
