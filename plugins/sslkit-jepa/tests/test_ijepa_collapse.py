@@ -61,4 +61,4 @@ def test_with_targets_of_its_own_the_run_is_stopped(
 def test_healthy_ijepa_is_not_stopped(recipe: Path) -> None:
     found = start(recipe, display=Silent())
     assert found.status == "finished"
-    assert found.metrics["collapse/embedding_spread/target"] > 0.25  # before training 0.36
+    assert found.metrics["collapse/embedding_spread/target"] > 0.35  # before training 0.51

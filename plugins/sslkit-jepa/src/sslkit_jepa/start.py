@@ -11,7 +11,7 @@ from sslkit.errors import RecipeError
 from sslkit.nn.positions import find_transformer, fix_positions
 
 STD = 0.02
-_USUAL_VALUES = 588
+_LEAST_VALUES = 588
 """Pixel values of a patch of ViT-H/14, the smallest that `STD` was chosen for."""
 
 
@@ -19,10 +19,10 @@ def initialize(backbone: Backbone) -> None:
     """Gives a vision transformer of timm the start that I-JEPA's code gives: position embeddings
     two-dimensional sine-cosine and fixed, and `initialize_layers`.
 
-    The weights of the patch embedding are larger where a patch has fewer than 588 values: of 48
-    values, sums with weights of 0.02 are a fifth of the positions, all images look alike, and
-    training makes them more so. Raises RecipeError where it starts from weights, which would be
-    lost, or has no positions."""
+    The weights of the patch embedding are N(0, 1 / n) where a patch has n values, fewer than the
+    paper's 588: of 48 values, sums with weights of 0.02 are a fifth of the positions, all images
+    look alike, and training makes them more so. Raises RecipeError where it starts from weights,
+    which would be lost, or has no positions."""
     if type(backbone).starting_weights(backbone.config) is not None:
         raise RecipeError(
             "method.vit_init: it would replace the weights that the backbone starts from; set it "
@@ -35,7 +35,9 @@ def initialize(backbone: Backbone) -> None:
         raise RecipeError(f"method.vit_init: {error}; set it to false") from None
     initialize_layers(network)
     weight = network.get_submodule("patch_embed.proj").get_parameter("weight")  # (D, C, p, p)
-    nn.init.normal_(weight, std=STD * max(1.0, math.sqrt(_USUAL_VALUES / weight[0].numel())))
+    values = weight[0].numel()
+    if values < _LEAST_VALUES:
+        nn.init.normal_(weight, std=1.0 / math.sqrt(values))
 
 
 def initialize_layers(network: nn.Module) -> None:
