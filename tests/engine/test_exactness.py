@@ -133,8 +133,13 @@ def test_stop_and_resume(
     assert logged(finished.run_dir) == logged(reference)
 
 
-def test_kill_and_resume(tiny: Path, reference: Path, only_run: Callable[[], Path]) -> None:
-    """A real process, a real `kill -9`, twice."""
+@pytest.mark.parametrize(
+    "at_steps", [(10,), pytest.param((3, 10), marks=pytest.mark.slow)], ids=str
+)
+def test_kill_and_resume(
+    tiny: Path, reference: Path, only_run: Callable[[], Path], at_steps: tuple[int, ...]
+) -> None:
+    """A real process, a real `kill -9`, once and twice: each is an interpreter more."""
     command = [sys.executable, "-m", "sslkit", "run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [
@@ -144,7 +149,7 @@ def test_kill_and_resume(tiny: Path, reference: Path, only_run: Callable[[], Pat
         "-o",
         "train.keep_checkpoints=9",
     ]
-    for at_step in (3, 10):
+    for at_step in at_steps:
         process = subprocess.Popen(
             [*command, *arguments], env=environment, stderr=subprocess.DEVNULL
         )

@@ -6,10 +6,7 @@ import pytest
 
 from sslkit.testing import Check, checks
 
-CHECKS = [
-    pytest.param(check, id=str(check), marks=[pytest.mark.slow] if check.law.slow else [])
-    for check in checks("method:simclr")
-]
+CHECKS = [pytest.param(check, id=str(check)) for check in checks("method:simclr")]
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -9,7 +9,8 @@ from pathlib import Path
 from unittest import SkipTest
 
 import pytest
-from broken_methods import Sound, StateInEmbed
+from broken_methods import Sound
+from broken_schedule import GoesBelowZero
 
 from sslkit import installed_components
 from sslkit.api import ComponentConfig, Loss, LossInput
@@ -218,15 +219,18 @@ def test_the_command_prints_a_table_and_ends_with_zero(capsys: pytest.CaptureFix
 def test_a_broken_law_ends_with_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = find_subject(StateInEmbed, {})
+    broken = find_subject(GoesBelowZero, {})
     monkeypatch.setattr("sslkit.testing.subject.find_subjects", lambda *given: ([broken], {}))
     command("mine", "--fast", code=1)
-    assert "broken: method 'StateInEmbed': embed-changes-no-state: " in capsys.readouterr().out
+    assert (
+        "broken: schedule 'GoesBelowZero': factors-are-finite-and-not-negative: "
+        in capsys.readouterr().out
+    )
     command("mine", "--fast", "--json", code=1)
     (report,) = json.loads(capsys.readouterr().out)
     assert report["passed"] is False
     (row,) = [row for row in report["laws"] if row["status"] == "failed"]
-    assert row["law"] == "embed-changes-no-state"
+    assert row["law"] == law
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 """Component -> fields that make it small."""
 CHECKS = [
-    pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])
+    pytest.param(check, id=f"{name}-{check}")
     for name, fields in FIELDS.items()
     for check in checks(name, **fields)
 ]

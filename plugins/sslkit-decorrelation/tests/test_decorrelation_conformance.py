@@ -29,7 +29,7 @@ CHECKS = [
     pytest.param(
         check,
         id=f"{name}-{check}",
-        marks=[pytest.mark.slow] if check.law.slow or name not in QUICK else [],
+        marks=[pytest.mark.slow] if name not in QUICK else [],
     )
     for name, fields in COMPONENTS.items()
     for check in checks(name, **fields)

@@ -11,8 +11,7 @@ from sslkit.testing import Check, checks
 RECIPE = Path(__file__).with_name("one_view_vit.yaml")
 SMALL = {"least_context": 3, "predictor": {"width": 16, "depth": 1, "heads": 2}}
 CHECKS = [
-    pytest.param(check, id=str(check), marks=[pytest.mark.slow] if check.law.slow else [])
-    for check in checks("method:ijepa", recipe=RECIPE, **SMALL)
+    pytest.param(check, id=str(check)) for check in checks("method:ijepa", recipe=RECIPE, **SMALL)
 ]
 
 

@@ -24,9 +24,7 @@ FOUND = {
     "vq_autoencoder": checks("backbone:vq_autoencoder", recipe=ON_CODES, **NETWORK),
 }
 CHECKS = [
-    pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])
-    for name, found in FOUND.items()
-    for check in found
+    pytest.param(check, id=f"{name}-{check}") for name, found in FOUND.items() for check in found
 ]
 
 

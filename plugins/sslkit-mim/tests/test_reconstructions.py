@@ -107,7 +107,7 @@ def test_a_run_saves_the_figure(tmp_path: Path) -> None:
 
 
 CHECKS = [
-    pytest.param(check, id=str(check), marks=[pytest.mark.slow] if check.law.slow else [])
+    pytest.param(check, id=str(check))
     for check in checks("callback:reconstructions", recipe=RECIPE, num_images=2)
 ]
 

@@ -22,7 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 CHECKS = [
-    pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])
+    pytest.param(check, id=f"{name}-{check}")
     for name, found in {
         **{
             name: checks(f"method:{name}", recipe=RECIPE, **fields)

@@ -10,7 +10,7 @@ import pytest
 from sslkit.testing import Check, check_plugin, checks
 
 CHECKS = [
-    pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])
+    pytest.param(check, id=f"{name}-{check}")
     for name, found in {
         "resnet1d": checks("backbone:resnet1d", width=8),
         "series": checks("augmentation:series", length=24, flip=0.5, num_views=3),

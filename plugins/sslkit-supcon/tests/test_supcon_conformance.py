@@ -7,7 +7,7 @@ import pytest
 from sslkit.testing import Check, checks
 
 CHECKS = [
-    pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if check.law.slow else [])
+    pytest.param(check, id=f"{name}-{check}")
     for name in ("method:supcon", "loss:supcon")
     for check in checks(name)
 ]
