@@ -222,10 +222,8 @@ def test_a_broken_law_ends_with_one(
     broken = find_subject(GoesBelowZero, {})
     monkeypatch.setattr("sslkit.testing.subject.find_subjects", lambda *given: ([broken], {}))
     command("mine", "--fast", code=1)
-    assert (
-        "broken: schedule 'GoesBelowZero': factors-are-finite-and-not-negative: "
-        in capsys.readouterr().out
-    )
+    law = "factors-are-finite-and-not-negative"
+    assert f"broken: schedule 'GoesBelowZero': {law}: " in capsys.readouterr().out
     command("mine", "--fast", "--json", code=1)
     (report,) = json.loads(capsys.readouterr().out)
     assert report["passed"] is False
