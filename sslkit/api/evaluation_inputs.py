@@ -91,10 +91,6 @@ class MethodEmbeddings:
         """The same batch, through the method as it was before the first step."""
         return {}
 
-    def prototype_shares(self) -> Mapping[str, Tensor]:
-        """`Method.prototype_shares` of the batch."""
-        return {}
-
     def __call__(self) -> Mapping[str, Tensor]:
         """`now`, as interface 1 had it. Raises PluginError where there are none."""
         warn_of_old("FeatureInput.embeddings()", "embeddings.now()")

@@ -113,13 +113,6 @@ class Method(Component, nn.Module, ABC):
         and outside autocast. `batch.views` may be empty here. Networks belong into `embed`.
         progress: as `before_step` had it; what schedules are read at."""
 
-    def prototype_shares(self, batch: Batch) -> dict[str, Tensor]:
-        """What is to be seen of prototypes beside the entries of `embed`, which are shown anyway:
-        what to call them -> (K,), the part of the batch that each has, as of the patches that a
-        codebook numbers. For the figure of the evaluator `collapse`, by the batch that it embeds,
-        in training mode and without gradient. Changes nothing. By default nothing."""
-        return {}
-
     def param_groups(self) -> list[ParamGroup]:
         """Learning rate, decay, freezing and clipping rules; by default one group of all
         parameters that require a gradient."""

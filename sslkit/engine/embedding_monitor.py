@@ -49,7 +49,6 @@ class EmbeddingMonitor(MethodEmbeddings):
         self._division = division
         self._make_untrained = make_untrained
         self._now: Embeddings | None = None
-        self._shares: Embeddings | None = None
         self._untrained: Embeddings | None = None
 
     @property
@@ -61,10 +60,6 @@ class EmbeddingMonitor(MethodEmbeddings):
         """The embeddings by the method as it is."""
         return self._embed(self._method) if self._now is None else self._now
 
-    def prototype_shares(self) -> Embeddings:
-        """What the method says of the use of prototypes, the mean over the ranks."""
-        return self._take_shares() if self._shares is None else self._shares
-
     def untrained(self) -> Embeddings:
         """The embeddings by the method before its first step; made once."""
         if self._untrained is None:
@@ -72,29 +67,16 @@ class EmbeddingMonitor(MethodEmbeddings):
         return self._untrained
 
     def _embed(self, method: Method) -> Embeddings:
-        found = self._computed(method, method.embed)
-        world = self._compute.world
-        everywhere = world.gather_rows(found)
-        return everywhere if world.is_first else {}
-
-    def _take_shares(self) -> Embeddings:
-        if type(self._method).prototype_shares is Method.prototype_shares:
-            return {}
-        found = self._computed(self._method, self._method.prototype_shares)
-        world = self._compute.world
-        mean = {name: world.mean(shares) for name, shares in found.items()}
-        return mean if world.is_first else {}
-
-    def _computed(self, method: Method, of: Callable[[Batch], Embeddings]) -> Embeddings:
-        """What a member of the method makes of this rank's share of the batch."""
         world = self._compute.world
         part = piece_of(next(self._loader.epoch(0)), self._division, 0)
         rank = [world.rank] if world.rank else []
         with seeded(self._seed, "evaluation", "embeddings", *rank):
             if world.group is None:
-                return compute_unchanged(method, self._compute, part, of)
+                return embed_unchanged(method, self._compute, part)
             with world.watching(), over_ranks(shareable_layers(method), world.group):
-                return compute_unchanged(method, self._compute, part, of)
+                found = embed_unchanged(method, self._compute, part)
+        everywhere = world.gather_rows(found)
+        return everywhere if world.is_first else {}
 
     @contextmanager
     def on_all_ranks(self) -> Iterator[None]:
@@ -106,24 +88,21 @@ class EmbeddingMonitor(MethodEmbeddings):
         self._compute.world.barrier()
         try:
             self._now = self._embed(self._method)
-            self._shares = self._take_shares()
             self.untrained()
             yield
         finally:
-            self._now = self._shares = None
+            self._now = None
 
 
-def compute_unchanged(
-    method: Method, compute: Compute, batch: Batch, of: Callable[[Batch], Embeddings]
-) -> Embeddings:
-    """What a member of the method makes of a batch in training mode, without gradient; its modes
-    and buffers are put back to what they were."""
+def embed_unchanged(method: Method, compute: Compute, batch: Batch) -> Embeddings:
+    """The method's embeddings in training mode, without gradient; its modes and buffers are put
+    back to what they were."""
     buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
     views: tuple[Tensor, ...] = tuple(compute.layout(view) for view in batch.views)
     try:
         with modes_kept(method), torch.no_grad(), compute.autocast():
             method.train()
-            found = of(replace(batch, views=views))
+            found = method.embed(replace(batch, views=views))
         return {name: full_precision(value) for name, value in found.items()}
     finally:
         with torch.no_grad():

@@ -173,10 +173,8 @@ class Known(MethodEmbeddings):
         now: Mapping[str, Tensor],
         untrained: Mapping[str, Tensor],
         must_not_collapse: Mapping[str, Apart] | None,
-        shares: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._found = now, untrained
-        self._shares = shares or {}
         self._must_not_collapse = must_not_collapse
 
     @property
@@ -189,16 +187,12 @@ class Known(MethodEmbeddings):
     def untrained(self) -> Mapping[str, Tensor]:
         return self._found[1]
 
-    def prototype_shares(self) -> Mapping[str, Tensor]:
-        return self._shares
-
 
 def evaluate(
     features: Tensor,
     now: Mapping[str, Tensor] | None = None,
     untrained: Mapping[str, Tensor] | None = None,
     must_not_collapse: Mapping[str, Apart] | None = None,
-    shares: Mapping[str, Tensor] | None = None,
     **fields: object,
 ) -> Evaluation:
     given = FeatureInput(
@@ -206,7 +200,7 @@ def evaluate(
         unlabelled(features[:0], features),
         0,
         views=Pairs(features, features),
-        embeddings=Known(now or {}, untrained or {}, must_not_collapse, shares),
+        embeddings=Known(now or {}, untrained or {}, must_not_collapse),
     )
     found = Collapse(Collapse.Config(policy="stop", **fields)).evaluate(given)
     assert found.warning is None
@@ -371,15 +365,13 @@ def test_the_figure_shows_the_part_of_each_prototype() -> None:
     assert set(evaluate(spread_out(300, 16), {"z": spread_out(64, 8)}).figures) == {"spectrum"}
 
 
-def test_the_figure_shows_what_else_a_method_says_of_prototypes() -> None:
-    """Shares that no entry of `embed` has, such as those of a codebook: drawn, and not judged."""
-    codes = torch.tensor([0.0, 0.5, 0.0, 0.5])
-    found = evaluate(spread_out(300, 16), {"z": spread_out(64, 8)}, shares={"codes": codes})
+def test_codes_of_patches_are_shown_as_their_parts_of_each_image() -> None:
+    """A codebook: each image has two codes, half its patches each."""
+    codes = torch.tensor([[0.0, 0.5, 0.0, 0.5]]).expand(64, 4)
+    found = evaluate(spread_out(300, 16), {"codes": codes}, must_not_collapse={})
     lines = found.figures["prototypes"].axes[0].lines
     assert lines[0].get_label() == "codes: 2 of 4 in effect"
     assert list(lines[0].get_ydata()) == pytest.approx([2.0, 2.0, 0.0, 0.0])
-    assert not any("codes" in name for name in found.metrics)
-    assert found.stop is None
 
 
 def test_names_and_many_positions_are_kept_within_bounds() -> None:
@@ -409,9 +401,7 @@ def test_a_run_with_a_collapsed_branch_is_stopped(
 
 
 @pytest.mark.parametrize("micro_batch", [None, 32])
-def test_looking_leaves_the_method_as_it_was(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int | None
-) -> None:
+def test_looking_leaves_the_method_as_it_was(recipe: Path, micro_batch: int | None) -> None:
     """And takes no more images at a time than training does."""
     from sslkit.experiment.build import build
     from sslkit.experiment.check import check
@@ -429,13 +419,6 @@ def test_looking_leaves_the_method_as_it_was(
         method.head.eval()
         modes, digest = [module.training for module in method.modules()], state_digest(method)
         generator = torch.get_rng_state()
-
-        def shares(self: SimCLR, batch: Batch) -> dict[str, Tensor]:
-            found = self.embed(batch)["z"]  # moves the statistics of BatchNorm
-            return {"z": found.abs().mean(dim=(0, 1)) + torch.rand(1)}
-
-        monkeypatch.setattr(SimCLR, "prototype_shares", shares)
-        assert experiment.suite._own._embeddings.prototype_shares()["z"].shape == (32,)
         subject = embeddings_seen_by_protocols(experiment)
         assert subject["z"].shape == (micro_batch or 128, 2, 32)
         assert not subject["z"].requires_grad

@@ -47,7 +47,7 @@ class Collapse(FeatureEvaluator):
     RankMe with `min_rankme`. One below its threshold is a collapse.
 
     Figures: `spectrum`, the singular values of the centred features; `prototypes`, where a method
-    assigns images to some (`embed`, `Method.prototype_shares`), the part that each has."""
+    assigns images to some, the part of the images that each has."""
 
     requires_labels = False
     changes_no_metric = frozenset(
@@ -104,10 +104,7 @@ class Collapse(FeatureEvaluator):
             if in_use := [min(each.in_use) for each in judged if each.in_use]:
                 metrics["collapse/prototypes"] = min(in_use)
             metrics |= dict(metric for branch in branches for metric in branch.metrics())
-            shares = {branch.name: branch.shares for branch in branches if branch.shares}
-            further = given.embeddings.prototype_shares()
-            shares |= {name: part.tolist() for name, part in further.items()}
-            if shares:
+            if shares := {branch.name: branch.shares for branch in branches if branch.shares}:
                 figures["prototypes"] = _prototypes(shares, given.noun)
         policy, found = self.config.policy, None
         if policy != "off":
