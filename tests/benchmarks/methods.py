@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ from .methods_page import PROTOCOLS, write_page
 ARMS = Path(__file__).with_name("methods.yaml")
 RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks" / "results" / "methods"
 _BATCH = 128  # of all recipes of the table
+_TRAINING_IMAGES = 50_000
+_WARMUP = 0.1
+"""Part of the steps in which the learning rate rises; the recipes' warm-up is for longer runs."""
 _PROBED_STEPS = (10, 50)
 _PROBES = 3
 _SEARCH_SEED = 100  # none of those that are reported
@@ -66,6 +69,11 @@ class Arm:
     recipe: str
     search: Mapping[str, Sequence[Any]]
     """Field -> the values that are tried; every combination is."""
+    overrides: Sequence[str] = ()
+    """What is changed in the recipe throughout, such as its network to that of all others."""
+    before: Mapping[str, str] = field(default_factory=dict)
+    """`recipe` of a run that comes first, as long as one of the search and on the same images, and
+    the `field` that takes its folder. Its time comes on top."""
     note: str = ""
     """What a reader of the page must know of its numbers."""
 
@@ -102,6 +110,8 @@ class Measuring:
         return {
             "method": self.arm.name,
             "recipe": self.arm.recipe,
+            "overrides": list(self.arm.overrides),
+            "before": dict(self.arm.before),
             "backbone": self.backbone(),
             "budget": vars(self.budget),
             "images_per_cpu_second": speed,
@@ -149,16 +159,36 @@ class Measuring:
         pixels: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
         return pixels
 
+    def before(self) -> list[str]:
+        """The override that names the run that comes before; it is made where it is missing."""
+        if not self.arm.before:
+            return []
+        first = Measuring(Arm(self.arm.name, self.arm.before["recipe"], {}), *self._place("before"))
+        runs = first.folder / "run"
+        found = [path.parent for path in runs.glob("*/results.json")]
+        if not found:
+            speed = first.images_per_second()
+            found = [first.run("run", first.kept(first.length(speed, self.budget.search_seconds)))]
+        return [f"{self.arm.before['field']}={found[0]}"]
+
+    def _place(self, name: str) -> tuple[Budget, Path, Path]:
+        return self.budget, self.folder / name, self.train.parents[1]
+
+    def kept(self, overrides: Sequence[str]) -> list[str]:
+        """Overrides of a run that keeps images from training, and the test set closed."""
+        fraction = self.budget.selection_fraction
+        return [
+            *overrides, _SEARCHED, f"seed={_SEARCH_SEED}", "data.test=null",
+            f"data.test_fraction={fraction}",
+        ]  # fmt: skip
+
     def searched(self, settings: Mapping[str, Any], speed: float) -> float:
         """kNN accuracy on images kept from the training set."""
         words = "-".join(f"{path.rpartition('.')[2]}={value}" for path, value in settings.items())
         kept = self.folder / f"search-{words}.json"
         if not kept.exists():
-            overrides = [
-                *_overrides(settings), _SEARCHED, f"seed={_SEARCH_SEED}", "data.test=null",
-                f"data.test_fraction={self.budget.selection_fraction}",
-                self.steps(speed, self.budget.search_seconds),
-            ]  # fmt: skip
+            chosen = [*_overrides(settings), *self.length(speed, self.budget.search_seconds)]
+            overrides = self.kept(chosen)
             top1 = _last(self.run("search", overrides), "eval/knn/top1")
             kept.write_text(json.dumps(top1), encoding="utf-8")
         found: float = json.loads(kept.read_text(encoding="utf-8"))
@@ -169,7 +199,7 @@ class Measuring:
         out = self.folder / "final"
         overrides = [
             *_overrides(settings), f"data.test={self.test}", _REPORTED,
-            self.steps(speed, self.budget.final_seconds),
+            *self.length(speed, self.budget.final_seconds),
         ]  # fmt: skip
         options = ["--seeds", str(self.budget.seeds), "--map", "none", "--neighbours", "0"]
         self.sslkit("compare", overrides, [*options, "-O", str(out)])
@@ -182,9 +212,11 @@ class Measuring:
             "pretext_top1": [found for run in runs if (found := _pretext_top1(run)) is not None],
         }
 
-    def steps(self, speed: float, seconds: float) -> str:
-        """The override that makes a run take so long."""
-        return f"train.max_steps={max(1, round(speed * seconds / _BATCH))}"
+    def length(self, speed: float, seconds: float) -> list[str]:
+        """Overrides that make a run take so long, a tenth of it warm-up."""
+        steps = max(1, round(speed * seconds / _BATCH))
+        warmup = _WARMUP * steps / (_TRAINING_IMAGES / _BATCH)
+        return [f"train.max_steps={steps}", f"schedule.warmup_epochs={warmup:.4f}"]
 
     def run(self, name: str, overrides: Sequence[str]) -> Path:
         """The folder of a finished run."""
@@ -201,7 +233,7 @@ class Measuring:
             "tracking={name: none}", "expect={}",
         ]  # fmt: skip
         words = [sys.executable, "-m", "sslkit", command, self.arm.recipe, *options]
-        for override in [*settled, *overrides]:
+        for override in [*settled, *self.arm.overrides, *self.before(), *overrides]:
             words += ["-o", override]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(words, check=True, env=environment, stdout=subprocess.DEVNULL)

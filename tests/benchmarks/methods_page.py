@@ -84,7 +84,8 @@ def _conditions(first: Result) -> Iterable[str]:
     yield (
         f"Each method trains for {budget['final_seconds']:.0f} seconds of CPU time on one thread, "
         f"{budget['seeds']} seeds: so many steps as fit at its speed, which is what more steps add "
-        "to the CPU time of a run. Its learning rate and one more setting were chosen by kNN on "
+        "to the CPU time of a run, the first tenth of them warm-up. Its learning rate and one more "
+        "setting were chosen by kNN on "
         f"{100 * budget['selection_fraction']:.0f} % of the training images, kept from training, "
         f"in runs of {budget['search_seconds']:.0f} seconds with another seed; the test set was "
         "looked at once, by what was chosen. So the table says what a method gives for a few "

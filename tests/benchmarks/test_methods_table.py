@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sslkit.recipe import find_recipe, load_recipe
-from tests.benchmarks.methods import Arm, Budget, Measuring, read_arms
+from tests.benchmarks.methods import Arm, Budget, Measuring, _overrides, read_arms
 from tests.benchmarks.methods_page import write_page
 
 
@@ -26,7 +26,7 @@ def test_every_arm_names_a_recipe_of_the_table_and_fields_that_it_has() -> None:
         assert plain.train.batch_size == 128, arm.name
         assert 2 <= len(list(arm.settings())) <= 8, arm.name
         for settings in arm.settings():
-            load_recipe(path, [f"{field}={value}" for field, value in settings.items()])
+            load_recipe(path, [*arm.overrides, *_overrides(settings)])
 
 
 def _write_images(path: Path, count: int) -> None:
