@@ -1,0 +1,73 @@
+"""The collapse monitor, on real images: iBOT goes on; without the centre of class tokens, or of
+patches alone, it is stopped, and so is DINOv2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sslkit.engine.display import Silent
+from sslkit.errors import TrainingError
+from sslkit.workflows.train import start
+
+HEAD = "{name: dino, out_dim: 128, hidden_dim: 128, bottleneck_dim: 32, batch_norm: true}"
+RECIPE = f"""\
+name: ibot-digits
+data: {{name: digits}}
+augmentation:
+  {{name: simclr, size: 16, crop_scale: [0.4, 1.0], blur: false, saturation: 0, hue: 0,
+   grayscale_probability: 0}}
+backbone: {{name: timm, model: test_vit, patch_size: 4, normalize: none, pool: token,
+  model_args: {{depth: 2}}}}
+method:
+  name: ibot
+  head: {HEAD}
+  teacher_temperature: 0.04
+  patch_teacher_temperature: 0.04
+  teacher_momentum: {{name: cosine, start: 0.97, end: 1.0}}
+  min_block: 2
+  freeze_last_layer_epochs: 0
+optimizer: {{name: adamw, lr: 2e-3, weight_decay: 0.04}}
+train: {{epochs: 3, batch_size: 128, device: cpu, loader_threads: 0, online_probe: null}}
+evaluate:
+  - {{name: collapse, every_epochs: 1, policy: stop}}
+tracking: {{name: none}}
+"""
+DINOV2 = ("method.name=dinov2", f"method.patch_head={HEAD}", "method.teacher_momentum=0.97")
+
+pytestmark = pytest.mark.slow  # runs of some epochs, 5 to 10 s of processor time each
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    torch.set_num_threads(1)
+    path = tmp_path / "digits.yaml"
+    path.write_text(RECIPE + f"runs_dir: {tmp_path / 'runs'}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "entry"),
+    [
+        pytest.param(["method.center_momentum=1.0"], "target", id="class-tokens"),
+        pytest.param(["method.patch_center_momentum=1.0"], "patch_target", id="patches"),
+        pytest.param(
+            [*DINOV2, "method.centering=mean", "method.center_momentum=1.0"], "target", id="dinov2"
+        ),
+    ],
+)
+def test_without_centring_the_run_is_stopped(
+    recipe: Path, overrides: list[str], entry: str
+) -> None:
+    said = rf"^epoch \d: stopped by collapse: .*('{entry}'|few of 128 prototypes)"
+    with pytest.raises(TrainingError, match=said):
+        start(recipe, overrides, display=Silent())
+
+
+def test_a_healthy_run_is_not_stopped(recipe: Path) -> None:
+    found = start(recipe, (), display=Silent())
+    assert found.status == "finished"
+    assert found.metrics["collapse/prototypes/target"] > 0.2
+    assert found.metrics["collapse/prototypes/patch_target"] > 0.2
