@@ -9,7 +9,7 @@ from typing import Any
 from sslkit.api import RunFacts
 from sslkit.nn.compute import Compute
 from sslkit.parallel.launch import read_launch
-from sslkit.recipe import Recipe, backbone_name, components, recipe_hash
+from sslkit.recipe import Recipe, backbone_name, components, file_digests, recipe_hash
 from sslkit.runs.environment import code_digests, describe, git_state
 
 from .stores import Stores
@@ -44,6 +44,7 @@ def describe_run(
         device=str(compute.device),
         plugins={slot.distribution: slot.version for slot in used},
         data=stores.fingerprints,
+        files=file_digests(recipe),
         processes=compute.world.size,
         launch=launch.name if (launch := read_launch()) is not None else None,
     )

@@ -11,7 +11,15 @@ from __future__ import annotations
 from sslkit.host.recipe_files import find_recipe, shipped_recipes
 
 from .data_block import load_data_block
-from .hashing import backbone_name, dump_resolved, flatten, hashed_view, recipe_hash
+from .hashing import (
+    backbone_name,
+    dump_resolved,
+    experiment_hash,
+    file_digests,
+    flatten,
+    hashed_view,
+    recipe_hash,
+)
 from .loading import load_recipe, parse_recipe, read_field
 from .model import (
     Expectation,
@@ -37,6 +45,8 @@ __all__ = [
     "check_recipe",
     "components",
     "dump_resolved",
+    "experiment_hash",
+    "file_digests",
     "find_recipe",
     "flatten",
     "hashed_view",

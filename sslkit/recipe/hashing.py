@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from sslkit.api import ScheduledNumber, Slot
 from sslkit.api.renamed_fields import first_names
+from sslkit.nn.weights import weight_file
 
 from .model import Recipe, components
 from .yaml_positions import dump_document
@@ -32,6 +33,7 @@ _NOT_HASHED_IN_TRAIN = frozenset(
     }
 )
 _PATH = "<path>"
+_WITHOUT_FILES = frozenset({"data", "evaluate", "tracking", "callbacks"})
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -46,7 +48,8 @@ def recipe_hash(recipe: Recipe) -> str:
     - `train.loader_threads`: the same bits for any number;
     - `train.parallel`: how processes share the same computation;
     - `train.device`: the same mathematics elsewhere; the environment record has the device;
-    - the value of every path, whose data has its own fingerprint (that a path is given counts).
+    - the value of every path (that one is given counts): data have fingerprints, and other files
+      are told apart by what is in them, see `experiment_hash`.
 
     Names count with their distribution and without its version, so that a new release of a plugin
     keeps the hash and another plugin's component of the same name does not. The order of fields,
@@ -60,6 +63,31 @@ def recipe_hash(recipe: Recipe) -> str:
 def backbone_name(recipe: Recipe) -> str:
     """What to call the backbone: the model, where it is one of a family."""
     return recipe.backbone.cls.label(recipe.backbone.config) or recipe.backbone.name
+
+
+def experiment_hash(recipe: Recipe, files: Mapping[str, str]) -> str:
+    """`recipe_hash`, where the recipe names files that the training starts from, with what is in
+    them: what repetitions of an experiment share. files: field -> digest."""
+    if not files:
+        return recipe_hash(recipe)
+    text = json.dumps([recipe_hash(recipe), dict(files)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digests(recipe: Recipe) -> dict[str, str]:
+    """Field -> digest of the file that it names, or of the weights in the run folder, for all
+    components but sources of data, which have fingerprints, and what only watches or stores. Files
+    that are not there are left out."""
+    found = {}
+    for where, slot in components(recipe):
+        if where.partition(".")[0] in _WITHOUT_FILES:
+            continue
+        for field, value in slot.config:
+            if isinstance(value, Path) and (file := weight_file(value)).is_file():
+                with file.open("rb") as opened:
+                    digest = hashlib.file_digest(opened, "sha256").hexdigest()
+                found[f"{where}.{field}"] = digest[:16]
+    return found
 
 
 def hashed_view(recipe: Recipe, *, first_names: bool = False) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def describe(
     device: str | None = None,
     plugins: Mapping[str, str] | None = None,
     data: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
     processes: int = 1,
     launch: str | None = None,
     cwd: Path | None = None,
@@ -66,7 +67,8 @@ def describe(
     """Everything that `environment.json` holds, as plain JSON values.
 
     device: the resolved training device. plugins: distribution -> version of each plugin that the
-    recipe uses. data: split -> fingerprint. processes: how many share the work. launch: what
+    recipe uses. data: split -> fingerprint. files: field of the
+    recipe -> digest of the file that it names. processes: how many share the work. launch: what
     started them. cwd: where to look for a git repository; by default the working directory."""
     git = git_state(cwd or Path.cwd())
     return {
@@ -84,6 +86,7 @@ def describe(
         "processes": processes,
         "launch": launch,
         "data": dict(data or {}),
+        "files": dict(files or {}),
     }
 
 

@@ -24,7 +24,7 @@ _MOST_THREADS = 1 << 10
 MAX_SIDE = 1 << 14
 """Pixels of a side, and channels, of images that a network may be built for."""
 WATCHED = (
-    "code.", "device", "hardware.cpu", "hardware.gpus", "packages.", "plugins.",
+    "code.", "device", "files.", "hardware.cpu", "hardware.gpus", "packages.", "plugins.",
     "processes", "python", "torch.",
 )  # fmt: skip
 """What of an environment may change the bits of a run."""
@@ -50,6 +50,12 @@ class SavedEnvironment:
         """Split -> fingerprint; none where they are not recorded."""
         data = self.values.get("data")
         return dict(data) if isinstance(data, Mapping) else {}
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Field of the recipe -> digest of the file that it named; none where not recorded."""
+        files = self.values.get("files")
+        return dict(files) if isinstance(files, Mapping) else {}
 
     @property
     def forked_from(self) -> str | None:

@@ -30,6 +30,7 @@ def make_run(
     data: str = "aaaa",
     cost: Mapping[str, float] | None = None,
     more: Mapping[str, Mapping[str, float]] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """A folder as a run of three epochs leaves it. top1: kNN after the last epoch. speed: images/s.
     during: kNN after the first epochs. more: further metrics of the trained encoder, by evaluator.
@@ -46,6 +47,7 @@ def make_run(
             "steps_per_epoch": STEPS_PER_EPOCH,
         },
         "data": {"train": data, "test": "bbbb"},
+        "files": files or {},
         "hardware": {"host": "here", "cpu": "a processor", "gpus": []},
         "device": "cpu",
         "torch": {"num_threads": 1},

@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 
 from sslkit.errors import RunFolderError
-from sslkit.report.comparison.side_by_side import Arm, Comparison, Match, Row
+from sslkit.recipe import file_digests, parse_recipe, recipe_hash
+from sslkit.report.comparison.side_by_side import Arm, Comparison, Match, Row, RunRecord
 from sslkit.report.comparison.tables import text_tables
 from sslkit.report.final_results import main_metrics
 from sslkit.runs.metrics_file import MetricLine, encode_line
 from sslkit.workflows.compare.agreement import ArmConditions, disagreements
 from sslkit.workflows.compare.arm_statistics import make_comparison
+from sslkit.workflows.compare.compare import group_runs
 from sslkit.workflows.compare.comparison_folder import write_comparison
 from sslkit.workflows.compare.records import read_run, seconds_at
+from tests.conftest import TINY
 from tests.report.run_folders import IMAGES, A, arm, make_run, make_two_arms
 
 
@@ -47,6 +50,35 @@ def test_statistics_are_those_worked_out_by_hand(two_arms: list[Arm]) -> None:
     assert a.against["untrained"].mean == pytest.approx(0.22)
     assert a.against["untrained"].high == pytest.approx(0.22 + 4.302653 * (0.0007 / 3) ** 0.5)
     assert a.epochs == 3
+
+
+def test_runs_that_start_from_other_files_are_no_repetitions(tmp_path: Path) -> None:
+    def made(seed: int, digest: str) -> RunRecord:
+        path = make_run(tmp_path, "a", seed, 0.5, files={"backbone.weights": digest})
+        return read_run(path)
+
+    alike = [made(0, "aaaa"), made(1, "aaaa")]
+    groups = group_runs([*alike, made(0, "bbbb")])
+    assert [len(group) for group in groups.values()] == [2, 1]
+    plain = read_run(make_run(tmp_path, "a", 0, 0.5))
+    assert plain.hash == recipe_hash(plain.recipe), "of a run without files nothing changes"
+
+
+def test_files_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
+    first, second, copy = (tmp_path / name for name in ("first.pth", "second.pth", "copy.pth"))
+    for path, content in ((first, b"a"), (second, b"b"), (copy, b"a")):
+        path.write_bytes(content)
+    folder = tmp_path / "a-run"
+    folder.mkdir()
+    (folder / "encoder.safetensors").write_bytes(b"a")
+
+    def digests(path: Path) -> dict[str, str]:
+        return file_digests(parse_recipe(TINY, "x", [f"backbone.weights={path}"]))
+
+    assert digests(first) == digests(copy) == digests(folder) != digests(second)
+    assert digests(first).keys() == {"backbone.weights"}
+    assert digests(tmp_path / "nothing.pth") == {}
+    assert file_digests(parse_recipe(TINY, "x")) == {}, "data have fingerprints"
 
 
 def test_costs_are_means_over_seeds(two_arms: list[Arm]) -> None:

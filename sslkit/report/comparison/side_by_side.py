@@ -48,6 +48,7 @@ class RunRecord:
     path: Path
     recipe: Recipe
     hash: str
+    """Of the recipe and the files that it starts from."""
     data: Mapping[str, str]
     """Split -> fingerprint."""
     steps: int
@@ -67,6 +68,11 @@ class RunRecord:
     """Device and processor or accelerator."""
     versions: Mapping[str, str]
     """Distributions that change numbers -> version."""
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What repetitions of an experiment share."""
+        return self.recipe.name, self.hash
 
     @property
     def seed(self) -> int:

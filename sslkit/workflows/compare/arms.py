@@ -5,15 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from sslkit.data.splits import open_splits
 from sslkit.errors import RecipeError
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
-from sslkit.recipe import Recipe, find_recipe, flatten, load_recipe, recipe_hash
+from sslkit.recipe import (
+    Recipe,
+    experiment_hash,
+    file_digests,
+    find_recipe,
+    flatten,
+    load_recipe,
+)
 from sslkit.report.comparison.side_by_side import RunRecord
 from sslkit.runs.folder import sanitise_name
 
@@ -44,18 +52,18 @@ class PlannedArm:
     """What `--vary BLOCK.name=...` left as the recipe has it, since that names this component
     already: a sentence for each block, for the reader of the comparison."""
 
-    @property
+    @cached_property
     def identity(self) -> Identity:
-        return identity(self.recipe)
+        return identity(self.recipe, file_digests(self.recipe))
 
     def seeded(self, seed: int) -> Recipe:
         """Its recipe with another seed."""
         return self.recipe.model_copy(update={"seed": seed})
 
 
-def identity(recipe: Recipe) -> Identity:
-    """What tells arms apart."""
-    return recipe.name, recipe_hash(recipe)
+def identity(recipe: Recipe, files: Mapping[str, str]) -> Identity:
+    """What tells arms apart. files: those that the recipe starts from, see `file_digests`."""
+    return recipe.name, experiment_hash(recipe, files)
 
 
 def plan_arms(

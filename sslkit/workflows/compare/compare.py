@@ -19,7 +19,6 @@ from .arm_statistics import make_comparison
 from .arms import (
     Identity,
     PlannedArm,
-    identity,
     kept_fields,
     label_runs,
     plan_arms,
@@ -134,7 +133,7 @@ def group_runs(records: Sequence[RunRecord]) -> dict[Identity, list[RunRecord]]:
     """Finished runs by experiment. Raises RecipeError where one seed is there twice."""
     groups: dict[Identity, dict[int, RunRecord]] = defaultdict(dict)
     for record in records:
-        same = groups[identity(record.recipe)].setdefault(record.seed, record)
+        same = groups[record.identity].setdefault(record.seed, record)
         if same is not record:
             raise RecipeError(
                 f"{same.path.name} and {record.path.name}: both are seed {record.seed} of one "
@@ -148,7 +147,7 @@ def arm_labels(planned: Sequence[PlannedArm], given: ExistingRuns) -> dict[Ident
     labels = {arm.identity: arm.label for arm in planned}
     rest = [group for key, group in given.items() if key not in labels]
     for group, label in zip(rest, label_runs(rest), strict=True):
-        key = identity(group[0].recipe)
+        key = group[0].identity
         labels[key] = f"{label} ({key[1][:6]})" if label in labels.values() else label
     return labels
 

@@ -26,6 +26,7 @@ from sslkit.report.comparison.side_by_side import Comparison
 from sslkit.report.comparison.svg import Picture
 from sslkit.report.comparison.tables import markdown
 from sslkit.runs.endings import is_finished
+from sslkit.runs.environment_file import read_environment
 from sslkit.runs.folder import find_runs, lock_folder, new_run_id, sanitise_name, unlock_folder
 
 from .arms import Identity, PlannedArm, identity
@@ -115,7 +116,8 @@ class ComparisonFolder:
         for run in find_runs(self.runs):
             if is_finished(run.path):
                 recipe = load_recipe(run.recipe)
-                found[identity(recipe), recipe.seed] = run.path
+                files = read_environment(run.path).files
+                found[identity(recipe, files), recipe.seed] = run.path
         return found
 
 

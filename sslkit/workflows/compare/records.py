@@ -11,7 +11,7 @@ from typing import Any
 
 from sslkit.errors import CheckpointError, RunFolderError
 from sslkit.evaluation.collector import named_evaluators
-from sslkit.recipe import Recipe, load_recipe, recipe_hash
+from sslkit.recipe import Recipe, experiment_hash, load_recipe, recipe_hash
 from sslkit.report.comparison.side_by_side import SUBJECTS, Point, RunRecord, Score
 from sslkit.report.cost import training_clock
 from sslkit.report.final_results import main_metrics
@@ -53,7 +53,7 @@ def read_run(path: Path) -> RunRecord:
         return RunRecord(
             path=folder.path,
             recipe=recipe,
-            hash=recipe_hash(recipe),
+            hash=experiment_hash(recipe, SavedEnvironment(path, environment).files),
             data=dict(environment["data"]),
             steps=total,
             epochs=total / int(facts["steps_per_epoch"]),
