@@ -7,6 +7,7 @@ every run."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +19,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 _TRIES = 20
-"""Whether the memory that is left unset is memory that was filled is up to the allocator."""
+"""Without `_filled_memory` it is up to the allocator what the memory that is left unset held."""
 _CHANNELS = 64
 """Channels of the convolution that is tried: small gradients lie in memory that was used before."""
+_M_PERTURB = -6
+"""glibc's `mallopt`: what is allocated is filled with the complement of a byte."""
+_FILLING = 0x80
+"""Leaves 0x7f7f, 3e38 in bf16 and a NaN in fp16."""
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -102,8 +107,9 @@ def leaves_gradient_unset(
     channels: tuple[int, int, int],
     dtype: torch.dtype,
 ) -> bool:
-    """Tries such a convolution, with fewer channels, each time after one with the same weights on
-    a map that meets all of them: that one leaves infinities in the memory that torch uses."""
+    """Tries such a convolution, with fewer channels, in memory that is filled; for where that
+    cannot be had, after one with the same weights on a map that meets all of them, which leaves
+    infinities in the memory that torch uses."""
     groups = min(channels[2], _CHANNELS)
     inside, outside = (
         groups * max(1, min(count // channels[2], _CHANNELS // groups)) for count in channels[:2]
@@ -120,16 +126,33 @@ def leaves_gradient_unset(
         output.backward(torch.ones_like(output))  # type: ignore[no-untyped-call]
         return leaf.grad, output[:, 0].numel()
 
-    for _ in range(_TRIES):
-        try:
-            weight_gradient(met_by_all, torch.inf)
-            made, positions = weight_gradient(map_size, 1.0)
-        except RuntimeError:  # no such convolution: the module pads by itself
-            return False
-        # Each entry is a count of ones: at most the images times the positions of the output.
-        if made is None or not bool((made.float().abs() <= 2 * positions).all()):
-            return True
+    with _filled_memory():
+        for _ in range(_TRIES):
+            try:
+                weight_gradient(met_by_all, torch.inf)
+                made, positions = weight_gradient(map_size, 1.0)
+            except RuntimeError:  # no such convolution: the module pads by itself
+                return False
+            # Each entry is a count of ones: at most the images times the positions of the output.
+            if made is None or not bool((made.float().abs() <= 2 * positions).all()):
+                return True
     return False
+
+
+@contextmanager
+def _filled_memory() -> Iterator[None]:
+    """Memory that is allocated inside the block holds large numbers, where the C library is glibc;
+    elsewhere what it held before."""
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        yield
+        return
+    set_option(_M_PERTURB, _FILLING)
+    try:
+        yield
+    finally:
+        set_option(_M_PERTURB, 0)
 
 
 def _describe(name: str, module: _ConvNd, images: Tensor) -> Convolution:

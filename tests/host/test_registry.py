@@ -110,9 +110,9 @@ def test_an_unknown_name_gets_a_suggestion() -> None:
 
 def test_a_name_that_is_like_none_asks_for_its_package() -> None:
     with pytest.raises(PluginError) as error:
-        load_plugins().registry.resolve("loss", "wmse")
+        load_plugins().registry.resolve("loss", "zyx")
     assert str(error.value).startswith(
-        "unknown loss 'wmse'; no installed package provides it: is the one that does installed? "
+        "unknown loss 'zyx'; no installed package provides it: is the one that does installed? "
         "Valid: "
     )
     with pytest.raises(PluginError, match="'far-away' provides no working plugin; is it installed"):

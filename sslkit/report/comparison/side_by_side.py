@@ -48,7 +48,7 @@ class RunRecord:
     path: Path
     recipe: Recipe
     hash: str
-    """Of the recipe and the files that it starts from."""
+    """What the recipe says and the files that it starts from, see `experiment_hash`."""
     data: Mapping[str, str]
     """Split -> fingerprint."""
     steps: int
