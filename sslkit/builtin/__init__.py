@@ -68,6 +68,7 @@ def register_evaluators() -> Mapping[str, str]:
         "retrieval": "sslkit.builtin.evaluators.retrieval:Retrieval",
         "collapse": "sslkit.builtin.evaluators.collapse:Collapse",
         "segmentation": "sslkit.builtin.evaluators.segmentation:Segmentation",
+        "last_blocks": "sslkit.builtin.evaluators.last_blocks:LastBlocks",
         "stages": "sslkit.builtin.evaluators.stages:Stages",
         "detection": "sslkit.builtin.evaluators.detection:Detection",
     }

@@ -1,14 +1,16 @@
-"""The evaluator that measures every stage of a backbone."""
+"""The evaluators that measure parts of a backbone: every stage, or the last blocks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslkit.api import Backbone, RunFacts, resolve_component
+from sslkit.builtin.evaluators.last_blocks import _LastBlocks
 from sslkit.host.plugins import load_plugins
 from tests.evaluation.image_subjects import Network, protocol, study
 
@@ -20,6 +22,17 @@ def resnet() -> Backbone:
     torch.manual_seed(0)
     slot = resolve_component(load_plugins().registry, "backbone", block)
     made: Backbone = slot.build(channels=3, image_size=8)
+    return made.eval()
+
+
+def vit(**fields: Any) -> Backbone:
+    """Its final norm has a scale and a shift."""
+    block = {"name": "timm", "model": "test_vit", "patch_size": 4, "normalize": "none", **fields}
+    torch.manual_seed(0)
+    slot = resolve_component(load_plugins().registry, "backbone", block)
+    made: Backbone = slot.build(channels=3, image_size=8)
+    for parameter in made.get_submodule("model.norm").parameters():
+        torch.nn.init.normal_(parameter, 1.0, 0.3)
     return made.eval()
 
 
@@ -87,3 +100,41 @@ def test_what_it_refuses_before_a_run(inner: dict[str, Any], field: str | None) 
     evaluator = protocol("stages", evaluator=inner)
     found = [path for path, _ in type(evaluator).problems(evaluator.config, facts)]
     assert found == [] if field is None else found[0] == field
+
+
+def test_last_blocks_are_those_of_timm_but_for_scale_and_shift() -> None:
+    encoder, images = vit(pool="token"), torch.rand(5, 3, 8, 8)
+    model: Any = encoder.get_submodule("model")
+    expected = model.get_intermediate_layers(images, n=3, norm=True, return_prefix_tokens=True)
+    with torch.no_grad():
+        found = _LastBlocks(encoder, 3, patches=True)(images)
+    width = model.embed_dim
+    assert found.shape == (5, 4 * width)
+    for part, (patches, prefix) in zip(found.split(width, dim=1)[:3], expected, strict=True):
+        torch.testing.assert_close(part * model.norm.weight + model.norm.bias, prefix[:, 0])
+        last = patches.mean(dim=1)
+    mean = found.split(width, dim=1)[3]
+    torch.testing.assert_close(mean * model.norm.weight + model.norm.bias, last)
+
+
+def test_another_evaluator_reads_the_last_blocks() -> None:
+    inner = {"evaluator": {"name": "knn", "k": 1}, "count": 1}
+    found = study(60, 30).suite(("last_blocks", inner)).run(vit(pool="token"), 1, final=True)
+    assert found.metrics["eval/last_blocks/top1"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("network", "count", "reason"),
+    [
+        (resnet, 1, "TimmBackbone has no class token"),
+        (Network, 1, "Network has no class token"),
+        (lambda: vit(pool="token"), 99, "count 99 is above the 6 blocks there are"),
+        (lambda: vit(pool="avg", model_args={"class_token": False}), 1, "TimmBackbone has no"),
+    ],
+)
+def test_networks_without_such_blocks_are_skipped_with_the_reason(
+    network: Callable[[], nn.Module], count: int, reason: str
+) -> None:
+    fields = {"evaluator": FEW, "count": count}
+    found = study(30, 30).suite(("last_blocks", fields)).run(network(), 1, final=True)
+    assert found.skipped["last_blocks"].startswith(reason)

@@ -33,6 +33,7 @@ ON_NETWORKS: dict[str, dict[str, Any]] = {  # as little as there is to train
         "pyramid_width": 8,
         "head_width": 8,
     },
+    "last_blocks": {"evaluator": {"name": "knn", "k": 3}},
     "stages": {"evaluator": {"name": "knn", "k": 3}},
     "segmentation": {"data": _SCENES, "size": 32, "l2": [0.01], "max_iterations": 10},
 }

@@ -44,14 +44,7 @@ class Stages(ImageEvaluator):
 
     @classmethod
     def problems(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
-        inner: Slot[Evaluator] = config.evaluator
-        if not issubclass(inner.cls, FeatureEvaluator):
-            yield "evaluator", f"{inner.name} measures no features; take knn, linear or few_label"
-        elif inner.build().projection_layer:  # type: ignore[attr-defined]
-            yield "evaluator.layer", "a stage has no projection head; set it to 0"
-        for field in ("every_epochs", "data", "baselines"):
-            if getattr(inner.config, field, None) is not None:
-                yield f"evaluator.{field}", f"has no effect here; set {field} of stages"
+        yield from inner_problems(config.evaluator, "stages", "a stage")
 
     def evaluate(self, given: ImageInput) -> Evaluation:
         encoder, asked = given.encoder, self.config.stages
@@ -66,7 +59,7 @@ class Stages(ImageEvaluator):
         evaluator = self.config.evaluator.build()
         found = {}
         for stage in dict.fromkeys(number % count for number in chosen):
-            bank = _bank(_Stage(encoder, stage), given)
+            bank = take_bank(_Stage(encoder, stage), given)
             noun = given.images.sample.noun
             found[stage] = evaluator.evaluate(
                 FeatureInput(given.subject, bank, given.seed, noun=noun)
@@ -88,7 +81,19 @@ class _Stage(nn.Module):
         return maps.mean(dim=(2, 3))
 
 
-def _bank(network: nn.Module, given: ImageInput) -> FeatureBank:
+def inner_problems(inner: Slot[Evaluator], outer: str, part: str) -> Iterable[tuple[str, str]]:
+    """What is wrong with an evaluator that is to measure `part` of a network for `outer`."""
+    if not issubclass(inner.cls, FeatureEvaluator):
+        yield "evaluator", f"{inner.name} measures no features; take knn, linear or few_label"
+    elif inner.build().projection_layer:  # type: ignore[attr-defined]
+        yield "evaluator.layer", f"{part} has no projection head; set it to 0"
+    for field in ("every_epochs", "data", "baselines"):
+        if getattr(inner.config, field, None) is not None:
+            yield f"evaluator.{field}", f"has no effect here; set {field} of {outer}"
+
+
+def take_bank(network: nn.Module, given: ImageInput) -> FeatureBank:
+    """What `network` makes of the labelled images."""
     images = given.images
     rows = {split: images.labelled(split) for split in ("train", "test")}
     return FeatureBank(
