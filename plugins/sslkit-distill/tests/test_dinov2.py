@@ -24,6 +24,7 @@ from token_net import (
 
 from sslkit.api import Progress, resolve_component
 from sslkit.host.plugins import load_plugins
+from sslkit.recipe import load_recipe
 
 OWN_HEAD = {**HEAD, "hidden_dim": 9}
 START = Progress(0, 6, 2)
@@ -103,6 +104,15 @@ def test_learning_rates_are_those_of_the_reference_code() -> None:
     assert scales[f"{model}blocks.11.mlp.fc1.bias"] == pytest.approx(0.9)
     assert scales["head.layers.0.0.weight"] == scales["patch_head.layers.3.weight"] == 1.0
     assert sum(len(group.params) for group in groups) == len(scales)
+
+
+def test_the_recipe_blurs_as_the_reference_code_does() -> None:
+    """Which gives torchvision 1 - p where it means p, of a kernel of 9 pixels."""
+    recipe = load_recipe("dinov2_vit_l")
+    blocks: Any = recipe.augmentation.config.blocks()  # type: ignore[attr-defined]
+    found = [(block.blur_rate, block.blur_kernel_size, block.blur_sigma) for block in blocks]
+    assert found == [(pytest.approx(1.0 - p), 9, (0.1, 2.0)) for p in (1.0, 0.1, 0.5)]
+    assert [block.solarize_probability for block in blocks] == [0.0, 0.2, 0.0]
 
 
 def test_problems_and_warnings() -> None:

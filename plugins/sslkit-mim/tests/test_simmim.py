@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sslkit.api import Batch, Progress
 from sslkit.errors import RecipeError
+from sslkit.recipe import load_recipe
 
 FIRST = Progress(0, 1, 1)
 
@@ -84,3 +85,16 @@ def test_cells_that_do_not_fit_are_refused(fields: dict[str, Any], said: str) ->
 def test_relative_positions_are_taken() -> None:
     method = make("simmim", {"model": "test_vit"}, cell=4)
     assert method.embed(make_batch())["loss"].shape == (BATCH,)
+
+
+def test_the_recipe_has_the_network_and_the_clipping_of_the_authors_code() -> None:
+    """Theirs: config.py and simmim_pretrain__vit_base__img224__800ep.yaml of microsoft/SimMIM."""
+    recipe = load_recipe("simmim_vit_b", ["backbone.model_args.depth=2"])
+    assert recipe.train.max_grad_norm == 5.0
+    network = recipe.backbone.build(channels=3, image_size=224).model
+    assert network.pos_embed is None
+    assert network.rel_pos_bias.relative_position_bias_table.shape == (27 * 27 + 3, 12)
+    first, last = network.blocks
+    assert "relative_position_bias_table" not in dict(first.attn.named_parameters())
+    assert torch.equal(first.gamma_1, torch.full((768,), 0.1))
+    assert last.drop_path1.drop_prob == pytest.approx(0.1)
