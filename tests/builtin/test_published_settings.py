@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslkit.api import Batch, ImageAugmentation, Progress, RunFacts, ViewSpec
+from sslkit.api import Batch, ImageAugmentation, Preprocess, Progress, RunFacts, ViewSpec
 from sslkit.engine.optimization import Optimization
 from sslkit.randomness import SampleRandom
 from sslkit.recipe import Recipe, load_recipe, shipped_recipes
@@ -32,12 +33,21 @@ _STD = torch.tensor([0.229, 0.224, 0.225]).double().view(3, 1, 1)
 
 @pytest.fixture(scope="module")
 def lightly() -> SimpleNamespace:
-    """The parts of lightly that its CIFAR-10 benchmark is made of."""
+    """The parts of lightly that its benchmarks are made of."""
     pytest.importorskip("lightly", reason="the parity group is not installed")
     from lightly import loss, models, transforms
     from lightly.models.modules import heads
+    from lightly.utils.lars import LARS
+    from lightly.utils.scheduler import CosineWarmupScheduler
 
-    return SimpleNamespace(loss=loss, models=models, heads=heads, transforms=transforms)
+    return SimpleNamespace(
+        loss=loss,
+        models=models,
+        heads=heads,
+        transforms=transforms,
+        lars=LARS,
+        scheduler=CosineWarmupScheduler,
+    )
 
 
 def load(name: str, *overrides: str) -> Recipe:
@@ -227,10 +237,19 @@ def test_the_augmentation_is_that_of_lightly(lightly: SimpleNamespace, name: str
         transform = getattr(lightly.transforms, made)(input_size=SIZE, **settings)
         parts = [view.transform.transforms for view in transform.transforms]
     recipe = load(name)
+    preprocess = recipe.backbone.build(channels=3, image_size=SIZE).preprocess
+    assert_same_augmentation(recipe, preprocess, parts)
+
+
+def assert_same_augmentation(
+    recipe: Recipe, preprocess: Preprocess, parts: Sequence[Sequence[Any]]
+) -> None:
+    """parts: for each view the steps of lightly's transform."""
     blocks = [b for b in recipe.augmentation.config.blocks() for _ in range(b.count)]
     for block, steps in zip(blocks, parts, strict=True):
         found = {type(step).__name__: step for step in steps}
         crop, jitter = found["RandomResizedCrop"], found["RandomApply"]
+        assert {*crop.size} == {block.size}
         assert str(getattr(crop.interpolation, "value", crop.interpolation)) == block.interpolation
         assert (tuple(crop.scale), tuple(crop.ratio)) == (block.crop_scale, block.crop_ratio)
         assert found["RandomHorizontalFlip"].p == block.flip
@@ -241,16 +260,54 @@ def test_the_augmentation_is_that_of_lightly(lightly: SimpleNamespace, name: str
             assert getattr(colour, field)[1] == pytest.approx(1.0 + block.strengths[field])
         assert colour.hue[1] == pytest.approx(block.strengths["hue"])
         assert found["RandomGrayscale"].p == block.grayscale_probability
-        assert found["GaussianBlur"].prob == block.blur_rate == 0.0
+        assert found["GaussianBlur"].prob == block.blur_rate
         solarize = found.get("RandomSolarization")
         assert (solarize.prob if solarize else 0.0) == block.solarize_probability
         normalize = found["Normalize"]
-    backbone = recipe.backbone.build(channels=3, image_size=SIZE)
-    assert backbone.preprocess.mean == pytest.approx(tuple(normalize.mean))
-    assert backbone.preprocess.std == pytest.approx(tuple(normalize.std))
+    assert preprocess.mean == pytest.approx(tuple(normalize.mean))
+    assert preprocess.std == pytest.approx(tuple(normalize.std))
 
 
 # --- ImageNet -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "transform"), [("dcl_r50", "SimCLRTransform"), ("tico_r50", "BYOLTransform")]
+)
+def test_recipes_of_lightlys_imagenet_benchmark(
+    lightly: SimpleNamespace, name: str, transform: str
+) -> None:
+    """Views, torchvision's start of the network (last BatchNorm of a block at one), and steps of
+    LARS through warm-up and cosine; its norms differ by the weight decay, a millionth."""
+    recipe = load(name)
+    backbone: Any = recipe.backbone.build(channels=3, image_size=224)
+    views = getattr(lightly.transforms, transform)().transforms
+    parts = [view.transform.transforms for view in views]
+    assert_same_augmentation(recipe, backbone.preprocess, parts)
+    assert all(bool((block.bn3.weight == 1.0).all()) for block in backbone.model.layer1)
+
+    steps, total = 300, 300 * int(recipe.train.epochs)
+    schedule, parameter = recipe.schedule.build(), [nn.Parameter(torch.zeros(1))]
+    theirs = lightly.scheduler(torch.optim.SGD(parameter), warmup_epochs=3000, max_epochs=total)
+    for step in (*range(0, total, 997), total - 1):  # lightly's warm-up is one step ahead
+        found = schedule.factor(Progress(step, total, steps))
+        assert found == pytest.approx(theirs.scale_lr(step), abs=4e-4)
+
+    config = recipe.optimizer.config
+    start = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    mine, other = (nn.Parameter(start.clone()) for _ in range(2))
+    decay = config.weight_decay.start
+    group = {"params": [mine], "lr": 0.0, "weight_decay": decay}
+    optimizers = [
+        recipe.optimizer.build().create([group]),
+        lightly.lars([other], lr=0.0, momentum=0.9, weight_decay=decay),
+    ]
+    for step in range(10):
+        for optimizer, own in zip(optimizers, (mine, other), strict=True):
+            optimizer.param_groups[0]["lr"] = config.peak_lr(recipe.train.batch_size) * step
+            own.grad = torch.sin(start + step)
+            optimizer.step()
+    torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
