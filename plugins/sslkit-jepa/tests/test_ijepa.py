@@ -145,6 +145,23 @@ def test_patches_that_do_not_count_change_nothing() -> None:
     torch.testing.assert_close(loss(method, batch), own, rtol=1e-12, atol=0)
 
 
+def test_tokens_of_the_predictor_stay_float32_in_mixed_precision() -> None:
+    """As in the code, where mask tokens in float32 lift them; what blocks add is bfloat16."""
+    method = make().float()
+    data = make_batch()
+    images = data.views[0].float()
+    regions = method.regions.draw(data.random)
+    seen: list[torch.Tensor] = []
+    method.predictor.norm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    shown = method.backbone.tokens(images, keep=regions.context, lengths=regions.context_lengths)
+    method.predictor(shown.patches, regions)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        method.predictor(shown.patches, regions)
+    exact, mixed = seen
+    assert mixed.dtype == torch.float32
+    assert 1e-4 < (mixed - exact).norm() / exact.norm() < 0.02
+
+
 def built(patch_size: int, side: int, **fields: Any) -> Any:
     registry = load_plugins().registry
     block = {**NETWORK, "patch_size": patch_size}

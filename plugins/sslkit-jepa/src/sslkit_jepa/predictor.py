@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from sslkit.api import ComponentConfig
+from sslkit.nn.numerics import full_precision
 from sslkit.nn.patches import gather_patches
 from sslkit.nn.positions import sine_cosine_positions
 
@@ -67,12 +68,12 @@ class Predictor(nn.Module):
         """context: (B, n, D), tokens of `regions.context`. Gives (B, M, k, D) for
         `regions.targets`, each block from a pass of its own."""
         batch, blocks, length = regions.targets.shape
-        shown = self.embed(context)
-        positions = self.positions.to(shown.dtype).expand(batch, -1, -1)
+        shown = full_precision(self.embed(context))  # blocks add to it: no sums in half precision
+        positions = self.positions.expand(batch, -1, -1)
         shown = shown + gather_patches(positions, regions.context)
         asked = gather_patches(positions, regions.targets.flatten(1)) + self.mask_token
         asked = asked.reshape(batch * blocks, length, -1)
-        x = torch.cat([shown.repeat_interleave(blocks, 0), asked.to(shown.dtype)], dim=1)
+        x = torch.cat([shown.repeat_interleave(blocks, 0), asked], dim=1)
         ignored = self._ignored(regions)
         for block in self.blocks:
             x = block(x, src_key_padding_mask=ignored)
