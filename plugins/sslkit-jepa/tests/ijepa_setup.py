@@ -136,7 +136,7 @@ def predicted(
         k.removeprefix("predictor."): v for k, v in parameters.items() if k.startswith("predictor.")
     }
     rows = [linear(context, own, "embed") + torch.stack([position(n, 16) for n in shown])]
-    rows.append(torch.stack([own["mask_token"] + position(n, 16) for n in asked]))
+    rows.append(torch.stack([own["mask_token"][0, 0] + position(n, 16) for n in asked]))
     x = torch.cat(rows)
     for number in range(SMALL["depth"]):
         x = transformer_block(x, weights(own, f"blocks.{number}", TORCH), SMALL["heads"])

@@ -22,7 +22,7 @@ from ijepa_setup import (
 )
 from sslkit_jepa.multiblock import Regions
 
-from sslkit.api import Batch, Progress, RunFacts, ViewSpec, resolve_component
+from sslkit.api import Batch, Progress, RunFacts, ViewSpec, optimizer_groups, resolve_component
 from sslkit.errors import RecipeError
 from sslkit.host.plugins import load_plugins
 
@@ -160,6 +160,23 @@ def test_tokens_of_the_predictor_stay_float32_in_mixed_precision() -> None:
     exact, mixed = seen
     assert mixed.dtype == torch.float32
     assert 1e-4 < (mixed - exact).norm() / exact.norm() < 0.02
+
+
+def test_weight_decay_is_for_the_parameters_that_the_code_decays() -> None:
+    """All but biases and norms: the mask token, which has three axes there, too."""
+    method = make()
+    block = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.04}
+    config: Any = resolve_component(load_plugins().registry, "optimizer", block).config
+    decayed = {
+        id(parameter)
+        for group in optimizer_groups(config, method.param_groups(), 1.0)
+        for parameter in group["params"]
+        if group["weight_decay"] > 0.0
+    }
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            exempt = "bias" in name or "norm" in name
+            assert (id(parameter) in decayed) is not exempt, name
 
 
 def built(patch_size: int, side: int, **fields: Any) -> Any:

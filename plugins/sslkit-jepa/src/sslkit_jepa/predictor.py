@@ -43,7 +43,7 @@ class Predictor(nn.Module):
         super().__init__()
         width = config.width
         self.embed = nn.Linear(dim, width)
-        self.mask_token = nn.Parameter(torch.empty(width))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))  # decayed, unlike vectors
         positions = sine_cosine_positions(*grid, width, column_first=True)
         self.register_buffer("positions", positions, persistent=False)
         self.blocks = nn.ModuleList(
