@@ -84,7 +84,8 @@ class MethodEmbeddings:
         return None
 
     def now(self) -> Mapping[str, Tensor]:
-        """`Method.embed` of the batch, in training mode and without gradient."""
+        """`Method.embed` of the batch, in training mode and without gradient; of entries with more
+        than 16 positions, such as patches, those that `must_not_collapse` names, if it does."""
         return {}
 
     def untrained(self) -> Mapping[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,9 @@ from .step import Embeddings, full_precision, piece_of
 
 if TYPE_CHECKING:
     from .training import Loader
+
+_MOST_POSITIONS = 16
+"""Positions (views, patches) of an entry that is watched though nothing judges it."""
 
 
 class EmbeddingMonitor(MethodEmbeddings):
@@ -72,11 +76,14 @@ class EmbeddingMonitor(MethodEmbeddings):
         rank = [world.rank] if world.rank else []
         with seeded(self._seed, "evaluation", "embeddings", *rank):
             if world.group is None:
-                return embed_unchanged(method, self._compute, part)
+                return self._watched(embed_unchanged(method, self._compute, part))
             with world.watching(), over_ranks(shareable_layers(method), world.group):
-                found = embed_unchanged(method, self._compute, part)
+                found = self._watched(embed_unchanged(method, self._compute, part))
         everywhere = world.gather_rows(found)
         return everywhere if world.is_first else {}
+
+    def _watched(self, found: Embeddings) -> Embeddings:
+        return worth_watching(found, self.must_not_collapse)
 
     @contextmanager
     def on_all_ranks(self) -> Iterator[None]:
@@ -92,6 +99,18 @@ class EmbeddingMonitor(MethodEmbeddings):
             yield
         finally:
             self._now = None
+
+
+def worth_watching(found: Embeddings, named: Mapping[str, Apart] | None) -> Embeddings:
+    """Without entries of many positions that `must_not_collapse` does not name. Scores of patches
+    may fill the memory of a rank, and what is watched is that of all ranks on each, and is kept."""
+    if named is None:
+        return found
+    return {
+        name: value
+        for name, value in found.items()
+        if name in named or math.prod(value.shape[1:-1]) <= _MOST_POSITIONS
+    }
 
 
 def embed_unchanged(method: Method, compute: Compute, batch: Batch) -> Embeddings:

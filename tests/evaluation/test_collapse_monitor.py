@@ -24,6 +24,7 @@ from sslkit.builtin.evaluators.branches import Branch, read_branches
 from sslkit.builtin.evaluators.collapse import Collapse
 from sslkit.builtin.simclr import SimCLR
 from sslkit.engine.display import Display
+from sslkit.engine.embedding_monitor import worth_watching
 from sslkit.errors import TrainingError
 from sslkit.evaluation.features import state_digest
 from sslkit.nn.functional import normalize
@@ -372,6 +373,14 @@ def test_codes_of_patches_are_shown_as_their_parts_of_each_image() -> None:
     lines = found.figures["prototypes"].axes[0].lines
     assert lines[0].get_label() == "codes: 2 of 4 in effect"
     assert list(lines[0].get_ydata()) == pytest.approx([2.0, 2.0, 0.0, 0.0])
+
+
+def test_rows_of_patches_that_nothing_judges_are_not_kept() -> None:
+    """iBOT's and DINOv2's scores of patches on all ranks would take a hundred gigabytes."""
+    sizes = {"features": (4, 3), "views": (4, 2, 8, 3), "patches": (4, 2, 9, 3), "z": (4, 17, 3)}
+    found = {name: torch.zeros(size) for name, size in sizes.items()}
+    assert list(worth_watching(found, {"z": "spread"})) == ["features", "views", "z"]
+    assert worth_watching(found, None) == found  # all are judged
 
 
 def test_names_and_many_positions_are_kept_within_bounds() -> None:

@@ -80,18 +80,18 @@ def read_branches(
 def _branch(name: str, entry: Tensor, kind: Apart | None) -> Branch:
     """entry: (B, P, D)."""
     kind = kind or ("prototypes" if _are_probabilities(entry) else "spread")
-    width, positions = entry.shape[-1], entry.double().unbind(dim=1)
+    width, positions = entry.shape[-1], entry.unbind(dim=1)
     if kind == "spread":
-        spread = [float(feature_std(rows)) * math.sqrt(width) for rows in positions]
+        spread = [float(feature_std(rows.double())) * math.sqrt(width) for rows in positions]
         return Branch(name, kind, width, spread)
-    assigned = [_assignments(rows) for rows in positions]
+    assigned = [_assignments(rows.double()) for rows in positions]
     in_use = [float(prototypes_in_use(rows)) for rows in assigned]
     shares = torch.stack(assigned).mean(dim=(0, 1)).tolist()
     return Branch(name, kind, width, [_distance(rows) for rows in assigned], in_use, shares)
 
 
 def _are_probabilities(entry: Tensor) -> bool:
-    sums = entry.double().sum(dim=-1)
+    sums = entry.sum(dim=-1, dtype=torch.float64)
     return bool((entry >= 0).all()) and bool(((sums - 1.0).abs() < 1e-2).all())
 
 
