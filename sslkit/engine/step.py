@@ -15,6 +15,7 @@ from sslkit.api import Batch, Loss, Method, StepOutput
 from sslkit.errors import PluginError
 from sslkit.randomness import seeded
 
+from .contract import FEATURES
 from .step_metrics import calls_of_losses, read_metrics
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def forward_backward(
     t: Training, batch: Batch, *, log: bool = False
 ) -> tuple[Embeddings, Batch, StepOutput]:
     """The gradient of the batch, times the scale of the loss, left in the parameters; what it came
-    from: embeddings and batch, whole on every rank, and the loss.
+    from: embeddings and batch, whole on every rank, and the loss. Where the objective is divided
+    the embeddings are those of this rank's share, but for features that a probe sees.
 
     batch: what passes the networks here, this rank's share of it where there are several. The whole
     one has no views then."""
@@ -176,7 +178,9 @@ def backward_in_parts(
             with nullcontext() if number == earlier[-1] else embedder.apart():
                 back(embed_part(t, batch, number), number)
     if t.learner.objective_is_divided:
-        return *gather_batch(t, own, batch), mean_over_ranks(t, output)
+        features = {} if t.learner.probe is None else {FEATURES: own[FEATURES]}
+        found, whole = gather_batch(t, features, batch)
+        return {**own, **found}, whole, mean_over_ranks(t, output)
     return _detached(joined), seen, output
 
 
@@ -215,7 +219,7 @@ def gather_batch(t: Training, own: Embeddings, batch: Batch) -> tuple[Embeddings
         **{f"target {name}": value for name, value in batch.targets.items()},
         **labels,
     }
-    gathered = t.compute.world.gather_rows(given)
+    gathered = t.compute.world.gather_rows(given) if given else {}
     found = {name: t.learner.division.in_order(rows) for name, rows in gathered.items()}
     assert batch.passing is not None
     whole = Batch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,27 @@ def test_the_messages_of_simclr(tmp_path: Path) -> None:
         "rows all_gather": (1, 8 * (2 * (96 + 8) * 4 + 8)),
         "flags all_reduce": (2, 2),
     }
+
+
+@pytest.mark.parametrize("parts", ["whole", "parts"])
+def test_a_divided_objective_sends_of_images_what_the_probe_sees(
+    tmp_path: Path, parts: str
+) -> None:
+    """Of 8 images the features of two views, 16 numbers each, and a label; the embeddings, of which
+    there are many where prototypes are, stay where they are."""
+    plan = messages(planned(tmp_path / "plan", f"dividedprototypes-layer-{parts}", 2))
+    assert plan["rows all_gather"] == (1, 8 * (2 * 16 * 4 + 8))
+
+
+def test_without_probe_and_labels_a_divided_objective_sends_nothing_of_images(
+    tmp_path: Path,
+) -> None:
+    tmp_path.joinpath("plan").mkdir()
+    world = ImaginedRank(2)
+    t = training(tmp_path / "plan", "dividedprototypes-layer-whole", world)
+    t.learner = replace(t.learner, probe=None)
+    batch = replace(next(iter(t.loader.epoch(0))), labels=None)
+    assert "rows all_gather" not in messages(describe_shared(t, world, batch))
 
 
 def test_micro_batches_send_gradients_and_rows_once(tmp_path: Path) -> None:
