@@ -91,7 +91,7 @@ def test_learning_rates_are_those_of_the_reference_code() -> None:
     registry = load_plugins().registry
     backbone = resolve_component(registry, "backbone", block).build(channels=3, image_size=32)
     views = tuple(replace(view, size=4 * view.size) for view in TOKEN_FACTS.views)
-    slot = method_slot("dinov2", head=HEAD, patch_head=HEAD)
+    slot = method_slot("dinov2", head=HEAD, patch_head=HEAD, min_block=1)
     dinov2: Any = slot.build(backbone, replace(FACTS, views=views))
     groups = dinov2.param_groups()
     scales = {name: group.lr_scale for group in groups for name, _ in group.params}

@@ -12,9 +12,10 @@ from distill_setup import BATCH, FACTS, SIDE, in_parts, make_batch, method_slot,
 from pydantic import ValidationError
 from token_net import HEAD, MASKS, SIDES, TOKEN_FACTS, WARM, Reference, TokenNet, make, steps_of
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslkit.api import Progress, ViewSpec
-from sslkit.errors import RecipeError
+from sslkit.errors import RecipeError, TrainingError
 from sslkit.nn.masking import block_masked
 
 START = Progress(0, 6, 2)
@@ -157,7 +158,7 @@ def test_masks_are_blocks_of_each_view_and_sample() -> None:
     random = batch.random.substream("view", 1)
     number = 1 + random.integers("count", 1, 8)[:, 0]
     assert torch.equal(number, count[:, 1])
-    drawn = block_masked(random, (4, 4), number, blocks=ibot.blocks)
+    drawn = block_masked(random, (4, 4), number, blocks=ibot.masks.blocks)
     assert torch.equal(drawn, masked[:, 1])
 
 
@@ -224,6 +225,40 @@ def test_global_views_may_stand_anywhere() -> None:
     torch.testing.assert_close(one.loss, two.loss, rtol=1e-12, atol=0.0)
 
 
+class Waits(TorchDispatchMode):
+    """The operations that read from the device, and what was done before each, as far as names
+    tell: `nonzero`, and an index of booleans, which calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: list[int] = []
+        """Matrix products before each of them."""
+        self.products = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.products += name in ("mm", "addmm", "convolution", "bmm")
+        booleans = name in ("index", "index_put_", "index_put") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if booleans or name in ("nonzero", "_local_scalar_dense", "masked_select"):
+            self.before.append(self.products)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_device_is_waited_for_before_the_networks_and_before_the_loss() -> None:
+    """Nowhere between, where it would wait for the student and then stand still."""
+    ibot, batch = make("ibot"), batch_of()
+    with Waits() as embed:
+        found = ibot.embed(batch)
+    assert embed.products > 0
+    # On a processor drawing blocks looks whether all are done, as it need not on a GPU.
+    assert embed.before == [0] * len(embed.before)
+    with Waits() as loss:
+        ibot.objective(found, replace(batch, views=()), START)
+    assert loss.before == [0]
+
+
 def test_no_gradient_reaches_the_teacher() -> None:
     ibot, batch = make("ibot", patch_head=HEAD), batch_of()
     found = ibot.embed(batch)
@@ -261,6 +296,30 @@ def test_warnings(fields: dict[str, Any], path: str, words: str) -> None:
     assert words in text
     slot = method_slot("ibot")
     assert list(slot.cls.warnings(slot.config, long)) == []
+
+
+def test_batch_statistics_of_one_masked_patch_are_one_line() -> None:
+    """Of none they are no fault: a view without a mask adds nothing."""
+    head = {**HEAD, "batch_norm": True}
+    ibot = make("ibot", patch_head=head, mask_ratio=[0.05, 0.07], min_block=1)
+    ibot.mask_probability.fill_(1.0)
+    alone = make_batch(sides=SIDES[:1] + SIDES[2:]).select(slice(0, 1))
+    ibot.globals = [0]
+    with pytest.raises(
+        TrainingError, match=r"^method.patch_head: .*; a micro-batch has one"
+    ) as one:
+        ibot.embed(alone)
+    assert "\n" not in str(one.value)
+    ibot.mask_probability.fill_(0.0)
+    both = make_batch(sides=SIDES).select(slice(0, 1))
+    ibot.globals = [0, 1]
+    assert ibot.embed(both)["patch_weights"].sum() == 0.0
+
+
+def test_blocks_that_never_fit_are_refused() -> None:
+    """All patches would be single ones."""
+    with pytest.raises(RecipeError, match=r"method.min_block: 9 .* the 8 of 16 .* such as 1$"):
+        make("ibot", min_block=9)
 
 
 def test_a_ratio_that_falls_is_refused() -> None:

@@ -25,12 +25,12 @@ from sslkit.api import (
     scheduled,
     slot,
 )
-from sslkit.errors import RecipeError
+from sslkit.errors import RecipeError, TrainingError
 from sslkit.nn.deferred import Deferred
-from sslkit.nn.masking import Blocks, block_masked
 from sslkit.nn.prototypes import cross_entropy_of_views
 
 from .dino import DINO, Temperature, features_of
+from .view_masks import MaskedPatches, ViewMasks, grid_of_patches
 
 Probability = Annotated[ScheduledNumber, Bounds(ge=0.0, le=1.0)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -116,9 +116,7 @@ class IBOT(DINO):
     def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
         grid = grid_of_patches(backbone, facts, type(self).__name__.lower())
         super().__init__(config, backbone, facts)
-        self.grid, self.blocks = grid, Blocks(least=config.min_block)
-        patches = self.grid[0] * self.grid[1]
-        self.least, self.most = (max(1, int(ratio * patches)) for ratio in config.mask_ratio)
+        self.masks = ViewMasks(grid, config.mask_ratio, config.min_block)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, _width(backbone)))
         self.register_buffer("patch_center", torch.zeros(self.patch_scorer.out_dim))
         start = Progress(0, facts.total_steps, facts.steps_per_epoch)
@@ -167,63 +165,49 @@ class IBOT(DINO):
         masked patches of each the scores, student_patches and teacher_patches (B, G, M, K), and
         weights, patch_weights (B, G, M), 0 where there is none; patch_target (B, G, K), what the
         teacher makes of the patch in the middle."""
-        masked = self._masked(batch)
-        count = masked.sum(dim=2)
-        slots = torch.arange(self.most, device=count.device) < count[..., None]
-        features, patches = self._student(batch, masked)
+        hidden = self.masks.draw(batch.random, len(self.globals), self.mask_probability)
+        features, patches = self._student(batch, hidden)
         student = self._scores((self.head, self.patch_scorer), features, patches)
         with torch.no_grad():
-            seen, patches, middle = self._teacher(batch, masked)
+            seen, patches, middle = self._teacher(batch, hidden)
             heads = self._teacher_head, cast(Head, self._teachers[-1])
             teacher = self._scores(heads, seen, torch.cat([patches, middle]))
             of_masked, of_middle = teacher[1][: len(patches)], teacher[1][len(patches) :]
             target = ((teacher[0] - self.center) / self.temperature).softmax(dim=-1)
-            patch_target = self._centred(of_middle).view(*count.shape, -1)
+            patch_target = self._centred(of_middle).view(*hidden.slots.shape[:2], -1)
         return {
             "features": seen,
             "student_features": features[:, self.globals],
             "student": student[0],
             "teacher": teacher[0],
             "target": target,
-            "student_patches": _placed(student[1], slots),
-            "teacher_patches": _placed(of_masked, slots),
-            "patch_weights": slots.to(student[0].dtype) / count.clamp(min=1)[..., None],
+            "student_patches": hidden.placed(student[1]),
+            "teacher_patches": hidden.placed(of_masked),
+            "patch_weights": hidden.weights(student[0].dtype),
             "patch_target": patch_target,
         }
 
-    def _masked(self, batch: Batch) -> Tensor:
-        """(B, G, N) bool: the masked patches of each global view."""
-        views = []
-        for view in range(len(self.globals)):
-            random = batch.random.substream("view", view)
-            count = self.least + random.integers("count", 1, self.most - self.least + 1)[:, 0]
-            chosen = random.uniform("chosen", 1)[:, 0] < self.mask_probability
-            count = torch.where(chosen, count, 0)
-            views.append(block_masked(random, self.grid, count, self.blocks))
-        return torch.stack(views, dim=1)
-
-    def _student(self, batch: Batch, masked: Tensor) -> tuple[Tensor, Tensor]:
+    def _student(self, batch: Batch, hidden: MaskedPatches) -> tuple[Tensor, Tensor]:
         """(B, V, F), and (n, D) of all masked patches, image by image and view by view."""
         seen = torch.cat([batch.views[number] for number in self.globals])
-        tokens = self.backbone.tokens(
-            seen, masked=masked.transpose(0, 1).flatten(0, 1), mask_token=self.mask_token[0, 0]
-        )
+        masked = hidden.masked.transpose(0, 1).flatten(0, 1)
+        tokens = self.backbone.tokens(seen, masked=masked, mask_token=self.mask_token[0, 0])
         whole = iter(self.backbone.pool_tokens(tokens).chunk(len(self.globals)))
         others = [view for n, view in enumerate(batch.views) if n not in self.globals]
         small = iter(features_of(self.backbone, others))
         features = [next(whole if n in self.globals else small) for n in range(len(batch.views))]
-        return torch.stack(features, dim=1), self._by_image(tokens)[masked]
+        return torch.stack(features, dim=1), self._by_image(tokens)[hidden.chosen]
 
-    def _teacher(self, batch: Batch, masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _teacher(self, batch: Batch, hidden: MaskedPatches) -> tuple[Tensor, Tensor, Tensor]:
         """(B, G, F) of whole views, (n, D) of the patches that the student does not see, and
         (B G, D) of that in the middle of each view."""
         seen = torch.cat([batch.views[number] for number in self.globals])
         tokens = self.encoder.tokens(seen)
         features = torch.stack(self.encoder.pool_tokens(tokens).chunk(len(self.globals)), dim=1)
         patches = self._by_image(tokens)
-        rows, columns = self.grid
+        rows, columns = self.masks.grid
         middle = patches[:, :, rows // 2 * columns + columns // 2]
-        return features, patches[masked], middle.flatten(0, 1)
+        return features, patches[hidden.chosen], middle.flatten(0, 1)
 
     def _by_image(self, tokens: Tokens) -> Tensor:
         """(B, G, N, D) patches of tokens that come view by view."""
@@ -241,22 +225,22 @@ class IBOT(DINO):
             both = heads[0](torch.cat([rows, patches]))
             of_rows, of_patches = both[: len(rows)], both[len(rows) :]
         else:
-            of_rows, of_patches = heads[0](rows), heads[1](patches)
+            of_rows, of_patches = heads[0](rows), _scores_of_patches(heads[1], patches)
         return of_rows.view(*features.shape[:2], -1), of_patches
 
     def objective(
         self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
     ) -> StepOutput:
+        weights = embeddings["patch_weights"]
+        there = (weights > 0.0).nonzero(as_tuple=True)  # waits for the device, so it is first
         logits = embeddings["student"] / self.config.student_temperature
         target = self._class_target(embeddings, progress)
         class_loss = cross_entropy_of_views(logits, target, self.pairs)
-        weights = embeddings["patch_weights"]
-        slots = weights > 0.0
-        teacher = embeddings["teacher_patches"][slots].detach()
+        teacher = embeddings["teacher_patches"][there].detach()
         patch_target = self._patch_target(teacher, progress)
-        logs = embeddings["student_patches"][slots] / self.config.student_temperature
+        logs = embeddings["student_patches"][there] / self.config.student_temperature
         terms = -(patch_target * logs.log_softmax(dim=-1)).sum(dim=-1)
-        shares = weights[slots] / slots[..., 0].numel()
+        shares = weights[there] / weights[..., 0].numel()
         patch_loss = (shares * terms).sum()
         loss = self.config.class_weight * class_loss + self.config.patch_weight * patch_loss
         found = {"class_loss": class_loss.detach(), "patch_loss": patch_loss.detach()}
@@ -303,31 +287,18 @@ class IBOT(DINO):
         self.patch_center.lerp_(of_patches.to(self.patch_center), 1.0 - momentum)
 
 
-def _placed(rows: Tensor, slots: Tensor) -> Tensor:
-    """(B, G, M, K): the rows (n, K) one after the other where slots (B, G, M) says so, else 0."""
-    placed = rows.new_zeros(*slots.shape, rows.shape[-1])
-    placed[slots] = rows
-    return placed
-
-
-def grid_of_patches(backbone: Backbone, facts: RunFacts, method: str) -> tuple[int, int]:
-    """Rows and columns of patches in the global views. Raises RecipeError where there are none, or
-    they do not fill the views."""
-    layout = backbone.token_layout
-    if layout is None or not layout.normed:
-        raise RecipeError(
-            f"backbone: {method} needs the tokens of patches behind the final norm, which this one "
-            "does not give; choose a vision transformer with its class token, such as {name: "
-            "timm, model: vit_small_patch16_224, pool: token}"
-        )
-    height, width = next(view.sides for view in facts.views if view.role == "global")
-    down, across = layout.patch_size
-    if height % down or width % across:
-        raise RecipeError(
-            f"backbone.patch_size: patches of {down} x {across} px do not fill a view of {height} "
-            f"x {width} px; choose a divisor, or another augmentation.size"
-        )
-    return layout.grid(height, width)
+def _scores_of_patches(head: Head, patches: Tensor) -> Tensor:
+    """(n, K) of (n, D)."""
+    try:
+        scores: Tensor = head(patches)
+    except ValueError as error:
+        if len(patches) > 1:
+            raise
+        raise TrainingError(  # BatchNorm has no variance of one row
+            f"method.patch_head: {error}; a micro-batch has one masked patch: raise "
+            "train.micro_batch_size, or leave BatchNorm out of this head"
+        ) from error
+    return scores
 
 
 def _width(backbone: Backbone) -> int:
