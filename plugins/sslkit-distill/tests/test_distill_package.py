@@ -24,6 +24,8 @@ def small(recipe: Mapping[str, Any]) -> list[str]:
         more += [f"method.{head}.out_dim=24", f"method.{head}.hidden_dim=32"]
     if heads:
         more.append("method.teacher_momentum=0.9")
+    if "min_block" in method:
+        more.append("method.min_block=1")
     if recipe["backbone"]["model"].startswith("vit"):
         vit = "model: test_vit, patch_size: 8, pool: token, model_args: {dynamic_img_size: true}"
         more.append(f"backbone={{name: timm, {vit}}}")
