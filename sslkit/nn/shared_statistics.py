@@ -199,7 +199,7 @@ def _batch_norm_over_ranks(layer: Any, given: Mapping[str, Any]) -> Tensor:
         return F.batch_norm(**given)
     groups: RowGroups | None = layer.groups
     smallest = len(inputs) * layer.ranks.size() if groups is None else min(groups.sizes)
-    if smallest * inputs[0, 0].numel() < 2:
+    if 0 < smallest * inputs.shape[2:].numel() < 2:
         raise ValueError("expected more than 1 value per channel when training, as torch does")
     owner, count = (None, 1) if groups is None else (groups.own, groups.count)
     output, mean, variance, rows = _OverRanks.apply(
@@ -297,7 +297,7 @@ class _OverRanks(torch.autograd.Function):
 
 def _own_moments(x: Tensor, owner: Tensor | None, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (G, C), sum of squared deviations from it (G, C) and number of values (G, 1)."""
-    positions = x[0, 0].numel()
+    positions = x.shape[2:].numel()
     if owner is None:
         rows = x.new_full((1, 1), len(x) * positions)
     else:

@@ -134,6 +134,32 @@ def test_groups_of_unequal_size() -> None:
         assert found < 1e-12
 
 
+def rows_of_one(world: World, idle: int) -> dict[str, float]:
+    """Distances from one process, where one of two ranks has no rows."""
+    layer, x, upstream = made(nn.BatchNorm1d, ROWS, {}, True)
+    alone = copy.deepcopy(layer)
+    expected = alone(x)
+    expected.backward(upstream)
+    layers, mine = shareable_layers(layer), slice(0, 0 if world.rank == idle else None)
+    with over_ranks(layers, world.group):
+        got = layer(x[mine])
+    got.backward(upstream[mine])
+    pairs = {"output": (got, expected[mine])}
+    pairs |= {
+        n: (world.sum(p.grad), alone.get_parameter(n).grad) for n, p in layer.named_parameters()
+    }
+    pairs |= {n: (buffer, alone.get_buffer(n)) for n, buffer in layer.named_buffers()}
+    return {n: float((a - b).abs().sum()) for n, (a, b) in pairs.items()}
+
+
+@pytest.mark.parametrize("idle", [0, 1])
+def test_a_rank_without_rows_takes_part(idle: int) -> None:
+    """Such as one on which no patch is masked."""
+    for found in on_ranks(lambda world: rows_of_one(world, idle)):
+        assert isinstance(found, dict), found
+        assert max(found.values()) < 1e-12, found
+
+
 def refused(world: World, cls: Any, shape: tuple[int, ...], groups: int) -> str:
     layer = cls(shape[1])
     layers = shareable_layers(layer)
