@@ -17,6 +17,7 @@ from sslkit.errors import RecipeError
 from sslkit.host.plugins import load_plugins
 from sslkit.nn.masking import Blocks, block_masked
 from sslkit.randomness import SampleRandom
+from sslkit.recipe import load_recipe
 
 FIRST = Progress(0, 1, 1)
 
@@ -199,3 +200,18 @@ def test_targets_stay_apart_while_they_are_normalised(
         method.after_step(Progress(step + 1, 60, 60), None)
     left = spread(method, drawn(torch.arange(256), 0)) / start
     assert left > 0.4 if safe else left < 0.2
+
+
+def test_the_recipe_is_the_authors_command() -> None:
+    """beit/README.md, run_cyclical.py and datasets.py of facebookresearch/data2vec_vision."""
+    recipe = load_recipe("data2vec_vit_b", ["backbone.model_args.depth=1"])
+    peak = recipe.optimizer.config.peak_lr(2048)
+    assert peak == pytest.approx(2e-3)
+    assert recipe.schedule.config.final_factor * peak == pytest.approx(1e-5)  # type: ignore[attr-defined]
+    (view,) = recipe.augmentation.config.blocks()  # type: ignore[attr-defined]
+    assert view.crop_scale == (0.08, 1.0)
+    assert (view.jitter_probability, view.blur_rate, view.grayscale_probability) == (1.0, 0.0, 0.0)
+    assert view.strengths == {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+    network: Any = recipe.backbone.build(channels=3, image_size=224)
+    assert network.model.rel_pos_bias is not None
+    assert network.model.pos_embed is None
