@@ -134,6 +134,23 @@ def test_of_a_large_context_a_part_is_chosen_at_random() -> None:
     assert abs(sum(left) / len(left) - 6.5) < 0.5  # from all rows alike, not from the last
 
 
+def test_areas_and_aspects_are_uniform_and_drawn_apart() -> None:
+    """The aspect itself and not its logarithm, whose mean would be 1.08; in the code of the authors
+    one number gives both."""
+    side, count = 40, 1500
+    drawn = blocks(side, side, targets=1).draw(SampleRandom(0, "method", 0, torch.arange(count)))
+    counts = torch.arange(drawn.targets.shape[2]) < drawn.target_lengths[:, None]
+    rows = drawn.targets[:, 0] // side
+    heights = rows.where(counts, rows[:, :1]).amax(1) - rows[:, 0] + 1
+    widths = drawn.target_lengths // heights
+    area, aspect = drawn.target_lengths / side**2, heights / widths
+    assert area.mean() == pytest.approx(0.175, abs=0.002)
+    assert area.std() == pytest.approx(0.05 / math.sqrt(12), rel=0.15)  # whole patches widen it
+    assert aspect.mean() == pytest.approx(1.125, abs=0.015)
+    assert aspect.std() == pytest.approx(0.75 / math.sqrt(12), rel=0.05)
+    assert torch.corrcoef(torch.stack([area, aspect]))[0, 1].abs() < 0.1
+
+
 def test_places_are_uniform() -> None:
     regions = blocks(targets=1, target_scale=(0.15, 0.15), target_aspect=(1.0, 1.0)).draw(
         SampleRandom(0, "method", 0, torch.arange(20_000))
