@@ -69,6 +69,17 @@ def test_a_loss_that_lets_it_collapse_is_warned_of() -> None:
     assert text.startswith("vicreg is lowest when all embeddings are equal")
 
 
+@pytest.mark.parametrize(("name", "usual"), [("lejepa", "0.05"), ("visreg", "0.9")])
+def test_a_method_without_its_regulariser_is_warned_of(name: str, usual: str) -> None:
+    slot = method_slot(name, loss_weight=0.0)
+    assert list(slot.cls.warnings(slot.config, FACTS)) == [
+        (
+            "loss_weight",
+            f"0 leaves nothing that keeps images apart: training will collapse; set {usual}",
+        )
+    ]
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_losses_serve_other_methods(name: str) -> None:
     slot = method_slot("simclr", loss={"name": name})

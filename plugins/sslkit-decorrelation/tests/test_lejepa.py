@@ -232,5 +232,6 @@ def test_a_global_view_is_asked_for() -> None:
     slot = method_slot("lejepa")
     said = slot.cls.problems(slot.config, replace(FACTS, views=(LOCAL, LOCAL)))
     assert [text for _, text in said] == [
-        "has no view of the role global, whose mean all views are pulled to"
+        "needs a view of role global, to whose mean all views are pulled; the views are local, "
+        "local"
     ]

@@ -244,6 +244,16 @@ def said_of(kind: str, facts: RunFacts = FACTS, **fields: Any) -> list[tuple[str
     return list(getattr(slot.cls, kind)(slot.config, facts))
 
 
+def test_a_loss_that_whitens_nothing_is_warned_of() -> None:
+    for eps, count in ((1e-6, 0), (1.0, 1)):
+        loss = make_loss("w_mse", eps=eps)
+        said = list(type(loss).warnings(loss.config, FACTS))
+        assert len(said) == count
+    ((path, text),) = said
+    assert path == "eps"
+    assert text.startswith("1 whitens nothing")
+
+
 def test_groups_that_are_too_small_are_warned_of() -> None:
     facts = replace(FACTS, batch_size=256)
     assert said_of("problems", facts) == []

@@ -47,8 +47,23 @@ class LeJEPA(JointEmbedding):
     @classmethod
     def problems(cls, config: JointEmbedding.Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
         yield from super().problems(config, facts)
-        if facts.views and not any(view.role == "global" for view in facts.views):
-            yield "", "has no view of the role global, whose mean all views are pulled to"
+        roles = [view.role for view in facts.views]
+        if roles and "global" not in roles:
+            yield (
+                "",
+                "needs a view of role global, to whose mean all views are pulled; the views are "
+                f"{', '.join(roles)}",
+            )
+
+    @classmethod
+    def warnings(cls, config: JointEmbedding.Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
+        yield from super().warnings(config, facts)
+        if config.loss_weight == 0.0:
+            usual = cls.Config.model_fields["loss_weight"].default
+            yield (
+                "loss_weight",
+                f"0 leaves nothing that keeps images apart: training will collapse; set {usual:g}",
+            )
 
     def __init__(self, config: Config, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__(config, backbone, facts)

@@ -53,7 +53,7 @@ class VISRegLoss(Loss):
         center_weight: NonNegativeFloat = 1.0
         """Weight of the mean."""
         scale_weight: NonNegativeFloat = 1.0
-        """Weight of the deviation. Without it training collapses."""
+        """Weight of the deviation. Without it nothing keeps embeddings from shrinking."""
         shape_weight: NonNegativeFloat = 1.0
         """Weight of the distribution along random directions."""
         eps: PositiveFloat = 1e-4

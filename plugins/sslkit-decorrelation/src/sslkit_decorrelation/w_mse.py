@@ -59,7 +59,12 @@ class WMSELoss(Loss):
         """Times that a batch is divided into groups, whose losses are averaged."""
         eps: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-6
         """Part of the mean variance in the covariance that is inverted. 1 only shifts and scales:
-        training collapses."""
+        all dimensions may come to say the same."""
+
+    @classmethod
+    def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
+        if config.eps == 1.0:
+            yield "eps", "1 whitens nothing, so that all dimensions may say the same; set 1e-6"
 
     config: Config
 
