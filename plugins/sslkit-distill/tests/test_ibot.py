@@ -10,6 +10,7 @@ import pytest
 import torch
 from distill_setup import BATCH, FACTS, SIDE, in_parts, make_batch, method_slot, problems
 from pydantic import ValidationError
+from sslkit_distill.view_masks import MaskedPatches
 from token_net import HEAD, MASKS, SIDES, TOKEN_FACTS, WARM, Reference, TokenNet, make, steps_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -78,6 +79,17 @@ def test_uniform_scores_lose_ln_k() -> None:
     assert found.metrics["class_loss"].item() == pytest.approx(math.log(8192), rel=1e-5)
     assert found.metrics["patch_loss"].item() == pytest.approx(9.0109, abs=5e-5)
     assert found.loss.item() == pytest.approx(2 * math.log(8192), rel=1e-5)
+
+
+def test_shares_of_patches_are_exact_whatever_the_precision_of_the_scores() -> None:
+    """49 patches of a view count 1 together; rounded to bf16 they would count 0.9989."""
+    masked = torch.zeros(1, 2, 64, dtype=torch.bool)
+    masked[0, 0, 5:54] = True
+    hidden = MaskedPatches.of(masked, 50)
+    for given, dtype in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        weights = hidden.weights(given)
+        assert (weights.dtype, weights.shape) == (dtype, (1, 2, 50))
+        assert weights.double().sum((0, 2)).tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
 
 
 def test_a_view_without_masked_patches_adds_zero() -> None:
