@@ -184,6 +184,17 @@ def test_equals_lightly(crops: tuple[int, int], queue: bool) -> None:
     torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("field", ["temperature", "epsilon"])
+def test_temperatures_follow_their_schedule(field: str) -> None:
+    """Half of the way from 0.2 to 0.1."""
+    moving = swav(**{field: {"name": "linear", "start": 0.2, "end": 0.1}})
+    still = swav(**{field: 0.15})
+    found, half = still.embed(make_batch(views=CROPS)), Progress(STEPS // 2, STEPS, 5)
+    losses = [method.objective(found, make_batch(), half).loss for method in (moving, still)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=0.0)
+    assert moving.objective(found, make_batch(), FIRST).loss != losses[1]
+
+
 def test_codes_send_no_gradient() -> None:
     """The gradient of the scores is (softmax - code) / (0.1 B), a mean over the codes of the other
     global views."""
