@@ -15,8 +15,8 @@ class FeatureQueue(nn.Module):
     `size` rows stay. `push` belongs into `Method.after_step`, so that an image never meets its own
     key among the negatives. Nothing is read back to the host, `recent` aside.
 
-    The queue starts full of random unit vectors, drawn from torch's generator (MoCo); with
-    `random_start=False` it starts empty, and `recent` gives the rows pushed so far (SwAV, NNCLR).
+    The queue starts full of random unit vectors, drawn from torch's generator (MoCo, NNCLR); with
+    `random_start=False` it starts empty, and `recent` gives the rows pushed so far (SwAV).
     Raises ValueError for size < 1 or dim < 1. Source: He et al. 2020, arXiv 1911.05722.
     """
 
