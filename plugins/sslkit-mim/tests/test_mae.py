@@ -24,6 +24,7 @@ from mim_setup import (
     vit,
 )
 from pydantic import ValidationError
+from sslkit_mim.decoder import Decoder, DecoderConfig
 from sslkit_mim.pixels import patch_statistics
 from torch import Tensor, nn
 
@@ -164,6 +165,22 @@ def test_a_step_is_that_of_a_slow_reference(norm_pix: bool) -> None:
     for name, one, other in zip(names, mine, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-11, msg=name)
         assert one.abs().max() > 0.0, name
+
+
+def test_tokens_of_the_decoder_stay_float32_in_mixed_precision() -> None:
+    """As in the code, where mask tokens in float32 lift them; what blocks add is bfloat16."""
+    torch.manual_seed(0)
+    config = DecoderConfig(width=32, depth=4, heads=4)
+    decoder = Decoder(config, 24, (4, 4), 12)
+    tokens, visible = torch.randn(3, 5, 24), torch.arange(12).view(3, 4)
+    seen: list[Tensor] = []
+    decoder.norm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    decoder(tokens, visible, prefix=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        decoder(tokens, visible, prefix=1)
+    exact, mixed = seen
+    assert mixed.dtype == torch.float32
+    assert 1e-4 < (mixed - exact).norm() / exact.norm() < 0.01
 
 
 def test_micro_batches_are_the_whole_batch() -> None:

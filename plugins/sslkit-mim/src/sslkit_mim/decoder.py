@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from sslkit.api import ComponentConfig, Tokens
+from sslkit.nn.numerics import full_precision
 from sslkit.nn.patches import place_patches
 from sslkit.nn.positions import sine_cosine_positions
 
@@ -67,10 +68,10 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, visible: Tensor, prefix: int) -> Tensor:
         """tokens: (B, P + n, in_dim), of which the first `prefix` are no patches; visible: (B, n),
         the numbers of the others. Gives (B, N, values)."""
-        narrow = self.embed(tokens)
+        narrow = full_precision(self.embed(tokens))  # blocks add to it: no sums in half precision
         count = len(self.positions)
         patches = place_patches(narrow[:, prefix:], visible, self.mask_token[0, 0], count)
-        x = torch.cat([narrow[:, :prefix], patches + self.positions.to(patches.dtype)], dim=1)
+        x = torch.cat([narrow[:, :prefix], patches + self.positions], dim=1)
         for block in self.blocks:
             x = block(x)
         found: Tensor = self.predict(self.norm(x[:, prefix:]))
