@@ -12,6 +12,8 @@ from pydantic import BaseModel
 
 from sslkit.api import ScheduledNumber, Slot
 from sslkit.api.renamed_fields import first_names
+from sslkit.errors import RecipeError
+from sslkit.files import reason
 from sslkit.nn.weights import weight_file
 
 from .model import Recipe, components
@@ -77,17 +79,25 @@ def experiment_hash(recipe: Recipe, files: Mapping[str, str]) -> str:
 def file_digests(recipe: Recipe) -> dict[str, str]:
     """Field -> digest of the file that it names, or of the weights in the run folder, for all
     components but sources of data, which have fingerprints, and what only watches or stores. Files
-    that are not there are left out."""
+    that are not there are left out. Raises RecipeError where one cannot be read."""
     found = {}
     for where, slot in components(recipe):
         if where.partition(".")[0] in _WITHOUT_FILES:
             continue
         for field, value in slot.config:
             if isinstance(value, Path) and (file := weight_file(value)).is_file():
-                with file.open("rb") as opened:
-                    digest = hashlib.file_digest(opened, "sha256").hexdigest()
-                found[f"{where}.{field}"] = digest[:16]
+                found[f"{where}.{field}"] = _digest(file, f"{where}.{field}")
     return found
+
+
+def _digest(file: Path, field: str) -> str:
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise RecipeError(
+            f"{field}: {file} cannot be read: {reason(error)}; name a file that can be"
+        ) from error
 
 
 def hashed_view(recipe: Recipe, *, first_names: bool = False) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sslkit.errors import RunFolderError
+from sslkit.errors import RecipeError, RunFolderError
 from sslkit.recipe import file_digests, parse_recipe, recipe_hash
 from sslkit.report.comparison.side_by_side import Arm, Comparison, Match, Row, RunRecord
 from sslkit.report.comparison.tables import text_tables
@@ -79,6 +79,21 @@ def test_files_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
     assert digests(first).keys() == {"backbone.weights"}
     assert digests(tmp_path / "nothing.pth") == {}
     assert file_digests(parse_recipe(TINY, "x")) == {}, "data have fingerprints"
+
+
+def test_a_file_that_cannot_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"a")
+    recipe = parse_recipe(TINY, "x", [f"backbone.weights={path}"])
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(RecipeError, match=r"^backbone\.weights: .* cannot be read: .*") as found:
+        file_digests(recipe)
+    assert "\n" not in str(found.value)
 
 
 def test_costs_are_means_over_seeds(two_arms: list[Arm]) -> None:

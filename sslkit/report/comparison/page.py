@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from sslkit.recipe import hashed_view
+from sslkit.recipe import hashed_view, recipe_hash
 from sslkit.recipe.yaml_positions import dump_document
 from sslkit.report.harmless import in_html
 
@@ -81,7 +81,7 @@ def _page(comparison: Comparison, pictures: Sequence[Picture]) -> Iterator[str]:
         recipe = dump_document(hashed_view(arm.records[0].recipe))  # no paths, no tracker
         yield f"<h3>{in_html(arm.label)}</h3><p>{in_html(runs)}</p>"
         yield f"<p>Machine: {in_html(arm.records[0].machine)}</p>"
-        yield f"<details><summary>Recipe, hash {arm.records[0].hash}</summary>"
+        yield f"<details><summary>Recipe, hash {recipe_hash(arm.records[0].recipe)}</summary>"
         yield f"<pre>{in_html(recipe)}</pre></details>"
     yield "</body></html>"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslkit.evaluation.statistics import Interval
-from sslkit.recipe import Recipe
+from sslkit.recipe import Recipe, recipe_hash
 
 Match = Literal["epochs", "time"]
 """The budget that arms share: images seen, or seconds of training."""
@@ -177,7 +177,7 @@ class Comparison:
             "arms": [
                 {
                     "label": arm.label,
-                    "recipe_hash": arm.records[0].hash if arm.records else None,
+                    "recipe_hash": recipe_hash(arm.records[0].recipe) if arm.records else None,
                     "runs": {
                         str(record.seed): os.path.relpath(record.path, folder)
                         for record in arm.records
