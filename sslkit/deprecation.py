@@ -26,9 +26,9 @@ ENDS_WITH = "sslkit 0.3"
 
 _PARTS = (
     "average_precision batch_norm chunked classification clustering color deferred ema functional "
-    "image jitter lars layer_groups logistic_regression masked_apply masking mlp modes numerics "
-    "patches positions prototypes queue recompute representation resampling retrieval segmentation "
-    "shared_statistics stem stratified supervised weights"
+    "image jitter lars layer_groups logistic_regression mask_transformer masked_apply masking mlp "
+    "modes numerics patches positions prototypes queue recompute representation resampling "
+    "retrieval segmentation shared_statistics stem stratified supervised weights"
 )
 PUBLIC_MODULES = (
     "sslkit",

@@ -76,6 +76,7 @@ from .schedules import Bounds, Progress, Schedule, ScheduledNumber, scheduled
 from .streams import ImageStream, StreamReader
 from .tokens import NoTokensError, TokenLayout, Tokens
 from .tracking import Callback, MetricPoint, RunView, Tracker
+from .transformer_start import start_transformer
 from .views import Augmentation, Geometry, ImageAugmentation, Params
 
 __all__ = [
@@ -164,5 +165,6 @@ __all__ = [
     "scheduled",
     "set_group_rules",
     "slot",
+    "start_transformer",
     "torch_dtype",
 ]

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from sslkit.api import Backbone, ComponentConfig, NoTimmModelError, Slot, StartingWeights
+from sslkit.api import (
+    Backbone,
+    ComponentConfig,
+    NoTimmModelError,
+    Slot,
+    StartingWeights,
+    start_transformer,
+)
 from sslkit.builtin.timm_backbone import TimmBackbone
 from sslkit.errors import CheckpointError, RecipeError
 from sslkit.experiment.description import run_tags
@@ -93,6 +100,14 @@ def test_what_measured_weights_are_called(tiny: Path, tmp_path: Path) -> None:
         _name(recipe_with(tiny, Named), file)
     with pytest.raises(RecipeError, match="'mine' starts from no weights"):
         _name(recipe_with(tiny, Plain), None)
+
+
+def test_a_method_starts_no_network_anew_that_has_weights() -> None:
+    """They would be lost without a word."""
+    with pytest.raises(RecipeError, match=r"method\.vit_init: it would replace the weights"):
+        start_transformer(Named(Named.Config(hub=True)), "vit_init")
+    with pytest.raises(RecipeError, match=r"method\.vit_init: the network has no patch embedding"):
+        start_transformer(Named(Named.Config()), "vit_init")
 
 
 def test_timm_says_where_it_starts(tmp_path: Path) -> None:

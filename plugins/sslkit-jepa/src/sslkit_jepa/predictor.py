@@ -7,9 +7,8 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from sslkit.api import ComponentConfig
-from sslkit.nn.numerics import full_precision
+from sslkit.nn.mask_transformer import MaskTransformer
 from sslkit.nn.patches import gather_patches
-from sslkit.nn.positions import sine_cosine_positions
 
 from .multiblock import Regions
 from .start import STD, initialize_layers
@@ -34,33 +33,12 @@ class PredictorConfig(ComponentConfig):
         return self
 
 
-class Predictor(nn.Module):
+class Predictor(MaskTransformer):
     """Sees the context and, for each patch of one target block, a mask token with its position."""
 
-    positions: Tensor
-
     def __init__(self, config: PredictorConfig, dim: int, grid: tuple[int, int]) -> None:
-        super().__init__()
-        width = config.width
-        self.embed = nn.Linear(dim, width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width))  # decayed, unlike vectors
-        positions = sine_cosine_positions(*grid, width, column_first=True)
-        self.register_buffer("positions", positions, persistent=False)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width,
-                config.heads,
-                round(width * config.mlp_ratio),
-                dropout=0.0,
-                activation="gelu",
-                layer_norm_eps=1e-6,
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(config.depth)
-        )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.predict = nn.Linear(width, dim)
+        sizes = config.width, config.depth, config.heads
+        super().__init__(sizes, grid, in_dim=dim, out_dim=dim, mlp_ratio=config.mlp_ratio)
         initialize_layers(self)
         nn.init.normal_(self.mask_token, std=STD)
 
@@ -68,16 +46,12 @@ class Predictor(nn.Module):
         """context: (B, n, D), tokens of `regions.context`. Gives (B, M, k, D) for
         `regions.targets`, each block from a pass of its own."""
         batch, blocks, length = regions.targets.shape
-        shown = full_precision(self.embed(context))  # blocks add to it: no sums in half precision
         positions = self.positions.expand(batch, -1, -1)
-        shown = shown + gather_patches(positions, regions.context)
+        shown = self.narrow(context) + gather_patches(positions, regions.context)
         asked = gather_patches(positions, regions.targets.flatten(1)) + self.mask_token
         asked = asked.reshape(batch * blocks, length, -1)
         x = torch.cat([shown.repeat_interleave(blocks, 0), asked], dim=1)
-        ignored = self._ignored(regions)
-        for block in self.blocks:
-            x = block(x, src_key_padding_mask=ignored)
-        found: Tensor = self.predict(self.norm(x[:, shown.shape[1] :]))
+        found = self.transform(x, skip=shown.shape[1], ignored=self._ignored(regions))
         return found.reshape(batch, blocks, length, -1)
 
     @staticmethod

@@ -6,9 +6,7 @@ import math
 
 from torch import nn
 
-from sslkit.api import Backbone
-from sslkit.errors import RecipeError
-from sslkit.nn.positions import find_transformer, fix_positions
+from sslkit.api import Backbone, start_transformer
 
 STD = 0.02
 _LEAST_VALUES = 588
@@ -21,18 +19,8 @@ def initialize(backbone: Backbone) -> None:
 
     The weights of the patch embedding are N(0, 1 / n) where a patch has n values, fewer than the
     paper's 588: of 48 values, sums with weights of 0.02 are a fifth of the positions, all images
-    look alike, and training makes them more so. Raises RecipeError where it starts from weights,
-    which would be lost, or has no positions."""
-    if type(backbone).starting_weights(backbone.config) is not None:
-        raise RecipeError(
-            "method.vit_init: it would replace the weights that the backbone starts from; set it "
-            "to false"
-        )
-    try:
-        network = find_transformer(backbone)
-        fix_positions(network, column_first=True)
-    except ValueError as error:
-        raise RecipeError(f"method.vit_init: {error}; set it to false") from None
+    look alike, and training makes them more so. Raises RecipeError as `start_transformer` does."""
+    network = start_transformer(backbone, "vit_init", column_first=True)
     initialize_layers(network)
     weight = network.get_submodule("patch_embed.proj").get_parameter("weight")  # (D, C, p, p)
     values = weight[0].numel()

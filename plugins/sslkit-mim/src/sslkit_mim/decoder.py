@@ -7,9 +7,8 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from sslkit.api import ComponentConfig, Tokens
-from sslkit.nn.numerics import full_precision
+from sslkit.nn.mask_transformer import MaskTransformer
 from sslkit.nn.patches import place_patches
-from sslkit.nn.positions import sine_cosine_positions
 
 from .vit_init import initialize_layers
 
@@ -33,49 +32,25 @@ class DecoderConfig(ComponentConfig):
         return self
 
 
-class Decoder(nn.Module):
+class Decoder(MaskTransformer):
     """Tokens of the visible patches -> `values` numbers for every patch."""
-
-    positions: Tensor
 
     def __init__(
         self, config: DecoderConfig, in_dim: int, grid: tuple[int, int], values: int
     ) -> None:
-        super().__init__()
-        width = config.width
-        self.embed = nn.Linear(in_dim, width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        positions = sine_cosine_positions(*grid, width, column_first=True)
-        self.register_buffer("positions", positions, persistent=False)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width,
-                config.heads,
-                round(width * config.mlp_ratio),
-                dropout=0.0,
-                activation="gelu",
-                layer_norm_eps=1e-6,
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(config.depth)
-        )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.predict = nn.Linear(width, values)
+        sizes = config.width, config.depth, config.heads
+        super().__init__(sizes, grid, in_dim=in_dim, out_dim=values, mlp_ratio=config.mlp_ratio)
         initialize_layers(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, visible: Tensor, prefix: int) -> Tensor:
         """tokens: (B, P + n, in_dim), of which the first `prefix` are no patches; visible: (B, n),
         the numbers of the others. Gives (B, N, values)."""
-        narrow = full_precision(self.embed(tokens))  # blocks add to it: no sums in half precision
+        narrow = self.narrow(tokens)
         count = len(self.positions)
         patches = place_patches(narrow[:, prefix:], visible, self.mask_token[0, 0], count)
         x = torch.cat([narrow[:, :prefix], patches + self.positions], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        found: Tensor = self.predict(self.norm(x[:, prefix:]))
-        return found
+        return self.transform(x, skip=prefix)
 
 
 def decoded(decoder: Decoder, tokens: Tokens, visible: Tensor) -> Tensor:

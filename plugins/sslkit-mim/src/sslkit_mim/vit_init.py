@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sslkit.api import Backbone
-from sslkit.errors import RecipeError
-from sslkit.nn.positions import find_transformer, fix_positions
+from sslkit.api import Backbone, start_transformer
 
 
 def initialize(backbone: Backbone) -> None:
@@ -14,17 +12,8 @@ def initialize(backbone: Backbone) -> None:
     two-dimensional sine-cosine and fixed, linear layers Xavier-uniform with zero biases, the patch
     embedding as a linear layer, class and register tokens N(0, 0.02^2).
 
-    Raises RecipeError where it starts from weights, which would be lost, or has no positions."""
-    if type(backbone).starting_weights(backbone.config) is not None:
-        raise RecipeError(
-            "method.vit_init: it would replace the weights that the backbone starts from; set it "
-            "to false"
-        )
-    try:
-        network = find_transformer(backbone)
-        fix_positions(network, column_first=True)
-    except ValueError as error:
-        raise RecipeError(f"method.vit_init: {error}; set it to false") from None
+    Raises RecipeError as `start_transformer` does."""
+    network = start_transformer(backbone, "vit_init", column_first=True)
     initialize_layers(network)
     weight = network.get_submodule("patch_embed.proj").get_parameter("weight")  # (D, C, p, p)
     nn.init.xavier_uniform_(weight.data.view(len(weight), -1))

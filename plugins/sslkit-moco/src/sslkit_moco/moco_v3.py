@@ -68,7 +68,7 @@ class MoCoV3(Method):
         """ViTs only: leaves the patch embedding as it starts, which steadies training."""
         vit_init: bool = False
         """ViTs only: starts from MoCo v3's initialisation, with fixed sine-cosine position
-        embeddings. Replaces the weights that the backbone started from."""
+        embeddings. Must be false where the backbone starts from weights."""
 
     @classmethod
     def problems(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:

@@ -11,27 +11,31 @@ import math
 import torch
 from torch import nn
 
+from sslkit.api import Backbone, start_transformer
 from sslkit.errors import RecipeError
-from sslkit.nn.positions import find_transformer, fix_positions
+from sslkit.nn.positions import find_transformer
 
 
 def freeze_patch_embedding(network: nn.Module) -> None:
     """Takes the patch embedding out of training (Chen et al. 2021, arXiv 2104.02057, section 4.2).
 
     Raises RecipeError where there is none."""
-    transformer = _transformer(network, "freeze_patch_embedding")
+    try:
+        transformer = find_transformer(network)
+    except ValueError as error:
+        raise RecipeError(f"method.freeze_patch_embedding: {error}; set it to false") from None
     for parameter in transformer.get_submodule("patch_embed").parameters():
         parameter.requires_grad_(False)
 
 
 @torch.no_grad()
-def initialize(network: nn.Module) -> None:
+def initialize(backbone: Backbone) -> None:
     """Initialises as MoCo v3 does: position embeddings 2-D sine-cosine and fixed; the patch
     embedding uniform with the fans of a whole patch; linear layers Xavier-uniform (query, key and
     value as three) with zero biases; the class token N(0, 1e-12).
 
-    Raises RecipeError for a network that is no Vision Transformer with position embeddings."""
-    transformer = _transformer(network, "vit_init")
+    Raises RecipeError as `start_transformer` does."""
+    transformer = start_transformer(backbone, "vit_init")
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear):
             parts = 3 if name.endswith("qkv") else 1
@@ -42,23 +46,6 @@ def initialize(network: nn.Module) -> None:
     _uniform(projection, math.sqrt(6.0 / (weight[0].numel() + len(weight))))
     if isinstance(token := getattr(transformer, "cls_token", None), nn.Parameter):
         nn.init.normal_(token, std=1e-6)
-    try:
-        fix_positions(transformer)
-    except ValueError:
-        raise RecipeError(
-            "method.vit_init: the backbone has no learned position embedding (pos_embed) to "
-            "replace; choose a ViT, or set it to false"
-        ) from None
-
-
-def _transformer(network: nn.Module, field: str) -> nn.Module:
-    """The Vision Transformer of a network, which `field` needs."""
-    try:
-        return find_transformer(network)
-    except ValueError as error:
-        raise RecipeError(
-            f"method.{field}: is for Vision Transformers, and {error}; set it to false"
-        ) from None
 
 
 def _uniform(module: nn.Module, bound: float) -> None:
