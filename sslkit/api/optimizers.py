@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
+from torch import nn
+
+from sslkit.errors import RecipeError
 
 from .component import Component, ComponentConfig, RunFacts
 from .method import ParamGroup
@@ -29,6 +33,9 @@ class OptimizerConfig(ComponentConfig):
     exclude_bias_and_norm: bool = True
     """Leaves biases and normalisation parameters (all tensors with fewer than two dimensions) out
     of weight decay, and of LARS adaptation."""
+    no_weight_decay: tuple[str, ...] = ()
+    """Names of parameters that are left out as those are, such as `"*.cls_token"`; `*` stands for
+    any text. Vision transformers are often trained so."""
 
     def peak_lr(self, batch_size: int) -> float:
         """The peak learning rate at this batch size, in images (Chen et al. 2020,
@@ -44,14 +51,19 @@ def optimizer_groups(
     """What `Optimizer.create` takes: biases and norms apart from weights, which are decayed.
 
     Beside torch's keys each has `lr_scale` and `lr_constant`, and where weight decay follows a
-    schedule `weight_decay_scale`, for `set_group_rules`, which goes before each step."""
+    schedule `weight_decay_scale`, for `set_group_rules`, which goes before each step. Raises
+    RecipeError where a name of `no_weight_decay` is that of no parameter."""
+    groups = list(groups)
+    _check_names(config.no_weight_decay, [name for group in groups for name, _ in group.params])
     parts = []
     weight_decay = config.weight_decay
     for group in groups:
         shared = {"lr": lr, "lr_scale": group.lr_scale, "lr_constant": group.lr_constant}
         decay = weight_decay.start * group.weight_decay_scale
-        excluded = [p for _, p in group.params if config.exclude_bias_and_norm and p.ndim < 2]
-        kept = [p for _, p in group.params if not (config.exclude_bias_and_norm and p.ndim < 2)]
+        kept: list[nn.Parameter] = []
+        excluded: list[nn.Parameter] = []
+        for name, parameter in group.params:
+            (excluded if _excluded(config, name, parameter) else kept).append(parameter)
         parts += [
             {"params": kept, "weight_decay": decay, "adapt": True, **shared},
             {"params": excluded, "weight_decay": 0.0, "adapt": False, **shared},
@@ -60,6 +72,21 @@ def optimizer_groups(
             parts[-2]["weight_decay_scale"] = group.weight_decay_scale
             parts[-1]["weight_decay_scale"] = 0.0
     return [part for part in parts if part["params"]]
+
+
+def _excluded(config: OptimizerConfig, name: str, parameter: nn.Parameter) -> bool:
+    if config.exclude_bias_and_norm and parameter.ndim < 2:
+        return True
+    return any(fnmatchcase(name, pattern) for pattern in config.no_weight_decay)
+
+
+def _check_names(patterns: Sequence[str], names: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise RecipeError(
+                f"optimizer.no_weight_decay: {pattern!r} is the name of no parameter that is "
+                f"trained; they are called like {names[0]}"
+            )
 
 
 def set_group_rules(

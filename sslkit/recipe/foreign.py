@@ -32,6 +32,7 @@ _RENAMED = {
     "method.queue_size": "moco_k memory_bank_size queue_length bank_size",
     "optimizer.lr": "learning_rate base_lr init_lr blr max_lr peak_lr",
     "optimizer.weight_decay": "wd",
+    "optimizer.no_weight_decay": "skip_list no_weight_decay_list no_decay",
     "optimizer.exclude_bias_and_norm": "exclude_bias_n_norm exclude_bias_n_norm_wd no_decay_norm",
     "schedule.warmup_epochs": "num_warmup_epochs warmup warm_up",
     "train.epochs": "max_epochs num_epochs n_epochs total_epochs num_train_epochs",

@@ -292,7 +292,7 @@ def test_a_damaged_cache_is_passed_over(cache: Path, tmp_path: Path, monkeypatch
     found, is_current = schema_at_hand()
     assert found is not None
     assert is_current
-    older = file.with_name(file.name[:-6] + "0.json")
+    older = file.with_name(file.name[:-6] + ("1" if file.name[-6] == "0" else "0") + ".json")
     file.rename(older)
     assert schema_at_hand() == (found, False)
     keep_schema(json.dumps(found))

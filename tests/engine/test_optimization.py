@@ -1,4 +1,4 @@
-"""The optimiser's state across a resume and a fork."""
+"""What is decayed, and the optimiser's state across a resume and a fork."""
 
 from __future__ import annotations
 
@@ -6,11 +6,42 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from sslkit.api import OptimizerConfig, ParamGroup, optimizer_groups
 from sslkit.engine.display import Silent
-from sslkit.errors import CheckpointError
+from sslkit.errors import CheckpointError, RecipeError
 from sslkit.runs.checkpoint import FORMAT_WITHOUT_DIGEST, load
 from sslkit.workflows.train import start
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_named_parameters_are_left_out_of_weight_decay(everything: bool) -> None:
+    shapes = {"net.cls_token": (1, 1, 4), "net.weight": (4, 4), "net.bias": (4,), "mask": (2, 4)}
+    named = {name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
+    groups = [ParamGroup([(name, named[name])]) for name in named]
+
+    def decayed(*patterns: str) -> set[str]:
+        config = OptimizerConfig.model_validate(
+            {
+                "lr": 1.0,
+                "weight_decay": 0.1,
+                "no_weight_decay": patterns,
+                "exclude_bias_and_norm": everything,
+            }
+        )
+        parts = optimizer_groups(config, iter(groups), 1.0)
+        assert all(part["adapt"] == (part["weight_decay"] > 0) for part in parts)
+        ids = {id(p) for part in parts if part["weight_decay"] > 0 for p in part["params"]}
+        assert sum(len(part["params"]) for part in parts) == len(named)
+        return {name for name, parameter in named.items() if id(parameter) in ids}
+
+    weights = set(named) - {"net.bias"} if everything else set(named)
+    assert decayed() == weights
+    assert decayed("*.cls_token") == weights - {"net.cls_token"}
+    assert decayed("net.*", "mask") == set()
+    with pytest.raises(RecipeError, match=r"'cls_token' is the name of no .* like net\.cls_token"):
+        decayed("cls_token")
 
 
 def test_a_fork_trains_with_the_rules_of_its_own_recipe(tiny: Path) -> None:
