@@ -5,8 +5,8 @@ user would: how many steps fit the budget; a search over a few settings, scored 
 the training set; and the best of them over seeds, scored on the test set. It leaves one JSON file
 a method. Given again it goes on where it was stopped. `page` makes the page of all these files.
 
-The budget is CPU time, which other users of the machine move little. Pixels are the same for every
-run and are measured once, by the first arm.
+The budget is CPU time by that of a reference (`methods_speed`). Pixels are the same for every run
+and are measured once, by the first arm.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import itertools
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -41,8 +40,7 @@ _BATCH = 128  # of all recipes of the table
 _TRAINING_IMAGES = 50_000
 _WARMUP = 0.1
 """Part of the steps in which the learning rate rises; the recipes' warm-up is for longer runs."""
-_PROBED_STEPS = (10, 50)
-_PROBES = 3
+_ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 _SEARCH_SEED = 100  # none of those that are reported
 _KNN = "{name: knn, k: 200, temperature: 0.1, baselines: %s}"
 _SEARCHED = f"evaluate=[{_KNN % '[]'}]"
@@ -53,12 +51,17 @@ _PIXELS = _MEASURED % (_KNN % "[pixels]", "[pixels]")
 
 @dataclass(frozen=True)
 class Budget:
-    """What every method is given, in CPU seconds of training on one thread."""
+    """What every method is given: CPU seconds of training on one thread, at the speed at which the
+    `reference`, a recipe, sees `reference_speed` images a second."""
 
+    reference: str
+    reference_speed: float
     search_seconds: float
     final_seconds: float
     seeds: int
     selection_fraction: float
+    speed_rounds: int
+    """How often arm and reference take turns when the arm's speed is measured."""
 
 
 @dataclass(frozen=True)
@@ -129,24 +132,25 @@ class Measuring:
         return model
 
     def images_per_second(self) -> float:
-        """Images of training a CPU second: what more steps add to the time of a process, the median
-        of a few."""
+        """Images of training a CPU second, by the reference's."""
         kept = self.folder / "speed.json"
         if not kept.exists():
-            found = [self.cpu_seconds(steps) for _ in range(_PROBES) for steps in _PROBED_STEPS]
-            added = statistics.median(
-                more - less for less, more in zip(found[::2], found[1::2], strict=True)
-            )
-            steps = _PROBED_STEPS[1] - _PROBED_STEPS[0]
-            kept.write_text(json.dumps(steps * _BATCH / added), encoding="utf-8")
+            kept.write_text(json.dumps(self.budget.reference_speed / self.ratio()))
         speed: float = json.loads(kept.read_text(encoding="utf-8"))
         return speed
 
-    def cpu_seconds(self, steps: int) -> float:
-        """CPU time of a process that trains so many steps and measures nothing."""
-        before = _cpu_seconds_of_children()
-        self.run("speed", ["data.test=null", f"train.max_steps={steps}", "evaluate=[]"])
-        return _cpu_seconds_of_children() - before
+    def ratio(self) -> float:
+        """What a step costs, by what one of the reference costs."""
+        shared = [*self.settled(), "data.test=null", "evaluate=[]", f"runs_dir={self.folder}"]
+        arm = [self.arm.recipe, *shared, *self.arm.overrides, *self.before()]
+        command = [sys.executable, "-m", f"{__package__}.methods_speed", "--arm", *arm]
+        command += ["--reference", self.budget.reference, *shared]
+        command += ["--rounds", str(self.budget.speed_rounds)]
+        printed = subprocess.run(
+            command, check=True, env=_ONE_THREAD, stdout=subprocess.PIPE, text=True
+        ).stdout
+        ratio: float = json.loads(printed)
+        return ratio
 
     def pixels(self) -> dict[str, float]:
         """Metric -> what the pixels themselves reach on the test set."""
@@ -228,20 +232,17 @@ class Measuring:
 
     def sslkit(self, command: str, overrides: Sequence[str], options: Sequence[str]) -> None:
         """Runs a command of sslkit on one thread. Raises CalledProcessError."""
-        settled = [
+        words = [sys.executable, "-m", "sslkit", command, self.arm.recipe, *options]
+        for override in [*self.settled(), *self.arm.overrides, *self.before(), *overrides]:
+            words += ["-o", override]
+        subprocess.run(words, check=True, env=_ONE_THREAD, stdout=subprocess.DEVNULL)
+
+    def settled(self) -> list[str]:
+        """Overrides of every run."""
+        return [
             f"data.train={self.train}", "train.epochs=1000", f"train.batch_size={_BATCH}",
             "tracking={name: none}", "expect={}",
         ]  # fmt: skip
-        words = [sys.executable, "-m", "sslkit", command, self.arm.recipe, *options]
-        for override in [*settled, *self.arm.overrides, *self.before(), *overrides]:
-            words += ["-o", override]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(words, check=True, env=environment, stdout=subprocess.DEVNULL)
-
-
-def _cpu_seconds_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:

@@ -46,9 +46,16 @@ class Clock(Display):
     A display hears of every step when it is done, so nothing in the loop is changed for timing. On
     a GPU it waits for the device where the clock starts and stops, and nowhere else."""
 
-    def __init__(self, training: Training, steps: int, lead_steps: int) -> None:
+    def __init__(
+        self,
+        training: Training,
+        steps: int,
+        lead_steps: int,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
         super().__init__()
         self.training = training
+        self.now = now
         self.steps = steps
         self.lead_steps = lead_steps
         self.stop = StopSignals()
@@ -65,10 +72,10 @@ class Clock(Display):
         self._done += 1
         if self._done == self.lead_steps:
             synchronize(self.training.compute.device)
-            self._start = time.perf_counter()
+            self._start = self.now()
         elif self._done == self.lead_steps + self.steps:
             synchronize(self.training.compute.device)
-            self.seconds = time.perf_counter() - self._start
+            self.seconds = self.now() - self._start
             self.training.saved_step = step  # after the clock: no checkpoint at every block's end
             self.stop.requested = "the end of the block"
 
@@ -81,14 +88,21 @@ class Clock(Display):
 
 class TrainRun:
     """Blocks of consecutive steps of one run: `train` as `sslkit run` calls it, with its loader,
-    meter, checks, log and metrics. Each block lies in the middle of an epoch."""
+    meter, checks, log and metrics. Each block lies in the middle of an epoch. now: gives seconds,
+    of the wall or of this process on a CPU."""
 
-    def __init__(self, recipe: Recipe, steps: int, lead_steps: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        steps: int,
+        lead_steps: int,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.experiment = build_experiment(recipe)
         training = self.experiment.training
         if training.compute.compiles:  # then the first step of a block ends with a wait
             lead_steps = max(2, lead_steps)
-        self.clock = Clock(training, steps, lead_steps)
+        self.clock = Clock(training, steps, lead_steps, now)
         training.output.display = self.clock
         self._open = ExitStack()
         self._open.callback(shutil.rmtree, self.experiment.folder.path, ignore_errors=True)

@@ -50,7 +50,10 @@ def test_a_method_is_measured_and_its_page_written(tmp_path: Path) -> None:
     _write_images(data / "train.parquet", 400)
     _write_images(data / "test.parquet", 100)
     arm = Arm("simclr", "cpu/simclr_cifar10_short", {"optimizer.lr": [1e-3, 2e-3]})
-    budget = Budget(0.5, 1.0, 2, 0.25)
+    budget = Budget(
+        reference="cpu/simclr_cifar10_short", reference_speed=600, search_seconds=0.5,
+        final_seconds=1.0, seeds=2, selection_fraction=0.25, speed_rounds=1,
+    )  # fmt: skip
     measuring = Measuring(arm, budget, tmp_path / "work", tmp_path)
     result = measuring.result()
     assert {row["n"] for row in result["scores"]} == {2}
