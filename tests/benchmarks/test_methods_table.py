@@ -13,9 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from sslkit.engine.display import Silent
 from sslkit.recipe import find_recipe, load_recipe
+from sslkit.workflows.train import start
 from tests.benchmarks.methods import Arm, Budget, Measuring, _overrides, read_arms
 from tests.benchmarks.methods_page import write_page
+from tests.benchmarks.methods_pictures import draw
 
 
 def test_every_arm_names_a_recipe_of_the_table_and_fields_that_it_has() -> None:
@@ -71,3 +74,17 @@ def test_a_method_is_measured_and_its_page_written(tmp_path: Path) -> None:
     assert (tmp_path / "docs" / "figures" / "methods-one-budget.svg").stat().st_size > 1000
     again = Measuring(arm, budget, tmp_path / "work", tmp_path).result()
     assert again["scores"] == result["scores"]  # from what is kept
+
+
+@pytest.mark.slow  # a run of MAE
+def test_what_a_run_makes_of_photographs_is_drawn(tmp_path: Path) -> None:
+    overrides = [
+        "data={name: synthetic, num_train: 128, num_test: 32, size: 32}", "train.max_steps=1",
+        "tracking={name: none}", "evaluate=[]", "callbacks=[]", "expect={}",
+        "backbone.model_args.embed_dim=32", "method.decoder.width=16", f"runs_dir={tmp_path}",
+    ]  # fmt: skip
+    run = start(find_recipe("cpu/mae_cifar10_short"), overrides, display=Silent()).run_dir
+    picture = draw(run, tmp_path / "figures")
+    assert picture.name == "reconstructions-mae.png"
+    with Image.open(picture) as image:
+        assert image.width < image.height  # three columns, five rows
