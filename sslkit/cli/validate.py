@@ -1,4 +1,4 @@
-"""`sslkit validate`: recipes checked, nothing trained."""
+"""`sslkit validate`: recipes checked, nothing built."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def validate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check recipes and their data, and whether their networks can be built."""
+    """Check recipes and their data without building anything."""
     from sslkit.workflows.validate import validate as check_recipe
 
     found = {each: check_recipe(each, override or [], data=not no_data) for each in recipes}

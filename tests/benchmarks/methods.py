@@ -27,12 +27,13 @@ from typing import Any
 import torch
 import yaml
 
-from sslkit.recipe import find_recipe, load_recipe
 from sslkit.runs.metrics_file import read_lines
 
 from .images import DATA_DIR
 from .machine import describe_machine
-from .methods_page import PROTOCOLS, write_page
+from .methods_csv import PROTOCOLS
+from .methods_facts import commit, given, is_made_with, training_cpu_seconds
+from .methods_page import write_page
 
 ARMS = Path(__file__).with_name("methods.yaml")
 RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks" / "results" / "methods"
@@ -41,6 +42,7 @@ _TRAINING_IMAGES = 50_000
 _WARMUP = 0.1
 """Part of the steps in which the learning rate rises; the recipes' warm-up is for longer runs."""
 _ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+_RATE = "optimizer.lr"
 _SEARCH_SEED = 100  # none of those that are reported
 _KNN = "{name: knn, k: 200, temperature: 0.1, baselines: %s}"
 _SEARCHED = f"evaluate=[{_KNN % '[]'}]"
@@ -105,17 +107,14 @@ class Measuring:
         """All that the page needs of the arm."""
         speed = self.images_per_second()
         pixels = self.pixels()
-        tried = [
-            {"settings": chosen, "top1": self.searched(chosen, speed)}
-            for chosen in self.arm.settings()
-        ]
-        best = max(tried, key=lambda each: each["top1"])["settings"]
+        tried = self.search(speed)
+        best = _best(tried)
         return {
             "method": self.arm.name,
             "recipe": self.arm.recipe,
             "overrides": list(self.arm.overrides),
             "before": dict(self.arm.before),
-            "backbone": self.backbone(),
+            **given(self.arm.recipe, self.arm.overrides),
             "budget": vars(self.budget),
             "images_per_cpu_second": speed,
             "pixels": pixels,
@@ -124,12 +123,6 @@ class Measuring:
             **self.final(best, speed),
             "machine": describe_machine(torch.device("cpu")),
         }
-
-    def backbone(self) -> str:
-        """The name of the model that the recipe trains."""
-        recipe = load_recipe(find_recipe(self.arm.recipe))
-        model: str = recipe.backbone.dump()["model"]
-        return model
 
     def images_per_second(self) -> float:
         """Images of training a CPU second, by the reference's."""
@@ -186,8 +179,15 @@ class Measuring:
             f"data.test_fraction={fraction}",
         ]  # fmt: skip
 
-    def searched(self, settings: Mapping[str, Any], speed: float) -> float:
-        """kNN accuracy on images kept from the training set."""
+    def search(self, speed: float) -> list[dict[str, Any]]:
+        """The settings that were tried, with kNN: all combinations, and one learning rate more
+        where the best one is the least or the greatest."""
+        tried = [self.searched(chosen, speed) for chosen in self.arm.settings()]
+        beyond = next_rate(tried)
+        return tried if beyond is None else [*tried, self.searched(beyond, speed)]
+
+    def searched(self, settings: Mapping[str, Any], speed: float) -> dict[str, Any]:
+        """Settings with kNN accuracy on images kept from the training set."""
         words = "-".join(f"{path.rpartition('.')[2]}={value}" for path, value in settings.items())
         kept = self.folder / f"search-{words}.json"
         if not kept.exists():
@@ -195,23 +195,27 @@ class Measuring:
             overrides = self.kept(chosen)
             top1 = _last(self.run("search", overrides), "eval/knn/top1")
             kept.write_text(json.dumps(top1), encoding="utf-8")
-        found: float = json.loads(kept.read_text(encoding="utf-8"))
-        return found
+        return {"settings": settings, "top1": json.loads(kept.read_text(encoding="utf-8"))}
 
     def final(self, settings: Mapping[str, Any], speed: float) -> dict[str, Any]:
-        """Scores over seeds on the test set, their cost and curves."""
+        """Scores over seeds on the test set, their cost and curves. Raises SystemExit where the
+        folder holds runs of other settings."""
         out = self.folder / "final"
-        overrides = [
-            *_overrides(settings), f"data.test={self.test}", _REPORTED,
-            *self.length(speed, self.budget.final_seconds),
-        ]  # fmt: skip
-        options = ["--seeds", str(self.budget.seeds), "--map", "none", "--neighbours", "0"]
-        self.sslkit("compare", overrides, [*options, "-O", str(out)])
+        length = self.length(speed, self.budget.final_seconds)
+        if not (out / "comparison.json").exists():
+            overrides = [*_overrides(settings), f"data.test={self.test}", _REPORTED, *length]
+            options = ["--seeds", str(self.budget.seeds), "--map", "none", "--neighbours", "0"]
+            self.sslkit("compare", overrides, [*options, "-O", str(out)])
         comparison = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
         runs = [out / path for path in comparison["arms"][0]["runs"].values()]
+        expected = {**settings, "train.max_steps": length[0].partition("=")[2]}
+        if not all(is_made_with(run, expected) for run in runs):
+            raise SystemExit(f"{out}: its runs are not of {expected}; remove it and measure again")
         return {
             "scores": comparison["accuracies"],
             "costs": comparison["costs"][0],
+            "training_cpu_seconds": [training_cpu_seconds(run) for run in runs],
+            "commits": sorted({commit(run) for run in runs}),
             "curves": [_metric(run, "train/online_probe/top1") for run in runs],
             "pretext_top1": [found for run in runs if (found := _pretext_top1(run)) is not None],
         }
@@ -243,6 +247,21 @@ class Measuring:
             f"data.train={self.train}", "train.epochs=1000", f"train.batch_size={_BATCH}",
             "tracking={name: none}", "expect={}",
         ]  # fmt: skip
+
+
+def _best(tried: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    settings: dict[str, Any] = max(tried, key=lambda each: each["top1"])["settings"]
+    return settings
+
+
+def next_rate(tried: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The best settings with a third of their learning rate where it is the least that was tried,
+    or three times where it is the greatest; None where it is between others."""
+    best, rates = _best(tried), [float(each["settings"][_RATE]) for each in tried]
+    rate = float(best[_RATE])
+    if min(rates) < rate < max(rates):
+        return None
+    return {**best, _RATE: float(f"{rate / 3 if rate == min(rates) else 3 * rate:.2g}")}
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from PIL import Image
 from sslkit.engine.display import Silent
 from sslkit.recipe import find_recipe, load_recipe
 from sslkit.workflows.train import start
-from tests.benchmarks.methods import Arm, Budget, Measuring, _overrides, read_arms
+from tests.benchmarks.methods import Arm, Budget, Measuring, _overrides, next_rate, read_arms
 from tests.benchmarks.methods_page import write_page
 from tests.benchmarks.methods_pictures import draw
 
@@ -30,6 +30,19 @@ def test_every_arm_names_a_recipe_of_the_table_and_fields_that_it_has() -> None:
         assert 2 <= len(list(arm.settings())) <= 8, arm.name
         for settings in arm.settings():
             load_recipe(path, [*arm.overrides, *_overrides(settings)])
+
+
+def _tried(**top1_of_rates: float) -> list[dict[str, object]]:
+    return [
+        {"settings": {"optimizer.lr": rate, "other": 1}, "top1": top1}
+        for rate, top1 in top1_of_rates.items()
+    ]
+
+
+def test_a_search_goes_on_beyond_its_learning_rates_unless_the_best_is_between_others() -> None:
+    assert next_rate(_tried(**{"1e-3": 0.4, "3e-3": 0.3})) == {"optimizer.lr": 3.3e-4, "other": 1}
+    assert next_rate(_tried(**{"1e-3": 0.3, "3e-3": 0.4})) == {"optimizer.lr": 9e-3, "other": 1}
+    assert next_rate(_tried(**{"3.3e-4": 0.2, "1e-3": 0.4, "3e-3": 0.3})) is None
 
 
 def _write_images(path: Path, count: int) -> None:
@@ -69,6 +82,9 @@ def test_a_method_is_measured_and_its_page_written(tmp_path: Path) -> None:
     with_pixels = result["pixels"]["eval/knn/top1"]
     row = next(row for row in result["scores"] if row["metric"] == "eval/knn/top1")
     assert f"| {100 * (row['mean'] - with_pixels):+.1f} |" in page  # two seeds: no interval
+    assert len(result["training_cpu_seconds"]) == 2
+    assert len(result["commits"]) == 1
+    assert len(result["search"]) == 3  # two of the file, and beyond
     with (results / "table.csv").open(encoding="utf-8") as file:
         assert {row["metric"] for row in csv.DictReader(file)} >= {"eval/knn/top1"}
     assert (tmp_path / "docs" / "figures" / "methods-one-budget.svg").stat().st_size > 1000

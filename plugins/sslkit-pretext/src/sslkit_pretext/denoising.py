@@ -27,7 +27,6 @@ from sslkit.api import (
 from sslkit.errors import RecipeError
 from sslkit.nn.deferred import Deferred
 from sslkit.nn.modes import modes_kept
-from sslkit.nn.numerics import full_precision
 from sslkit.randomness import SampleRandom
 
 
@@ -90,7 +89,7 @@ class DenoisingAutoencoder(Method):
         return {
             "features": features,
             "reconstruction": reconstruction,
-            "clean": full_precision(clean.flatten(1)),
+            "clean": clean.flatten(1).to(reconstruction),
         }
 
     def objective(
@@ -102,7 +101,7 @@ class DenoisingAutoencoder(Method):
 
         def metrics() -> Mapping[str, Tensor]:
             spread = clean.var(dim=0, correction=0).mean()
-            return {"explained_variance": torch.where(spread > 0.0, 1.0 - error / spread, 0.0)}
+            return {"explained_variance": 1.0 - error / spread}
 
         return StepOutput(loss, Deferred(metrics))
 
