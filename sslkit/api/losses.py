@@ -54,6 +54,16 @@ class LossInput:
 
 
 LossPart = Literal["labels", "negatives", "online", "target", "teacher", "random"]
+_PARTS = {
+    "views": "embeddings of views",
+    "labels": "labels",
+    "negatives": "further negatives",
+    "online": "what the online network gives",
+    "target": "targets",
+    "teacher": "what a teacher gives",
+    "random": "random numbers for each image",
+}
+"""What messages call the parts of `LossInput`."""
 
 
 class Loss(Component, nn.Module, ABC):
@@ -114,4 +124,8 @@ def missing_parts(
     missing: list[str] = sorted(slot.cls.requires - set(given))
     if not views and "online" not in slot.cls.requires:
         missing = ["views", *missing]
-    return [f"{slot.name} needs {', '.join(missing)}, which this method has not"] if missing else []
+    if not missing:
+        return []
+    *others, last = (_PARTS[part] for part in missing)
+    wanted = f"{', '.join(others)} and {last}" if others else last
+    return [f"{slot.name} needs {wanted}, which this method does not provide; choose another loss"]

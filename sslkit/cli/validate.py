@@ -1,4 +1,4 @@
-"""`sslkit validate`: recipes checked, nothing built."""
+"""`sslkit validate`: recipes checked, nothing trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def validate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check recipes and their data without building anything."""
+    """Check recipes and their data, and whether their networks can be built."""
     from sslkit.workflows.validate import validate as check_recipe
 
     found = {each: check_recipe(each, override or [], data=not no_data) for each in recipes}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from sslkit.api import Batch, Loss
-from sslkit.errors import TrainingError
+from sslkit.errors import RecipeError, TrainingError
 from sslkit.parallel.sharding import local_part
 from sslkit.runs.endings import FailureRecord, write_failure
 
@@ -92,6 +92,23 @@ def refuse_odd_state(t: Training) -> None:
     error = TrainingError(f"after step {step}: {first}, {cause}. {way_on(t)}")
     keep_record(t, step, first, math.nan, math.nan)
     raise error
+
+
+def refuse_single_image(t: Training, error: ValueError) -> None:
+    """Raises RecipeError where the error is torch's refusal of batch statistics of one value, and
+    images pass one at a time."""
+    division, probe = t.learner.division, t.learner.probe
+    if division.at_a_time > 1 or "more than 1 value per channel" not in str(error):
+        return
+    field, way = "batch_size", ""
+    if division.parts > 1:
+        field = "micro_batch_size"
+    elif probe is not None:
+        way = "; set train.online_probe=null too, which has such a layer"
+    raise RecipeError(
+        f"train.{field}: 1 image at a time leaves a BatchNorm layer one value per channel, which "
+        f"has no variance; set 2 or more, or choose networks without BatchNorm{way}"
+    ) from error
 
 
 def find_reason(t: Training, batch: Batch) -> Reason:

@@ -14,7 +14,7 @@ from sslkit.api import Batch, StepOutput
 from sslkit.errors import TrainingError
 
 from .alike import refuse_unlike_ranks
-from .failure import explain_step, refuse_odd_state
+from .failure import explain_step, refuse_odd_state, refuse_single_image
 from .loss_meter import NotFiniteError
 from .peak_memory import peak_memory_mb
 from .signals import StopSignals
@@ -102,11 +102,15 @@ def train(training: Training, stop: StopSignals) -> None:
 def checked_step(
     t: Training, batch: Batch, *, log: bool = False
 ) -> tuple[StepOutput, Mapping[str, Tensor | float]]:
-    """`train_step`, whose numbers that are not finite become a TrainingError with the reason."""
+    """`train_step`, whose numbers that are not finite become a TrainingError with the reason, and
+    batch statistics of a single image a RecipeError."""
     try:
         return train_step(t, batch, log=log)
     except NotFiniteError as found:
         raise explain_step(t, found, batch) from None
+    except ValueError as error:
+        refuse_single_image(t, error)
+        raise
 
 
 def check_steps(t: Training) -> None:

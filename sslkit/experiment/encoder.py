@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from sslkit.api import Backbone, RunFacts, SampleSpec, resolve_component
@@ -59,7 +60,8 @@ def load_encoder(run_or_checkpoint: str | Path) -> Backbone:
     """See `sslkit.load_encoder`. Accepts a run folder, a checkpoint, or an encoder.safetensors."""
     path = Path(run_or_checkpoint)
     if (file := find_encoder(path)) is not None:
-        return _encoder_from_file(file).eval()
+        with torch.device("cpu"):  # also where `construction_problems` asks for it
+            return _encoder_from_file(file).eval()
     return load_measured_method(path)[2].encoder.eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import torch
@@ -26,6 +27,29 @@ def make_method(recipe: Recipe, facts: RunFacts) -> Method:
     """The method and its networks, initialised from the recipe's seed alone."""
     with seeded(recipe.seed, "initialisation"):
         return recipe.method.build(make_backbone(recipe, facts), facts)
+
+
+def construction_problems(recipe: Recipe, facts: RunFacts) -> tuple[str, ...]:
+    """What only the constructors of the method and its networks find, a line each: they are made on
+    the meta device, without memory and without the weights that they start from. Empty where they
+    can be made, and where they cannot be made in this way: then nothing is known."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            make_method(without_starting_weights(recipe), facts)
+    except RecipeError as error:
+        return tuple(_located(recipe, problem) for problem in error.problems)
+    except Exception:  # whatever needs values, in a plugin or in torch
+        return ()
+    return ()
+
+
+def _located(recipe: Recipe, problem: str) -> str:
+    """`field: what is wrong` with the place of the field in the recipe file."""
+    field, colon, message = problem.partition(": ")
+    path = tuple(int(part) if part.isdecimal() else part for part in field.split("."))
+    if recipe.marks is None or not colon or path[0] not in Recipe.model_fields:
+        return problem
+    return recipe.marks.line(path, message)
 
 
 def make_backbone(recipe: Recipe, facts: RunFacts) -> Backbone:

@@ -16,8 +16,11 @@ patches."""
 
 def switch_off_dropout(network: nn.Module) -> None:
     """Layers that drop at random in training (dropout, stochastic depth, patches, attention) drop
-    nothing from now on, whatever the mode: torch's, timm's and torchvision's."""
+    nothing from now on, whatever the mode: torch's, timm's and torchvision's. Nor do networks that
+    drop features themselves, as ResNets and EfficientNets of timm do, by their `drop_rate`."""
     for module in network.modules():
+        if isinstance(getattr(module, "drop_rate", None), int | float):
+            module.drop_rate = 0.0  # type: ignore[assignment]
         name = type(module).__name__.lower()
         if isinstance(module, nn.MultiheadAttention):
             module.dropout = 0.0

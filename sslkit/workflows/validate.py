@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sslkit.errors import SSLKitError
 from sslkit.experiment.check import check, check_without_data
+from sslkit.experiment.networks import construction_problems
 from sslkit.experiment.resolve import resolve
 from sslkit.recipe import find_recipe, load_recipe
 from sslkit.recipe.warnings import find_warnings
@@ -28,8 +29,8 @@ class Validation:
 
 
 def validate(recipe: str | Path, overrides: Sequence[str], *, data: bool = True) -> Validation:
-    """Checks a recipe and its data, and builds nothing. data: False looks at the recipe alone, and
-    warns of nothing."""
+    """Checks a recipe and its data, and builds the networks without memory. data: False looks at
+    the recipe alone: it builds nothing, and warns of nothing."""
     try:
         wanted = resolve(load_recipe(find_recipe(recipe), overrides))
         if not data:
@@ -38,4 +39,5 @@ def validate(recipe: str | Path, overrides: Sequence[str], *, data: bool = True)
         facts = check(wanted)
     except SSLKitError as error:
         return Validation(tuple(str(error).splitlines()))
-    return Validation((), tuple(map(str, find_warnings(wanted, facts))))
+    problems = construction_problems(wanted, facts)
+    return Validation(problems, tuple(map(str, find_warnings(wanted, facts))))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sslkit.api import Backbone, RunFacts
+from sslkit.builtin.simclr import SimCLR
+from sslkit.errors import RecipeError
 from sslkit.host.recipe_files import shipped_recipes
 from sslkit.workflows.validate import validate
 
@@ -45,3 +49,26 @@ def test_a_grey_backbone_is_not_blamed_without_data(tiny: Path) -> None:
     grey = "backbone.normalize={mean: [0.5], std: [0.5]}"
     assert "but the images have 3" in validate(tiny, [grey]).problems[0]
     assert validate(tiny, [grey], data=False).problems == ()
+
+
+@pytest.mark.parametrize("error", [RecipeError("method.head: too wide"), RuntimeError("no values")])
+def test_what_a_constructor_refuses_is_found_without_memory(
+    error: Exception, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A RecipeError, in its place; not what goes wrong for want of values."""
+    without_memory = []
+
+    def build(self: SimCLR, config: Any, backbone: Backbone, facts: RunFacts) -> None:
+        without_memory.append(all(weight.is_meta for weight in backbone.parameters()))
+        raise error
+
+    assert validate(tiny, []).problems == ()
+    monkeypatch.setattr(SimCLR, "__init__", build)
+    problems = validate(tiny, []).problems
+    assert without_memory == [True]
+    assert validate(tiny, [], data=False).problems == ()
+    if isinstance(error, RecipeError):
+        assert [line.rpartition(": method.head: ")[2] for line in problems] == ["too wide"]
+        assert problems[0].startswith(f"{tiny}:")
+    else:
+        assert problems == ()

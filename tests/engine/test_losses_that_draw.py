@@ -46,7 +46,10 @@ def test_laws(check: Check) -> None:
 
 def test_a_method_says_whether_it_gives_random_numbers() -> None:
     slot = Slot(Grouped, "grouped", ComponentConfig(), "mine", "1")
-    assert missing_parts(slot) == ["grouped needs random, which this method has not"]
+    assert missing_parts(slot) == [
+        "grouped needs random numbers for each image, which this method does not provide; choose "
+        "another loss"
+    ]
     assert missing_parts(slot, ("labels", "random")) == []
     assert not rewards_collapse(Grouped(ComponentConfig()))
 
@@ -71,5 +74,8 @@ def test_simclr_gives_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 def test_a_method_without_them_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sslkit_byol")
     monkeypatch.setattr(InfoNCE, "requires", frozenset({"random"}))
-    with pytest.raises(RecipeError, match="info_nce needs random, which this method has not"):
+    with pytest.raises(
+        RecipeError,
+        match="info_nce needs random numbers for each image, which",
+    ):
         start("quickstart", ["method={name: byol, loss: {name: info_nce}}"], display=Silent())

@@ -50,7 +50,10 @@ def test_the_centre_and_the_roles() -> None:
     assert "centre" in loss.state_dict()
     assert not inputs.detach().online[0].requires_grad
     slot = Slot(Centred, "centred", ComponentConfig(), "mine", "1")
-    assert missing_parts(slot) == ["centred needs online, teacher, which this method has not"]
+    assert missing_parts(slot) == [
+        "centred needs what the online network gives and what a teacher gives, which this method "
+        "does not provide; choose another loss"
+    ]
     assert missing_parts(slot, ("online", "teacher")) == []
 
 
@@ -61,7 +64,7 @@ def test_a_method_without_views_can_say_so() -> None:
     pairs = Slot(NTXent, "nt_xent", NTXent.Config(), "sslkit", "1")
     assert missing_parts(pairs, roles) == []
     assert missing_parts(pairs, roles, views=False) == [
-        "nt_xent needs views, which this method has not"
+        "nt_xent needs embeddings of views, which this method does not provide; choose another loss"
     ]
 
     class Queued(NTXent):
@@ -69,7 +72,8 @@ def test_a_method_without_views_can_say_so() -> None:
 
     queued = Slot(Queued, "queued", NTXent.Config(), "mine", "1")
     assert missing_parts(queued, roles, views=False) == [
-        "queued needs views, negatives, which this method has not"
+        "queued needs embeddings of views and further negatives, which this method does not "
+        "provide; choose another loss"
     ]
 
 

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +16,16 @@ from torch import Tensor, nn
 
 from sslkit.api import Batch, Progress
 from sslkit.builtin.augmented_views import AugmentedViews
+from sslkit.builtin.simclr import SimCLR
 from sslkit.engine.display import Silent
+from sslkit.engine.failure import refuse_single_image
 from sslkit.engine.step import embed, train_step
 from sslkit.engine.training import Training
 from sslkit.errors import PluginError, RecipeError
 from sslkit.experiment.build import build
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
+from sslkit.parallel.division import Division
 from sslkit.parallel.world import OneProcess
 from sslkit.randomness import seeded
 from sslkit.recipe import load_recipe
@@ -206,3 +210,26 @@ def test_embeddings_without_a_row_per_image_are_refused(
 def test_what_recipes_may_not_ask(tiny: Path, override: str, expected: str) -> None:
     with pytest.raises(RecipeError, match=expected):
         load_recipe(tiny, [override])
+
+
+def test_one_image_at_a_time_has_no_batch_statistics(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused in a line that names the field, and the probe where it has such a layer too."""
+    plain = SimCLR.embed
+    monkeypatch.setattr(
+        SimCLR,
+        "embed",
+        lambda self, batch: plain(self, replace(batch, views=batch.views[:1])),
+    )
+    with pytest.raises(RecipeError, match=r"^train.micro_batch_size: 1 image at a time") as raised:
+        start(tiny, ["train.micro_batch_size=1", "evaluate=[]"], display=Silent())
+    assert "\n" not in str(raised.value)
+    assert "online_probe" not in str(raised.value)
+    refusal = ValueError("Expected more than 1 value per channel when training")
+    whole: Any = SimpleNamespace(learner=SimpleNamespace(division=Division(1), probe=object()))
+    with pytest.raises(RecipeError, match=r"^train.batch_size: .* train.online_probe=null too"):
+        refuse_single_image(whole, refusal)
+    refuse_single_image(whole, ValueError("another one"))
+    whole.learner.division = Division(2)
+    refuse_single_image(whole, refusal)

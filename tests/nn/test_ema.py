@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from timm.layers import Attention, DropPath, PatchDropout
 from torch import nn
@@ -99,6 +100,16 @@ def test_a_teacher_without_dropout_drops_nothing(layer: nn.Module) -> None:
     dropped = layer.train()(images)
     torch.testing.assert_close(teacher(images), layer.eval()(images))
     assert dropped.shape != images.shape or not torch.allclose(dropped, layer(images))
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_efficientnet"])
+def test_a_teacher_without_dropout_drops_no_features_of_a_network(model: str) -> None:
+    """timm's own dropout before the classifier, which is no layer."""
+    network = timm.create_model(model, num_classes=0, drop_rate=0.5).train()
+    teacher = EMATeacher(network, dropout=False).train()
+    images = torch.rand(4, 3, 32, 32)
+    assert torch.equal(teacher(images), teacher(images))
+    assert not torch.equal(network(images), network(images))
 
 
 def test_a_teacher_has_the_dropout_of_its_network_by_default() -> None:

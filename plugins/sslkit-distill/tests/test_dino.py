@@ -414,6 +414,7 @@ def test_problems() -> None:
         ({"center_momentum": 1.0}, "center_momentum", "one prototype"),
         ({"teacher_temperature": 0.1}, "teacher_temperature", "does not sharpen"),
         ({"teacher_momentum": 1.0}, "teacher_momentum", "never moves"),
+        ({"freeze_last_layer_epochs": 10**6}, "freeze_last_layer_epochs", "stays random; set less"),
     ],
 )
 def test_warnings(fields: dict[str, Any], path: str, words: str) -> None:

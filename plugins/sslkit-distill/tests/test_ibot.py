@@ -298,6 +298,7 @@ def test_problems() -> None:
         ({"patch_center_momentum": 1.0}, "patch_center_momentum", "all patches one prototype"),
         ({"patch_teacher_temperature": 0.1}, "patch_teacher_temperature", "does not sharpen"),
         ({"mask_probability": 0.0}, "mask_probability", "no patch has a loss"),
+        ({"class_weight": 0.0, "patch_weight": 0.0}, "class_weight", "nothing is learnt"),
     ],
 )
 def test_warnings(fields: dict[str, Any], path: str, words: str) -> None:

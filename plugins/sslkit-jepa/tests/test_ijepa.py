@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from sslkit_jepa.multiblock import Regions
 from sslkit.api import Batch, Progress, RunFacts, ViewSpec, optimizer_groups, resolve_component
 from sslkit.errors import RecipeError
 from sslkit.host.plugins import load_plugins
+from sslkit.workflows.validate import validate
 
 FIRST = Progress(0, 20, 10)
 
@@ -259,6 +261,16 @@ def test_fields_that_do_not_go_together_are_named() -> None:
         problems(target_scale=[0.3, 0.2])
     with pytest.raises(RecipeError, match=r"least_context: 40 patches, but most_context allows 38"):
         make(least_context=40)
+    with pytest.raises(RecipeError, match=r"10 patches, but the block that is shown can have 4;"):
+        make(context_scale=[0.07, 1.0])
+
+
+def test_a_backbone_without_patches_is_found_before_anything_is_trained() -> None:
+    recipe = Path(__file__).with_name("one_view_vit.yaml")
+    other = "backbone={name: timm, model: test_resnet}"
+    (found,) = validate(recipe, [other]).problems
+    assert found.startswith(f"-o {other}: ijepa leaves patches out")
+    assert validate(recipe, []).problems == ()
 
 
 @pytest.mark.parametrize("model", ["resnet10t", "beit_base_patch16_224"])

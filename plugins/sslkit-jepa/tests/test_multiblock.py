@@ -169,3 +169,25 @@ def test_regions_follow_from_the_image_and_the_epoch_alone() -> None:
     for mine, expected, other in zip(drawn.draw(random().select(rows)), whole, later, strict=True):
         assert torch.equal(mine, expected[rows])
         assert not torch.equal(expected, other)
+
+
+@pytest.mark.parametrize(
+    ("scale", "aspect"),
+    [
+        ((0.001, 0.2), (0.75, 1.5)),  # down to areas of no patch, of which one is asked for
+        ((0.57, 0.57), (1.0, 1.0)),  # 57 patches in float32, and 56 in float64
+        ((0.1, 0.2), (100.0, 100.0)),  # longer than the grid
+        ((0.1, 0.2), (0.01, 50.0)),
+    ],
+)
+def test_rows_of_targets_are_as_long_as_the_largest_block(
+    scale: tuple[float, float], aspect: tuple[float, float]
+) -> None:
+    drawn = blocks(10, 10, target_scale=scale, target_aspect=aspect)
+    regions = drawn.draw(random())
+    assert regions.targets.shape[-1] == drawn.longest_target
+    assert int(regions.target_lengths.min()) >= 1
+    assert int(regions.target_lengths.max()) <= drawn.longest_target
+    sizes = {(0.57, 0.57): 64, (0.1, 0.2): 9}
+    if aspect[0] == aspect[1]:
+        assert drawn.longest_target == sizes[scale]

@@ -21,6 +21,7 @@ from sslkit.host.plugins import load_plugins
 from sslkit.nn.masking import Blocks, block_masked
 from sslkit.nn.safetensors_file import save
 from sslkit.workflows.train import start
+from sslkit.workflows.validate import validate
 
 RECIPE = Path(__file__).with_name("one_view_vit.yaml")
 FIRST, MASKED = Progress(0, 1, 1), 6  # 0.383 * 16
@@ -230,6 +231,22 @@ def test_a_damaged_file_and_a_description_that_does_not_fit_are_refused(tmp_path
         changed = changed.replace(b'"sslkit.sha256"', b'"sslkit.sha255"')
         (tmp_path / "other.safetensors").write_bytes(changed)
         refused(tmp_path / "other.safetensors", "other.safetensors: cannot be read as an encoder: ")
+
+
+@pytest.mark.parametrize(
+    ("channels", "said"), [(3, None), (1, ": method.tokenizer: {}: its images have 1 channel")]
+)
+def test_a_tokenizer_is_looked_at_before_anything_is_trained(
+    channels: int, said: str | None, tmp_path: Path
+) -> None:
+    path = write_tokenizer(tmp_path / "encoder.safetensors", channels=channels)
+    block = f"method={{name: beit, min_block: 3, tokenizer: {path}}}"
+    problems = validate(RECIPE, [block]).problems
+    if said is None:
+        assert problems == ()
+    else:
+        assert len(problems) == 1
+        assert said.format(path) in problems[0]
 
 
 def test_a_description_of_a_huge_network_takes_no_memory(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -311,6 +312,13 @@ def test_what_cannot_be_trained_is_refused_in_a_line(
     with pytest.raises(RecipeError, match=said) as raised:
         mae(backbone, **fields)
     assert "\n" not in str(raised.value)
+
+
+def test_a_patch_of_one_value_has_no_deviation() -> None:
+    grey = replace(FACTS, channels=1)
+    slot = resolve_component(load_plugins().registry, "method", {"name": "mae", "decoder": SMALL})
+    with pytest.raises(RecipeError, match="norm_pix: a patch has 1 value"):
+        slot.build(vit(patch_size=1), grey)
 
 
 def test_two_views_are_refused() -> None:

@@ -202,6 +202,12 @@ def test_what_does_not_fit_is_refused_in_a_line(fields: dict[str, Any], said: st
     assert "\n" not in str(raised.value)
 
 
+def test_a_window_of_one_pixel_weights_nothing() -> None:
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    one, none = (oriented_gradients(images, 9, 8, window) for window in (1, 0))
+    torch.testing.assert_close(one, none)
+
+
 def test_a_window_that_does_not_fill_the_view_is_refused_before_anything_is_built() -> None:
     method = maskfeat()
     config = method.config.model_copy(update={"window": 6})

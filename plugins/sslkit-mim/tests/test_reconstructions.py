@@ -12,7 +12,7 @@ import torch
 from matplotlib.image import imread
 from mim_setup import BATCH, FACTS, SIDE, SMALL, make, make_batch, vit
 from sslkit_mim.reconstructions import Reconstructions, pictures_figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslkit.api import Batch, Progress, RunView, resolve_component
 from sslkit.engine.display import Silent
@@ -52,10 +52,11 @@ def test_a_perfect_prediction_is_the_image() -> None:
     torch.testing.assert_close(found, batch.views[0], rtol=0, atol=1e-6)
 
 
-class Doubles:
+class Doubles(nn.Module):
     """A method of no package."""
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
+        assert not self.training  # dropout and drop path are off
         return {"one": batch.views[0], "grey": batch.views[0][:, :1]}
 
 
@@ -75,6 +76,7 @@ def test_any_method_that_makes_pictures_is_shown(tmp_path: Path) -> None:
     callback.on_evaluation(run, {}, progress)
     assert np.array_equal(imread(tmp_path / "figures" / "reconstructions.png"), first)
     assert len(np.unique(first)) > 50
+    assert method.training
 
 
 def test_a_figure_has_a_row_for_each_image() -> None:

@@ -231,6 +231,14 @@ def test_pictures_are_made_of_codes_alone() -> None:
     assert torch.equal(other.backbone.codes_of(batch.views[0]), codes)
 
 
+def test_a_codebook_that_never_moves_is_warned_of() -> None:
+    registry = load_plugins().registry
+    for momentum, said in ((0.99, []), (1.0, ["momentum"])):
+        block = {"name": "vq_tokenizer", "momentum": momentum}
+        slot = resolve_component(registry, "method", block)
+        assert [path for path, _ in slot.cls.warnings(slot.config, FACTS)] == said
+
+
 # --- Collapse ------------------------------------------------------------------------------------
 
 

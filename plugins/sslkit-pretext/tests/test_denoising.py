@@ -150,6 +150,20 @@ def test_values_with_a_closed_form() -> None:
             assert output.metrics["explained_variance"] == pytest.approx(explained, abs=1e-12)
 
 
+def test_what_is_to_be_made_is_not_rounded_in_mixed_precision() -> None:
+    method, batch = make_denoising().float(), make_batch()
+    images = batch.views[0].float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = method.embed(replace(batch, views=(images,)))
+    assert torch.equal(found["clean"], images.flatten(1))
+
+
+def test_of_images_that_are_all_alike_nothing_is_to_be_explained() -> None:
+    method, batch = make_denoising(), make_batch(size=1)
+    output = method.objective(method.embed(batch), batch, None)  # type: ignore[arg-type]
+    assert float(output.metrics["explained_variance"]) == 0.0
+
+
 def test_parts_of_a_batch_give_what_the_batch_gives() -> None:
     method, batch = make_denoising(), make_batch()
     whole, parts = method.embed(batch), in_parts(method, batch, 3)

@@ -23,6 +23,7 @@ from pretext_setup import (
     problems,
     train,
 )
+from pydantic import ValidationError
 from sslkit_pretext import jigsaw
 from sslkit_pretext.tiles import cut_tiles, standardised
 from torch import Tensor
@@ -235,15 +236,22 @@ def test_tiles_must_fit_and_must_not_touch() -> None:
     assert warned.startswith("tiles of 4 pixels touch in views of 12")
 
 
+def test_a_tile_of_one_pixel_has_no_contrast() -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 2"):
+        method_slot("jigsaw", **{**SMALL, "tile_size": 1})
+
+
 def test_the_head_has_a_logit_for_each_permutation() -> None:
     with pytest.raises(RecipeError, match=r"^method.head: its output has width 7, .* out_dim: 8$"):
         make_jigsaw(num_permutations=8)
 
 
-def test_a_backbone_of_one_size_is_refused() -> None:
+@pytest.mark.parametrize("said", ["only the size of the view", ""])
+def test_a_backbone_of_one_size_is_refused(said: str) -> None:
     class OneSize(SmallNet):
         def forward(self, images: Tensor) -> Tensor:
-            assert images.shape[-1] == SIDE, "only the size of the view"
+            if images.shape[-1] != SIDE:
+                raise AssertionError(said)
             return super().forward(images)
 
     with pytest.raises(RecipeError, match=r"^method.tile_size: the backbone takes no images of 3"):

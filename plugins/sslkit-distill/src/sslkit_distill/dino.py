@@ -93,6 +93,13 @@ class DINO(Method):
                 "1: the centre stays at 0, and nothing keeps the teacher from giving all images "
                 "one prototype; set less than 1, such as 0.9",
             )
+        epochs = facts.total_steps / facts.steps_per_epoch
+        if config.freeze_last_layer_epochs >= epochs:
+            yield (
+                "freeze_last_layer_epochs",
+                f"{config.freeze_last_layer_epochs} epochs are the run, of {epochs:g}: the last "
+                "layer of the head stays random; set less",
+            )
         hottest = max(config.teacher_temperature.values(facts))
         if hottest >= config.student_temperature:
             yield (

@@ -105,6 +105,11 @@ class IBOT(DINO):
                 "the teacher does not sharpen, and its probabilities become uniform; set less, "
                 "such as 0.07",
             )
+        if config.class_weight == config.patch_weight == 0.0:
+            yield (
+                "class_weight",
+                "0, and so is patch_weight: nothing is learnt from the teacher; set one to 1",
+            )
         if max(config.mask_probability.values(facts)) == 0.0:
             yield "mask_probability", "0 throughout: no patch has a loss; set more, or use dino"
 

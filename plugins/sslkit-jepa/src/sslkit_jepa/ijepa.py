@@ -204,7 +204,7 @@ def _regions(config: IJEPA.Config, layout: TokenLayout, facts: RunFacts) -> Mult
             f"method.least_context: {config.least_context} patches, but most_context allows {most} "
             f"of {rows * columns}; lower it, or make patches smaller"
         )
-    return MultiBlock(
+    regions = MultiBlock(
         (rows, columns),
         config.targets,
         config.target_scale,
@@ -213,3 +213,9 @@ def _regions(config: IJEPA.Config, layout: TokenLayout, facts: RunFacts) -> Mult
         config.least_context,
         most,
     )
+    if regions.smallest_context < config.least_context:
+        raise RecipeError(
+            f"method.least_context: {config.least_context} patches, but the block that is shown "
+            f"can have {regions.smallest_context}; lower it, or raise context_scale"
+        )
+    return regions

@@ -5,8 +5,10 @@ Shapes: B images, N patches on a grid of rows and columns, numbered row by row; 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -28,6 +30,10 @@ class Regions(NamedTuple):
     target_lengths: Tensor
     """(B,) int64, how many of each row of `targets` count: the blocks of an image are of one
     size."""
+
+
+_ROUNDING = 1e-6
+"""Sides are computed in float32."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +84,23 @@ class MultiBlock:
     def longest_target(self) -> int:
         """The most patches that a target block can have."""
         rows, columns = self.grid
-        areas = [int(rows * columns * scale) for scale in self.target_scale]
-        low, high = self.target_aspect
-        reached = [1]
-        for area in range(areas[0], areas[1] + 1):
-            for height in range(1, rows + columns):
-                for width in range(1, rows + columns):
-                    # The aspects for which both sides are rounded so.
-                    least = max(low, (height - 0.5) ** 2 / area, area / (width + 0.5) ** 2)
-                    most = min(high, (height + 0.5) ** 2 / area, area / (width - 0.5) ** 2)
-                    if least <= most:
-                        reached.append(min(height, rows - 1) * min(width, columns - 1))
-        return max(reached)
+        ends = torch.tensor([0.0, 1.0 - 2.0**-24], device="cpu")
+        least, most = map(int, self._areas(ends, self.target_scale).tolist())
+        areas = range(max(1, least), most + 1)
+        # Sides as long as the grid stand for longer ones, too.
+        blocks = product(areas, range(rows + 1), range(columns + 1))
+        sizes = (
+            _side(h, rows) * _side(w, columns) for a, h, w in blocks if self._is_drawn(a, h, w)
+        )
+        return max(sizes, default=1)
+
+    def _is_drawn(self, area: int, height: int, width: int) -> bool:
+        """Whether some aspect of a target block of this area has sides that are rounded so."""
+        rows, columns = self.grid
+        (below, above), (left, right) = _rounded_to(height, rows), _rounded_to(width, columns)
+        least = max(self.target_aspect[0], below**2 / area, area / right**2)
+        most = min(self.target_aspect[1], above**2 / area, area / left**2 if left else math.inf)
+        return least <= most * (1.0 + _ROUNDING)
 
     def _sides(
         self, area: Tensor, shape: Tensor, scale: tuple[float, float], aspect: tuple[float, float]
@@ -97,11 +108,22 @@ class MultiBlock:
         """(B, 2) int64: height and width, 1 to a side of the grid less one. area, shape: (B,)
         uniform in [0, 1)."""
         rows, columns = self.grid
-        patches = (rows * columns * (scale[0] + (scale[1] - scale[0]) * area)).floor()
+        patches = self._areas(area, scale)
         ratio = aspect[0] + (aspect[1] - aspect[0]) * shape
         sides = torch.stack([(patches * ratio).sqrt(), (patches / ratio).sqrt()], 1).round().long()
         limits = torch.tensor([max(1, rows - 1), max(1, columns - 1)], device=sides.device)
         return sides.clamp(min=1).minimum(limits)
+
+    def _areas(self, area: Tensor, scale: tuple[float, float]) -> Tensor:
+        """(B,) whole patches, of numbers uniform in [0, 1)."""
+        rows, columns = self.grid
+        return (rows * columns * (scale[0] + (scale[1] - scale[0]) * area)).floor()
+
+    @property
+    def smallest_context(self) -> int:
+        """Patches of the smallest block that a context is, before targets are taken out of it."""
+        least = torch.zeros(1, device="cpu")
+        return int(self._sides(least, least, self.context_scale, (1.0, 1.0)).prod())
 
     def _rectangles(self, corners: Tensor, sides: Tensor) -> Tensor:
         """(B, M, N) bool. corners: (B, M, 2) uniform in [0, 1); sides: (B, 2)."""
@@ -130,3 +152,13 @@ class MultiBlock:
         words = random.bits("order", context.shape[1])
         order = words.masked_fill(~context, 1 << 32).argsort(dim=1, stable=True)
         return order[:, : self.most_context]
+
+
+def _side(drawn: int, length: int) -> int:
+    """Of a block, on a grid of this length: 1 to a patch less."""
+    return min(max(1, drawn), max(1, length - 1))
+
+
+def _rounded_to(side: int, length: int) -> tuple[float, float]:
+    """Between which numbers those lie that are rounded to a side; to `length`: or to more."""
+    return max(0.0, side - 0.5), side + 0.5 if side < length else math.inf

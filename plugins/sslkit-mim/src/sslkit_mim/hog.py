@@ -56,6 +56,6 @@ def _slopes(images: Tensor) -> tuple[Tensor, Tensor]:
 def _gaussian(side: int, like: Tensor) -> Tensor:
     """(side, side), of sum 1."""
     places = torch.arange(side, dtype=like.dtype, device=like.device)
-    weights = (-0.5 * ((places - (side - 1) / 2) / (side // 2)).square()).exp()
+    weights = (-0.5 * ((places - (side - 1) / 2) / max(1, side // 2)).square()).exp()
     tile = weights[:, None] * weights
     return tile / tile.sum()

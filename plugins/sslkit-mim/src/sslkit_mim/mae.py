@@ -76,6 +76,11 @@ class MAE(Method):
                 f"method.mask_ratio: {config.mask_ratio:g} leaves {self.visible} of "
                 f"{self.pixels.count} patches visible; some must be, and some hidden"
             )
+        if config.norm_pix and self.pixels.values < 2:
+            raise RecipeError(
+                "method.norm_pix: a patch has 1 value, whose deviation is not defined; set it to "
+                "false, or make patches larger"
+            )
         if config.vit_init:
             initialize(backbone)
         width, grid = self.pixels.layout.width, self.pixels.grid

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from pydantic import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslkit.api import Batch, Callback, ComponentConfig, Method, Progress, RunView
 from sslkit.errors import RecipeError
+from sslkit.nn.modes import eval_mode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +60,9 @@ class Reconstructions(Callback):
             return
         folder = run.files.figures
         folder.mkdir(parents=True, exist_ok=True)
-        pictures_figure(self._method.pictures(self._batch)).savefig(folder / "reconstructions.png")
+        with eval_mode(cast(nn.Module, self._method)):  # nothing is dropped
+            pictures = self._method.pictures(self._batch)
+        pictures_figure(pictures).savefig(folder / "reconstructions.png")
 
 
 def pictures_figure(pictures: Mapping[str, Tensor]) -> Figure:

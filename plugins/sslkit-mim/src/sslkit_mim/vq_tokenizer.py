@@ -73,6 +73,11 @@ class VQTokenizer(Method):
         if len(facts.views) != 1:
             yield "", f"vq_tokenizer needs 1 view, but the augmentation makes {len(facts.views)}"
 
+    @classmethod
+    def warnings(cls, config: Config, facts: RunFacts) -> Iterable[tuple[str, str]]:
+        if min(config.momentum.values(facts)) == 1.0:
+            yield "momentum", "1 throughout: no code ever moves; set less than 1, such as 0.99"
+
     config: Config
     backbone: VQAutoencoder
     counts: Tensor

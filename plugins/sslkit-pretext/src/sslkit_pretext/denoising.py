@@ -27,6 +27,7 @@ from sslkit.api import (
 from sslkit.errors import RecipeError
 from sslkit.nn.deferred import Deferred
 from sslkit.nn.modes import modes_kept
+from sslkit.nn.numerics import full_precision
 from sslkit.randomness import SampleRandom
 
 
@@ -89,7 +90,7 @@ class DenoisingAutoencoder(Method):
         return {
             "features": features,
             "reconstruction": reconstruction,
-            "clean": clean.flatten(1).to(reconstruction),
+            "clean": full_precision(clean.flatten(1)),
         }
 
     def objective(
@@ -101,7 +102,7 @@ class DenoisingAutoencoder(Method):
 
         def metrics() -> Mapping[str, Tensor]:
             spread = clean.var(dim=0, correction=0).mean()
-            return {"explained_variance": 1.0 - error / spread}
+            return {"explained_variance": torch.where(spread > 0.0, 1.0 - error / spread, 0.0)}
 
         return StepOutput(loss, Deferred(metrics))
 

@@ -7,7 +7,7 @@ from math import factorial
 from types import MappingProxyType
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from sslkit.api import (
@@ -22,7 +22,7 @@ from sslkit.api import (
     StepOutput,
     slot,
 )
-from sslkit.errors import RecipeError
+from sslkit.errors import RecipeError, first_line_of
 from sslkit.randomness import SampleRandom
 
 from .classification_task import classified, one_square_image, refuse_other_width
@@ -51,7 +51,7 @@ class Jigsaw(Method):
         Hamming distance to those before."""
         permutations_seed: NonNegativeInt = 0
         """Chooses the first permutation and among those that are equally far."""
-        tile_size: PositiveInt = 64
+        tile_size: int = Field(default=64, ge=2)
         """Side of a tile, pixels. What a third of the view has beyond it is the room in which each
         tile is placed at random: the gap to its neighbours, and the jitter."""
         standardize_tiles: bool = True
@@ -101,12 +101,12 @@ class Jigsaw(Method):
         self.tile_head = config.tile_head.build(in_dim=backbone.num_features)
         self.head = config.head.build(in_dim=NUM_TILES * self.tile_head.out_dim)
         refuse_other_width("head", self.head, config.num_permutations)
+        self._refuse_fixed_sizes(facts.channels)
         chosen = far_permutations(config.num_permutations, config.permutations_seed)
         self.register_buffer("permutations", chosen.clone())
         for name in ("mean", "std"):
             value = torch.tensor(getattr(backbone.preprocess, name)).view(-1, 1, 1)
             self.register_buffer(name, value, persistent=False)
-        self._refuse_fixed_sizes(facts.channels)
 
     permutations: Tensor
     mean: Tensor
@@ -151,10 +151,12 @@ class Jigsaw(Method):
         try:
             with torch.no_grad():
                 self.backbone.eval()(weight.new_zeros(1, channels, size, size))
+        except NotImplementedError:  # on the meta device, where some operations have no form
+            return
         except (RuntimeError, ValueError, AssertionError) as error:
             raise RecipeError(
                 f"method.tile_size: the backbone takes no images of {size} pixels beside its own "
-                f"size, which tiles are; take a convolutional one ({str(error).splitlines()[0]})"
+                f"size, which tiles are; take a convolutional one ({first_line_of(error)})"
             ) from None
         finally:
             self.backbone.train(was_training)
