@@ -366,6 +366,13 @@ def test_warnings() -> None:
     ((path, text),) = said("warnings", facts, **{**small, "epsilon": 0.1})
     assert path == "epsilon"
     assert "no harder than predictions" in text
+    falling = {
+        field: {"name": "linear", "start": start, "end": end, "epochs": 1.0}
+        for field, start, end in (("temperature", 0.5, 0.1), ("epsilon", 0.3, 0.01))
+    }
+    assert said("warnings", facts, **small, **falling) == []  # lower at each step
+    ((path, _),) = said("warnings", facts, **{**small, **falling, "epsilon": 0.2})
+    assert path == "epsilon"
     ((path, _),) = said("warnings", facts, **{**small, "freeze_prototypes_epochs": 2.0})
     assert path == "freeze_prototypes_epochs"
     ((path, _),) = said("warnings", facts, **small, queue_size=20, queue_start_epoch=2.0)

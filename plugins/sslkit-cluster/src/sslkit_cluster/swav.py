@@ -104,7 +104,7 @@ class SwAV(Method):
                 f"prototypes: set {config.num_prototypes - facts.batch_size} or more, or fewer "
                 "prototypes",
             )
-        if max(config.epsilon.values(facts)) >= min(config.temperature.values(facts)):
+        if _reaches(config.epsilon.values(facts), config.temperature.values(facts)):
             yield (
                 "epsilon",
                 "it reaches temperature: codes are no harder than predictions, scores shrink until "
@@ -213,6 +213,14 @@ class SwAV(Method):
     def after_step(self, progress: Progress, carry: Any) -> None:
         if self.queue is not None and progress.previous().epoch >= self.config.queue_start_epoch:
             self.queue.push(carry)
+
+
+def _reaches(low: list[float], high: list[float]) -> bool:
+    """Whether a number is as high as another one at some step: `ScheduledNumber.values` of both,
+    of which a constant has one."""
+    steps = max(len(low), len(high))
+    pairs = zip(low * (steps // len(low)), high * (steps // len(high)), strict=True)
+    return any(one >= other for one, other in pairs)
 
 
 @torch.no_grad()
