@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import generated_methods
 import generated_reference as reference
 import pytest
 from generated_methods import NOT_YET, catalogue_page, method_pages, recipes_by_page, rows
@@ -74,7 +75,7 @@ def test_every_shipped_method_has_a_page() -> None:
 def test_the_catalogue_has_a_row_for_every_method_with_its_paper_and_differences() -> None:
     table = rows(catalogue_page(), "method")
     assert set(table) == {f"[`{name}`](../../methods/{PAGES[name]})" for name in shipped_methods()}
-    for row, (paper, package, measured, differences) in table.items():
+    for row, (paper, package, measured, *_, differences) in table.items():
         assert paper.startswith("["), f"{row}: the class names no paper that its page links"
         assert package.startswith("sslkit")
         assert measured
@@ -85,6 +86,28 @@ def test_the_catalogue_says_what_was_measured_by_method() -> None:
     table = rows(catalogue_page(), "method")
     assert "kNN 43.2" in table["[`byol`](../../methods/byol.md)"][2]
     assert table["[`moco_v3`](../../methods/moco.md)"][2] == NOT_YET
+
+
+def test_the_catalogue_shows_the_table_of_one_budget_once_it_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "table.csv"
+    monkeypatch.setattr(generated_methods, "TABLE", table)
+    heads = "method,backbone,metric,mean,minus_untrained_mean,minus_untrained_low"
+    assert "in 3 minutes" not in catalogue_page()
+    lines = [
+        "simclr,resnet10t,eval/knn/top1,0.5237,0.1519,0.1347",
+        "simclr,resnet10t,eval/linear/top1,0.1,0.1,0.1",
+        "byol,vit_tiny,eval/knn/top1,0.3,-0.012,-0.02",
+    ]
+    table.write_text("\n".join([heads, *lines]), encoding="utf-8")
+    page = catalogue_page()
+    shown = {row: cells[3] for row, cells in rows(page, "method").items()}
+    assert "methods-one-budget.md" in page
+    assert shown.pop("[`simclr`](../../methods/simclr.md)") == "ResNet 52.4 (+15.2)"
+    doubted = "ViT 30.0 (-1.2: not shown to be above it)"
+    assert shown.pop("[`byol`](../../methods/byol.md)") == doubted
+    assert set(shown.values()) == {NOT_YET}
 
 
 @pytest.mark.parametrize("method", PAGES)
