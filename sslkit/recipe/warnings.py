@@ -116,7 +116,7 @@ def network_warnings(recipe: Recipe, method: nn.Module, noun: str = "image") -> 
     return [
         Advice(
             "train.micro_batch_size",
-            f"the {layers} BatchNorm layers see {size:,} {noun}s at a time, not "
+            f"the {layers} BatchNorm layers see {size:,} {noun}{_s(size)} at a time, not "
             f"{recipe.train.batch_size:,}, which makes another gradient (its cosine with the true "
             "one, as a ResNet-18 starts, is 0.5 to 0.96 at half a batch of 256 and falls with the "
             "size); backbone.recompute=true (timm) and networks without BatchNorm are exact",
@@ -128,9 +128,13 @@ def _few_for_statistics(images: int, layers: int, noun: str) -> Iterator[Advice]
     if images < _FEW_FOR_STATISTICS:
         yield Advice(
             "train.batch_size",
-            f"{layers} BatchNorm layers have statistics of {images} {noun}s, which are little but "
-            f"noise; raise it to {_FEW_FOR_STATISTICS} or more",
+            f"{layers} BatchNorm layers have statistics of {images} {noun}{_s(images)}, which "
+            f"are little but noise; raise it to {_FEW_FOR_STATISTICS} or more",
         )
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
 
 
 def batch_norm_layers(method: nn.Module) -> int:

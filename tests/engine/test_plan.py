@@ -228,6 +228,8 @@ def test_micro_batches_warn_of_batch_statistics_only(tiny: Path) -> None:
     assert network_warnings(load_recipe(tiny), normalised) == []
     assert "over each micro-batch of 8 images" in statements(recipe, normalised)[-1]
     assert "none" in statements(recipe, plain)[-1]
+    (found,) = network_warnings(load_recipe(tiny, ["train.micro_batch_size=1"]), normalised)
+    assert "layers see 1 image at a time" in found.message
 
 
 def test_images_left_out_and_evaluators_skipped(tiny: Path) -> None:
