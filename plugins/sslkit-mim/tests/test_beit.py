@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sslkit.api import Batch, Progress, resolve_component
 from sslkit.engine.display import Silent
-from sslkit.errors import RecipeError
+from sslkit.errors import CheckpointError, RecipeError
+from sslkit.experiment.restore import load_method
 from sslkit.host.plugins import load_plugins
 from sslkit.nn.masking import Blocks, block_masked
 from sslkit.nn.safetensors_file import save
@@ -231,6 +232,18 @@ def test_a_damaged_file_and_a_description_that_does_not_fit_are_refused(tmp_path
         changed = changed.replace(b'"sslkit.sha256"', b'"sslkit.sha255"')
         (tmp_path / "other.safetensors").write_bytes(changed)
         refused(tmp_path / "other.safetensors", "other.safetensors: cannot be read as an encoder: ")
+
+
+def test_a_checkpoint_goes_on_with_the_tokenizer_that_it_was_trained_with(tmp_path: Path) -> None:
+    overrides = ["train.max_steps=1", "evaluate=[]", f"runs_dir={tmp_path}"]
+    same, other = (write_tokenizer(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2))
+    block = "method={{name: beit, min_block: 3, tokenizer: {}}}"
+    run = start(RECIPE, [block.format(same), *overrides], display=Silent()).run_dir
+    load_method(run)
+    overrides[0] = "train.max_steps=2"
+    start(RECIPE, [block.format(same), *overrides], fork=run, display=Silent())
+    with pytest.raises(CheckpointError, match=r"2\.safetensors is another tokenizer than the one"):
+        start(RECIPE, [block.format(other), *overrides], fork=run, display=Silent())
 
 
 @pytest.mark.parametrize(

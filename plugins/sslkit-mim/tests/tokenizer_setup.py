@@ -27,12 +27,12 @@ def autoencoder(channels: int = 3, **fields: Any) -> Any:
         return slot.build(channels=channels, image_size=16)
 
 
-def write_tokenizer(path: Path, channels: int = 3, **fields: Any) -> Path:
+def write_tokenizer(path: Path, channels: int = 3, *, seed: int = 1, **fields: Any) -> Path:
     """As a run writes it: an encoder.safetensors of a random tokenizer, whose codes lie where its
     latents do."""
     network = autoencoder(channels, **fields)
     with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         found = network.latents(network.hidden(torch.rand(16, channels, 16, 16))).flatten(0, 2)
         network.codebook.copy_(found[:: len(found) // network.num_codes][: network.num_codes])
     described = {

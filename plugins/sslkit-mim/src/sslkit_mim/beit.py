@@ -22,6 +22,7 @@ from sslkit.api import (
     RunFacts,
     StepOutput,
 )
+from sslkit.errors import RecipeError
 from sslkit.nn.deferred import Deferred
 from sslkit.nn.numerics import full_precision
 from sslkit.nn.patches import gather_patches, unpatchify
@@ -77,6 +78,7 @@ class BEiT(Method):
         self.predict = nn.Linear(layout.width, tokenizer.num_codes)
         nn.init.trunc_normal_(self.predict.weight, std=0.02, a=-0.02, b=0.02)
         nn.init.zeros_(self.predict.bias)
+        self.register_load_state_dict_pre_hook(_refuse_other_codes)  # type: ignore[no-untyped-call]
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """features (B, F), of the masked images; targets (B, K), the part of the patches that has
@@ -150,3 +152,17 @@ class BEiT(Method):
         made = self.tokenizer.images_of(codes.view(-1, *self.masks.grid))
         resized = F.interpolate(made, like.shape[-2:], mode="bilinear", antialias=True)
         return resized.to(like.dtype)
+
+
+def _refuse_other_codes(method: BEiT, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    """Raises RecipeError where a checkpoint has another tokenizer than the recipe names: training
+    would go on with the checkpoint's, and the run would say that it had the recipe's."""
+    for name, ours in method.tokenizer.state_dict().items():
+        theirs = state.get(f"{prefix}tokenizer.{name}")
+        if theirs is None or not (type(ours) is type(theirs) is Tensor):
+            continue  # a part, as under fsdp
+        if not torch.equal(theirs.to(ours), ours):
+            raise RecipeError(
+                f"method.tokenizer: {method.config.tokenizer} is another tokenizer than the one "
+                "that the checkpoint was trained with; name that one"
+            )
