@@ -107,7 +107,8 @@ def _conditions(found: Sequence[Result]) -> Iterable[str]:
         f"{100 * pixels[metric]:.1f} % ({name})" for name, metric in PROTOCOLS.items()
     )
     yield (
-        "Untrained: the same network with the same initial weights, before the first step. "
+        "Untrained: the same network with the same initial weights, before the first step. It "
+        "differs within a half where a method draws its start itself or has other features. "
         f"Pixels, mean-centred, reach {reached}; they are the same for every run and were "
         "measured once. The bank of kNN and the linear classifier have all 50,000 training "
         "images; kNN with k = 200, temperature 0.1.\n"
@@ -145,15 +146,16 @@ def _not_above(half: Sequence[Result]) -> Iterable[str]:
     others = {"minus_untrained": "untrained network", "minus_pixels": "pixels"}
     for name, metric in PROTOCOLS.items():
         for against, words in others.items():
-            below = [
-                f"`{each['method']}`"
-                for each in half
-                if (low := scores_of(each, metric)[against]["low"]) is None or low <= 0.0
+            bounds = {each["method"]: scores_of(each, metric)[against] for each in half}
+            open_ = {arm for arm, found in bounds.items() if not (found["low"] or 0.0) > 0.0}
+            below = {arm for arm in open_ if (bounds[arm]["high"] or 0.0) < 0.0}
+            said = [
+                f"{how} the {words}: {', '.join(f'`{arm}`' for arm in bounds if arm in arms)}"
+                for how, arms in (("below", below), ("not shown to be above", open_ - below))
+                if arms
             ]
-            if below:
-                yield f"{name}: not shown to be above the {words}: {', '.join(below)}.\n"
-            else:
-                yield f"{name}: every interval against the {words} is above zero.\n"
+            above = f"every interval against the {words} is above 0"
+            yield f"{name}: {'; '.join(said) or above}.\n"
 
 
 def _pretext(found: Sequence[Result]) -> Iterable[str]:
