@@ -32,7 +32,9 @@ def write_page(results: Path, notes: Mapping[str, str]) -> Path:
     figure.parent.mkdir(exist_ok=True)
     figure_of_curves(halves).savefig(figure, metadata={"Date": None})
     page = pages / "methods-one-budget.md"
-    page.write_text("\n".join(_page(halves, notes)) + "\n", encoding="utf-8")
+    pictures = sorted(figure.parent.glob("reconstructions-*.png"))
+    lines = [*_page(halves, notes), *_pictures(pictures)]
+    page.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
     return page
 
 
@@ -56,7 +58,7 @@ def _page(halves: Mapping[str, Sequence[Result]], notes: Mapping[str, str]) -> I
     yield from _conditions(found)
     for title, half in halves.items():
         yield f"## {title}\n"
-        yield from _table_of_scores(half)
+        yield from _table_of_scores(half, notes)
         yield from _not_above(half)
     said = {each["method"]: notes[each["method"]] for each in found if each["method"] in notes}
     if said:
@@ -75,7 +77,22 @@ def _page(halves: Mapping[str, Sequence[Result]], notes: Mapping[str, str]) -> I
         "of the half.\n"
     )
     yield "![Accuracy of the online probe over training](figures/methods-one-budget.svg)\n"
-    yield "Numbers: [CSV](results/methods/table.csv); the JSON files beside it hold all runs."
+    yield "Numbers: [CSV](results/methods/table.csv); the JSON files beside it hold all runs.\n"
+
+
+def _pictures(pictures: Sequence[Path]) -> Iterable[str]:
+    if not pictures:
+        return
+    yield "## Pictures\n"
+    yield (
+        "What the first run of a method makes of photographs that it has not seen, cut from the "
+        "sample images of scikit-learn (Daniel Buechele, CC BY 2.0) and brought to 32 px.\n"
+    )
+    for picture in pictures:
+        method = picture.stem.removeprefix("reconstructions-")
+        yield f"`{method}`:\n"
+        words = f"Images, what {method} sees of them, and what it makes of that"
+        yield f"![{words}](figures/{picture.name})\n"
 
 
 def _conditions(found: Sequence[Result]) -> Iterable[str]:
@@ -121,7 +138,7 @@ def _conditions(found: Sequence[Result]) -> Iterable[str]:
     )
 
 
-def _table_of_scores(half: Sequence[Result]) -> Iterable[str]:
+def _table_of_scores(half: Sequence[Result], notes: Mapping[str, str]) -> Iterable[str]:
     against = "untrained | minus untrained | minus pixels"
     yield f"| method | {' | '.join(f'{name} | {against}' for name in PROTOCOLS)} |"
     yield f"|---{'|---' * 4 * len(PROTOCOLS)}|"
@@ -137,7 +154,8 @@ def _table_of_scores(half: Sequence[Result]) -> Iterable[str]:
                 _interval(row["minus_pixels"], "+.1f"),
             )
         ]
-        yield f"| `{each['method']}` | {' | '.join(cells)} |"
+        note = " ([note](#notes))" if each["method"] in notes else ""
+        yield f"| `{each['method']}`{note} | {' | '.join(cells)} |"
     yield ""
 
 

@@ -56,6 +56,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         result("masked", "vit_small", 0.45, 0.10),
     ):
         (results / f"{arm['method']}.json").write_text(json.dumps(arm), encoding="utf-8")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "reconstructions-masked.png").write_bytes(b"")
     assert write_page(results, {"masked": "Said.", "absent": "Unsaid."}).parent == folder
     return folder
 
@@ -66,7 +68,8 @@ def test_scores_stand_by_half_the_best_first_beside_untrained_and_pixels(pages: 
     places = [text.index(f"| `strong` | {row} | {row} |"), text.index("| `weak` | 38.0")]
     places.append(text.index("## Vision transformers"))
     assert places == sorted(places)
-    assert text.index("| `masked` | 45.0") > places[-1]
+    assert text.index("| `masked` ([note](#notes)) | 45.0") > places[-1]
+    assert "](figures/reconstructions-masked.png)" in text
     assert "- `masked`: Said." in text
     assert "Unsaid" not in text
     assert "`strong`: 50.0, 75.0 %" in text

@@ -77,7 +77,7 @@ def test_a_method_is_measured_and_its_page_written(tmp_path: Path) -> None:
     assert all(curve for curve in result["curves"])
     (results / "simclr.json").write_text(json.dumps(result), encoding="utf-8")
     page = write_page(results, {"simclr": "A note."}).read_text(encoding="utf-8")
-    assert "| `simclr` |" in page
+    assert "| `simclr` ([note](#notes)) |" in page
     assert "- `simclr`: A note." in page
     with_pixels = result["pixels"]["eval/knn/top1"]
     row = next(row for row in result["scores"] if row["metric"] == "eval/knn/top1")
