@@ -35,6 +35,14 @@ def scores_of(each: Result, metric: str) -> dict[str, Any]:
     }
 
 
+def in_percent(value: Result, form: str = ".1f") -> str:
+    """The mean, with its interval where it has one."""
+    mean, low, high = (value[name] for name in ("mean", "low", "high"))
+    if low is None:
+        return f"{100 * mean:{form}}"
+    return f"{100 * mean:{form}} [{100 * low:{form}}, {100 * high:{form}}]"
+
+
 def steps_of(each: Result) -> int:
     """Steps of a run that was measured."""
     return max(step for curve in each["curves"] for step, _ in curve)

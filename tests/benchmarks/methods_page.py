@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .methods_csv import PROTOCOLS, scores_of, steps_of, write_csv
+from .methods_csv import PROTOCOLS, in_percent, scores_of, steps_of, write_csv
 from .methods_curves import figure_of_curves
+from .methods_lines import write_paragraphs
 
 _TRAINING_IMAGES = 50_000
 _HALVES = {"Convolutional networks": False, "Vision transformers": True}
@@ -17,7 +18,8 @@ Result = Mapping[str, Any]
 
 
 def write_page(results: Path, notes: Mapping[str, str]) -> Path:
-    """Writes `methods-one-budget.md` beside the folder of results, its figure and a CSV.
+    """Writes `methods-one-budget.md` beside the folder of results, its figure and a CSV, and what
+    each method reached on its own page.
 
     notes: method -> what a reader must know of its numbers."""
     found = [
@@ -32,6 +34,7 @@ def write_page(results: Path, notes: Mapping[str, str]) -> Path:
     figure.parent.mkdir(exist_ok=True)
     figure_of_curves(halves).savefig(figure, metadata={"Date": None})
     page = pages / "methods-one-budget.md"
+    write_paragraphs(halves, pages.parent / "methods")
     pictures = sorted(figure.parent.glob("reconstructions-*.png"))
     lines = [*_page(halves, notes), *_pictures(pictures)]
     page.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
@@ -148,10 +151,10 @@ def _table_of_scores(half: Sequence[Result], notes: Mapping[str, str]) -> Iterab
             cell
             for row in rows
             for cell in (
-                _interval(row),
+                in_percent(row),
                 f"{100 * row['untrained']:.1f}",
-                _interval(row["minus_untrained"], "+.1f"),
-                _interval(row["minus_pixels"], "+.1f"),
+                in_percent(row["minus_untrained"], "+.1f"),
+                in_percent(row["minus_pixels"], "+.1f"),
             )
         ]
         note = " ([note](#notes))" if each["method"] in notes else ""
@@ -243,13 +246,6 @@ def _cost(found: Sequence[Result]) -> Iterable[str]:
 
 def _epochs(each: Result) -> float:
     return float(each["costs"]["images_seen"]) / _TRAINING_IMAGES
-
-
-def _interval(value: Result, form: str = ".1f") -> str:
-    mean, low, high = (value[name] for name in ("mean", "low", "high"))
-    if low is None:
-        return f"{100 * mean:{form}}"
-    return f"{100 * mean:{form}} [{100 * low:{form}}, {100 * high:{form}}]"
 
 
 def _words(settings: Mapping[str, Any]) -> str:

@@ -15,6 +15,20 @@ from tests.benchmarks.methods_facts import given, is_made_with, training_cpu_sec
 from tests.benchmarks.methods_page import write_page
 
 PIXELS = 0.41
+METHOD_PAGE = """# A method
+
+`method: {{name: {}}}`, `pip install x`.
+
+## Its recipes
+
+Words.
+
+| recipe | measured |
+|---|---|
+| `a` | not yet |
+
+More words.
+"""
 
 
 def result(method: str, backbone: str, knn: float, more: float) -> dict[str, Any]:
@@ -47,7 +61,8 @@ def result(method: str, backbone: str, knn: float, more: float) -> dict[str, Any
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("benchmarks")
+    docs = tmp_path_factory.mktemp("docs")
+    folder = docs / "benchmarks"
     results = folder / "results" / "methods"
     results.mkdir(parents=True)
     for arm in (
@@ -56,6 +71,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         result("masked", "vit_small", 0.45, 0.10),
     ):
         (results / f"{arm['method']}.json").write_text(json.dumps(arm), encoding="utf-8")
+        own = docs / "methods" / f"{arm['method']}.md"
+        own.parent.mkdir(exist_ok=True)
+        own.write_text(METHOD_PAGE.format(arm["method"]), encoding="utf-8")
     (folder / "figures").mkdir()
     (folder / "figures" / "reconstructions-masked.png").write_bytes(b"")
     assert write_page(results, {"masked": "Said.", "absent": "Unsaid."}).parent == folder
@@ -73,6 +91,19 @@ def test_scores_stand_by_half_the_best_first_beside_untrained_and_pixels(pages: 
     assert "- `masked`: Said." in text
     assert "Unsaid" not in text
     assert "`strong`: 50.0, 75.0 %" in text
+
+
+def test_the_page_of_a_method_says_what_it_reached(pages: Path) -> None:
+    own = pages.parent / "methods" / "strong.md"
+    text = own.read_text(encoding="utf-8")
+    start = (
+        "| `a` | not yet |\n\n[Under one budget for all](../benchmarks/methods-one-budget.md), 8 "
+    )
+    assert start in text
+    scores = "50.0 [48.0, 52.0], untrained 37.0"
+    assert f"`strong` (`resnet10t`): kNN {scores}; linear {scores}.\n\nMore words.\n" in text
+    write_page(pages / "results" / "methods", {})
+    assert own.read_text(encoding="utf-8") == text
 
 
 def test_the_page_names_what_is_not_above_the_untrained_network_or_the_pixels(pages: Path) -> None:

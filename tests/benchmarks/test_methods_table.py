@@ -76,6 +76,9 @@ def test_a_method_is_measured_and_its_page_written(tmp_path: Path) -> None:
     assert result["chosen"] == max(result["search"], key=lambda each: each["top1"])["settings"]
     assert all(curve for curve in result["curves"])
     (results / "simclr.json").write_text(json.dumps(result), encoding="utf-8")
+    own = tmp_path / "methods" / "simclr.md"
+    own.parent.mkdir()
+    own.write_text("`method: {name: simclr}`\n\n## Its recipes\n\n| recipe |\n|---|\n\nEnd.\n")
     page = write_page(results, {"simclr": "A note."}).read_text(encoding="utf-8")
     assert "| `simclr` ([note](#notes)) |" in page
     assert "- `simclr`: A note." in page
