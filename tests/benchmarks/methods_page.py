@@ -89,7 +89,7 @@ def _pictures(pictures: Sequence[Path]) -> Iterable[str]:
     yield "## Pictures\n"
     yield (
         "What the first run of a method makes of photographs that it has not seen, cut from the "
-        "sample images of scikit-learn (Daniel Buechele, CC BY 2.0) and brought to 32 px.\n"
+        "sample images of scikit-learn (danielbuechele, CC BY 2.0) and brought to 32 px.\n"
     )
     for picture in pictures:
         method = picture.stem.removeprefix("reconstructions-")

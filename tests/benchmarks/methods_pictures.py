@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks.methods_pictures RUN...`: what runs make of two photographs.
 
 Each run's method must make pictures, as MAE and BEiT do. It was trained on other images: squares
-are cut from scikit-learn's sample photographs (Daniel Buechele, CC BY 2.0), which may be shown, and
+are cut from scikit-learn's sample photographs (danielbuechele, CC BY 2.0), which may be shown, and
 resized to the side that the run trained on.
 """
 

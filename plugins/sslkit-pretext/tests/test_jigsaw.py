@@ -246,12 +246,16 @@ def test_the_head_has_a_logit_for_each_permutation() -> None:
         make_jigsaw(num_permutations=8)
 
 
-@pytest.mark.parametrize("said", ["only the size of the view", ""])
-def test_a_backbone_of_one_size_is_refused(said: str) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [AssertionError("only the size of the view"), AssertionError(), NotImplementedError("no form")],
+    ids=repr,
+)
+def test_a_backbone_of_one_size_is_refused(error: Exception) -> None:
     class OneSize(SmallNet):
         def forward(self, images: Tensor) -> Tensor:
             if images.shape[-1] != SIDE:
-                raise AssertionError(said)
+                raise error
             return super().forward(images)
 
     with pytest.raises(RecipeError, match=r"^method.tile_size: the backbone takes no images of 3"):

@@ -156,11 +156,12 @@ class BEiT(Method):
 
 def _refuse_other_codes(method: BEiT, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
     """Raises RecipeError where a checkpoint has another tokenizer than the recipe names: training
-    would go on with the checkpoint's, and the run would say that it had the recipe's."""
+    would go on with the checkpoint's, and the run would say that it had the recipe's. Tensors
+    of which a rank has a part alone are not compared."""
     for name, ours in method.tokenizer.state_dict().items():
         theirs = state.get(f"{prefix}tokenizer.{name}")
         if theirs is None or not (type(ours) is type(theirs) is Tensor):
-            continue  # a part, as under fsdp
+            continue
         if not torch.equal(theirs.to(ours), ours):
             raise RecipeError(
                 f"method.tokenizer: {method.config.tokenizer} is another tokenizer than the one "

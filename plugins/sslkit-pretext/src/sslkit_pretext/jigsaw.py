@@ -151,9 +151,9 @@ class Jigsaw(Method):
         try:
             with torch.no_grad():
                 self.backbone.eval()(weight.new_zeros(1, channels, size, size))
-        except NotImplementedError:  # on the meta device, where some operations have no form
-            return
         except (RuntimeError, ValueError, AssertionError) as error:
+            if weight.is_meta and isinstance(error, NotImplementedError):
+                return  # an operation without a form there; a run tries it with real weights
             raise RecipeError(
                 f"method.tile_size: the backbone takes no images of {size} pixels beside its own "
                 f"size, which tiles are; take a convolutional one ({first_line_of(error)})"
