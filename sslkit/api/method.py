@@ -84,6 +84,10 @@ class Method(Component, nn.Module, ABC):
     taken as those over prototypes. Empty: nothing can collapse, as where each image is its own
     target."""
 
+    trains_class_token: ClassVar[bool] = True
+    """Whether the loss reaches the class token as it leaves the encoder, where there is one. False
+    for a loss on patches alone: a run whose features are that token is warned of."""
+
     def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
         super().__init__()
         self.config = config

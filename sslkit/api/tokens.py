@@ -33,6 +33,8 @@ class TokenLayout:
     normed: bool
     """Whether tokens come behind the final norm of the network. False where it normalises what it
     has pooled, or not at all."""
+    pools_class_token: bool = False
+    """Whether `Backbone.pool_tokens` looks at the class token and at no patch."""
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches in an image of so many pixels. Patches are numbered row by

@@ -45,6 +45,7 @@ def token_layout(model: nn.Module) -> TokenLayout | None:
         blocks=len(vit.blocks),
         drops=_is_vit(model),  # a Beit's attention is biased by the positions of all patches
         normed=not isinstance(vit.norm, nn.Identity),
+        pools_class_token=vit.cls_token is not None and vit.global_pool == "token",
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,9 +26,18 @@ _COMMON_SHARE = 0.1
 
 
 def make_method(recipe: Recipe, facts: RunFacts) -> Method:
-    """The method and its networks, initialised from the recipe's seed alone."""
-    with seeded(recipe.seed, "initialisation"):
+    """The method and its networks, initialised from the recipe's seed alone. Raises RecipeError for
+    what only their constructors find, with its place in the recipe file."""
+    with seeded(recipe.seed, "initialisation"), _located_problems(recipe):
         return recipe.method.build(make_backbone(recipe, facts), facts)
+
+
+@contextmanager
+def _located_problems(recipe: Recipe) -> Iterator[None]:
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(*(_located(recipe, each) for each in error.problems)) from error
 
 
 def construction_problems(recipe: Recipe, facts: RunFacts) -> tuple[str, ...]:
@@ -37,7 +48,7 @@ def construction_problems(recipe: Recipe, facts: RunFacts) -> tuple[str, ...]:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             make_method(without_starting_weights(recipe), facts)
     except RecipeError as error:
-        return tuple(_located(recipe, problem) for problem in error.problems)
+        return error.problems
     except Exception:  # whatever needs values, in a plugin or in torch
         return ()
     return ()

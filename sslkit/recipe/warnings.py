@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sslkit.api import Evaluator, Progress, RunFacts
+from sslkit.api import Evaluator, Method, Progress, RunFacts
 from sslkit.errors import PluginError
 from sslkit.host.plugin_errors import describe_failure
 
 from .model import Recipe, components_with_facts, scheduled_paths
+from .precision_cost import cost_on_cpu
 
 _LARGE_REST = 0.1
 """Part of the images that may be left out of each epoch without a warning."""
-
-
+_SLOW = 1.8
+"""Times as long as float32, from which on a precision is warned of: well above what other work on
+the machine does to a measurement, and well below the four times and more of computing in software.
+"""
 _FEW_FOR_STATISTICS = 8
 """Images below which batch statistics are noise: a variance of n values errs by sqrt(2 / (n - 1)),
 half its size at 8."""
@@ -77,11 +80,8 @@ def _unmeasurable(cls: type[Evaluator], facts: RunFacts) -> str | None:
 
 
 def _training_warnings(recipe: Recipe, facts: RunFacts) -> Iterator[Advice]:
-    if recipe.train.precision == "fp16" and recipe.train.device == "cpu":
-        yield Advice(
-            "train.precision",
-            "fp16 is many times slower than fp32 on most CPUs; take bf16 or fp32",
-        )
+    if recipe.train.device == "cpu":
+        yield from _slow_precisions(recipe)
     beginning = Progress(0, facts.total_steps, facts.steps_per_epoch)
     for path, number in scheduled_paths(recipe).items():
         try:
@@ -106,22 +106,55 @@ def _training_warnings(recipe: Recipe, facts: RunFacts) -> Iterator[Advice]:
         )
 
 
+def _slow_precisions(recipe: Recipe) -> Iterator[Advice]:
+    chosen = {
+        "train.precision": recipe.train.precision,
+        "evaluation_precision": recipe.evaluation_precision,
+    }
+    for path, precision in chosen.items():
+        if (cost := cost_on_cpu(precision)) > _SLOW:
+            yield Advice(
+                path,
+                f"{precision} takes {cost:.0f} times as long as fp32 on this CPU, which has no "
+                f"instructions for it (a convolution, just timed); set {path}=fp32",
+            )
+
+
 def network_warnings(recipe: Recipe, method: nn.Module, noun: str = "image") -> list[Advice]:
     """Warnings that only the built networks allow. noun: of the samples, see `SampleSpec.noun`."""
-    size, layers = recipe.train.micro_batch_size, batch_norm_layers(method)
-    if layers == 0:
-        return []
-    if size is None or size >= recipe.train.batch_size:
-        return list(_few_for_statistics(recipe.train.batch_size, layers, noun))
     return [
-        Advice(
+        *_class_token_warnings(recipe, method),
+        *_statistics_warnings(recipe, batch_norm_layers(method), noun),
+    ]
+
+
+def _class_token_warnings(recipe: Recipe, method: nn.Module) -> Iterator[Advice]:
+    if not isinstance(method, Method) or method.trains_class_token:
+        return
+    layout = method.encoder.token_layout
+    if layout is not None and layout.pools_class_token:
+        yield Advice(
+            "backbone",
+            "the features are the class token of the last block, which no loss of "
+            f"{recipe.method.name} reaches, and would be measured as if it were trained; take the "
+            "mean of patches (timm: pool: avg)",
+        )
+
+
+def _statistics_warnings(recipe: Recipe, layers: int, noun: str) -> Iterator[Advice]:
+    size = recipe.train.micro_batch_size
+    if layers == 0:
+        return
+    if size is None or size >= recipe.train.batch_size:
+        yield from _few_for_statistics(recipe.train.batch_size, layers, noun)
+    else:
+        yield Advice(
             "train.micro_batch_size",
             f"the {layers} BatchNorm layers see {size:,} {noun}{_s(size)} at a time, not "
             f"{recipe.train.batch_size:,}, which makes another gradient (its cosine with the true "
             "one, as a ResNet-18 starts, is 0.5 to 0.96 at half a batch of 256 and falls with the "
             "size); backbone.recompute=true (timm) and networks without BatchNorm are exact",
         )
-    ]
 
 
 def _few_for_statistics(images: int, layers: int, noun: str) -> Iterator[Advice]:

@@ -9,8 +9,10 @@ import pytest
 
 from sslkit.api import Backbone, RunFacts
 from sslkit.builtin.simclr import SimCLR
+from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
 from sslkit.host.recipe_files import shipped_recipes
+from sslkit.workflows.train import start
 from sslkit.workflows.validate import validate
 
 
@@ -70,5 +72,8 @@ def test_what_a_constructor_refuses_is_found_without_memory(
     if isinstance(error, RecipeError):
         assert [line.rpartition(": method.head: ")[2] for line in problems] == ["too wide"]
         assert problems[0].startswith(f"{tiny}:")
+        with pytest.raises(RecipeError) as refused:
+            start(str(tiny), [], display=Silent())
+        assert refused.value.problems == problems
     else:
         assert problems == ()

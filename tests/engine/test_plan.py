@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from sslkit.api import Component, RunFacts, ViewSpec
@@ -24,9 +25,11 @@ from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
 from sslkit.evaluation import subjects
 from sslkit.evaluation.suite import EvaluationSuites
+from sslkit.nn.numerics import Precision
 from sslkit.parallel.imagined import ImaginedRank
 from sslkit.parallel.shared_work import SharedWork
-from sslkit.recipe import load_recipe, shipped_recipes
+from sslkit.recipe import load_recipe, shipped_recipes, warnings
+from sslkit.recipe.precision_cost import cost_on_cpu
 from sslkit.recipe.warnings import Advice, find_warnings, network_warnings, plan_facts, statements
 from sslkit.report.plan import duration, text_plot
 from sslkit.workflows.plan import make_plan
@@ -211,11 +214,29 @@ def test_a_plan_and_a_run_say_the_same_warnings(tiny: Path) -> None:
     assert all("\n" not in text for text in heard.messages)
 
 
-def test_half_precision_on_a_cpu_warns(tiny: Path) -> None:
-    recipe = load_recipe(tiny, ["train.precision=fp16", "train.device=cpu"])
+def test_half_precision_that_is_slow_on_this_cpu_warns(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = {"fp32": 1.0, "bf16": 0.4, "fp16": 7.6}
+    monkeypatch.setattr(warnings, "cost_on_cpu", costs.__getitem__)
+    chosen = ["train.precision=fp16", "evaluation_precision=bf16"]
+    recipe = load_recipe(tiny, [*chosen, "train.device=cpu"])
     (found,) = find_warnings(recipe, facts())
     assert found.path == "train.precision"
+    assert "fp16 takes 8 times as long as fp32 on this CPU" in found.message
+    costs["bf16"] = 3.6
+    assert paths(find_warnings(recipe, facts())) == ["train.precision", "evaluation_precision"]
     assert find_warnings(load_recipe(tiny, ["train.device=cpu"]), facts()) == []
+    assert find_warnings(load_recipe(tiny, [*chosen, "train.device=cuda"]), facts()) == []
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_cost_of_a_precision_is_of_this_cpu(precision: Precision) -> None:
+    cost_on_cpu.cache_clear()
+    before = torch.get_rng_state()
+    assert 0.01 < cost_on_cpu(precision) < 1000
+    assert torch.equal(torch.get_rng_state(), before)
+    assert cost_on_cpu("fp32") == 1
 
 
 def test_micro_batches_warn_of_batch_statistics_only(tiny: Path) -> None:

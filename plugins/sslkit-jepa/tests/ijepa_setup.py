@@ -26,16 +26,17 @@ NETWORK = {
 }
 
 
-def make(**fields: Any) -> Any:
+def make(network: dict[str, Any] | None = None, **fields: Any) -> Any:
     """The method in float64, moved off its start, where biases are 0 and the teacher is a copy."""
     registry = load_plugins().registry
     slot = resolve_component(registry, "method", {"name": "ijepa", "predictor": SMALL, **fields})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network: Backbone = resolve_component(registry, "backbone", NETWORK).build(
+        block = {**NETWORK, **(network or {})}
+        backbone: Backbone = resolve_component(registry, "backbone", block).build(
             channels=3, image_size=SIDE
         )
-        method: nn.Module = slot.build(network, FACTS).double()
+        method: nn.Module = slot.build(backbone, FACTS).double()
         with torch.no_grad():
             for name, parameter in method.named_parameters():
                 if "pos_embed" not in name:

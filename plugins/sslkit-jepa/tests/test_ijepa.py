@@ -23,7 +23,15 @@ from ijepa_setup import (
 )
 from sslkit_jepa.multiblock import Regions
 
-from sslkit.api import Batch, Progress, RunFacts, ViewSpec, optimizer_groups, resolve_component
+from sslkit.api import (
+    Batch,
+    Progress,
+    RunFacts,
+    Tokens,
+    ViewSpec,
+    optimizer_groups,
+    resolve_component,
+)
 from sslkit.errors import RecipeError
 from sslkit.host.plugins import load_plugins
 from sslkit.workflows.validate import validate
@@ -283,3 +291,22 @@ def test_backbones_that_cannot_leave_patches_out_are_refused(model: str) -> None
     slot = resolve_component(registry, "method", {"name": "ijepa"})
     with pytest.raises(RecipeError, match="backbone: ijepa leaves patches out"):
         slot.build(network, replace(FACTS, views=(ViewSpec(side),)))
+
+
+def test_no_loss_reaches_a_class_token() -> None:
+    """`trains_class_token` says so, which makes a run warn where the features are that token."""
+    method, batch = make(network={"pool": "token", "model_args": {"depth": 2}}), make_batch()
+    take, prefixes = method.backbone.tokens, []
+
+    def tokens(*args: Any, **options: Any) -> Tokens:
+        found: Tokens = take(*args, **options)
+        found.prefix.retain_grad()
+        prefixes.append(found.prefix)
+        return found
+
+    vars(method.backbone)["tokens"] = tokens
+    method.objective(method.embed(batch), batch, Progress(0, 1, 1)).loss.backward()
+    assert [prefix.shape[1] for prefix in prefixes] == [1]
+    assert prefixes[0].grad is None
+    assert not method.trains_class_token
+    assert method.encoder.token_layout.pools_class_token

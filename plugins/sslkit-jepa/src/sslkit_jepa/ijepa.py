@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -52,6 +52,7 @@ class IJEPA(Method):
     its batch show. Source: Assran et al. 2023, arXiv 2301.08243.
     """
 
+    trains_class_token: ClassVar[bool] = False
     must_not_collapse: Mapping[str, Apart] | None = MappingProxyType({"target": "spread"})
 
     class Config(ComponentConfig):

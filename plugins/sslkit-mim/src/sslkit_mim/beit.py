@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
@@ -43,6 +43,7 @@ class BEiT(Method):
     tokenizer gives one code for each patch. Source: Bao et al. 2022, arXiv 2106.08254.
     """
 
+    trains_class_token: ClassVar[bool] = False
     must_not_collapse: Mapping[str, Apart] | None = MappingProxyType({"targets": "prototypes"})
     """What is predicted stands still, so that training cannot make it equal; but a tokenizer whose
     codebook has collapsed gives every patch the same code."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -45,6 +45,7 @@ class Data2Vec(Method):
     Source: Baevski et al. 2022, arXiv 2202.03555.
     """
 
+    trains_class_token: ClassVar[bool] = False
     must_not_collapse: Mapping[str, Apart] | None = MappingProxyType({"target": "spread"})
 
     class Config(ComponentConfig):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
@@ -37,6 +38,7 @@ class SimMIM(Method):
     too. Source: Xie et al. 2022, arXiv 2111.09886.
     """
 
+    trains_class_token: ClassVar[bool] = False
     must_not_collapse: Mapping[str, Apart] | None = MappingProxyType({})
     """Nothing: each image is its own target, and tokens of a healthy encoder lie close together."""
 
