@@ -59,10 +59,11 @@ def draw_accuracies(rows: Sequence[ComparisonRow]) -> Figure:
 
     figure = Figure(figsize=(1.6 + 1.5 * max(len(rows), 1), 3.2), layout="constrained")
     axis = figure.subplots()
-    width = 0.8 / len(SUBJECTS)
-    for column, subject in enumerate(SUBJECTS):
+    measured = [name for name in SUBJECTS if any(name in row.values for row in rows)]
+    width = 0.8 / max(len(measured), 1)
+    for column, subject in enumerate(measured):
         found = [(x, row.values[subject]) for x, row in enumerate(rows) if subject in row.values]
-        places = [x + (column - 1) * width for x, _ in found]
+        places = [x + (column - (len(measured) - 1) / 2) * width for x, _ in found]
         heights = [100 * estimate.value for _, estimate in found]
         bars = axis.bar(places, heights, width * 0.92, label=subject, color=_COLOURS[subject])
         axis.bar_label(bars, fmt="%.1f", fontsize=7, padding=7)
@@ -72,7 +73,8 @@ def draw_accuracies(rows: Sequence[ComparisonRow]) -> Figure:
     names = [f"{in_figure(row.protocol)}\n{in_figure(row.metric)}" for row in rows]
     axis.set_xticks(range(len(rows)), names, fontsize=8)
     axis.set(ylabel="accuracy, %", ylim=(0, 110))
-    figure.legend(fontsize=8, ncols=len(SUBJECTS), loc="outside upper center", frameon=False)
+    if measured:
+        figure.legend(fontsize=8, ncols=len(measured), loc="outside upper center", frameon=False)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
     return figure

@@ -10,6 +10,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.patches import Rectangle
 
 from sslkit.evaluation.results import ComparisonRow
 from sslkit.evaluation.scores import Estimate
@@ -93,6 +94,18 @@ def covered(figure: Figure) -> list[str]:
         if not (across and whole.y0 <= box.y0 and box.y1 <= whole.y1):
             found.append("the edge of the figure")
     return found
+
+
+@pytest.mark.parametrize("names", [("pixels", "untrained", "trained"), ("raw", "trained")])
+def test_accuracies_have_a_bar_for_what_was_measured_alone(names: tuple[str, ...]) -> None:
+    values = {name: Estimate(0.9) for name in names}
+    figure = draw_accuracies([ComparisonRow("knn", "top1", values, {})])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(names)
+    (axis,) = figure.axes
+    (left, *_, right) = [bar for bar in axis.patches if isinstance(bar, Rectangle)]
+    assert left.get_x() == pytest.approx(-right.get_x() - right.get_width())  # around the name
+    assert right.get_x() + right.get_width() - left.get_x() == pytest.approx(0.8, abs=0.05)
 
 
 def test_legends_of_reports_cover_nothing() -> None:
