@@ -65,7 +65,11 @@ class SimCLR(Method):
             yield "", "simclr needs train.batch_size >= 2: the other images are its negatives"
         requires = config.loss.cls.requires
         if "labels" in requires and facts.num_classes is None:
-            yield "loss", f"{config.loss.name} needs labels, and the data has none"
+            yield (
+                "loss",
+                f"{config.loss.name} needs labels, and the data has none; take data with labels, "
+                "such as class folders, or another loss",
+            )
         for reason in missing_parts(config.loss, ("labels", "random")):
             yield "loss", reason
 

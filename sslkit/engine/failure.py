@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslkit.api import Batch, Loss
 from sslkit.errors import RecipeError, TrainingError
@@ -100,14 +101,18 @@ def refuse_single_image(t: Training, error: ValueError) -> None:
     division, probe = t.learner.division, t.learner.probe
     if division.at_a_time > 1 or "more than 1 value per channel" not in str(error):
         return
-    field, way = "batch_size", ""
+    field, whose, way = "batch_size", "a BatchNorm layer", "choose networks without BatchNorm"
     if division.parts > 1:
         field = "micro_batch_size"
+    elif probe is not None and not any(
+        isinstance(layer, _BatchNorm) for layer in t.learner.method.modules()
+    ):
+        whose, way = "the BatchNorm layer of the online probe", "train.online_probe=null"
     elif probe is not None:
-        way = "; set train.online_probe=null too, which has such a layer"
+        way += "; set train.online_probe=null too, which has such a layer"
     raise RecipeError(
-        f"train.{field}: 1 image at a time leaves a BatchNorm layer one value per channel, which "
-        f"has no variance; set 2 or more, or choose networks without BatchNorm{way}"
+        f"train.{field}: 1 image at a time leaves {whose} one value per channel, which "
+        f"has no variance; set 2 or more, or {way}"
     ) from error
 
 

@@ -45,6 +45,8 @@ _BOUNDS = {
     "less_than_equal": "at most",
 }
 
+_LABELS = "take data with labels, such as class folders, or"
+
 
 # --- Problems that validation finds ---------------------------------------------------------------
 
@@ -280,6 +282,6 @@ def _missing_labels(cls: type[Any], name: str, facts: RunFacts) -> Iterator[str]
     if facts.num_classes is not None:
         return
     if issubclass(cls, Method) and cls.requires_labels:
-        yield f"method '{name}' needs labels, and the data has none"
+        yield f"method '{name}' needs labels, and the data has none; {_LABELS} another method"
     if issubclass(cls, Loss) and "labels" in cls.requires:
-        yield f"loss '{name}' needs labels, and the data has none"
+        yield f"loss '{name}' needs labels, and the data has none; {_LABELS} another loss"

@@ -227,9 +227,14 @@ def test_one_image_at_a_time_has_no_batch_statistics(
     assert "\n" not in str(raised.value)
     assert "online_probe" not in str(raised.value)
     refusal = ValueError("Expected more than 1 value per channel when training")
-    whole: Any = SimpleNamespace(learner=SimpleNamespace(division=Division(1), probe=object()))
+    learner = SimpleNamespace(division=Division(1), probe=object(), method=nn.BatchNorm1d(2))
+    whole: Any = SimpleNamespace(learner=learner)
     with pytest.raises(RecipeError, match=r"^train.batch_size: .* train.online_probe=null too"):
         refuse_single_image(whole, refusal)
+    learner.method = nn.LayerNorm(2)  # the probe alone
+    with pytest.raises(RecipeError, match=r"of the online probe .* train.online_probe=null$") as it:
+        refuse_single_image(whole, refusal)
+    assert "choose networks" not in str(it.value)
     refuse_single_image(whole, ValueError("another one"))
     whole.learner.division = Division(2)
     refuse_single_image(whole, refusal)

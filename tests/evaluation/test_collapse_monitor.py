@@ -245,6 +245,20 @@ def test_embeddings_are_judged_against_the_untrained_ones() -> None:
     assert judge(features, near, healthy, min_embedding_spread=0.05) is None
 
 
+def test_embeddings_of_one_image_are_left_out_and_the_features_measured() -> None:
+    one = {"features": spread_out(1, 2, 16), "target": spread_out(1, 2, 8)}
+    found = evaluate(spread_out(300, 16), one, one, {"target": "prototypes"})
+    assert found.skipped is None
+    assert found.metrics["collapse/rankme"] > 10
+    assert not any("embedding_spread" in name for name in found.metrics)
+    (note,) = found.notes
+    assert "they are of 1 image" in note
+    assert "raise train.batch_size" in note
+    line = spread_out(300, 1) * spread_out(1, 16)
+    assert "min_rankme" in (evaluate(line, one, one, {"target": "prototypes"}).stop or "")
+    assert not evaluate(spread_out(300, 16), {"z": spread_out(2, 8)}).notes
+
+
 def least_spread(
     embeddings: Mapping[str, Tensor], named: Mapping[str, Apart] | None = None
 ) -> float:

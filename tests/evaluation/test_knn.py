@@ -185,6 +185,11 @@ def test_k_above_a_class_is_said_at_validation_and_in_the_report() -> None:
     [(field, message)] = KNN.warnings(KNN.Config(k=20), facts)
     assert field == "k"
     assert "20 neighbours are more than the 5 images of the smallest class" in message
+    assert message.endswith("take well below 5")
+    tiny = RunFacts(3, 3, (8, 8), 2, 2, 1, 1, class_sizes=(2, 1))
+    [(_, message)] = KNN.warnings(KNN.Config(k=3), tiny)
+    assert "the 1 image of the smallest class" in message
+    assert message.endswith("take 1, or more images")
     [(_, message)] = KNN.problems(KNN.Config(k=290), facts)
     assert "bank of 285 labelled training images" in message
     subject = _subject(torch.arange(600) % 4, torch.arange(400) % 4)

@@ -377,7 +377,8 @@ def test_check_recipe_finds_what_the_data_shows(acme: Registry) -> None:
     unlabelled = RunFacts(100, 1, (8, 8), None, 64, 1, 2)
     lines = check_recipe(recipe, unlabelled)
     assert [line for line in lines if "method" in line] == [
-        "x.yaml:6:3: method: method 'acme' needs labels, and the data has none",
+        "x.yaml:6:3: method: method 'acme' needs labels, and the data has none; take data with "
+        "labels, such as class folders, or another method",
         "x.yaml:7:32: method.heads.0.out_dim: needs 3 channels, the data has 1",
     ], "the loss needs labels, too, and the line of the method says so"
 

@@ -232,6 +232,9 @@ def test_it_needs_one_view_that_its_decoder_makes() -> None:
     assert said.startswith("denoising needs 1 view, but the augmentation makes 2")
     with pytest.raises(RecipeError, match=r"it makes 150528 values, and a view has 432 \(3 x 12 x"):
         make_method("denoising")
+    decoder = {"name": "conv_decoder", "size": SIDE, "channels": 1}
+    with pytest.raises(RecipeError, match=r"432 .*; set its size and channels, or its out_dim"):
+        make_method("denoising", decoder=decoder)
 
 
 def test_a_mask_leaves_something() -> None:

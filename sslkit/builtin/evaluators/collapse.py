@@ -39,7 +39,8 @@ class Collapse(FeatureEvaluator):
     spread is their root mean square distance from the mean, and `collapse/prototypes/<entry>` the
     part of the prototypes in use: (n - 1) / (most - 1), with n the exponential of the entropy of
     the mean assignment and `most` the lesser of the prototypes and the images;
-    `collapse/prototypes` is the least of the entries that must not collapse.
+    `collapse/prototypes` is the least of the entries that must not collapse. Where the method sees
+    one image at a time, embeddings are not judged, and a note says so.
 
     The policy compares, at every evaluation and for each entry and view that must not collapse:
     the spread with `min_embedding_spread` times what it was before the first step (at most 1), and
@@ -97,7 +98,13 @@ class Collapse(FeatureEvaluator):
         }
         figures = {"spectrum": _spectrum(features)}
         judged: list[Branch] = []
-        if embeddings := given.embeddings.now():
+        embeddings, notes = given.embeddings.now(), []
+        if embeddings and max(map(len, embeddings.values())) < 2:  # nothing to compare it with
+            notes.append(
+                f"the spread of the embeddings is not measured: they are of 1 {given.noun}, and "
+                "need 2 at a time: raise train.batch_size, or train.micro_batch_size where it is 1"
+            )
+        elif embeddings:
             branches, judged = read_branches(embeddings, given.embeddings.must_not_collapse)
             if judged:
                 metrics["collapse/embedding_spread"] = min(min(each.spread) for each in judged)
@@ -113,6 +120,7 @@ class Collapse(FeatureEvaluator):
         return Evaluation(
             metrics=metrics,
             figures=figures,
+            notes=notes,
             warning=found if policy == "warn" else None,
             stop=found if policy == "stop" else None,
         )

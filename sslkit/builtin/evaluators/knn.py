@@ -55,12 +55,13 @@ class KNN(FeatureEvaluator):
     @classmethod
     def warnings(cls, config: Any, facts: RunFacts) -> Iterable[tuple[str, str]]:
         each = facts.num_images // facts.num_classes if facts.num_classes else 0
-        least = min(facts.class_sizes, default=each)
+        least, noun = min(facts.class_sizes, default=each), facts.sample.noun
         if least and config.k > least:
+            way = f"take well below {least}" if least > 2 else f"take 1, or more {noun}s"
             yield (
                 "k",
-                f"{config.k} neighbours are more than the {least} {facts.sample.noun}s of the "
-                f"smallest class, so that other classes must vote; take well below {least}",
+                f"{config.k} neighbours are more than the {least} {noun}{'s' * (least > 1)} of the "
+                f"smallest class, so that other classes must vote; {way}",
             )
 
     def evaluate(self, given: FeatureInput) -> Evaluation:

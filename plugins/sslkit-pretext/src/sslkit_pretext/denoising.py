@@ -78,7 +78,8 @@ class DenoisingAutoencoder(Method):
         if self.decoder.out_dim != math.prod(shape):
             raise RecipeError(
                 f"method.decoder: it makes {self.decoder.out_dim} values, and a view has "
-                f"{math.prod(shape)} ({' x '.join(map(str, shape))}); set the size of both alike"
+                f"{math.prod(shape)} ({' x '.join(map(str, shape))}); set its size and channels, "
+                "or its out_dim, to what a view has"
             )
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
