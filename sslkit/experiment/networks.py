@@ -29,6 +29,14 @@ def make_method(recipe: Recipe, facts: RunFacts) -> Method:
         return recipe.method.build(make_backbone(recipe, facts), facts)
 
 
+def make_for_encoder(recipe: Recipe, facts: RunFacts) -> Method:
+    """`make_method` where the encoder and the projection layers alone are used: what only training
+    needs is not read."""
+    slot = recipe.method
+    with seeded(recipe.seed, "initialisation"):
+        return slot.cls.for_encoder(slot.config, make_backbone(recipe, facts), facts)
+
+
 def construction_problems(recipe: Recipe, facts: RunFacts) -> tuple[str, ...]:
     """What only the constructors of the method and its networks find, a line each: they are made on
     the meta device, without memory and without the weights that they start from. Empty where they
@@ -122,9 +130,12 @@ def without_weights(backbone: Slot[Backbone]) -> Slot[Backbone]:
     return backbone.with_config(backbone.cls.without_weights(backbone.config))
 
 
-def initial_method(recipe: Recipe, facts: RunFacts, compute: Compute) -> Method:
-    """The method as it was before the first step, made again from the seed, on the device."""
-    method = make_method(recipe, facts)
+def initial_method(
+    recipe: Recipe, facts: RunFacts, compute: Compute, *, whole: bool = True
+) -> Method:
+    """The method as it was before the first step, made again from the seed, on the device. whole:
+    False for its encoder and projection layers alone."""
+    method = make_method(recipe, facts) if whole else make_for_encoder(recipe, facts)
     compute.prepare(method)
     return method
 
