@@ -66,7 +66,8 @@ class SimCLR(Method):
         requires = config.loss.cls.requires
         if "labels" in requires and facts.num_classes is None:
             yield "loss", f"{config.loss.name} needs labels, and the data has none"
-        for reason in missing_parts(config.loss, ("labels", "random")):
+        views = max(len(sizes), 2)  # of fewer it is told above
+        for reason in missing_parts(config.loss, ("labels", "random"), num_views=views):
             yield "loss", reason
 
     @classmethod
