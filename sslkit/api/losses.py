@@ -77,6 +77,8 @@ class Loss(Component, nn.Module, ABC):
     requires: ClassVar[frozenset[LossPart]] = frozenset()
     """Parts of its input that it cannot do without, beside views. One that requires "online" works
     on roles and is taken to need no views."""
+    num_views: ClassVar[int | None] = None
+    """How many views it takes, where it does not take any number from two on."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -105,27 +107,38 @@ def rewards_collapse(loss: Loss) -> bool:
     negatives = torch.eye(8)[4:] if "negatives" in loss.requires else None
     random = SampleRandom(0, "loss", 0, labels)
     equal = apart[:1].expand(4, 8)
-    given = LossInput((equal, equal), labels, negatives, random=random, progress=first)
+    views = loss.num_views or 2
+    given = LossInput((equal,) * views, labels, negatives, random=random, progress=first)
     try:
         with torch.no_grad():
-            collapsed, healthy = loss(given), loss(replace(given, views=(apart, apart)))
+            collapsed, healthy = loss(given), loss(replace(given, views=(apart,) * views))
             return bool(collapsed <= healthy + 1e-6)
     except Exception:  # a plugin's, which may need other embeddings: no reason to warn
         return False
 
 
 def missing_parts(
-    slot: Slot[Loss], given: Collection[str] = ("labels",), views: bool = True
+    slot: Slot[Loss],
+    given: Collection[str] = ("labels",),
+    views: bool = True,
+    num_views: int | None = None,
 ) -> list[str]:
     """Why a method that gives its loss these parts cannot use this loss; for `Component.problems`.
 
     views: whether it gives `LossInput.views` beside them; False for a method that gives its loss
-    roles alone, `online` with `teacher` or `target`."""
+    roles alone, `online` with `teacher` or `target`. num_views: how many there are in each call of
+    the loss; None where that is not known."""
     missing: list[str] = sorted(slot.cls.requires - set(given))
     if not views and "online" not in slot.cls.requires:
         missing = ["views", *missing]
+    taken = slot.cls.num_views
     if not missing:
-        return []
+        if not views or None in (taken, num_views) or taken == num_views:
+            return []
+        return [
+            f"{slot.name} takes {taken} views, and this method gives it {num_views}; choose "
+            "another loss, or other views"
+        ]
     *others, last = (_PARTS[part] for part in missing)
     wanted = f"{', '.join(others)} and {last}" if others else last
     return [f"{slot.name} needs {wanted}, which this method does not provide; choose another loss"]

@@ -93,6 +93,16 @@ class Method(Component, nn.Module, ABC):
         self.config = config
         self.backbone = backbone
 
+    @classmethod
+    def for_encoder(cls, config: Any, backbone: Backbone, facts: RunFacts) -> Method:
+        """The method where `encoder` and `projection_layers` alone are used: it is given the state
+        of a checkpoint, or measured untrained, and takes no step. By default the whole method.
+
+        For a constructor that reads what only training needs, such as a file that may be gone by
+        then. `encoder` and `projection_layers` start from the same random numbers as in the whole
+        method, and `load_state_dict` takes the state of that one."""
+        return cls(config, backbone, facts)
+
     @property
     def encoder(self) -> Backbone:
         """The network that is evaluated and exported."""

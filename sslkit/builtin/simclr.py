@@ -70,7 +70,8 @@ class SimCLR(Method):
                 f"{config.loss.name} needs labels, and the data has none; take data with labels, "
                 "such as class folders, or another loss",
             )
-        for reason in missing_parts(config.loss, ("labels", "random")):
+        views = max(len(sizes), 2)  # of fewer it is told above
+        for reason in missing_parts(config.loss, ("labels", "random"), num_views=views):
             yield "loss", reason
 
     @classmethod

@@ -109,12 +109,12 @@ class Experiment:
         return log
 
     def untrained(self) -> Method | None:
-        """The method with random weights from the seed: as it was before the first step, unless it
-        started from weights. None where there is no such thing."""
+        """The method with random weights from the seed, as it was before the first step, unless it
+        started from weights: for its encoder and projection layers. None where there is none."""
         if self.no_untrained is not None:
             return None
         bare = without_starting_weights(self.recipe)
-        return initial_method(bare, self.facts, self.compute)
+        return initial_method(bare, self.facts, self.compute, whole=False)
 
 
 def build(

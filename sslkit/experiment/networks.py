@@ -32,6 +32,14 @@ def make_method(recipe: Recipe, facts: RunFacts) -> Method:
         return recipe.method.build(make_backbone(recipe, facts), facts)
 
 
+def make_for_encoder(recipe: Recipe, facts: RunFacts) -> Method:
+    """`make_method` where the encoder and the projection layers alone are used: what only training
+    needs is not read."""
+    slot = recipe.method
+    with seeded(recipe.seed, "initialisation"), _located_problems(recipe):
+        return slot.cls.for_encoder(slot.config, make_backbone(recipe, facts), facts)
+
+
 @contextmanager
 def _located_problems(recipe: Recipe) -> Iterator[None]:
     try:
@@ -133,9 +141,12 @@ def without_weights(backbone: Slot[Backbone]) -> Slot[Backbone]:
     return backbone.with_config(backbone.cls.without_weights(backbone.config))
 
 
-def initial_method(recipe: Recipe, facts: RunFacts, compute: Compute) -> Method:
-    """The method as it was before the first step, made again from the seed, on the device."""
-    method = make_method(recipe, facts)
+def initial_method(
+    recipe: Recipe, facts: RunFacts, compute: Compute, *, whole: bool = True
+) -> Method:
+    """The method as it was before the first step, made again from the seed, on the device. whole:
+    False for its encoder and projection layers alone."""
+    method = make_method(recipe, facts) if whole else make_for_encoder(recipe, facts)
     compute.prepare(method)
     return method
 

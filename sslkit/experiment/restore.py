@@ -19,7 +19,7 @@ from sslkit.runs.state import read_state, step_of
 
 from .build import Experiment
 from .calibration import calibrate_as_in_run
-from .networks import make_method, without_starting_weights
+from .networks import make_for_encoder, make_method, without_starting_weights
 
 _REASON = 250
 """Characters of one reason: a list of missing keys can be pages long."""
@@ -67,10 +67,11 @@ def misfit(error: Exception) -> str:
 
 
 def load_method(
-    run_or_checkpoint: Path, overrides: Sequence[str] = ()
+    run_or_checkpoint: Path, overrides: Sequence[str] = (), *, whole: bool = False
 ) -> tuple[Recipe, RunFacts, Method]:
     """Recipe, facts and trained method (on the CPU) of a run or checkpoint. Weights that the run
-    started from need not be there any more.
+    started from need not be there any more, nor what only training reads, unless the whole method
+    is asked for and not only its encoder and projection layers.
 
     Raises CheckpointError, RecipeError and RunFolderError."""
     state = read_state(run_or_checkpoint)
@@ -80,7 +81,8 @@ def load_method(
     weights = state.get("method")
     try:
         with no_larger_than(weights.values() if isinstance(weights, Mapping) else ()):
-            method = make_method(without_starting_weights(recipe), facts)
+            make = make_method if whole else make_for_encoder
+            method = make(without_starting_weights(recipe), facts)
         method.load_state_dict(state["method"])
     except SSLKitError:
         raise
@@ -92,10 +94,12 @@ def load_method(
     return recipe, facts, method
 
 
-def load_measured_method(run_or_checkpoint: Path) -> tuple[Recipe, RunFacts, Method]:
+def load_measured_method(
+    run_or_checkpoint: Path, *, whole: bool = False
+) -> tuple[Recipe, RunFacts, Method]:
     """`load_method` with the batch statistics with which the run measures and exports its encoder:
     those of its training images, which must be there where the encoder has BatchNorm."""
-    recipe, facts, method = load_method(run_or_checkpoint)
+    recipe, facts, method = load_method(run_or_checkpoint, whole=whole)
     if has_batch_statistics(method.encoder):
         fingerprint = read_environment(run_folder_of(run_or_checkpoint).path).data.get("train")
         calibrate_as_in_run(method, recipe, run_or_checkpoint, fingerprint)

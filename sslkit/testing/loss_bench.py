@@ -98,13 +98,12 @@ class LossBench(FactsLaws):
     ) -> LossInput:
         draw = torch.Generator().manual_seed(seed)
 
-        def pair() -> tuple[Tensor, Tensor]:
-            first, second = (scale * torch.randn(rows, width, generator=draw) for _ in range(2))
-            return first, second
+        def drawn(number: int = 2) -> tuple[Tensor, ...]:
+            return tuple(scale * torch.randn(rows, width, generator=draw) for _ in range(number))
 
-        given: dict[str, Any] = {"views": pair()}
+        given: dict[str, Any] = {"views": drawn(self.subject.slot.cls.num_views or 2)}
         for part in ("online", "target", "teacher"):
-            given[part] = pair() if part in self.requires else ()
+            given[part] = drawn() if part in self.requires else ()
         if "negatives" in self.requires:
             given["negatives"] = scale * torch.randn(NEGATIVES, width, generator=draw)
         if "random" in self.requires:

@@ -20,6 +20,7 @@ from sslkit.recipe import Recipe, components, find_recipe, hashed_view, load_rec
 from sslkit.runs.endings import forget_endings, is_finished
 from sslkit.runs.environment_file import add_resume, is_fork, read_environment
 from sslkit.runs.folder import RunFolder, find_runs, held_by_first
+from sslkit.runs.upload_state import UploadState
 
 from .execute import RunResult, execute, explained_memory
 
@@ -114,6 +115,16 @@ def finished_before(recipe: Recipe, world: World) -> Path | None:
 
     name = None if launch is None else launch.name
     return world.once(lambda: _newest(recipe, is_ours))
+
+
+def finished_untold(recipe: Recipe) -> Path | None:
+    """The newest run of this recipe where it came to its end and its tracker was not told so: its
+    process was killed on the way, or the tracker was away. None where another one is newer."""
+    newest = _newest(recipe, lambda path: not is_fork(path))
+    if newest is None or not is_finished(newest):
+        return None
+    fed = UploadState.load(RunFolder(newest).tracker)
+    return newest if fed is not None and not fed.closed else None
 
 
 def _newest(recipe: Recipe, is_wanted: Callable[[Path], bool]) -> Path | None:

@@ -34,7 +34,7 @@ from sslkit.runs.folder import RunFolder, held_by_first
 from sslkit.runs.state import last_metrics, read_state, step_of
 
 from .execute import RunResult, ended_by_plugin, execute, explained_memory
-from .resume import find_unfinished, finished_before, resume_run
+from .resume import find_unfinished, finished_before, finished_untold, resume_run
 
 
 def run_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RunResult:
@@ -108,7 +108,10 @@ def _start(
             )
         display.message(f"going on with {unfinished}")
         return resume_run(unfinished, recipe, overrides, display, stop, world)
-    if resume == "auto" and (done := finished_before(loaded, world)) is not None:
+    done = None
+    if resume == "auto":
+        done = finished_before(loaded, world) or world.once(lambda: finished_untold(loaded))
+    if done is not None:
         display.message(
             f"{done}: this run is finished; what its tracker misses is sent by: sslkit sync {done}"
         )

@@ -48,7 +48,7 @@ def photographs(side: int) -> Tensor:
 @torch.no_grad()
 def draw(run: Path, folder: Path) -> Path:
     """Writes `reconstructions-METHOD.png`."""
-    recipe, facts, method = load_measured_method(run)
+    recipe, facts, method = load_measured_method(run, whole=True)
     if not isinstance(method, MakesPictures):
         raise SystemExit(f"{run}: {recipe.method.name} makes no pictures")
     view = photographs(facts.views[0].size)

@@ -10,11 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.api import ComponentConfig, Loss, LossInput, Progress, Slot, missing_parts
+from sslkit.api import (
+    ComponentConfig,
+    Loss,
+    LossInput,
+    Progress,
+    Slot,
+    missing_parts,
+    rewards_collapse,
+)
 from sslkit.builtin.losses import NTXent
 from sslkit.engine.display import Silent
 from sslkit.errors import PluginError
 from sslkit.runs.checkpoint import load
+from sslkit.testing import checks
 from sslkit.workflows.train import start
 
 SHORT = ["train.max_steps=3", "evaluate=[]"]
@@ -75,6 +84,37 @@ def test_a_method_without_views_can_say_so() -> None:
         "queued needs embeddings of views and further negatives, which this method does not "
         "provide; choose another loss"
     ]
+
+
+class Triple(NTXent):
+    num_views = 3
+
+    def forward(self, inputs: LossInput) -> Tensor:
+        _, _, _ = inputs.views
+        return super().forward(inputs)
+
+
+def test_a_number_of_views_that_a_loss_does_not_take_is_refused() -> None:
+    """It was the first step that ended, in a line without a field."""
+    slot = Slot(Triple, "triple", NTXent.Config(), "mine", "1")
+    assert missing_parts(slot) == missing_parts(slot, num_views=3) == []
+    assert missing_parts(slot, views=False, num_views=2) != []
+    assert missing_parts(slot, num_views=2) == [
+        "triple takes 3 views, and this method gives it 2; choose another loss, or other views"
+    ]
+    assert missing_parts(Slot(NTXent, "nt_xent", NTXent.Config(), "a", "1"), num_views=5) == []
+
+
+def test_a_loss_is_tried_with_the_views_that_it_takes() -> None:
+    class Close(Triple):
+        def forward(self, inputs: LossInput) -> Tensor:
+            first, second, third = inputs.views
+            return (first - second).square().mean() + (first - third).square().mean()
+
+    assert not rewards_collapse(Triple(NTXent.Config()))
+    assert rewards_collapse(Close(NTXent.Config()))
+    statuses = {str(check): check.outcome().status for check in checks(Triple, fast=True)}
+    assert "failed" not in statuses.values(), statuses
 
 
 def with_state(monkeypatch: pytest.MonkeyPatch, seen: list[tuple[int, int, int]]) -> None:

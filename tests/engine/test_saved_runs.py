@@ -46,6 +46,19 @@ def test_auto_finds_the_run_of_this_recipe_and_seed(tiny: Path, unfinished: Path
     assert found("name=ti") is None
 
 
+def test_auto_trains_nothing_again_after_a_kill_behind_the_results(tiny: Path) -> None:
+    """The tracker's state is that after a real `kill -9` there."""
+    first = start(str(tiny), SHORT, display=Silent())
+    file = first.run_dir / "tracker.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({**told, "status": None, "closed": False}))
+    again = start(str(tiny), SHORT, resume="auto", display=Silent())
+    assert (again.run_dir, again.status) == (first.run_dir, "finished")
+    assert again.metrics["train/loss"] == first.metrics["train/loss"]
+    file.write_text(json.dumps(told))
+    assert start(str(tiny), SHORT, resume="auto", display=Silent()).run_dir != first.run_dir
+
+
 def test_auto_passes_over_recipes_that_cannot_be_read(tiny: Path, unfinished: Path) -> None:
     other = unfinished.with_name("tiny-20990101-000000-0000")
     other.mkdir()

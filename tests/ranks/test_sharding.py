@@ -72,8 +72,8 @@ QUICK = [
 ]
 
 
-def doubled_method(*given: Any) -> Any:
-    return networks.initial_method(*given).double()
+def doubled_method(*given: Any, **options: bool) -> Any:
+    return networks.initial_method(*given, **options).double()
 
 
 def whole_curve(

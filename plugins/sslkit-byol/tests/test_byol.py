@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from sslkit.api import LossInput, Progress, RunFacts, ViewSpec, resolve_componen
 from sslkit.engine.step_metrics import loss_metrics
 from sslkit.errors import RecipeError
 from sslkit.host.plugins import load_plugins
+from sslkit.workflows.validate import validate
 
 FIRST = Progress(0, 1, 1)
 
@@ -102,8 +104,23 @@ def test_bad_shapes_are_named() -> None:
     with pytest.raises(ValueError, match=r"\(B, D\), not \(2, 3\) and \(2, 4\)"):
         normalized_mse(torch.ones(2, 3), torch.ones(2, 4))
     loss = resolve_component(load_plugins().registry, "loss", {"name": "normalized_mse"}).build()
-    with pytest.raises(ValueError, match="compares 2 embeddings, not 3"):
+    with pytest.raises(ValueError, match=r"compares 2 embeddings, not 3: set another method\.loss"):
         loss(LossInput((torch.ones(2, 3),) * 3))
+
+
+def test_three_views_of_another_method_are_refused_before_the_run(tmp_path: Path) -> None:
+    recipe = tmp_path / "three.yaml"
+    recipe.write_text(
+        "name: three\ndata: {name: synthetic}\n"
+        "augmentation: {name: simclr, size: 16, num_views: 3}\n"
+        "backbone: {name: timm, model: test_resnet}\n"
+        "method:\n  name: simclr\n  loss: {name: normalized_mse}\n"
+        "optimizer: {name: sgd, lr: 0.1}\nschedule: {name: constant}\n"
+        "train: {epochs: 1, batch_size: 16}\n"
+    )
+    (problem,) = validate(recipe, ()).problems
+    assert problem.startswith(f"{recipe}:7:9: method.loss: normalized_mse takes 2 views, and this")
+    assert validate(recipe, ["augmentation.num_views=2"]).problems == ()
 
 
 def test_another_loss_in_the_slot() -> None:

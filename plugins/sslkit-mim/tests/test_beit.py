@@ -14,6 +14,7 @@ from test_mae import normalised
 from tokenizer_setup import CODES, write_tokenizer
 from torch import Tensor
 
+from sslkit import load_encoder
 from sslkit.api import Batch, Progress, resolve_component
 from sslkit.engine.display import Silent
 from sslkit.errors import CheckpointError, RecipeError
@@ -21,6 +22,7 @@ from sslkit.experiment.restore import load_method
 from sslkit.host.plugins import load_plugins
 from sslkit.nn.masking import Blocks, block_masked
 from sslkit.nn.safetensors_file import save
+from sslkit.workflows.evaluate import evaluate_run
 from sslkit.workflows.train import start
 from sslkit.workflows.validate import validate
 
@@ -239,11 +241,43 @@ def test_a_checkpoint_goes_on_with_the_tokenizer_that_it_was_trained_with(tmp_pa
     same, other = (write_tokenizer(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2))
     block = "method={{name: beit, min_block: 3, tokenizer: {}}}"
     run = start(RECIPE, [block.format(same), *overrides], display=Silent()).run_dir
-    load_method(run)
+    load_method(run, whole=True)
     overrides[0] = "train.max_steps=2"
     start(RECIPE, [block.format(same), *overrides], fork=run, display=Silent())
     with pytest.raises(CheckpointError, match=r"2\.safetensors is another tokenizer than the one"):
         start(RECIPE, [block.format(other), *overrides], fork=run, display=Silent())
+
+
+def test_an_encoder_is_measured_without_the_tokenizer(tmp_path: Path) -> None:
+    """An evaluation, a checkpoint that is exported or loaded: all were refused where the file had
+    moved. Training goes on with the tokenizer that it began with, or not at all."""
+    path = write_tokenizer(tmp_path / "tokenizer.safetensors")
+    block = f"method={{name: beit, min_block: 3, tokenizer: {path}}}"
+    overrides = ["train.max_steps=2", "evaluate=[{name: knn, k: 5}]", f"runs_dir={tmp_path}"]
+    begun = [block, *overrides, "train.checkpoint_every_steps=1"]
+    run = start(RECIPE, begun, display=Silent()).run_dir
+    wanted = load_encoder(run).state_dict()
+    with_it = evaluate_run(run, None, (), Silent()).results.rows
+    for gone in (False, True):
+        write_tokenizer(path, seed=2)  # another one
+        if gone:
+            path.unlink()
+        (run / "encoder.safetensors").unlink(missing_ok=True)
+        found = load_encoder(run).state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+        assert evaluate_run(run, None, (), Silent()).results.rows == with_it
+    with pytest.raises(CheckpointError, match="do not fit the recipe"):
+        evaluate_run(run, None, ["method={name: mae}"], Silent())
+    (run / "results.json").unlink()
+    max((run / "checkpoints").iterdir()).unlink()
+    with pytest.raises(RecipeError, match=r"^method\.tokenizer: .*no such file"):
+        start(None, resume=str(run), display=Silent())
+    write_tokenizer(path, seed=2)
+    with pytest.raises(CheckpointError, match="is another tokenizer than the one"):
+        start(None, resume=str(run), display=Silent())
+    write_tokenizer(path)
+    assert start(None, resume=str(run), display=Silent()).status == "finished"
 
 
 @pytest.mark.parametrize(

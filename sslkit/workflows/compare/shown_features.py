@@ -18,7 +18,7 @@ from sslkit.evaluation.features import count_not_finite, extract
 from sslkit.experiment.encoder import load_encoder
 from sslkit.experiment.networks import (
     build_backbone,
-    make_method,
+    make_for_encoder,
     missing_untrained,
     without_starting_weights,
 )
@@ -121,7 +121,7 @@ def _untrained(record: RunRecord, images: ShownImages) -> Backbone:
     facts = read_environment(record.path).facts
     if reason := missing_untrained(record.recipe, facts):
         raise DataError(f"no untrained encoder: {reason}")
-    return make_method(without_starting_weights(record.recipe), facts).encoder
+    return make_for_encoder(without_starting_weights(record.recipe), facts).encoder
 
 
 def _measured(recipe: Recipe, images: ShownImages, *, trained: bool) -> Backbone:

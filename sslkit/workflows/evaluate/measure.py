@@ -58,7 +58,7 @@ def measure(
     trained = suite.run(method.encoder, 0, True, () if weights else method.projection_layers)
     untrained = None
     if missing is None:
-        untrained = initial_method(without_starting_weights(recipe), facts, compute)
+        untrained = initial_method(without_starting_weights(recipe), facts, compute, whole=False)
     networks = untrained_networks(untrained, with_projection=not weights)
     measured = conditions(recipe, method.encoder, facts.sample, missing, given=weights)
     return FinalResults.collect(trained, suite.baselines(*networks), conditions=measured)

@@ -13,7 +13,7 @@ from sslkit.errors import CheckpointError, RecipeError, RunFolderError
 from sslkit.evaluation.features import state_digest
 from sslkit.experiment.check import check_measuring
 from sslkit.experiment.description import run_tags
-from sslkit.experiment.networks import make_method
+from sslkit.experiment.networks import make_for_encoder
 from sslkit.experiment.resolve import resolve
 from sslkit.experiment.stores import Stores, open_stores
 from sslkit.nn.weights import ENCODER_FILE, TIMM_FILE, weight_file
@@ -81,7 +81,7 @@ def evaluate_weights(
     name = _name(chosen, weights)
     facts = check_measuring(chosen)
     stores = open_stores(chosen, display)
-    method = make_method(chosen, facts)
+    method = make_for_encoder(chosen, facts)
     digest = state_digest(method.encoder)
     for advice in find_warnings(chosen, facts):
         if advice.path.startswith("backbone."):

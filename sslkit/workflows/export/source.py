@@ -11,7 +11,7 @@ from sslkit.api import Backbone, SampleSpec
 from sslkit.errors import RunFolderError, SSLKitError, message_of
 from sslkit.experiment.check import check_measuring
 from sslkit.experiment.encoder import load_encoder
-from sslkit.experiment.networks import make_method, measured_shape, without_starting_weights
+from sslkit.experiment.networks import make_for_encoder, measured_shape, without_starting_weights
 from sslkit.experiment.restore import load_measured_method
 from sslkit.recipe import Recipe, load_recipe, recipe_hash
 from sslkit.runs.encoder_file import find_encoder, read_description
@@ -94,7 +94,7 @@ def _from_measurement(path: Path, folder: RunFolder) -> ExportSource:
     bare = without_starting_weights(recipe).backbone
     return ExportSource(
         path=path,
-        encoder=make_method(recipe, facts).encoder.cpu().float().eval(),
+        encoder=make_for_encoder(recipe, facts).encoder.cpu().float().eval(),
         backbone=bare.dump(),
         distribution=bare.distribution,
         sample=facts.sample,

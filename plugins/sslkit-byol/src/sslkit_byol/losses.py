@@ -31,8 +31,13 @@ class NormalizedMSE(Loss):
     The first is the prediction, the second its target. See `normalized_mse`.
     """
 
+    num_views = 2
+
     def forward(self, inputs: LossInput) -> Tensor:
         if len(inputs.views) != 2:
-            raise ValueError(f"normalized_mse compares 2 embeddings, not {len(inputs.views)}")
+            raise ValueError(
+                f"normalized_mse compares 2 embeddings, not {len(inputs.views)}: set another "
+                "method.loss, or make 2 views"
+            )
         prediction, target = inputs.views
         return normalized_mse(prediction, target)

@@ -78,7 +78,7 @@ class BYOL(Method):
             yield "", f"byol needs 2 views, but the augmentation makes {len(facts.views)}"
         if facts.batch_size < 2:
             yield "", "byol needs train.batch_size >= 2: its heads use batch statistics"
-        for reason in missing_parts(config.loss):
+        for reason in missing_parts(config.loss, num_views=2):
             yield "loss", reason
 
     @classmethod

@@ -61,7 +61,7 @@ class NNCLR(Method):
             yield "", f"nnclr needs 2 views, but the augmentation makes {len(facts.views)}"
         if facts.batch_size < 2:
             yield "", "nnclr needs train.batch_size >= 2: the other images are its negatives"
-        for reason in missing_parts(config.loss):
+        for reason in missing_parts(config.loss, num_views=2):
             yield "loss", reason
 
     @classmethod

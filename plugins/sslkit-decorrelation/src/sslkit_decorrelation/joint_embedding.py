@@ -48,7 +48,8 @@ class JointEmbedding(Method):
             yield "", f"compares views of an image, and the augmentation makes {len(facts.views)}"
         if facts.batch_size < 2:
             yield "", "needs train.batch_size >= 2: its loss is made of statistics of the batch"
-        for reason in missing_parts(config.loss, ("labels", "random")):
+        views = max(len(facts.views), 2)  # of fewer it is told above
+        for reason in missing_parts(config.loss, ("labels", "random"), num_views=views):
             yield "loss", reason
 
     @classmethod

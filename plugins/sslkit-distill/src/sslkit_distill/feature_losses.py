@@ -33,9 +33,14 @@ class NegativeCosine(Loss):
     The first is the prediction, the second its target. See `negative_cosine`.
     """
 
+    num_views = 2
+
     def forward(self, inputs: LossInput) -> Tensor:
         if len(inputs.views) != 2:
-            raise ValueError(f"negative_cosine compares 2 embeddings, not {len(inputs.views)}")
+            raise ValueError(
+                f"negative_cosine compares 2 embeddings, not {len(inputs.views)}: set another "
+                "method.loss, or make 2 views"
+            )
         prediction, target = inputs.views
         return negative_cosine(prediction, target)
 

@@ -32,6 +32,9 @@ from .code_use import code_shares, perplexity
 from .pixels import grid_of, layout_of
 from .tokenizer_file import HOW, load_tokenizer
 
+_OF_TRAINING = ("tokenizer.", "mask_token", "predict.")
+"""What of the state only training needs."""
+
 
 class BEiT(Method):
     """Blocks of patches are masked; where they are, one linear layer predicts which of the K codes
@@ -66,12 +69,23 @@ class BEiT(Method):
 
     config: Config
 
-    def __init__(self, config: Config, backbone: Backbone, facts: RunFacts) -> None:
+    @classmethod
+    def for_encoder(cls, config: Config, backbone: Backbone, facts: RunFacts) -> BEiT:
+        return cls(config, backbone, facts, training=False)
+
+    def __init__(
+        self, config: Config, backbone: Backbone, facts: RunFacts, *, training: bool = True
+    ) -> None:
+        """training: False leaves out the tokenizer, whose file may be gone, and what predicts its
+        codes."""
         super().__init__(config, backbone, facts)
         layout = layout_of(backbone, "beit")
         grid = grid_of(layout, facts)
         self.masks = BlockMasks(grid, config.mask_ratio, config.min_block)
         self.patch_size = layout.patch_size
+        if not training:
+            self.register_load_state_dict_pre_hook(_take_the_backbone)  # type: ignore[no-untyped-call]
+            return
         tokenizer: Any = load_tokenizer(config.tokenizer, facts.channels)
         self.tokenizer = tokenizer.requires_grad_(False)
         self.mask_token = nn.Parameter(torch.empty(1, 1, layout.width))
@@ -153,6 +167,13 @@ class BEiT(Method):
         made = self.tokenizer.images_of(codes.view(-1, *self.masks.grid))
         resized = F.interpolate(made, like.shape[-2:], mode="bilinear", antialias=True)
         return resized.to(like.dtype)
+
+
+def _take_the_backbone(method: BEiT, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Leaves out of a checkpoint what `for_encoder` did not make."""
+    for name in [*state]:
+        if name.startswith(tuple(f"{prefix}{part}" for part in _OF_TRAINING)):
+            del state[name]
 
 
 def _refuse_other_codes(method: BEiT, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:

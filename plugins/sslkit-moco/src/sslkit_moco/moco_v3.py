@@ -77,7 +77,7 @@ class MoCoV3(Method):
             yield "", f"moco_v3 needs 2 views, but the augmentation makes {views}"
         if facts.batch_size < 2:
             yield "", "moco_v3 needs train.batch_size >= 2: the other images are its negatives"
-        for reason in missing_parts(loss):
+        for reason in missing_parts(loss, num_views=2):
             yield "loss", reason
         if getattr(loss.config, "symmetric", False):
             yield (

@@ -59,7 +59,8 @@ class SupCon(Method):
             yield "", f"supcon needs views of one size, but the augmentation makes {sizes} px"
         if facts.batch_size < 2:
             yield "", "supcon needs train.batch_size >= 2: the other images are its negatives"
-        for reason in missing_parts(config.loss, ("labels", "random")):
+        views = max(len(sizes), 2)  # of fewer it is told above
+        for reason in missing_parts(config.loss, ("labels", "random"), num_views=views):
             yield "loss", reason
 
     @classmethod
