@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import yaml
 
+from sslkit.recipe.precision_cost import cost_on_cpu
 from sslkit.runs.metrics_file import read_lines
 
 from .images import DATA_DIR
@@ -292,6 +293,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notes = {name: arm.note for name, arm in read_arms()[1].items() if arm.note}
         print(write_page(given.results, notes))
         return 0
+    if (cost := cost_on_cpu("bf16")) > 1.0:
+        raise SystemExit(
+            f"the recipes of the table train in bf16, which takes {cost:.0f} times as long as fp32 "
+            "on this CPU; measure on one with instructions for it (AVX-512 BF16, AMX)"
+        )
     budget, arms = read_arms()
     given.results.mkdir(parents=True, exist_ok=True)
     for name in given.method:

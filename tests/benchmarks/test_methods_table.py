@@ -16,6 +16,7 @@ from PIL import Image
 from sslkit.engine.display import Silent
 from sslkit.recipe import find_recipe, load_recipe
 from sslkit.workflows.train import start
+from tests.benchmarks import methods
 from tests.benchmarks.methods import Arm, Budget, Measuring, _overrides, next_rate, read_arms
 from tests.benchmarks.methods_page import write_page
 from tests.benchmarks.methods_pictures import draw
@@ -107,3 +108,12 @@ def test_what_a_run_makes_of_photographs_is_drawn(tmp_path: Path) -> None:
     assert picture.name == "reconstructions-mae.png"
     with Image.open(picture) as image:
         assert image.width < image.height  # three columns, five rows
+
+
+def test_nothing_is_measured_where_bf16_is_computed_in_software(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "cost_on_cpu", lambda precision: {"bf16": 7.8}[precision])
+    with pytest.raises(SystemExit, match="8 times as long as fp32"):
+        methods.main(["measure", "simclr", "--folder", f"{tmp_path}", "--results", f"{tmp_path}"])
+    assert not list(tmp_path.iterdir())
