@@ -4,8 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 # A file of tests stays in one process, for what its tests share (conftest.py says which come first); each process takes about a gigabyte.
-# One thread each, or the threads of all processes wait for one another on the same cores, which takes more than twice as long.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 EDITABLE := -e . $(foreach p,$(PLUGINS),-e $(dir $(p)))
 
 .PHONY: quickstart test test-all lint docs schema clean
