@@ -76,9 +76,12 @@ def test_without_the_stop_gradient_the_run_is_stopped(
 def test_without_the_predictor_the_run_is_stopped(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Seeds 0 to 6 were stopped in epochs 3 to 13. Under a cosine of ten epochs the rounding of the
+    CPU decided whether the spread fell below the limit before the steps were too small."""
     monkeypatch.setattr(SimSiam, "embed", embed_without_predictor)
-    with pytest.raises(TrainingError, match=r"^epoch \d: stopped by collapse: the embeddings"):
-        start(recipe, display=Silent())
+    longer = ["schedule={name: constant}", "train.epochs=20"]
+    with pytest.raises(TrainingError, match=r"^epoch \d+: stopped by collapse: the embeddings"):
+        start(recipe, longer, display=Silent())
 
 
 @pytest.mark.slow  # a whole run of some seconds
