@@ -83,7 +83,6 @@ class Method(Component, nn.Module, ABC):
     begins by predicting the mean, is left out. None: every entry but "features"; probabilities are
     taken as those over prototypes. Empty: nothing can collapse, as where each image is its own
     target."""
-
     trains_class_token: ClassVar[bool] = True
     """Whether the loss reaches the class token as it leaves the encoder, where there is one. False
     for a loss on patches alone: a run whose features are that token is warned of."""

@@ -63,13 +63,6 @@ class SimCLR(Method):
             )
         if facts.batch_size < 2:
             yield "", "simclr needs train.batch_size >= 2: the other images are its negatives"
-        requires = config.loss.cls.requires
-        if "labels" in requires and facts.num_classes is None:
-            yield (
-                "loss",
-                f"{config.loss.name} needs labels, and the data has none; take data with labels, "
-                "such as class folders, or another loss",
-            )
         views = max(len(sizes), 2)  # of fewer it is told above
         for reason in missing_parts(config.loss, ("labels", "random"), num_views=views):
             yield "loss", reason

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslkit.api import Batch, Loss
 from sslkit.errors import RecipeError, TrainingError
 from sslkit.parallel.sharding import local_part
+from sslkit.recipe.warnings import batch_norm_layers
 from sslkit.runs.endings import FailureRecord, write_failure
 
 from .loss_meter import NotFiniteError, NotFiniteOnAnotherRankError
@@ -104,9 +104,7 @@ def refuse_single_image(t: Training, error: ValueError) -> None:
     field, whose, way = "batch_size", "a BatchNorm layer", "choose networks without BatchNorm"
     if division.parts > 1:
         field = "micro_batch_size"
-    elif probe is not None and not any(
-        isinstance(layer, _BatchNorm) for layer in t.learner.method.modules()
-    ):
+    elif probe is not None and not batch_norm_layers(t.learner.method):
         whose, way = "the BatchNorm layer of the online probe", "train.online_probe=null"
     elif probe is not None:
         way += "; set train.online_probe=null too, which has such a layer"

@@ -24,7 +24,7 @@ _LARGE_REST = 0.1
 """Part of the images that may be left out of each epoch without a warning."""
 _SLOW = 1.8
 """Times as long as float32, from which on a precision is warned of: well above what other work on
-the machine does to a measurement, and well below the four times and more of computing in software.
+the machine does to a measurement, and well below the three times and more of computing in software.
 """
 _FEW_FOR_STATISTICS = 8
 """Images below which batch statistics are noise: a variance of n values errs by sqrt(2 / (n - 1)),
@@ -115,8 +115,8 @@ def _slow_precisions(recipe: Recipe) -> Iterator[Advice]:
         if (cost := cost_on_cpu(precision)) > _SLOW:
             yield Advice(
                 path,
-                f"{precision} takes {cost:.0f} times as long as fp32 on this CPU, which has no "
-                f"instructions for it (a convolution, just timed); set {path}=fp32",
+                f"{precision} takes {cost:.0f} times as long as fp32 on this CPU (a convolution, "
+                f"just timed); set {path}=fp32",
             )
 
 

@@ -295,8 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if (cost := cost_on_cpu("bf16")) > 1.0:
         raise SystemExit(
-            f"the recipes of the table train in bf16, which takes {cost:.0f} times as long as fp32 "
-            "on this CPU; measure on one with instructions for it (AVX-512 BF16, AMX)"
+            f"most recipes of the table train in bf16, which takes {cost:.0f} times as long as "
+            "fp32 on this CPU; measure on one that has instructions for it (AVX-512 BF16, AMX)"
         )
     budget, arms = read_arms()
     given.results.mkdir(parents=True, exist_ok=True)

@@ -188,7 +188,6 @@ def test_labels_reach_a_loss_that_needs_them() -> None:
         (NTXent, facts(8), "", "makes 1"),
         (NTXent, facts(8, 4), "passes", r"views of one size, but the augmentation makes [8, 4] px"),
         (NTXent, facts(8, 8, batch_size=1), "", "batch_size >= 2"),
-        (NeedsLabels, facts(8, 8), "loss", "the data has none; take data with labels"),
         (
             NeedsQueue,
             facts(8, 8),

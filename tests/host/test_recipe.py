@@ -14,6 +14,7 @@ from plugin_distributions import Install
 from pydantic import BaseModel, ValidationError
 
 from sslkit.api import RunFacts, ViewSpec
+from sslkit.builtin.losses import NTXent
 from sslkit.errors import RecipeError
 from sslkit.host.plugins import load_plugins
 from sslkit.host.registry import Registry
@@ -370,6 +371,16 @@ def test_flatten_gives_dotted_scalars() -> None:
 
 
 # --- Checks against the data ----------------------------------------------------------------------
+
+
+def test_a_loss_without_its_labels_is_told_once(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NTXent, "requires", frozenset({"labels"}))
+    views = (ViewSpec(16), ViewSpec(16))
+    unlabelled = RunFacts(96, 3, (16, 16), None, 16, 6, 18, views)
+    (line,) = [line for line in check_recipe(load_recipe(tiny), unlabelled) if "labels" in line]
+    assert "method.loss: loss 'nt_xent' needs labels, and the data has none; take data" in line
 
 
 def test_check_recipe_finds_what_the_data_shows(acme: Registry) -> None:
