@@ -18,6 +18,10 @@ if TYPE_CHECKING:  # this is imported before torch, so that an early signal is h
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 """SIGUSR1 is what queues send some time before they end a job. Left alone, it would end the process
 at once."""
+_HEARD = getattr(signal, "SIGURG", signal.SIGTERM)
+"""Wakes the main thread for what another rank got. None of those above, where the system has one
+to spare: two of a kind that come before Python handles the first are one, and it would be another
+rank's while this one was asked itself."""
 
 _PATIENCE_S = 2.5
 
@@ -41,9 +45,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for name in _NAMES:
-                if (number := getattr(signal, name, None)) is not None:  # not all on every system
-                    self._previous[number] = signal.signal(number, self._handle)
+            ours = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+            for number in {*ours, _HEARD}:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -72,7 +76,7 @@ class StopSignals:
         """Another rank got a signal, which is `SIGTERM on rank 1`: as if it had come to this one.
         To be called on another thread than the main one."""
         self._elsewhere = elsewhere
-        interrupt_main_thread()
+        interrupt_main_thread(_HEARD)
 
     @contextmanager
     def stopping_at_once(self) -> Iterator[None]:
@@ -98,9 +102,16 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = self.requested is not None and number == signal.SIGINT
-        heard, self._elsewhere = self._elsewhere, None
-        if heard is None:
-            self.got = signal.Signals(number).name
-        self._note(heard or signal.Signals(number).name)
+        name = signal.Signals(number).name
+        if number == _HEARD and self._elsewhere is not None:
+            heard, self._elsewhere = self._elsewhere, None
+            if self.requested is not None:
+                return
+            self._note(heard)
+        elif name in _NAMES:
+            self.got = name
+            self._note(name)
+        else:
+            return
         if again or self.at_once:
             raise KeyboardInterrupt

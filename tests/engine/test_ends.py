@@ -252,6 +252,41 @@ def test_a_signal_while_ranks_agree_counts_the_next_time() -> None:
         assert stop.agree(Late())
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("own_first", [True, False])
+def test_a_signal_to_this_rank_and_to_another_one_at_once(name: str, own_first: bool) -> None:
+    """It names its own, also where both came before it could handle the first."""
+    with StopSignals() as stop:
+        sends: list[Callable[[], None]] = [
+            lambda: signal.raise_signal(getattr(signal, name)),
+            lambda: hear_on_a_thread(stop, f"{name} on rank 1"),
+        ]
+        signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
+        for send in sends if own_first else sends[::-1]:
+            send()
+        before = stop.requested
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(signal.Signals))
+        assert (before, stop.requested, stop.got) == (None, name, name)
+
+
+def test_a_signal_to_another_rank() -> None:
+    with StopSignals() as stop:
+        hear_on_a_thread(stop, "SIGTERM on rank 1")
+        assert (stop.requested, stop.got) == ("SIGTERM on rank 1", None)
+
+
+def hear_on_a_thread(stop: StopSignals, what: str) -> None:
+    thread = threading.Thread(target=stop.hear, args=[what])
+    thread.start()
+    thread.join()
+
+
+def test_a_signal_that_asks_for_nothing() -> None:
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGURG)
+        assert (stop.requested, stop.got) == (None, None)
+
+
 # --- Memory ---------------------------------------------------------------------------------------
 
 
