@@ -12,6 +12,7 @@ from sslkit.api import RunFacts
 from sslkit.environment_variables import CUBLAS_WORKSPACE_CONFIG
 from sslkit.errors import RecipeError
 from sslkit.nn.compute import Compute
+from sslkit.nn.freed_memory import keep_freed_memory
 from sslkit.parallel.world import World
 from sslkit.recipe import Recipe, TrainConfig
 
@@ -141,6 +142,8 @@ def make_compute(train: TrainConfig, world: World) -> Compute:
     torch.use_deterministic_algorithms(train.deterministic)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not train.deterministic
+    if device.type == "cpu":
+        keep_freed_memory()
     return Compute(
         device,
         train.precision,

@@ -7,7 +7,7 @@ import signal
 import threading
 
 
-def interrupt_main_thread(number: int = signal.SIGTERM) -> None:
+def interrupt_main_thread(number: signal.Signals = signal.SIGTERM) -> None:
     """Has the main thread handle a signal now, also where it sleeps or reads. Does nothing where
     the signal has no handler, and would end the process."""
     if not callable(signal.getsignal(number)):

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 import yaml
 
-from sslkit.recipe.precision_cost import cost_on_cpu
 from sslkit.runs.metrics_file import read_lines
 
 from .images import DATA_DIR
@@ -57,7 +56,10 @@ class Budget:
     """What every method is given: CPU seconds of training on one thread, at the speed at which the
     `reference`, a recipe, sees `reference_speed` images a second."""
 
+    overrides: Sequence[str]
+    """Of every run."""
     reference: str
+    reference_overrides: Sequence[str]
     reference_speed: float
     search_seconds: float
     final_seconds: float
@@ -113,9 +115,9 @@ class Measuring:
         return {
             "method": self.arm.name,
             "recipe": self.arm.recipe,
-            "overrides": list(self.arm.overrides),
+            "overrides": self.changed(),
             "before": dict(self.arm.before),
-            **given(self.arm.recipe, self.arm.overrides),
+            **given(self.arm.recipe, self.changed()),
             "budget": vars(self.budget),
             "images_per_cpu_second": speed,
             "pixels": pixels,
@@ -136,9 +138,10 @@ class Measuring:
     def ratio(self) -> float:
         """What a step costs, by what one of the reference costs."""
         shared = [*self.settled(), "data.test=null", "evaluate=[]", f"runs_dir={self.folder}"]
-        arm = [self.arm.recipe, *shared, *self.arm.overrides, *self.before()]
+        arm = [self.arm.recipe, *shared, *self.changed(), *self.before()]
         command = [sys.executable, "-m", f"{__package__}.methods_speed", "--arm", *arm]
-        command += ["--reference", self.budget.reference, *shared]
+        command += ["--reference", self.budget.reference, *shared, *self.budget.overrides]
+        command += [*self.budget.reference_overrides]
         command += ["--rounds", str(self.budget.speed_rounds)]
         printed = subprocess.run(
             command, check=True, env=_ONE_THREAD, stdout=subprocess.PIPE, text=True
@@ -238,9 +241,13 @@ class Measuring:
     def sslkit(self, command: str, overrides: Sequence[str], options: Sequence[str]) -> None:
         """Runs a command of sslkit on one thread. Raises CalledProcessError."""
         words = [sys.executable, "-m", "sslkit", command, self.arm.recipe, *options]
-        for override in [*self.settled(), *self.arm.overrides, *self.before(), *overrides]:
+        for override in [*self.settled(), *self.changed(), *self.before(), *overrides]:
             words += ["-o", override]
         subprocess.run(words, check=True, env=_ONE_THREAD, stdout=subprocess.DEVNULL)
+
+    def changed(self) -> list[str]:
+        """Overrides by which all runs of the arm differ from its recipe."""
+        return [*self.budget.overrides, *self.arm.overrides]
 
     def settled(self) -> list[str]:
         """Overrides of every run."""
@@ -293,11 +300,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notes = {name: arm.note for name, arm in read_arms()[1].items() if arm.note}
         print(write_page(given.results, notes))
         return 0
-    if (cost := cost_on_cpu("bf16")) > 1.0:
-        raise SystemExit(
-            f"most recipes of the table train in bf16, which takes {cost:.0f} times as long as "
-            "fp32 on this CPU; measure on one that has instructions for it (AVX-512 BF16, AMX)"
-        )
     budget, arms = read_arms()
     given.results.mkdir(parents=True, exist_ok=True)
     for name in given.method:

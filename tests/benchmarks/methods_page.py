@@ -133,12 +133,17 @@ def _conditions(found: Sequence[Result]) -> Iterable[str]:
         "measured once. The bank of kNN and the linear classifier have all 50,000 training "
         "images; kNN with k = 200, temperature 0.1.\n"
     )
-    hardware, packages = found[0]["machine"]["hardware"], found[0]["machine"]["packages"]
     commits = sorted({commit for each in found for commit in each["commits"]})
     yield (
-        f"{hardware['cpu']}; torch {packages['torch']}, timm {packages['timm']}; sslkit at "
+        f"{' and '.join(sorted({_machine(each) for each in found}))}; sslkit at "
         f"{', '.join(f'`{commit}`' for commit in commits)}.\n"
     )
+
+
+def _machine(each: Result) -> str:
+    packages = each["machine"]["packages"]
+    cpu = each["machine"]["hardware"]["cpu"]
+    return f"{cpu} with torch {packages['torch']}, timm {packages['timm']}"
 
 
 def _table_of_scores(half: Sequence[Result], notes: Mapping[str, str]) -> Iterable[str]:
@@ -198,10 +203,9 @@ def _given(found: Sequence[Result]) -> Iterable[str]:
     yield "| method | recipe | changed in it | network | features | views | precision |"
     yield "|---|---|---|---|---|---|---|"
     for each in found:
-        changed = ", ".join(f"`{override}`" for override in each["overrides"])
         yield (
-            f"| `{each['method']}` | `{each['recipe']}` | {changed} | `{each['backbone']}` | "
-            f"{each['features']} | {each['views']} | {each['precision']} |"
+            f"| `{each['method']}` | `{each['recipe']}` | {_code(each['overrides'])} | "
+            f"`{each['backbone']}` | {each['features']} | {each['views']} | {each['precision']} |"
         )
     yield ""
 
@@ -227,10 +231,10 @@ def _cost(found: Sequence[Result]) -> Iterable[str]:
     yield "## Cost\n"
     yield (
         "What a step costs was measured before, in turns with steps of "
-        f"`{budget['reference']}`, which count as {budget['reference_speed']:,} images a CPU "
-        "second: CPU time itself is not the same at all times on a machine that others use. CPU "
-        "seconds: what the training of each seed took in the end, all threads, by what the run "
-        "noted on its way.\n"
+        f"`{budget['reference']}` ({_code(budget['reference_overrides'])}), which count as "
+        f"{budget['reference_speed']:,} images a CPU second: CPU time itself is not the same at "
+        "all times on a machine that others use. CPU seconds: what the training of each seed took "
+        "in the end, all threads, by what the run noted on its way.\n"
     )
     yield "| method | images a CPU second | steps | images seen | epochs | CPU seconds |"
     yield "|---|---|---|---|---|---|"
@@ -246,6 +250,10 @@ def _cost(found: Sequence[Result]) -> Iterable[str]:
 
 def _epochs(each: Result) -> float:
     return float(each["costs"]["images_seen"]) / _TRAINING_IMAGES
+
+
+def _code(overrides: Sequence[str]) -> str:
+    return ", ".join(f"`{override}`" for override in overrides)
 
 
 def _words(settings: Mapping[str, Any]) -> str:

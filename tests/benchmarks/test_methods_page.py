@@ -49,7 +49,8 @@ def result(method: str, backbone: str, knn: float, more: float) -> dict[str, Any
         "precision": "bf16", "images_per_cpu_second": 640.0, "training_cpu_seconds": [7.5, None],
         "budget": {
             "final_seconds": 8, "search_seconds": 4, "seeds": 2, "selection_fraction": 0.1,
-            "reference": "cpu/strong", "reference_speed": 645,
+            "reference": "cpu/strong", "reference_overrides": ["method.y=2"],
+            "reference_speed": 645,
         },
         "pixels": {f"eval/{protocol}/top1": PIXELS for protocol in ("knn", "linear")},
         "search": [{"settings": {"optimizer.lr": 0.1}, "top1": 0.333}],

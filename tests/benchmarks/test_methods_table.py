@@ -16,7 +16,6 @@ from PIL import Image
 from sslkit.engine.display import Silent
 from sslkit.recipe import find_recipe, load_recipe
 from sslkit.workflows.train import start
-from tests.benchmarks import methods
 from tests.benchmarks.methods import Arm, Budget, Measuring, _overrides, next_rate, read_arms
 from tests.benchmarks.methods_page import write_page
 from tests.benchmarks.methods_pictures import draw
@@ -66,10 +65,12 @@ def test_a_method_is_measured_and_its_page_written(tmp_path: Path) -> None:
     results.mkdir(parents=True)
     _write_images(data / "train.parquet", 400)
     _write_images(data / "test.parquet", 100)
-    arm = Arm("simclr", "cpu/simclr_cifar10_short", {"optimizer.lr": [1e-3, 2e-3]})
+    network = ["backbone.model=test_resnet"]
+    arm = Arm("simclr", "cpu/simclr_cifar10_short", {"optimizer.lr": [1e-3, 2e-3]}, network)
     budget = Budget(
-        reference="cpu/simclr_cifar10_short", reference_speed=600, search_seconds=0.5,
-        final_seconds=1.0, seeds=2, selection_fraction=0.25, speed_rounds=1,
+        overrides=["train.precision=fp32"], reference="cpu/simclr_cifar10_short",
+        reference_overrides=network, reference_speed=600, search_seconds=0.5, final_seconds=1.0,
+        seeds=2, selection_fraction=0.25, speed_rounds=1,
     )  # fmt: skip
     measuring = Measuring(arm, budget, tmp_path / "work", tmp_path)
     result = measuring.result()
@@ -86,6 +87,8 @@ def test_a_method_is_measured_and_its_page_written(tmp_path: Path) -> None:
     with_pixels = result["pixels"]["eval/knn/top1"]
     row = next(row for row in result["scores"] if row["metric"] == "eval/knn/top1")
     assert f"| {100 * (row['mean'] - with_pixels):+.1f} |" in page  # two seeds: no interval
+    assert "| `train.precision=fp32`, `backbone.model=test_resnet` | `test_resnet` |" in page
+    assert (result["backbone"], result["precision"]) == ("test_resnet", "fp32")
     assert len(result["training_cpu_seconds"]) == 2
     assert len(result["commits"]) == 1
     assert len(result["search"]) == 3  # two of the file, and beyond
@@ -108,12 +111,3 @@ def test_what_a_run_makes_of_photographs_is_drawn(tmp_path: Path) -> None:
     assert picture.name == "reconstructions-mae.png"
     with Image.open(picture) as image:
         assert image.width < image.height  # three columns, five rows
-
-
-def test_nothing_is_measured_where_bf16_is_computed_in_software(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(methods, "cost_on_cpu", lambda precision: {"bf16": 7.8}[precision])
-    with pytest.raises(SystemExit, match="8 times as long as fp32"):
-        methods.main(["measure", "simclr", "--folder", f"{tmp_path}", "--results", f"{tmp_path}"])
-    assert not list(tmp_path.iterdir())
