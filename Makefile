@@ -22,7 +22,7 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --group $*
 	touch $@
 
-quickstart: $(VENV)/.installed  ## Trains SimCLR on scikit-learn's digits, a few minutes
+quickstart: $(VENV)/.installed  ## Trains SimCLR on scikit-learn's digits, two minutes
 	$(BIN)/sslkit run recipes/quickstart.yaml
 
 test: $(VENV)/.installed-test  ## The tests of the core and of every plugin
