@@ -8,9 +8,11 @@ from functools import cached_property
 from unittest import SkipTest
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sslkit.api import Method
 from sslkit.engine.training import Training
+from sslkit.experiment.networks import make_for_encoder, make_method
 
 from .followers import Followers
 from .global_random import global_random_numbers_unused
@@ -172,6 +174,23 @@ class MethodLaws(MethodBench):
             for layer in t.method.projection_layers:
                 values = layer(values)
 
+    @law(
+        "make `encoder` and `projection_layers` in for_encoder as the constructor does, before "
+        "anything else that draws random numbers, and have load_state_dict pass over what was "
+        "left out (register_load_state_dict_pre_hook)",
+        needs=("encoder-is-trained",),
+    )
+    def encoder_alone_is_the_same(self) -> None:
+        """`for_encoder` makes `encoder` and `projection_layers` as the constructor does, and takes
+        the state of a whole method."""
+        trained, run = self.begun().method, self.runs.build()
+        whole, alone = (make(run.recipe, run.facts) for make in (make_method, make_for_encoder))
+        differ = other_bits(_encoder_of(whole), _encoder_of(alone))
+        refuse(differ, f"for_encoder starts with other values of {listed(differ)}")
+        alone.load_state_dict(trained.state_dict())
+        differ = other_bits(_encoder_of(trained), _encoder_of(alone))
+        refuse(differ, f"for_encoder took over other values of {listed(differ)}")
+
     # --- What changes when ------------------------------------------------------------------------
 
     @law(
@@ -287,6 +306,13 @@ class MethodLaws(MethodBench):
             if sizes[-1] <= sizes[-2]:
                 return
         refuse(True, f"{sizes[0]:,} values after 2 steps, {sizes[-1]:,} after {t.progress.step}")
+
+
+def _encoder_of(method: Method) -> dict[str, Tensor]:
+    """What is evaluated and exported of a method."""
+    parts = nn.ModuleDict({"encoder": method.encoder})
+    parts["projection_layers"] = nn.ModuleList(method.projection_layers)
+    return copied(parts.state_dict())
 
 
 def _left_alone(t: Training, trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> str:

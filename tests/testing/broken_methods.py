@@ -336,6 +336,25 @@ class FixedType(Sound):
         return super().objective({**embeddings, "z": z}, batch, progress)
 
 
+class OtherStart(Sound):
+    """Begins from other weights where its encoder alone is used."""
+
+    @classmethod
+    def for_encoder(cls, config: Any, backbone: Backbone, facts: RunFacts) -> Method:
+        nn.init.ones_(next(backbone.parameters()))
+        return cls(config, backbone, facts)
+
+
+class RefusesItsState(Sound):
+    """Has no head where its encoder alone is used, and refuses the state of one that has."""
+
+    @classmethod
+    def for_encoder(cls, config: Any, backbone: Backbone, facts: RunFacts) -> Method:
+        method = cls(config, backbone, facts)
+        del method.head, method.teacher
+        return method
+
+
 class SilentField(Sound):
     """Has a field that nobody explains."""
 
@@ -373,6 +392,8 @@ BROKEN: Mapping[type[Method], str] = {
     Unseeded: "steps-repeat",
     Growing: "memory-does-not-grow",
     FixedType: "constants-follow-their-inputs",
+    OtherStart: "encoder-alone-is-the-same",
+    RefusesItsState: "encoder-alone-is-the-same",
     SilentField: "its-fields-are-described",
     OddField: "its-configuration-can-be-written-and-read",
 }
