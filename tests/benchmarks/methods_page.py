@@ -101,12 +101,14 @@ def _pictures(pictures: Sequence[Path]) -> Iterable[str]:
 def _conditions(found: Sequence[Result]) -> Iterable[str]:
     budget, pixels = found[0]["budget"], found[0]["pixels"]
     epochs = sorted(_epochs(each) for each in found)
+    taken = sorted(seconds for each in found for seconds in _cpu_seconds(each))
+    took = f", {taken[0]:.0f} to {taken[-1]:.0f} seconds," if taken else ""
     yield (
-        f"Each method trains for {budget['final_seconds']:.0f} seconds of CPU time, one thread "
+        f"Each method is given {budget['final_seconds']:.0f} seconds of CPU time, one thread "
         f"computing, with {budget['seeds']} seeds: as many steps as fit at its speed, the first "
-        "tenth of them warm-up. What the runs took in the end stands under [Cost](#cost). These "
-        f"are {epochs[0]:.1f} to {epochs[-1]:.1f} epochs, where papers have hundreds: the table "
-        "says what a method gives in its first minutes, and not what it gives in the end. It "
+        f"tenth of them warm-up. What the runs took in the end{took} stands under [Cost](#cost). "
+        f"These are {epochs[0]:.1f} to {epochs[-1]:.1f} epochs, where papers have hundreds: the "
+        "table says what a method gives in its first minutes, and not what it gives in the end. It "
         "rewards fast starts and cheap steps; momentum teachers and queues have little time.\n"
     )
     yield (
@@ -217,7 +219,8 @@ def _search(found: Sequence[Result]) -> Iterable[str]:
         "All combinations of a few values, and a third or three times the learning rate where the "
         "best one was the least or the greatest. Where the best stands at an end even so, more may "
         f"lie beyond. One run each, and {kept:,.0f} images: differences of one or two points are "
-        "chance.\n"
+        "chance. These runs are shorter than those of the table, and where a method is slow all of "
+        "them may be near the untrained network: its settings were then drawn rather than chosen.\n"
     )
     yield "| method | tried (kNN on kept images, %) | chosen |\n|---|---|---|"
     for each in found:
@@ -240,12 +243,17 @@ def _cost(found: Sequence[Result]) -> Iterable[str]:
     yield "|---|---|---|---|---|---|"
     for each in found:
         images, speed = each["costs"]["images_seen"], each["images_per_cpu_second"]
-        taken = [seconds for seconds in each["training_cpu_seconds"] if seconds is not None]
+        taken = _cpu_seconds(each)
         yield (
             f"| `{each['method']}` | {speed:,.0f} | {steps_of(each):,} | {images:,} | "
             f"{_epochs(each):.1f} | {', '.join(f'{seconds:.0f}' for seconds in taken)} |"
         )
     yield ""
+
+
+def _cpu_seconds(each: Result) -> Sequence[float]:
+    """Of the training of each seed, where a run noted it."""
+    return [seconds for seconds in each["training_cpu_seconds"] if seconds is not None]
 
 
 def _epochs(each: Result) -> float:
