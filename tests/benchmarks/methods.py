@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import yaml
 
+from sslkit.recipe import find_recipe, load_recipe
 from sslkit.runs.metrics_file import read_lines
 
 from .images import DATA_DIR
@@ -37,7 +38,6 @@ from .methods_page import write_page
 
 ARMS = Path(__file__).with_name("methods.yaml")
 RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks" / "results" / "methods"
-_BATCH = 128  # of all recipes of the table
 _TRAINING_IMAGES = 50_000
 _WARMUP = 0.1
 """Part of the steps in which the learning rate rises; the recipes' warm-up is for longer runs."""
@@ -104,6 +104,7 @@ class Measuring:
     def __init__(self, arm: Arm, budget: Budget, folder: Path, data: Path) -> None:
         self.arm, self.budget, self.folder = arm, budget, folder
         self.train, self.test = (data / "cifar10" / f"{name}.parquet" for name in ("train", "test"))
+        self.batch_size = _batch_size(arm.recipe, self.changed())
         folder.mkdir(parents=True, exist_ok=True)
 
     def result(self) -> dict[str, Any]:
@@ -131,9 +132,14 @@ class Measuring:
         """Images of training a CPU second, by the reference's."""
         kept = self.folder / "speed.json"
         if not kept.exists():
-            kept.write_text(json.dumps(self.budget.reference_speed / self.ratio()))
+            kept.write_text(json.dumps(self.budget.reference_speed * self.images_ratio()))
         speed: float = json.loads(kept.read_text(encoding="utf-8"))
         return speed
+
+    def images_ratio(self) -> float:
+        """Images that are trained on in the time of one of the reference."""
+        overrides = [*self.budget.overrides, *self.budget.reference_overrides]
+        return self.batch_size / _batch_size(self.budget.reference, overrides) / self.ratio()
 
     def ratio(self) -> float:
         """What a step costs, by what one of the reference costs."""
@@ -226,8 +232,8 @@ class Measuring:
 
     def length(self, speed: float, seconds: float) -> list[str]:
         """Overrides that make a run take so long, a tenth of it warm-up."""
-        steps = max(1, round(speed * seconds / _BATCH))
-        warmup = _WARMUP * steps / (_TRAINING_IMAGES / _BATCH)
+        steps = max(1, round(speed * seconds / self.batch_size))
+        warmup = _WARMUP * steps / (_TRAINING_IMAGES / self.batch_size)
         return [f"train.max_steps={steps}", f"schedule.warmup_epochs={warmup:.4f}"]
 
     def run(self, name: str, overrides: Sequence[str]) -> Path:
@@ -252,9 +258,12 @@ class Measuring:
     def settled(self) -> list[str]:
         """Overrides of every run."""
         return [
-            f"data.train={self.train}", "train.epochs=1000", f"train.batch_size={_BATCH}",
-            "tracking={name: none}", "expect={}",
+            f"data.train={self.train}", "train.epochs=1000", "tracking={name: none}", "expect={}",
         ]  # fmt: skip
+
+
+def _batch_size(recipe: str, overrides: Sequence[str]) -> int:
+    return load_recipe(find_recipe(recipe), overrides).train.batch_size
 
 
 def _best(tried: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -239,13 +239,13 @@ def _cost(found: Sequence[Result]) -> Iterable[str]:
         "all times on a machine that others use. CPU seconds: what the training of each seed took "
         "in the end, all threads, by what the run noted on its way.\n"
     )
-    yield "| method | images a CPU second | steps | images seen | epochs | CPU seconds |"
-    yield "|---|---|---|---|---|---|"
+    yield "| method | images a CPU second | batch | steps | images seen | epochs | CPU seconds |"
+    yield "|---|---|---|---|---|---|---|"
     for each in found:
         images, speed = each["costs"]["images_seen"], each["images_per_cpu_second"]
-        taken = _cpu_seconds(each)
+        taken, steps = _cpu_seconds(each), steps_of(each)
         yield (
-            f"| `{each['method']}` | {speed:,.0f} | {steps_of(each):,} | {images:,} | "
+            f"| `{each['method']}` | {speed:,.0f} | {images // steps} | {steps:,} | {images:,} | "
             f"{_epochs(each):.1f} | {', '.join(f'{seconds:.0f}' for seconds in taken)} |"
         )
     yield ""

@@ -122,7 +122,7 @@ def test_the_page_says_what_each_was_given_and_what_it_took(pages: Path) -> None
     assert "| `weak` | `cpu/weak` | `method.x=1` | `resnet10t` | class token | 2 x 32" in text
     assert "| `weak` | lr 0.1: 33.3 | lr 0.1 |" in text
     assert (
-        "| `weak` | 640 | 10 | 75,000 | 1.5 | 8 |" in text
+        "| `weak` | 640 | 7500 | 10 | 75,000 | 1.5 | 8 |" in text
     )  # a run that noted nothing is left out
 
 
