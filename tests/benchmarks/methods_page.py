@@ -116,7 +116,8 @@ def _conditions(found: Sequence[Result]) -> Iterable[str]:
         f"{100 * budget['selection_fraction']:.0f} % of the training images, kept from training, "
         f"in one run of {budget['search_seconds']:.0f} seconds each with another seed. The search "
         "did not see the test set, which measured what was chosen, once a seed. All else is as "
-        "the recipe has it; some of the recipes had been tried on this test set before.\n"
+        "the recipe has it, or changed throughout as stated below. Some of the recipes, and the "
+        "batch size of the transformers, had been tried on this test set before.\n"
     )
     yield (
         "In brackets: 95 % intervals over seeds, Student's t, each on its own; those of "

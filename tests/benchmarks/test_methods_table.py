@@ -45,6 +45,21 @@ def test_a_search_goes_on_beyond_its_learning_rates_unless_the_best_is_between_o
     assert next_rate(_tried(**{"3.3e-4": 0.2, "1e-3": 0.4, "3e-3": 0.3})) is None
 
 
+def test_a_smaller_batch_makes_more_steps_of_as_many_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget, arms = read_arms()
+    monkeypatch.setattr(Measuring, "ratio", lambda _: 0.5)  # a step takes half of the reference's
+    small = Measuring(arms["mae"], budget, tmp_path / "mae", tmp_path)
+    large = Measuring(arms["simclr"], budget, tmp_path / "simclr", tmp_path)
+    assert (small.batch_size, large.batch_size) == (32, 128)
+    assert small.images_per_second() == budget.reference_speed * 32 / 128 / 0.5
+    assert large.images_per_second() == budget.reference_speed / 0.5
+    # A tenth is warm-up, in epochs of 50,000 images.
+    assert small.length(64.0, 10.0) == ["train.max_steps=20", "schedule.warmup_epochs=0.0013"]
+    assert large.length(64.0, 10.0) == ["train.max_steps=5", "schedule.warmup_epochs=0.0013"]
+
+
 def _write_images(path: Path, count: int) -> None:
     random = np.random.default_rng(count)
     files = []
