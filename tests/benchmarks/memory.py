@@ -19,7 +19,8 @@ def extra_peak_mb(function: Callable[[], object], device: torch.device) -> float
     On a GPU the allocator counts, exactly. On Linux the kernel's high-water mark of resident memory
     is set back first, and free memory of the heap is returned to the system, so that the function
     has to ask for all it needs; small blocks (below a few MB) may still be missed. None elsewhere.
-    Call the function once before, so that what is set up once does not count."""
+    Call the function once before, so that what is set up once does not count, in a process where
+    nothing else frees memory meanwhile."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
