@@ -591,6 +591,7 @@ if world.is_first:
 """
 
 
+@pytest.mark.slow  # 4 seconds
 def test_processes_that_have_met_already_are_told_what_to_do(tmp_path: Path) -> None:
     """As under Lightning, or after `init_process_group`."""
     code = (

@@ -74,6 +74,7 @@ def check(views: Views, replay: Any) -> None:
     assert torch.equal(views(some[1:2]), whole[some[1:2]])
 
 
+@pytest.mark.slow  # 17 seconds
 def test_small_images(small_images, replay):
     check(Views(small_images, 8, size=32, interpolation="bilinear", blur=False), replay)
 

@@ -21,6 +21,7 @@ from tests.benchmarks.methods_page import write_page
 from tests.benchmarks.methods_pictures import draw
 
 
+@pytest.mark.slow  # 9 seconds
 def test_every_arm_names_a_recipe_of_the_table_and_fields_that_it_has() -> None:
     _, arms = read_arms()
     for arm in arms.values():

@@ -315,6 +315,7 @@ print("all valid")
 """
 
 
+@pytest.mark.slow  # 16 seconds
 def test_every_experiment_is_valid(tmp_path: Path) -> None:
     """Names of recipes, fields and data, by the command of this tree."""
     commands = []

@@ -69,6 +69,7 @@ def test_light_commands_import_nothing_heavy(words: list[str]) -> None:
     assert done.stdout
 
 
+@pytest.mark.slow  # 12 seconds
 def test_validation_imports_no_more_than_it_needs() -> None:
     """Packages that take seconds to import, and that a check of recipe and data does without."""
     heavy = "['sklearn', 'scipy', 'pandas', 'mlflow', 'matplotlib', 'pyarrow']"
@@ -78,6 +79,7 @@ def test_validation_imports_no_more_than_it_needs() -> None:
     assert done.stderr.strip().splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow  # 4 seconds
 def test_losses_do_not_import_the_compiler() -> None:
     code = "import sys, sslkit.nn.functional; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -89,6 +89,7 @@ def measured(document: Any) -> list[Any]:
     return [{**row, "training_seconds": None} for row in document["accuracies"]]
 
 
+@pytest.mark.slow  # 24 seconds
 def test_recipes_variations_and_seeds(
     compare: Callable[..., Any], made: list[str], tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_stopped_comparison_says_how_to_go_on(
     assert compare() == (1, {"folder": str(tmp_path / "out"), "status": "stopped"})
 
 
+@pytest.mark.slow  # 18 seconds
 def test_stop_in_the_middle_of_a_run_and_go_on(
     compare: Callable[..., Any], made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def measured(recipe: Path, name: str, seed: int) -> tuple[Path, float]:
     return found.kept, found.results.trained.metrics["eval/knn/top1"]
 
 
+@pytest.mark.slow  # 6 seconds
 def test_weights_beside_a_run(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

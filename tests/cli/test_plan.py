@@ -51,6 +51,7 @@ def test_plan_refuses_what_run_refuses(tiny: Path, capsys: pytest.CaptureFixture
     assert call("plan", "nowhere.yaml") == 2
 
 
+@pytest.mark.slow  # 5 seconds
 def test_a_plan_for_several_processes_starts_none(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,6 +65,7 @@ def test_every_command_writes_to_terminals_that_are_not_utf8(
     assert "|######" in out  # the learning rate, in characters that every terminal has
 
 
+@pytest.mark.slow  # 13 seconds
 def test_a_reader_that_leaves_ends_nothing(tiny: Path, tmp_path: Path) -> None:
     """As `sslkit ... 2>&1 | head -0` does: no message, and the run is complete."""
     reader, writer = os.pipe()

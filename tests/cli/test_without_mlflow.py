@@ -58,6 +58,7 @@ def test_runs_and_comparisons_need_no_mlflow(
     assert len(list(tmp_path.glob("comparisons/*/runs/*/results.json"))) == 1
 
 
+@pytest.mark.slow  # 10 seconds
 def test_asking_for_it_is_one_line_before_anything_is_trained(
     tiny: Path, tmp_path: Path, sslkit_without_mlflow: Command
 ) -> None:

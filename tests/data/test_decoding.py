@@ -339,6 +339,7 @@ c.fputs(b"from elsewhere\\n", ctypes.c_void_p.in_dll(c, "stderr"))
 """
 
 
+@pytest.mark.slow  # 8 seconds
 def test_what_libjpeg_prints_is_one_line_with_the_name_of_the_file(photo, tmp_path):
     noisy = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     good = saved(Image.fromarray(noisy), "JPEG")

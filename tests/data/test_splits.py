@@ -234,6 +234,7 @@ def test_parquet_rows_are_compared_in_memory_and_on_demand(tmp_path, encoded):
         open_splits(data("parquet", train=str(tmp_path / "*.parquet"), test=train))
 
 
+@pytest.mark.slow  # 10 seconds
 def test_real_cifar_shares_few_images(cifar):
     block = data("parquet", train=str(cifar / "train.parquet"), test=str(cifar / "test.parquet"))
     train, test = stores(block)

@@ -86,6 +86,7 @@ def test_what_could_not_be_written_ends_the_run(tmp_path: Path) -> None:
     checkpoints.wait()  # said once
 
 
+@pytest.mark.slow  # 4 seconds
 def test_a_run_has_the_same_checkpoint(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits as one that waits for each of them."""
     overrides = ["train.epochs=2", "train.checkpoint_every_steps=1", "evaluate=[]"]

@@ -73,6 +73,7 @@ def test_a_labelled_set_watches_unlabelled_training(
     assert again.results.trained.metrics["eval/knn/top1"] == result.metrics["eval/knn/top1"]
 
 
+@pytest.mark.slow  # 9 seconds
 def test_names_are_unique_over_all_data_and_entries_share_what_they_bring(tiny: Path) -> None:
     linear = f"{{name: linear, data: {WATCHED}}}"
     collapse = f"{{name: collapse, data: {WATCHED}}}"

@@ -50,6 +50,7 @@ def weights(run: Path) -> bytes:
     return (run / "encoder.safetensors").read_bytes()
 
 
+@pytest.mark.slow  # 8 seconds
 def test_the_gradient_norm_of_each_layer_in_mlflow(
     tiny: Path, tmp_path: Path, watch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,6 +155,7 @@ def test_a_signal_cuts_an_evaluation_off(tiny: Path, monkeypatch: pytest.MonkeyP
 # --- A source that hangs --------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # 9 seconds
 @pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1"])
 def test_a_source_that_hangs_does_not_hold_a_stop(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -208,6 +209,7 @@ def test_a_consumer_that_gives_up() -> None:
     assert made == [0, 1, 2]
 
 
+@pytest.mark.slow  # 10 seconds
 def test_a_process_ends_beside_a_thread_that_hangs(tmp_path: Path) -> None:
     script = tmp_path / "hang.py"
     script.write_text(

@@ -68,6 +68,7 @@ def test_a_bf16_run_is_measured_in_float32(tiny: Path, monkeypatch: pytest.Monke
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow  # 15 seconds
 def test_fine_tuning_follows_it(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: set[bool] = set()
     forward = nn.Linear.forward

@@ -95,6 +95,7 @@ def test_a_run_is_logged_to_its_own_run(tracked: Path, tmp_path: Path) -> None:
     assert sync_run(run).points == 0  # nothing was left
 
 
+@pytest.mark.slow  # 5 seconds
 def test_what_is_another_measurement_is_kept_and_not_logged(tiny: Path) -> None:
     run = start(str(tiny), [*SHORT, "evaluate=[]"], display=Silent()).run_dir
     first = run / "checkpoints" / "step-00000001.pt"
@@ -162,6 +163,7 @@ def test_settings_of_evaluators_are_checked_as_at_validation(
     assert not (run / "evaluations").exists(), "nothing was measured"
 
 
+@pytest.mark.slow  # 9 seconds
 def test_a_run_that_is_going_is_left_alone(tiny: Path) -> None:
     run = start(str(tiny), SHORT, display=Silent()).run_dir
     display, files = Heard(), sorted(run.rglob("*"))
@@ -174,6 +176,7 @@ def test_a_run_that_is_going_is_left_alone(tiny: Path) -> None:
     assert sorted(run.rglob("*")) == files
 
 
+@pytest.mark.slow  # 7 seconds
 def test_an_unfinished_run_gets_no_metrics(tiny: Path) -> None:
     """A resume must not take them for the evaluation of its last epoch."""
     run = start(str(tiny), SHORT, display=Silent()).run_dir
@@ -183,6 +186,7 @@ def test_an_unfinished_run_gets_no_metrics(tiny: Path) -> None:
     assert logged(run) == before
 
 
+@pytest.mark.slow  # 11 seconds
 def test_a_tracker_that_is_away(tracked: Path, tmp_path: Path) -> None:
     run = start(str(tracked), SHORT, display=Silent()).run_dir
     store = tmp_path / "mlflow.db"
@@ -211,6 +215,7 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow  # 9 seconds
 def test_weights_get_a_run_of_their_own(tracked: Path, tmp_path: Path, weights: Path) -> None:
     measured = evaluate_weights(weights, tracked, ["knn", "linear"], [], Silent())
     assert measured.kept is not None

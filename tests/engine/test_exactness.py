@@ -85,6 +85,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(recipe).run_dir
 
 
+@pytest.mark.slow  # 7 seconds
 def test_number_of_threads_does_not_matter_in_memory(tiny: Path, reference: Path) -> None:
     for threads in (0, 4):
         found = run(tiny, f"train.loader_threads={threads}").run_dir

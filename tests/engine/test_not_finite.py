@@ -60,7 +60,14 @@ def test_what_was_first_is_named(
     assert len(record["batch_indices"]) == 16
 
 
-@pytest.mark.parametrize("part", ["loss", "activation", "gradient", "optimizer", "buffer"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "activation",
+        "optimizer",
+        *(pytest.param(part, marks=pytest.mark.slow) for part in ("loss", "gradient", "buffer")),
+    ],
+)
 def test_a_dry_resume_repeats_the_step_and_names_the_module(
     tiny: Path, only_run: Callable[[], Path], faults: Faults, part: str
 ) -> None:

@@ -94,6 +94,7 @@ def test_an_entry_unlike_the_others_is_refused(
         start(str(tiny), ["train.max_steps=2", "evaluate=[]"], fork=source.parent, display=Silent())
 
 
+@pytest.mark.slow  # 12 seconds
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "lars"])
 def test_a_fork_may_change_the_memory_layout(tiny: Path, optimizer: str) -> None:
     """Moments saved in one layout are used in the other: the step is the same up to rounding."""

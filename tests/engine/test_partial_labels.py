@@ -106,6 +106,7 @@ def metrics(result: RunResult) -> dict[str, float]:
     return {**results["trained"]["metrics"], **results["baselines"]["metrics"]}
 
 
+@pytest.mark.slow  # 12 seconds
 def test_every_evaluator_takes_partly_labelled_data(tiny: Path, hide: dict[str, Any]) -> None:
     hide.update(train=slice(0, None, 2), test=slice(0, None, 3))
     found = metrics(start(str(tiny), [PROTOCOLS, "train.max_steps=2"], display=Silent()))

@@ -90,6 +90,7 @@ def test_a_number_that_begins_at_its_end_is_said(tiny: Path) -> None:
 BROUGHT = "{name: synthetic, num_train: 60, num_test: 24, size: 16}"
 
 
+@pytest.mark.slow  # 10 seconds
 @pytest.mark.parametrize(
     "entries",
     [

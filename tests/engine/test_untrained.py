@@ -74,6 +74,7 @@ def test_weights_that_no_field_names(tiny: Path, monkeypatch: pytest.MonkeyPatch
     is_left_out(one_step(tiny, display=display).run_dir, display.messages)
 
 
+@pytest.mark.slow  # 5 seconds
 def test_a_run_from_weights_has_a_random_baseline(tiny: Path) -> None:
     """And not its start: that of the same recipe without weights."""
     first = one_step(tiny)

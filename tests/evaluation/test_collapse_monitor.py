@@ -114,6 +114,7 @@ def test_a_collapsing_run_is_stopped(recipe: Path, monkeypatch: pytest.MonkeyPat
         start(None, [], resume=str(folder), display=Messages())
 
 
+@pytest.mark.slow  # 6 seconds
 def test_warn_goes_on(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SimCLR, "objective", attract)
     display = Messages()

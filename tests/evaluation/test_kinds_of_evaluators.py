@@ -100,6 +100,7 @@ def page_centroid() -> Any:
     return cls(cls.Config())
 
 
+@pytest.mark.slow  # 5 seconds
 def test_an_ensemble_of_two_runs(shown: dict[str, type[Evaluator]], tiny: Path) -> None:
     first, second = (
         start(

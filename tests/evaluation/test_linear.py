@@ -136,6 +136,7 @@ def overlapping(rows: int, seed: int) -> tuple[Tensor, Tensor]:
     return (0.45 * centres[labels] + noise) * scale, labels
 
 
+@pytest.mark.slow  # 4 seconds
 def test_the_seed_of_the_selection_hardly_moves_the_accuracy() -> None:
     train, labels = overlapping(300, 0)
     test, test_labels = overlapping(1000, 1)

@@ -43,6 +43,7 @@ def chance(data: dict[str, Any], constant: int = 0) -> float:
     return mean_intersection_over_union(pixel_confusion(masks, predicted, classes))
 
 
+@pytest.mark.slow  # 7 seconds
 def test_features_that_know_the_classes_and_features_that_hardly_do() -> None:
     known = measure(protocol("segmentation", COLOURS), Averages(stride=2))
     untrained = measure(protocol("segmentation", COLOURS, stage=1), network())

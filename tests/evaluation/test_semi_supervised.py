@@ -73,6 +73,7 @@ def test_shuffled_labels_stay_at_chance() -> None:
         assert abs(value - 1 / 3) < 0.1, name  # 4 standard errors of 360 images
 
 
+@pytest.mark.slow  # 4 seconds
 def test_all_subjects_and_both_ways_get_the_same_balanced_labels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -155,6 +155,7 @@ def test_timm_folder_takes_a_classifier(run: Path, tmp_path: Path) -> None:
     assert tuple(config["mean"]) == (0.4914, 0.4822, 0.4465)
 
 
+@pytest.mark.slow  # 7 seconds
 @pytest.mark.parametrize("format", ["timm", "torch-export"])
 def test_vit_on_grey_images(tmp_path: Path, format: str) -> None:
     block = "{name: timm, model: test_vit, patch_size: 4, pool: avg, normalize: none}"
@@ -312,6 +313,7 @@ def test_backbones_of_plugins(tmp_path: Path) -> None:
         assert export_encoder(run, format, tmp_path / format).difference.relative <= TOLERANCE
 
 
+@pytest.mark.slow  # 8 seconds
 @pytest.mark.usefixtures("plugin")
 @pytest.mark.parametrize("format", FORMATS[1:])
 def test_networks_that_no_graph_can_be(tmp_path: Path, format: str) -> None:
@@ -323,6 +325,7 @@ def test_networks_that_no_graph_can_be(tmp_path: Path, format: str) -> None:
     assert "its features differ" in message
 
 
+@pytest.mark.slow  # 6 seconds
 def test_a_stem_that_timm_has_not(tmp_path: Path) -> None:
     run = train(tmp_path, "backbone={name: timm, model: resnet10t, stem: small}", "evaluate=[]")
     message = refused(run, "timm", tmp_path / "x" / "export")
@@ -436,6 +439,7 @@ def test_weights_that_were_measured(run: Path, tmp_path: Path) -> None:
         sslkit.load_encoder(evaluated.kept)
 
 
+@pytest.mark.slow  # 9 seconds
 def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
     """torch's own writer of archives ends the process: the limit stands for a disk that is full."""
     code = (
@@ -468,6 +472,7 @@ def test_of_large_images_there_are_fewer(
     assert len(make_probe(open_source(tmp_path / "alone.safetensors")).images) == 1
 
 
+@pytest.mark.slow  # 16 seconds
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     run: Path, tmp_path: Path, format: str, capsys: pytest.CaptureFixture[str]

@@ -398,6 +398,7 @@ def test_no_change_is_one_of_today() -> None:
 # --- On the command line --------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # 5 seconds
 def test_the_commands_say_it_once_on_standard_error(install: Install, tmp_path: Path) -> None:
     site = tmp_path / "site"
     old_plugin(install)

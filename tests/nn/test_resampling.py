@@ -115,6 +115,7 @@ def coverage(find: Callable[[int], Interval], truth: float, repeats: int = 150) 
     return fmean(low <= truth <= high for _, low, high in found)
 
 
+@pytest.mark.slow  # 3 seconds
 @pytest.mark.parametrize("images", [30, 200])
 def test_coverage_of_mean_intersection_over_union(images: int) -> None:
     """Also of the difference of two subjects that find the same images hard."""
@@ -157,6 +158,7 @@ def test_resampled_precision_is_that_of_the_drawn_images(seed: int) -> None:
         np.testing.assert_allclose(table, expected)
 
 
+@pytest.mark.slow  # 5 seconds
 def test_coverage_of_average_precision() -> None:
     """Average precision of 40 images is too high by more than its deviation; an interval around it
     that did not know would hold the truth in 81 % of the cases."""

@@ -108,6 +108,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow  # 7 seconds
 @pytest.mark.parametrize("method", FAULTS)
 def test_a_method_that_trains_apart_ends_after_two_steps(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, method: type[SimCLR]

@@ -220,6 +220,7 @@ def test_another_number_of_processes_is_recorded_and_warned_of(
     ]
 
 
+@pytest.mark.slow  # 6 seconds
 def test_a_batch_that_does_not_divide_is_refused_and_the_run_is_as_it_was(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +319,7 @@ def launched(recipe: Path, run_id: str, restarts: tuple[int, ...]) -> Path:
     return path
 
 
+@pytest.mark.slow  # 4 seconds
 def test_a_launch_that_restarts_after_the_end_has_nothing_left_to_do(tiny: Path) -> None:
     """A worker that dies as it leaves makes torchrun start all again; a queue does where a job is
     ended while its tracker takes the last files."""
@@ -328,6 +330,7 @@ def test_a_launch_that_restarts_after_the_end_has_nothing_left_to_do(tiny: Path)
     assert len(list((tiny.parent / "runs").iterdir())) == 1
 
 
+@pytest.mark.slow  # 9 seconds
 @pytest.mark.parametrize(("run_id", "restarts"), [("night", 0), ("day", 1), ("none", 1)])
 def test_other_launches_begin_a_new_run(tiny: Path, run_id: str, restarts: int) -> None:
     first = launched(tiny, "night" if run_id != "none" else "none", (0,))

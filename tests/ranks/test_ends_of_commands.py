@@ -122,6 +122,7 @@ def test_a_signal_saves_once_and_stops_all(
     require_same_end(folder, undisturbed)
 
 
+@pytest.mark.slow  # 11 seconds
 @pytest.mark.parametrize("to", ["0", "1"])
 def test_a_signal_cuts_off_what_rank_0_does_alone(folder: Path, to: str) -> None:
     """Also one to a rank that waits for it. The evaluator would take ten minutes."""
@@ -224,6 +225,7 @@ def test_a_rank_that_is_killed_before_they_meet_ends_all(folder: Path, rank: int
     assert command.said() == [f"error: rank {rank} was ended by SIGKILL"]
 
 
+@pytest.mark.slow  # 18 seconds
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_rank_that_freezes_ends_all(folder: Path, rank: str) -> None:
     command = two_ranks(folder, timeout_s=6)
@@ -274,6 +276,7 @@ def test_what_a_rank_raises_is_said_once(folder: Path, rank: int) -> None:
     assert "the third head is odd" in said
 
 
+@pytest.mark.slow  # 5 seconds
 def test_a_full_disk_is_said_once(folder: Path) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -149,6 +149,7 @@ def of_evaluator(name: str, found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow  # 31 seconds
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", sorted(EVALUATORS.keys() - {"collapse"}))
 def test_every_evaluator_finds_on_ranks_what_it_finds_in_one_process(size: int, name: str) -> None:
@@ -258,6 +259,7 @@ def files_evaluated(
     return (told, statistics, labels), readers[0].reads, readers[1].reads, network
 
 
+@pytest.mark.slow  # 8 seconds
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("num_train", "num_test"), [(1003, 517), (1025, 3), (2563, 1537)])
 def test_every_image_is_read_once(size: int, num_train: int, num_test: int) -> None:
@@ -282,6 +284,7 @@ def test_every_image_is_read_once(size: int, num_train: int, num_test: int) -> N
         assert most_kept <= 2  # those of the last batch and the one before
 
 
+@pytest.mark.slow  # 6 seconds
 def test_what_one_rank_cannot_read_has_the_same_label_on_all() -> None:
     damaged = [3, 600, 1100]  # of the first batch, the second, the third
 

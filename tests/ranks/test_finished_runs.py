@@ -24,6 +24,7 @@ from tests.ranks.curves import LAYER_NORM, LN_HEAD, RECIPE
 from tests.ranks.forked import on_ranks
 from tests.soak.finished import TIMED, logged, store_faults
 
+pytestmark = pytest.mark.slow  # 20 seconds for the pair of runs
 BOUND = 1e-6
 """Of the largest magnitude. The runs are in float32 and differ by rounding, which BatchNorm and
 AdamW would make more of; test_curves.py holds them in float64."""

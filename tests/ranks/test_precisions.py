@@ -115,6 +115,7 @@ def test_an_overflow_on_one_rank_leaves_out_the_step_on_all(
 # --- bfloat16 -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # 8 seconds
 @pytest.mark.parametrize("case", ["simclr-layer-whole", "moco_v2-batch-parts"])
 def test_bfloat16_is_as_near_to_float32_on_two_ranks_as_on_one(case: str) -> None:
     method, overrides = next((method, given) for name, method, given in cases() if name == case)

@@ -58,6 +58,7 @@ def test_it_ends_as_one_process(tmp_path: Path) -> None:
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow  # 11 seconds
 def test_a_wrong_recipe_is_said_once(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(RECIPE.replace("epochs: 10", "epoch: 10"))
     command = Command(tmp_path, "run", "tiny.yaml", "--nproc", "2", forked=False)

@@ -31,6 +31,7 @@ DOING: dict[str, Callable[[World], Any]] = {
 }
 
 
+@pytest.mark.slow  # 26 seconds
 @pytest.mark.parametrize("doing", DOING)
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_frozen_rank_ends_the_others(

@@ -100,6 +100,7 @@ def test_only_rank_0_writes(tiny: Path) -> None:
     assert steps.count(2) == 1
 
 
+@pytest.mark.slow  # 4 seconds
 def test_rank_0_alone_speaks(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
     class Lines(Silent):
         def __init__(self) -> None:
@@ -332,6 +333,7 @@ def test_ranks_that_see_other_data_are_refused(tiny: Path, monkeypatch: pytest.M
     assert not list((tiny.parent / "runs").iterdir())
 
 
+@pytest.mark.slow  # 7 seconds
 def test_rank_0_alone_asks_the_folder_how_to_go_on(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

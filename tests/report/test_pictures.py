@@ -178,6 +178,7 @@ def compared(runs: list[Path]) -> Comparison:
     return make_comparison("x", [Arm(path.name[:1], [read_run(path)]) for path in runs], "a")
 
 
+@pytest.mark.slow  # 7 seconds
 def test_pictures_of_real_runs_are_in_the_page(runs: list[Path], tmp_path: Path) -> None:
     comparison = compared(runs)
     pictures, notes = make_pictures(comparison, PictureOptions(("pca", "tsne"), 3), Silent())

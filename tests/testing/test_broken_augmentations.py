@@ -11,6 +11,7 @@ from sslkit.randomness import SampleRandom
 from sslkit.testing import check_plugin
 
 
+@pytest.mark.slow  # 7 seconds
 @pytest.mark.parametrize(
     "component", [Sound, SaysColoursAlone, *BROKEN], ids=lambda found: found.__name__
 )

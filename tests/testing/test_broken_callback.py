@@ -33,6 +33,7 @@ def test_it_breaks_one_law(callback: type[Callback], law: str) -> None:
     assert broken_laws(callback) == [law]
 
 
+@pytest.mark.slow  # 14 seconds
 def test_what_they_are_made_of_breaks_none() -> None:
     rows = check_plugin(broken.Sound, fast=True).rows
     assert [row["law"] for row in rows if row["status"] == "failed"] == []

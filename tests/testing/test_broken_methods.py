@@ -31,6 +31,7 @@ METHODS = [
 ]
 
 
+@pytest.mark.slow  # 21 seconds
 @pytest.mark.parametrize("method", METHODS)
 def test_a_fault_breaks_its_law_alone(method: type[Method]) -> None:
     law = EVERY[method]

@@ -49,6 +49,7 @@ def every_check() -> list[Any]:
     ]
 
 
+@pytest.mark.slow  # 30 seconds
 @pytest.mark.parametrize("check", every_check())
 def test_laws(check: Check) -> None:
     check()

@@ -87,6 +87,7 @@ def test_a_class_that_is_no_component_is_refused() -> None:
         find_subject(Path, {})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow  # 12 seconds
 def test_a_component_is_taken_as_its_recipe_has_it(tmp_path: Path) -> None:
     recipe = tmp_path / "small.yaml"
     recipe.write_text(SMALL)

@@ -39,6 +39,7 @@ ON_NETWORKS: dict[str, dict[str, Any]] = {  # as little as there is to train
 }
 
 
+@pytest.mark.slow  # 20 seconds
 @pytest.mark.parametrize(
     "check",
     [

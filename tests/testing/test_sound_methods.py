@@ -47,6 +47,7 @@ def recipe_path(name: str | None) -> Path | None:
     return RECIPES / f"{name}.yaml" if name else None
 
 
+@pytest.mark.slow  # 14 seconds
 @pytest.mark.parametrize(("method", "recipe"), METHODS)
 def test_a_sound_method_meets_the_fast_laws(method: type[Method], recipe: str | None) -> None:
     assert broken_laws(method, recipe=recipe_path(recipe)) == []

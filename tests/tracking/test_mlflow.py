@@ -180,6 +180,7 @@ def test_damaged_cursor_costs_nothing(folder: RunFolder, view: RunView, store: P
     assert history(client_of(store), str(run_ids[0]), "train/loss") == expected
 
 
+@pytest.mark.slow  # 9 seconds
 def test_killed_and_resumed_equals_uninterrupted(
     folder: RunFolder, view: RunView, store: Path
 ) -> None:

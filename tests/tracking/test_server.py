@@ -73,6 +73,7 @@ def steps(run_id: str | None, url: str) -> list[int]:
     return [metric.step for metric in history]
 
 
+@pytest.mark.slow  # 17 seconds
 def test_absent_server_costs_seconds_and_gets_everything_later(
     folder: RunFolder, view: RunView, store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -289,6 +289,7 @@ def listening() -> Iterator[SimpleNamespace]:
     thread.join()
 
 
+@pytest.mark.slow  # 5 seconds
 def test_commands_on_a_received_run_contact_no_server_that_it_names(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

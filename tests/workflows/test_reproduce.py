@@ -110,6 +110,7 @@ def again(command: Sequence[str]) -> int:
     return 0
 
 
+@pytest.mark.slow  # 8 seconds
 def test_the_cause_is_the_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +141,7 @@ def test_the_cause_is_the_data(
     assert names(found) == ["data.test", "data.train"]
 
 
+@pytest.mark.slow  # 5 seconds
 def test_a_run_of_another_recipe_differs_by_its_fields(first: Path, tmp_path: Path) -> None:
     found = hold_against(first, run(tmp_path, "optimizer.lr=2e-3", "train.parallel=fsdp"), None)
     assert names(found) == ["recipe.optimizer.lr", "recipe.train.parallel"]
@@ -147,6 +149,7 @@ def test_a_run_of_another_recipe_differs_by_its_fields(first: Path, tmp_path: Pa
     assert found.findings.first.what == "train/lr"  # the loss before the first step is the same
 
 
+@pytest.mark.slow  # 7 seconds
 def test_a_resumed_run_is_bit_equal_to_one_in_one_go(first: Path, tmp_path: Path) -> None:
     """Between two log steps, at step 4."""
     every_third = "train.log_every_steps=3"

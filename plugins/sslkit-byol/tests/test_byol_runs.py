@@ -89,6 +89,7 @@ class CutOffError(BaseException):
     """Stands for the end of the process: nothing between it and the interpreter handles it."""
 
 
+@pytest.mark.slow  # 8 seconds
 @pytest.mark.parametrize("at_step", [2, 9])
 def test_cut_off_in_a_step(
     recipe: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, at_step: int

@@ -117,6 +117,7 @@ class CutOffError(BaseException):
     """Stands for the end of the process: nothing between it and the interpreter handles it."""
 
 
+@pytest.mark.slow  # 13 seconds
 def test_cut_off_in_a_step(
     recipe: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -244,6 +245,7 @@ def test_a_logged_accuracy_is_against_the_queue_that_the_loss_saw(
     assert max(by_hand) > 0.0
 
 
+@pytest.mark.slow  # 5 seconds
 def test_recomputed_blocks_keep_their_groups(tmp_path: Path, method: str) -> None:
     """They are computed again in the backward pass, when the layers are in no groups any more."""
     settings = ("train.max_steps=2", "evaluate=[]")

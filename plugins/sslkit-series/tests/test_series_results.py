@@ -96,6 +96,7 @@ def command(*words: str) -> str:
     return done.output
 
 
+@pytest.mark.slow  # 12 seconds
 def test_no_text_speaks_of_images(
     tracked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

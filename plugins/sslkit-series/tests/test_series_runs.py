@@ -40,6 +40,7 @@ class CutOffError(BaseException):
     """Stands for the end of the process: nothing between it and the interpreter handles it."""
 
 
+@pytest.mark.slow  # 7 seconds
 def test_cut_off_in_a_step(recipe: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process ends in the forward pass of step 8; what remains are checkpoints."""
     forward, steps = ResNet1d.forward, []
