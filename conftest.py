@@ -36,6 +36,9 @@ def _draw_little(figure: Figure, where: Any, **options: Any) -> None:
 
 Figure.savefig = _draw_little
 """The pictures of a report are more than a third of what a small run takes, and few tests look."""
+os.fsync = lambda handle: None
+"""No test cuts the power, and what was written survives a kill without it. It is a quarter of the
+time of a small run. tests/test_writing.py has that it is called."""
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from sslkit.data.pack_format import CHECKSUM_BYTES, Description, Split, Unreadable, checksum, hashed
 from sslkit.errors import RecipeError
-from sslkit.files import read_bytes
+from sslkit.files import flush, read_bytes
 
 _FLUSH_EVERY_S = 1.0
 _MAX_BYTES = 256 << 20
@@ -102,7 +102,7 @@ class Journal:
         self.sync()
         self.close()
         self.partial.replace(out)
-        _sync_folder(out.parent)
+        flush(out.parent)
         self._path.unlink()
 
     def close(self) -> None:
@@ -194,14 +194,3 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename last; not every system can."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
