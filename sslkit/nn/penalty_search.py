@@ -60,6 +60,18 @@ class Curvature:
         values, axes = torch.linalg.eigh(gram.cpu() / (rows * num_classes))
         return cls(values.clamp_min(0.0).float().to(device), axes.float().to(device))
 
+    @classmethod
+    def of_few(cls, x: Tensor, num_classes: int, device: torch.device) -> Curvature:
+        """From all rows (N, F), float64, no more than their features, without flat axes: what `of`
+        finds in N^3 instead of F^3 operations, from the products of rows with each other."""
+        values, rows = torch.linalg.eigh((x @ x.T).cpu())
+        some = values > _FLAT * values[-1]
+        if not some.any():  # all features are 0, along any axis
+            return cls(torch.zeros(1, device=device), torch.eye(x.shape[1], 1, device=device))
+        axes = x.T.cpu() @ (rows[:, some] / values[some].sqrt())
+        values = values[some] / (len(x) * num_classes)
+        return cls(values.float().to(device), axes.float().to(device))
+
     def without_flat(self) -> Curvature:
         """Without axes along which no row differs from 0, but for rounding. A penalised weight is 0
         there, so that nothing is lost: images that were enlarged, or are fewer than their features,
@@ -73,11 +85,18 @@ def feature_curvature(rows: LabelledRows) -> Curvature:
     """The curvature from a few rows per feature: it only has to be near. From all rows, where they
     are few, and then without flat axes."""
     gram, used, device = torch.zeros(()), 0, torch.device("cpu")
+    few: list[Tensor] = []
     for x, _ in rows.blocks():
         wanted = max(_GRAM_ROWS, 4 * x.shape[1])
         part, device = x[:: max(1, rows.num_rows // wanted)], x.device
         part = (part.cpu() if device.type == "mps" else part).double()  # which has no float64
-        gram, used = gram.to(part) + part.T @ part, used + len(part)
+        used += len(part)
+        if rows.num_rows <= x.shape[1]:
+            few.append(part)
+        else:
+            gram = gram.to(part) + part.T @ part
+    if few:
+        return Curvature.of_few(torch.cat(few), rows.num_classes, device)
     found = Curvature.of(gram, used, rows.num_classes, device)
     return found.without_flat() if used == rows.num_rows else found
 
