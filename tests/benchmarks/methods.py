@@ -306,8 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     given = _parser().parse_args(arguments)
     if given.command == "page":
-        notes = {name: arm.note for name, arm in read_arms()[1].items() if arm.note}
-        print(write_page(given.results, notes))
+        arms = read_arms()[1]
+        notes = {name: arm.note for name, arm in arms.items() if arm.note}
+        missing = [name for name in arms if not (given.results / f"{name}.json").exists()]
+        print(write_page(given.results, notes, missing))
         return 0
     budget, arms = read_arms()
     given.results.mkdir(parents=True, exist_ok=True)

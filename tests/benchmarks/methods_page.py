@@ -17,11 +17,12 @@ _HALVES = {"Convolutional networks": False, "Vision transformers": True}
 Result = Mapping[str, Any]
 
 
-def write_page(results: Path, notes: Mapping[str, str]) -> Path:
+def write_page(results: Path, notes: Mapping[str, str], missing: Sequence[str] = ()) -> Path:
     """Writes `methods-one-budget.md` beside the folder of results, its figure and a CSV, and what
     each method reached on its own page.
 
-    notes: method -> what a reader must know of its numbers."""
+    notes: method -> what a reader must know of its numbers. missing: the methods that belong in the
+    table and have no result yet."""
     found = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))
     ]
@@ -36,7 +37,7 @@ def write_page(results: Path, notes: Mapping[str, str]) -> Path:
     page = pages / "methods-one-budget.md"
     write_paragraphs(halves, pages.parent / "methods")
     pictures = sorted(figure.parent.glob("reconstructions-*.png"))
-    lines = [*_page(halves, notes), *_pictures(pictures)]
+    lines = [*_page(halves, notes, missing), *_pictures(pictures)]
     page.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
     return page
 
@@ -54,10 +55,14 @@ def _halves(found: Sequence[Result]) -> dict[str, Sequence[Result]]:
     return {title: half for title, half in halves.items() if half}
 
 
-def _page(halves: Mapping[str, Sequence[Result]], notes: Mapping[str, str]) -> Iterable[str]:
+def _page(
+    halves: Mapping[str, Sequence[Result]], notes: Mapping[str, str], missing: Sequence[str]
+) -> Iterable[str]:
     found = [each for half in halves.values() for each in half]
     yield "---\norphan: true\n---\n"
     yield "# Every method under one budget, CIFAR-10\n"
+    if missing:
+        yield f"Not measured yet: {', '.join(f'`{method}`' for method in missing)}.\n"
     yield from _conditions(found)
     for title, half in halves.items():
         yield f"## {title}\n"

@@ -77,7 +77,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         own.write_text(METHOD_PAGE.format(arm["method"]), encoding="utf-8")
     (folder / "figures").mkdir()
     (folder / "figures" / "reconstructions-masked.png").write_bytes(b"")
-    assert write_page(results, {"masked": "Said.", "absent": "Unsaid."}).parent == folder
+    notes = {"masked": "Said.", "absent": "Unsaid."}
+    assert write_page(results, notes, missing=["absent"]).parent == folder
     return folder
 
 
@@ -91,6 +92,7 @@ def test_scores_stand_by_half_the_best_first_beside_untrained_and_pixels(pages: 
     assert "](figures/reconstructions-masked.png)" in text
     assert "- `masked`: Said." in text
     assert "Unsaid" not in text
+    assert "\n\nNot measured yet: `absent`.\n\n" in text
     assert "`strong`: 50.0, 75.0 %" in text
 
 
