@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
+
 from .methods_csv import PROTOCOLS, in_percent, scores_of, steps_of, write_csv
 from .methods_curves import figure_of_curves
 from .methods_lines import write_paragraphs
@@ -33,7 +35,8 @@ def write_page(results: Path, notes: Mapping[str, str], missing: Sequence[str] =
     write_csv(results / "table.csv", [each for half in halves.values() for each in half])
     figure = pages / "figures" / "methods-one-budget.svg"
     figure.parent.mkdir(exist_ok=True)
-    figure_of_curves(halves).savefig(figure, metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "sslkit"}):  # the same picture gives the same file
+        figure_of_curves(halves).savefig(figure, metadata={"Date": None})
     page = pages / "methods-one-budget.md"
     write_paragraphs(halves, pages.parent / "methods")
     pictures = sorted(figure.parent.glob("reconstructions-*.png"))

@@ -105,8 +105,11 @@ def test_the_page_of_a_method_says_what_it_reached(pages: Path) -> None:
     assert start in text
     scores = "50.0 [48.0, 52.0], untrained 37.0"
     assert f"`strong` (`resnet10t`): kNN {scores}; linear {scores}.\n\nMore words.\n" in text
+    figure = pages / "figures" / "methods-one-budget.svg"
+    drawn = figure.read_bytes()
     write_page(pages / "results" / "methods", {})
     assert own.read_text(encoding="utf-8") == text
+    assert figure.read_bytes() == drawn
 
 
 def test_the_page_names_what_is_not_above_the_untrained_network_or_the_pixels(pages: Path) -> None:
