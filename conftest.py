@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,18 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sslkit.host import plugins
+from sslkit.report import report
+from sslkit.runs import environment
 from sslkit.testing import Check, PackageCheck
 
 sys.path += map(str, sorted(Path(__file__).parent.glob("plugins/*/tests")))
 """For the helpers that stand beside tests."""
 
-_draw = Figure.savefig
+# --- What a small run would do again and again ----------------------------------------------------
+# Its pictures and what it asks of the machine are half of what a run of two steps takes.
+
+_draw, _draw_curves = Figure.savefig, report.draw_curves
 _PICTURE = io.BytesIO()
 Image.new("RGB", (8, 8)).save(_PICTURE, "png")
 
@@ -34,11 +42,42 @@ def _draw_little(figure: Figure, where: Any, **options: Any) -> None:
         _draw(figure, where, **options)
 
 
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that looks at the pictures of a run's report: they are drawn."""
+    monkeypatch.setattr(Figure, "savefig", _draw)
+    monkeypatch.setattr(report, "draw_curves", _draw_curves)
+
+
+def _once(module: Any, name: str, while_: Callable[..., bool] = lambda *_: True) -> None:
+    """Keeps what a function of a module says of the same arguments, as long as `while_` holds of
+    them: what does not change while tests run."""
+    ask = getattr(module, name)
+    kept = functools.cache(ask)
+
+    def asked(*given: Any, **named: Any) -> Any:
+        return (kept if while_(*given, **named) else ask)(*given, **named)
+
+    setattr(module, name, asked)
+
+
+_HERE, _PATH = Path(__file__).parent, frozenset(sys.path)
+
+
+def _nothing_installed() -> bool:
+    """Since the tests began: modules are found where they were, or inside this checkout."""
+    return all(_HERE in Path(place).parents for place in set(sys.path) - _PATH)
+
+
 Figure.savefig = _draw_little
-"""The pictures of a report are more than a third of what a small run takes, and few tests look."""
+report.draw_curves = lambda lines: Figure()
+_once(environment, "_git", lambda folder, *_: folder == _HERE)  # not repositories of a test
+_once(environment, "_code_digest", lambda package: package.startswith("sslkit"))
+_once(environment, "version")
+_once(plugins, "entry_points", lambda group: _nothing_installed())
 os.fsync = lambda handle: None
-"""No test cuts the power, and what was written survives a kill without it. It is a quarter of the
-time of a small run. tests/test_writing.py has that it is called."""
+"""No test cuts the power, and what was written survives a kill without it.
+tests/test_writing.py has that it is called."""
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -76,6 +115,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+def pytest_collection_finish() -> None:
+    """Ten thousand tests are not searched for garbage each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Gives each process a file, for what its tests share, or one of the tests that share nothing;
@@ -91,12 +136,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False  # by the number of tests, that would be
     return LongFirst(config, log)
-
-
-@pytest.fixture
-def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test that looks at the pictures of a run's report: they are drawn."""
-    monkeypatch.setattr(Figure, "savefig", _draw)
 
 
 @pytest.fixture(autouse=True, scope="session")

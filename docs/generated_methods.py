@@ -7,6 +7,7 @@ import csv
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def _short_run(row: Mapping[str, str]) -> str:
     return f"{network} {mean:.1f} ({more:+.1f}{doubt})"
 
 
+@cache
 def recipes_by_page() -> dict[str, list[str]]:
     """Method, or loss with a page, -> the names of the recipes that are shipped for it. A recipe
     whose loss has a page belongs to that one."""

@@ -106,6 +106,7 @@ def assert_same_batch(one, other) -> None:
     assert torch.equal(one.random.uniform("x", 3), other.random.uniform("x", 3))
 
 
+@pytest.mark.slow  # 3 seconds
 @pytest.mark.parametrize("num_threads", [0, 3])
 def test_batches_are_those_of_a_run_to_the_bit(run: Path, num_threads: int) -> None:
     train, _ = sslkit.open_data("synthetic", **SYNTHETIC)

@@ -94,16 +94,20 @@ def code_digests(modules: Mapping[str, str]) -> dict[str, str]:
     """Distribution -> digest of its code, for code that changes without its version.
 
     modules: distribution -> a module of it; every Python file of its top package counts."""
-    found = {}
-    for distribution, module in sorted(modules.items()):
-        spec = importlib.util.find_spec(module.partition(".")[0])
-        digest = hashlib.sha256()
-        for place in (spec and spec.submodule_search_locations) or ():
-            for path in sorted(Path(place).rglob("*.py")):
-                digest.update(f"{path.relative_to(place)}\0".encode(errors="surrogateescape"))
-                digest.update(path.read_bytes())
-        found[distribution] = digest.hexdigest()[:16]
-    return found
+    return {
+        distribution: _code_digest(module.partition(".")[0])
+        for distribution, module in sorted(modules.items())
+    }
+
+
+def _code_digest(package: str) -> str:
+    spec = importlib.util.find_spec(package)
+    digest = hashlib.sha256()
+    for place in (spec and spec.submodule_search_locations) or ():
+        for path in sorted(Path(place).rglob("*.py")):
+            digest.update(f"{path.relative_to(place)}\0".encode(errors="surrogateescape"))
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def package_versions() -> dict[str, str]:
@@ -156,13 +160,13 @@ def usable_cpus() -> int:
 def git_state(directory: Path) -> GitState | None:
     """The git repository around a directory. None where there is none, it has no commit, git is
     missing, or git refuses to read it. Runs no hooks and writes nothing."""
-    commit = _git(directory, "rev-parse", "--verify", "HEAD")
-    root = _git(directory, "rev-parse", "--show-toplevel")
+    found = _git(directory, "rev-parse", "--show-toplevel", "HEAD")
     changes = _git(
         directory, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty"
     )
-    if commit is None or root is None or changes is None:
+    if found is None or changes is None:
         return None
+    root, _, commit = found.rpartition("\n")
     return GitState(root, commit, bool(changes))
 
 

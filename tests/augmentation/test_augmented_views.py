@@ -67,6 +67,7 @@ def test_num_images_is_checked():
         AugmentedViewsConfig(num_images=0)
 
 
+@pytest.mark.slow  # 5 seconds
 def test_matplotlib_is_loaded_only_when_drawing():
     code = "import sys, sslkit.builtin.augmented_views; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

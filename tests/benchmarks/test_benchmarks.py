@@ -38,6 +38,7 @@ class Recorded:
         self.calls.append(f"{self.name} closed")
 
 
+@pytest.mark.slow  # 2 seconds
 def test_arms_take_turns_forwards_and_backwards() -> None:
     calls: list[str] = []
     arms = [
@@ -89,6 +90,7 @@ print(extra_peak_mb(call, torch.device("cpu")))
 """
 
 
+@pytest.mark.slow  # 5 seconds
 def test_peak_memory_is_seen() -> None:
     # In a process of its own, as the benchmarks run: what earlier tests left behind may free memory
     # at the same time, or lend its own.

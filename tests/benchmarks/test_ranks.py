@@ -9,6 +9,7 @@ from tests.benchmarks.ranks_overhead import overheads
 from tests.ranks.differences import BOUNDS
 
 
+@pytest.mark.slow  # 3 seconds
 def test_parts_of_a_step_are_parts() -> None:
     (found,) = overheads([2], [8], 1, [])
     shares = (found.gather, found.statistics, found.reduction, found.objective)

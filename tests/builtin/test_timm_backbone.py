@@ -358,6 +358,7 @@ def test_config_mistakes_are_refused(fields: dict[str, Any], message: str) -> No
         TimmBackbone.Config(model="resnet18", **fields)
 
 
+@pytest.mark.slow  # 5 seconds
 def test_importing_the_module_does_not_import_timm() -> None:
     code = "import sys, sslkit.builtin.timm_backbone; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -95,6 +95,7 @@ def attention(layer: Any, tokens: Tensor) -> Tensor:
 # --- The whole -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # 10 seconds
 @pytest.mark.parametrize(("fields", "size"), KINDS, ids=str)
 @pytest.mark.parametrize("training", [False, True])
 def test_pooled_tokens_of_all_patches_are_what_forward_gives(
@@ -220,6 +221,7 @@ def test_images_may_keep_different_numbers(fused: bool) -> None:
     assert sorted(gradient[0, 1:].abs().sum(-1).nonzero()[:, 0].tolist()) == used.tolist()
 
 
+@pytest.mark.slow  # 2 seconds
 def test_masked_patches_do_not_show() -> None:
     """A Beit too: other pixels under the mask change nothing, and positions are still there."""
     for fields in (TINY, {"model": "beit_base_patch16_224", "patch_size": 16}):
@@ -280,6 +282,7 @@ def test_autocast_takes_a_mask_token_in_float32() -> None:
     assert tokens.patches.shape == exact.patches.shape
 
 
+@pytest.mark.slow  # 3 seconds
 def test_a_compiled_backbone_compiles_its_tokens_and_copies_do_not() -> None:
     graphs: list[int] = []
 
@@ -347,6 +350,7 @@ def test_networks_without_tokens_say_so(fields: dict[str, Any]) -> None:
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow  # 2 seconds
 def test_relative_positions_cannot_leave_patches_out() -> None:
     network = backbone(model="beit_base_patch16_224", patch_size=16)
     assert network.token_layout is not None

@@ -111,6 +111,7 @@ def test_heads_are_left_out_and_said(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow  # 2 seconds
 def test_what_is_no_head_is_a_misfit(tmp_path: Path) -> None:
     """Layers of a larger network are not dropped, whatever they stand behind."""
     state, file = fresh().state_dict(), tmp_path / "w.pth"

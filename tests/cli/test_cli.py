@@ -114,6 +114,7 @@ def test_broken_recipes(
     assert validated.out.splitlines() == [line.removeprefix("error: ") for line in lines]
 
 
+@pytest.mark.slow  # 2 seconds
 def test_impossible_combinations(tiny: Path, sslkit: Callable[..., Outcome]) -> None:
     """What only the data can tell is found before the first step, and before a run folder."""
     cases = {

@@ -131,6 +131,7 @@ def test_recipes_variations_and_seeds(
     assert made == []
 
 
+@pytest.mark.slow  # 4 seconds
 def test_a_failed_run_does_not_stop_the_others(
     compare: Callable[..., Any], made: list[str]
 ) -> None:
@@ -303,6 +304,7 @@ def test_an_arm_that_keeps_tuned_fields_is_noted(tiny: Path) -> None:
     assert kept_fields(plan_arms([str(tiny)], ["method.loss.temperature=0.07"], alone, 1)) == []
 
 
+@pytest.mark.slow  # 3 seconds
 def test_a_note_reaches_the_page(
     tiny: Path, tmp_path: Path, made: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

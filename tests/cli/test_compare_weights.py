@@ -54,6 +54,7 @@ def test_weights_beside_a_run(
     assert "was measured and not trained" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # 2 seconds
 def test_weights_alone_have_no_cost(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +66,7 @@ def test_weights_alone_have_no_cost(
     assert "nan" not in shown
 
 
+@pytest.mark.slow  # 2 seconds
 def test_other_data_and_settings_are_refused_for_weights_too(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

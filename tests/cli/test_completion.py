@@ -264,6 +264,7 @@ def test_a_reader_that_leaves_is_no_fault(work: Path, cache: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow  # 5 seconds
 def test_every_fault_is_an_empty_answer(work: Path, tab: Tab, tmp_path: Path) -> None:
     (work / "broken.yaml").write_text("method: {name: [\n")
     assert tab("sslkit run broken.yaml -o train.ep") == ["train.epochs="]
@@ -378,6 +379,7 @@ def shell(request: pytest.FixtureRequest, work: Path, cache: Path) -> Iterator[S
     made.close()
 
 
+@pytest.mark.slow  # 4 seconds
 def test_a_real_shell_completes_a_line(shell: Shell) -> None:
     """One line, word by word, each with a TAB, and run in the end."""
     shell.type("sslkit plan mi\t", "mine.yaml")

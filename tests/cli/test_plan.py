@@ -71,6 +71,7 @@ def test_a_plan_for_several_processes_starts_none(
     assert json.loads(capsys.readouterr().out)["shared"]["processes"] == 2
 
 
+@pytest.mark.slow  # 2 seconds
 def test_every_process_may_pass_a_single_image(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +104,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(
         assert said in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow  # 3 seconds
 def test_layers_that_draw_are_said_where_processes_share(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -239,6 +239,7 @@ def test_what_cannot_be_removed_ends_with_1(
     assert "1 could not be removed" in out
 
 
+@pytest.mark.slow  # 3 seconds
 def test_no_torch_is_imported(tmp_path: Path) -> None:
     path = make_run(tmp_path, results={"knn/top1": 0.5})
     for words in (["list", str(tmp_path)], ["best", "eval/knn/top1", str(tmp_path)],

@@ -31,6 +31,7 @@ def run_all(*commands: str, cwd: Path, **environment: str) -> subprocess.Complet
     )  # fmt: skip
 
 
+@pytest.mark.slow  # 20 seconds
 @pytest.mark.parametrize(
     "environment",
     [
@@ -100,6 +101,7 @@ def test_a_full_disk_is_one_line() -> None:
     assert done.stderr == b"error: [Errno 28] No space left on device\n"
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_process_without_streams_works(tmp_path: Path) -> None:
     code = "import os, sys; os.close(1); os.close(2); os.execv(sys.executable, sys.argv[1:])"
     python = [sys.executable, "-c", code, sys.executable, "-m", "sslkit"]

@@ -27,6 +27,7 @@ tracking: {name: none}
 """
 
 
+@pytest.mark.slow  # 3 seconds
 def test_every_process_is_started_without_the_working_folder() -> None:
     """Python puts it before all other places where `-m` stands without `-P`."""
     started = 0

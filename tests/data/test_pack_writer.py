@@ -224,6 +224,7 @@ write_pack(
 """
 
 
+@pytest.mark.slow  # 6 seconds
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_killed_process_is_continued_with_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(pack_format, "_BLOCK_BYTES", 20_000)

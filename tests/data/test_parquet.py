@@ -268,6 +268,7 @@ def test_real_cifar(cifar):
     assert train.labels[31415] == table["label"][0].as_py()
 
 
+@pytest.mark.slow  # 2 seconds
 def test_real_cifar_becomes_resident_whole(cifar):
     reader = source(cifar / "test.parquet").open("train")
     store = CachedSplit(reader, max_corrupt_fraction=0.0, seed=0, num_threads=2)

@@ -181,6 +181,7 @@ def test_views_are_the_same_for_any_number_of_threads(tiny):
         assert torch.equal(one.views[0], other.views[0])
 
 
+@pytest.mark.slow  # 3 seconds
 def test_a_resumed_run_ends_with_the_same_bits(streamed, monkeypatch):
     whole = start(streamed, [*PLAIN, "name=whole"], display=Silent())
 

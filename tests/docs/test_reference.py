@@ -198,6 +198,7 @@ def test_signatures_with_made_defaults_are_read() -> None:
     assert first.astext().endswith("= ...")
 
 
+@pytest.mark.slow  # 2 seconds
 def test_unchanged_pages_keep_their_time(tmp_path: Path) -> None:
     reference.write_reference(tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}

@@ -122,6 +122,7 @@ def assert_equal(one: Any, other: Any) -> None:
         assert one == other
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_step_is_saved_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it ends an epoch."""
     saved = []

@@ -41,6 +41,7 @@ def unlabelled(tmp_path: Path, tiny: Path) -> list[str]:
     return [f"data={{name: image_folder, train: {folder}}}", "train.epochs=2"]
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_labelled_set_watches_unlabelled_training(
     tiny: Path, unlabelled: list[str], tmp_path: Path
 ) -> None:

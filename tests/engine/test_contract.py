@@ -172,6 +172,7 @@ def test_a_dry_run_names_what_breaks_its_contract(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow  # 3 seconds
 @pytest.mark.parametrize("micro_batch", ["null", "4"])
 def test_a_run_ends_before_the_accuracy_of_an_untrained_probe_is_shown(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: str

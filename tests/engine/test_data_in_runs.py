@@ -38,6 +38,7 @@ def overrides(train: Path, **fields: object) -> list[str]:
     return [f"data={json.dumps(data)}", "evaluate=[{name: knn, k: 3}]"]
 
 
+@pytest.mark.slow  # 2 seconds
 def test_shared_images_are_told_at_once_and_in_the_report(tiny: Path, tmp_path: Path) -> None:
     train, test = make(tmp_path / "a", 60), make(tmp_path / "b", 9, first=100)
     (test / "c0" / "copy.png").write_bytes((train / "c1" / "1.png").read_bytes())
@@ -65,6 +66,7 @@ def test_shared_images_are_told_at_once_and_in_the_report(tiny: Path, tmp_path: 
         start(str(tiny), changes, display=display)
 
 
+@pytest.mark.slow  # 4 seconds
 def test_a_fraction_gives_an_accuracy_and_is_the_same_everywhere(
     tiny: Path, tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def test_what_is_no_accuracy_is_not_shown_as_one() -> None:
     assert str(accuracy) == ""
 
 
+@pytest.mark.slow  # 2 seconds
 @pytest.mark.parametrize(
     ("steps", "asked", "every"), [(18, None, 1), (600, None, 50), (45, None, 4), (18, 9, 9)]
 )

@@ -85,6 +85,7 @@ def test_round_trip(
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
+@pytest.mark.slow  # 2 seconds
 def test_other_data_splits_and_checkpoints(run: Path, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "features.parquet"
     (checkpoint,) = (run / "checkpoints").iterdir()
@@ -135,6 +136,7 @@ def test_a_stop_leaves_what_was_there(
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
+@pytest.mark.slow  # 2 seconds
 def test_maps_of_rows_from_several_row_groups(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +210,7 @@ def test_rows_have_names_and_neighbours(
     assert "not readable as a file of `sslkit embed`" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # 2 seconds
 def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "features.parquet"
     with pytest.raises(RecipeError, match=r"takes images with 3 channel\(s\)"):
@@ -317,6 +320,7 @@ def test_data_of_another_kind_are_refused_in_one_line(run: Path, tmp_path: Path)
         evaluate_run(run, ["knn"], [f"data={block}"], Silent())
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_full_disk_is_one_line_that_names_the_file(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

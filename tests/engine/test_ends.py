@@ -48,6 +48,7 @@ class Said(Display):
         self.lines.append(text)
 
 
+@pytest.mark.slow  # 5 seconds
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT"])
 def test_a_signal_saves_and_stops(tiny: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def hook(self: object, run: object, metrics: object, progress: Any) -> None:
@@ -130,6 +131,7 @@ def test_ctrl_c_after_a_finished_run(tiny: Path, monkeypatch: pytest.MonkeyPatch
     )
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_signal_cuts_an_evaluation_off(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step before it is saved, and a resume evaluates again."""
     from sslkit.builtin.evaluators.knn import KNN
@@ -190,6 +192,7 @@ def test_a_source_that_hangs_does_not_hold_a_stop(
     assert time.monotonic() - begun < 60  # it hangs for ever otherwise
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_consumer_that_gives_up() -> None:
     released = threading.Event()
     asked = []

@@ -46,6 +46,7 @@ def by_hand(run: Path) -> Tensor:
         return torch.cat([encoder(batch) for batch in batches])
 
 
+@pytest.mark.slow  # 8 seconds
 def test_a_bf16_run_is_measured_in_float32(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = seen_features(monkeypatch)
     run = start(str(tiny), SHORT, display=Silent()).run_dir

@@ -65,6 +65,7 @@ def kept(found: Path | None) -> Mapping[str, Any]:
 # --- Runs -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # 14 seconds
 def test_a_run_is_logged_to_its_own_run(tracked: Path, tmp_path: Path) -> None:
     run = start(str(tracked), SHORT, display=Silent()).run_dir
     (before,) = stored_runs(tmp_path)
@@ -116,6 +117,7 @@ def test_what_is_another_measurement_is_kept_and_not_logged(tiny: Path) -> None:
     assert len(list((run / "evaluations").iterdir())) == 5
 
 
+@pytest.mark.slow  # 2 seconds
 def test_an_evaluator_that_only_overrides_complete_is_kept_and_not_logged(tiny: Path) -> None:
     """`data` of a dense evaluator has no default: the same metric could mean any data."""
     run = start(str(tiny), [*SHORT, "evaluate=[]"], display=Silent()).run_dir
@@ -148,6 +150,7 @@ def test_data_of_other_channels_is_refused(tiny: Path) -> None:
         evaluate_weights(checkpoint, tiny, ["knn"], [], Silent())
 
 
+@pytest.mark.slow  # 2 seconds
 def test_settings_of_evaluators_are_checked_as_at_validation(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,6 +244,7 @@ def test_weights_get_a_run_of_their_own(tracked: Path, tmp_path: Path, weights: 
     assert sync_run(measured.kept).points == 0
 
 
+@pytest.mark.slow  # 2 seconds
 def test_the_encoder_of_a_run_gives_the_results_of_the_run(tiny: Path, tmp_path: Path) -> None:
     run = start(str(tiny), SHORT, display=Silent())
     for place in (run.run_dir, run.run_dir / "encoder.safetensors"):
@@ -279,6 +283,7 @@ def test_weights_are_measured_without_looking_at_training(tiny: Path, weights: P
         evaluate_weights(weights, tiny, ["knn"], [*training, "evaluate.0.k=500"], Silent())
 
 
+@pytest.mark.slow  # 12 seconds
 @pytest.mark.parametrize(
     ("field", "override"),
     [
@@ -354,6 +359,7 @@ def test_a_folder_that_cannot_be_made_loses_no_result(tiny: Path, weights: Path)
     assert any(message.startswith("warning: not kept: ") for message in display.messages)
 
 
+@pytest.mark.slow  # 2 seconds
 def test_an_export_for_timm(tiny: Path, tmp_path: Path, weights: Path) -> None:
     folder = tmp_path / "exports" / "mine"
     folder.mkdir(parents=True)
@@ -399,6 +405,7 @@ def command(*words: str) -> int:
     return int(exit_.value.code or 0)
 
 
+@pytest.mark.slow  # 3 seconds
 def test_command(tiny: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("eval", str(weights), "--recipe", str(tiny), "--json") == 0
     document = json.loads(capsys.readouterr().out)

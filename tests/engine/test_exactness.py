@@ -93,6 +93,7 @@ def test_number_of_threads_does_not_matter_in_memory(tiny: Path, reference: Path
         assert logged(found) == logged(reference)
 
 
+@pytest.mark.slow  # 2 seconds
 def test_number_of_threads_does_not_matter_when_decoding(tiny: Path, tmp_path: Path) -> None:
     for index in range(40):
         size = (20 + index % 7, 18 + index % 5)
@@ -168,6 +169,7 @@ def test_kill_and_resume(
     assert logged(only_run()) == logged(reference)
 
 
+@pytest.mark.slow  # 5 seconds
 def test_resume_auto(tiny: Path, reference: Path, only_run: Callable[[], Path]) -> None:
     first = start(str(tiny), ["train.max_steps=18"], resume="auto", display=Silent())
     assert first.status == "finished"
@@ -188,6 +190,7 @@ def test_damaged_checkpoint_falls_back(tiny: Path, reference: Path) -> None:
     assert_same(final_state(run(tiny, resume=found).run_dir), final_state(reference))
 
 
+@pytest.mark.slow  # 2 seconds
 def test_resume_refuses_another_recipe(tiny: Path) -> None:
     found = run(tiny, "train.max_steps=2").run_dir
     (found / "results.json").unlink()
@@ -248,6 +251,7 @@ def test_seed_matters(tiny: Path, reference: Path) -> None:
     assert any(not torch.equal(mine[key], other[key]) for key in mine)
 
 
+@pytest.mark.slow  # 2 seconds
 def test_python_api(tiny: Path, reference: Path) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()

@@ -26,6 +26,7 @@ PROTOCOLS = (
 )
 
 
+@pytest.mark.slow  # 6 seconds
 def test_a_run_measures_reports_and_repeats_them(tiny: Path) -> None:
     result = start(str(tiny), [PROTOCOLS, "train.epochs=1"], display=Silent())
     names = (
@@ -50,6 +51,7 @@ def test_a_run_measures_reports_and_repeats_them(tiny: Path) -> None:
     assert row.values["untrained"].value == result.metrics["eval/finetune/top1_untrained"]
 
 
+@pytest.mark.slow  # 2 seconds
 def test_fine_tuning_alone_trains_no_probe_on_the_side(tiny: Path) -> None:
     protocols = "evaluate=[{name: finetune, epochs: 1, batch_size: 24, every_epochs: 1}]"
     changes = [protocols, "train.epochs=2"]

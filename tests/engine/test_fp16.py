@@ -79,6 +79,7 @@ def fp16(recipe: Path, *overrides: str, resume: Path | None = None) -> RunResult
     )
 
 
+@pytest.mark.slow  # 4 seconds
 def test_a_run_trains_logs_its_scale_and_resumes_to_the_bit(tiny: Path) -> None:
     settings = ["train.max_steps=4", "train.checkpoint_every_steps=1", "train.keep_checkpoints=4"]
     whole = fp16(tiny, *settings)
@@ -105,6 +106,7 @@ def test_the_first_loss_is_that_of_float32_up_to_rounding(tiny: Path) -> None:
     assert losses["fp16"] == pytest.approx(losses["fp32"], rel=1e-3)
 
 
+@pytest.mark.slow  # 2 seconds
 def test_micro_batches_get_back_the_size_of_their_gradients(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +137,7 @@ def test_micro_batches_get_back_the_size_of_their_gradients(
         assert apart <= 0.02 * torch.linalg.vector_norm(first) + 1e-6, name
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_fork_in_another_precision_starts_with_a_fresh_scale(tiny: Path) -> None:
     source = start(tiny, ["train.max_steps=1", "evaluate=[]"], display=Silent()).run_dir
     forked = start(tiny, [*FP16, "train.max_steps=2"], fork=source, display=Silent()).run_dir

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from sslkit.engine.display import Silent
 from sslkit.evaluation.scores import is_score
 from sslkit.workflows.train import start
@@ -21,6 +23,7 @@ PROTOCOLS = [
 ]
 
 
+@pytest.mark.slow  # 9 seconds
 def test_every_accuracy_of_a_run_has_an_interval(tiny: Path) -> None:
     """Over the test images, for every subject and for the differences, within 0 and 100 %."""
     result = start(

@@ -54,6 +54,7 @@ def test_a_method_says_whether_it_gives_random_numbers() -> None:
     assert not rewards_collapse(Grouped(ComponentConfig()))
 
 
+@pytest.mark.slow  # 2 seconds
 def test_simclr_gives_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[SampleRandom] = []
 

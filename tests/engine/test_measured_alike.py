@@ -112,6 +112,7 @@ def test_a_checkpoint_is_calibrated_as_its_run_is(digits: Path) -> None:
     assert all("running_" in name for name in differing)
 
 
+@pytest.mark.slow  # 7 seconds
 def test_a_run_measures_other_data_with_its_own_statistics(digits: Path, tmp_path: Path) -> None:
     """And the untrained encoder with them too: on other data both have seen none of it, so that the
     numbers are those of an entry of `evaluate` that brings the data."""
@@ -169,6 +170,7 @@ def test_without_batch_norm_no_image_is_needed(tiny: Path) -> None:
         assert torch.equal(encoder.state_dict()[name], value)
 
 
+@pytest.mark.slow  # 4 seconds
 def test_evaluation_changes_no_bit_of_the_training(tiny: Path) -> None:
     block = "evaluate=[{name: knn, k: 5, every_epochs: 1, layer: 1}]"
     runs = [

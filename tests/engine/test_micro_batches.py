@@ -84,6 +84,7 @@ def relative_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> flo
     return float((difference / sum(float(v.double().square().sum()) for v in b.values())) ** 0.5)
 
 
+@pytest.mark.slow  # 6 seconds
 @pytest.mark.parametrize(("double", "bound"), [(True, 1e-12), (False, 1e-6)])
 @pytest.mark.parametrize("size", [2, 8])
 def test_gradient_is_that_of_the_whole_batch(
@@ -137,6 +138,7 @@ def test_one_micro_batch_is_the_whole_batch(
     assert_same(same, plain)
 
 
+@pytest.mark.slow  # 5 seconds
 def test_stop_and_resume(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ["train.micro_batch_size=4", "train.max_steps=9", "evaluate=[]"]
     reference = start(str(tiny), changes, display=Silent()).run_dir
@@ -163,6 +165,7 @@ def test_recomputed_blocks_have_the_gradient_of_the_whole_batch(
     )
 
 
+@pytest.mark.slow  # 4 seconds
 def test_a_recomputed_run_is_the_plain_run_wherever_it_was_cut_off(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

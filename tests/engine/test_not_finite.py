@@ -60,14 +60,8 @@ def test_what_was_first_is_named(
     assert len(record["batch_indices"]) == 16
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        "activation",
-        "optimizer",
-        *(pytest.param(part, marks=pytest.mark.slow) for part in ("loss", "gradient", "buffer")),
-    ],
-)
+@pytest.mark.slow  # 4 seconds
+@pytest.mark.parametrize("part", ["activation", "optimizer", "loss", "gradient", "buffer"])
 def test_a_dry_resume_repeats_the_step_and_names_the_module(
     tiny: Path, only_run: Callable[[], Path], faults: Faults, part: str
 ) -> None:
@@ -124,6 +118,7 @@ def test_a_temperature_that_is_too_small_is_named(tiny: Path) -> None:
     assert "lower optimizer.lr" not in str(caught.value)
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_checkpoint_that_is_not_finite_is_refused(tiny: Path) -> None:
     """As earlier versions may have written one."""
     run_dir = start(str(tiny), SHORT, display=Silent()).run_dir

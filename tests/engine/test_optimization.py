@@ -44,6 +44,7 @@ def test_named_parameters_are_left_out_of_weight_decay(everything: bool) -> None
         decayed("cls_token")
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_fork_trains_with_the_rules_of_its_own_recipe(tiny: Path) -> None:
     """Moments come from the checkpoint; weight decay, betas and the like from the recipe."""
     source = start(str(tiny), ["train.max_steps=2", "evaluate=[]"], display=Silent()).run_dir

@@ -119,6 +119,7 @@ def test_every_evaluator_takes_partly_labelled_data(tiny: Path, hide: dict[str, 
         assert hits == pytest.approx(round(hits), abs=1e-4), name
 
 
+@pytest.mark.slow  # 2 seconds
 def test_the_number_is_that_of_the_labelled_images(tiny: Path, hide: dict[str, Any]) -> None:
     """Pixels know nothing of training: kNN on a folder with the labelled images alone is equal."""
     hide.update(train=slice(0, 48), test=slice(0, 16))

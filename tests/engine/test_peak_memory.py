@@ -23,6 +23,7 @@ def test_peak_is_at_least_what_is_held() -> None:
     assert peak_process_memory() > 0.95 * held  # the kernel counts in steps
 
 
+@pytest.mark.slow  # 6 seconds
 @pytest.mark.skipif(sys.platform != "linux", reason="what is inherited is a matter of Linux")
 def test_peak_is_not_that_of_the_process_that_started_it() -> None:
     done = subprocess.run(

@@ -152,6 +152,7 @@ def test_images_that_ranks_take_one_after_the_other(images: int, size: int, alon
     assert SharedWork(ImaginedRank(size)).one_after_another(images, 512) == alone
 
 
+@pytest.mark.slow  # 3 seconds
 def test_the_time_of_evaluations_is_that_of_shared_features(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +308,7 @@ CASES: list[Case] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow  # 2 seconds
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0].__name__}-{case[3]}")
 def test_warnings_of_components(case: Case) -> None:
     component, fields, known, expected = case

@@ -36,6 +36,7 @@ def warnings_of(tiny: Path, overrides: Sequence[str], resume: str) -> list[str]:
     return [line for line in display.messages if "changed since" in line]
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_resume_warns_of_what_changed_and_records_it(tiny: Path) -> None:
     run = start(str(tiny), SHORT, display=Silent()).run_dir
     began = read_environment(run).values
@@ -113,6 +114,7 @@ def stopped_run(tiny: Path, only_run: Any) -> Path:
     return found
 
 
+@pytest.mark.slow  # 3 seconds
 def test_a_stopped_run_stays_stopped_until_it_is_named(tiny: Path, only_run: Any) -> None:
     """`--resume auto` is what `compare` and queues give again and again."""
     run = stopped_run(tiny, only_run)
@@ -129,6 +131,7 @@ def test_a_stopped_run_stays_stopped_until_it_is_named(tiny: Path, only_run: Any
         start(str(tiny), STOPS, resume="auto", display=Silent())
 
 
+@pytest.mark.slow  # 5 seconds
 @pytest.mark.parametrize("moment", ["before the record", "after the record", "after the log"])
 def test_a_kill_between_the_stop_and_its_record_forgets_nothing(
     moment: str, tiny: Path, only_run: Any
@@ -151,6 +154,7 @@ def test_a_kill_between_the_stop_and_its_record_forgets_nothing(
 # --- Moved and removed ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # 4 seconds
 @pytest.mark.parametrize("away", ["moved", "removed"])
 def test_folder_that_goes_away_ends_the_run_in_one_line(
     away: str, tiny: Path, tmp_path: Path, only_run: Any

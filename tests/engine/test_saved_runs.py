@@ -46,6 +46,7 @@ def test_auto_finds_the_run_of_this_recipe_and_seed(tiny: Path, unfinished: Path
     assert found("name=ti") is None
 
 
+@pytest.mark.slow  # 2 seconds
 def test_auto_trains_nothing_again_after_a_kill_behind_the_results(tiny: Path) -> None:
     """The tracker's state is that after a real `kill -9` there."""
     first = start(str(tiny), SHORT, display=Silent())
@@ -101,6 +102,7 @@ def test_evaluating_with_another_architecture_is_one_line(unfinished: Path) -> N
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow  # 2 seconds
 def test_encoder_of_a_checkpoint_without_the_weights_it_started_from(
     tiny: Path, unfinished: Path
 ) -> None:

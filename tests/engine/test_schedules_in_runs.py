@@ -51,6 +51,7 @@ def test_groups_get_the_decay_of_the_step_times_their_scale() -> None:
         assert found == [pytest.approx(0.5 * decay(step, 10)), 0.0]
 
 
+@pytest.mark.slow  # 2 seconds
 def test_values_in_use_are_logged_where_they_vary(tiny: Path) -> None:
     run = start(str(tiny), [*SHORT, COSINE], display=Silent()).run_dir
     expected = {step: decay(step - 1, 4) for step in (1, 2, 3, 4)}
@@ -61,6 +62,7 @@ def test_values_in_use_are_logged_where_they_vary(tiny: Path) -> None:
     assert logged(constant, "train/weight_decay") == {}
 
 
+@pytest.mark.slow  # 3 seconds
 def test_a_resumed_run_has_the_same_bits(tiny: Path) -> None:
     """The schedule is a function of the step: nothing of it is in the checkpoint."""
     options = [COSINE, "method.loss.temperature={name: linear, start: 0.5, end: 0.1}", *SHORT]

@@ -144,6 +144,7 @@ def test_live_tensors_are_read_before_they_change(
         assert lines[step]["train/plain"] == 1.5
 
 
+@pytest.mark.slow  # 2 seconds
 def test_reading_metrics_changes_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even where they draw random numbers, as drop path does after them."""
     often = train_watchful(tiny, monkeypatch, every=1)

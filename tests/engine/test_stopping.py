@@ -42,6 +42,7 @@ def test_signal_during_evaluation(tiny: Path, monkeypatch: pytest.MonkeyPatch) -
     assert read_state(stopped.run_dir)["step"] == 6
 
 
+@pytest.mark.slow  # 3 seconds
 def test_fork_killed_before_its_first_checkpoint(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def gradients_differ(c: Convolution) -> bool:
     return False
 
 
+@pytest.mark.slow  # 6 seconds
 @pytest.mark.parametrize(
     "shape",
     [
@@ -71,6 +72,7 @@ def test_it_is_found_where_torch_has_it(shape: tuple[int, ...]) -> None:
     assert find_faulty({c}, "fp32") == []
 
 
+@pytest.mark.slow  # 4 seconds
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
 @pytest.mark.parametrize("shape", [(1, 3, 2, 1), (3, 2, 4, 1), (2, 3, 2, 1)])
 def test_what_is_found_is_no_matter_of_luck(shape: tuple[int, ...]) -> None:
@@ -99,6 +101,7 @@ def test_maps_are_those_that_the_network_has() -> None:
     ]
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_run_is_refused_before_it_begins(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last stage of the network halves a map of 1x1 where views have 16 pixels."""
     monkeypatch.setattr(  # also with a torch that is mended

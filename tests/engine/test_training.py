@@ -73,6 +73,7 @@ def test_run_folder_is_complete(tiny: Path) -> None:
     assert result.metrics["eval/knn/top1_untrained"] == knn["values"]["untrained"]["value"]
 
 
+@pytest.mark.slow  # 2 seconds
 def test_metric_names(tiny: Path) -> None:
     metrics = start(
         str(tiny), ["evaluate=[{name: knn, k: 5}, {name: collapse}]"], display=Silent()
@@ -85,6 +86,7 @@ def test_metric_names(tiny: Path) -> None:
     assert 0.0 <= metrics["perf/data_wait_fraction"] <= 1.0
 
 
+@pytest.mark.slow  # 2 seconds
 def test_schedule_reaches_the_log(tiny: Path) -> None:
     run_dir = start(str(tiny), ["train.log_every_steps=1"], display=Silent()).run_dir
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -254,6 +256,7 @@ def test_encoder_that_is_none(tmp_path: Path, name: str) -> None:
         load_encoder(path)
 
 
+@pytest.mark.slow  # 2 seconds
 def test_start_from_an_earlier_run(tiny: Path) -> None:
     first = start(str(tiny), ["train.max_steps=2"], display=Silent()).run_dir
     second = start(

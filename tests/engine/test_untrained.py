@@ -41,6 +41,7 @@ def is_left_out(run: Path, messages: list[str]) -> None:
     assert "eval/knn/top1_pixels" in results["baselines"]["metrics"]
 
 
+@pytest.mark.slow  # 3 seconds
 def test_starting_weights_without_architecture(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = one_step(tiny).run_dir
     monkeypatch.setattr(TimmBackbone, "without_weights", Backbone.without_weights)

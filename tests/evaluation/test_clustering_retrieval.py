@@ -58,6 +58,7 @@ def test_clusters_of_clear_classes() -> None:
     assert found.metrics["nmi"] == pytest.approx(sum(found.draws["nmi"]) / 4)
 
 
+@pytest.mark.slow  # 3 seconds
 @pytest.mark.parametrize("evaluator", [Clustering, KNN, Linear, Retrieval, FewLabel])
 def test_names_of_classes_that_no_image_has_change_nothing(
     evaluator: type[FeatureEvaluator],

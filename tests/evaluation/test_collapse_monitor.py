@@ -136,6 +136,7 @@ def test_a_healthy_run_is_not_stopped(recipe: Path) -> None:
     assert min(spreads) > 0.6
 
 
+@pytest.mark.slow  # 6 seconds
 def test_watching_changes_no_bit_of_the_training(tiny: Path) -> None:
     block = "{name: collapse, every_epochs: 1, num_pairs: 8, policy: %s}"
     overrides = [f"evaluate=[{block % policy}]" for policy in ("stop", "off")] + ["evaluate=[]"]
@@ -406,6 +407,7 @@ def test_names_and_many_positions_are_kept_within_bounds() -> None:
     assert names == {"collapse/embedding_spread", "collapse/embedding_spread/z_1"}
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_run_with_a_collapsed_branch_is_stopped(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

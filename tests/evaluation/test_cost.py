@@ -51,6 +51,7 @@ def test_nothing_measured_is_no_share() -> None:
     assert cost.to_json()["evaluation_share"] is None
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_run_logs_and_reports_its_cost(tiny: Path) -> None:
     result = start(str(tiny), [], display=Silent())
     lines = list(read_lines(result.run_dir / "metrics.jsonl"))

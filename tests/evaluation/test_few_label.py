@@ -91,6 +91,7 @@ def test_fitting_draws_in_blocks_changes_nothing_that_matters(
     assert parts == pytest.approx(whole, abs=0.011)
 
 
+@pytest.mark.slow  # 2 seconds
 def test_intervals_cover_the_mean_of_many_draws() -> None:
     data = bank(1.2, num=4000)
     values = measured(data, labels_per_class=(1,), draws=1200)["top1_1"]

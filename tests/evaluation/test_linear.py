@@ -303,6 +303,7 @@ def test_minimize_shortens_steps_and_solves_badly_scaled_problems() -> None:
     assert shortened[-1] == 1, "a solved problem is left out"
 
 
+@pytest.mark.slow  # 2 seconds
 def test_features_that_are_all_equal_are_at_chance() -> None:
     bank = subject().bank
     for value in (0.0, 0.3, 1e4):
@@ -319,6 +320,7 @@ def by_sgd(**changes: Any) -> Linear:
     return Linear(Linear.Config(solver="sgd", epochs=20, batch_size=64, **changes))
 
 
+@pytest.mark.slow  # 3 seconds
 def test_sgd_learns_reports_its_choice_and_stays_at_chance_on_shuffled_labels() -> None:
     found = by_sgd(lr=(0.1,), weight_decay=(0.0, 1e30)).evaluate(subject()).metrics
     assert found["top1"] > 0.99

@@ -72,6 +72,7 @@ def test_masks_of_other_images_stay_at_chance() -> None:
     assert found.metrics["miou"] < chance(COLOURS) + 0.02
 
 
+@pytest.mark.slow  # 3 seconds
 def test_ignored_pixels_count_nowhere() -> None:
     """With the upper half ignored, what stands there has no part in fit or score."""
 
@@ -98,6 +99,7 @@ def test_ignored_pixels_count_nowhere() -> None:
     assert class_less.skipped == "no test mask has a pixel of a known class"
 
 
+@pytest.mark.slow  # 2 seconds
 def test_it_depends_on_the_seed_alone_and_leaves_the_encoder_as_it_was() -> None:
     encoder = network()
     before = state_digest(encoder)
@@ -136,6 +138,7 @@ def test_features_that_are_not_finite_are_said_to_be() -> None:
     assert found.skipped == "the feature maps are not finite"
 
 
+@pytest.mark.slow  # 2 seconds
 def test_the_size_of_images_and_masks_may_differ() -> None:
     """Images are stretched; masks are scored as they are."""
     at = {

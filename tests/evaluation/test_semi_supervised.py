@@ -47,6 +47,7 @@ def test_both_ways_learn_and_the_encoder_keeps_every_bit() -> None:
     assert run(study(), SMALL).metrics == found.metrics
 
 
+@pytest.mark.slow  # 3 seconds
 def test_baselines_are_pixels_for_the_probe_and_scratch_for_both() -> None:
     baselines = study().suite(("semi_supervised", SMALL)).baselines(Network(), projection())
     assert not baselines.skipped
@@ -57,6 +58,7 @@ def test_baselines_are_pixels_for_the_probe_and_scratch_for_both() -> None:
     assert {"top1_10pct_finetune", "top1_50pct_finetune"} <= set(untrained.metrics)
 
 
+@pytest.mark.slow  # 2 seconds
 def test_fine_tuning_alone_takes_no_features() -> None:
     suite = study().suite(("semi_supervised", {**SMALL, "ways": ["finetune"]}))
     found = suite.run(Network(), 1, True, projection())
@@ -65,6 +67,7 @@ def test_fine_tuning_alone_takes_no_features() -> None:
     assert set(baselines.evaluations) == {"untrained"}
 
 
+@pytest.mark.slow  # 3 seconds
 def test_shuffled_labels_stay_at_chance() -> None:
     found = run(study(num_test=360, shuffled=True), SMALL).metrics
     accuracies = {name: found[name] for name in found if "/top1" in name}
@@ -107,6 +110,7 @@ def test_all_subjects_and_both_ways_get_the_same_balanced_labels(
     assert tuned[0] != tuned[1]
 
 
+@pytest.mark.slow  # 3 seconds
 def test_the_penalty_is_chosen_without_the_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
     given = study()
     first = run(given, PROBE).metrics
@@ -136,6 +140,7 @@ def test_the_penalty_is_chosen_without_the_test_split(monkeypatch: pytest.Monkey
     assert 0 <= int(fitting.rows.min()) < int(fitting.rows.max()) < 120
 
 
+@pytest.mark.slow  # 2 seconds
 def test_from_a_layer_of_the_projection_head() -> None:
     fields = {**SMALL, "from_layer": 1, "fractions": [0.5], "epochs": [4], "draws": 2}
     suite = study().suite(("semi_supervised", fields))
@@ -157,6 +162,7 @@ def test_too_few_labels_are_left_out_and_said() -> None:
     assert found.skipped == {"semi_supervised": reason}
 
 
+@pytest.mark.slow  # 2 seconds
 def test_fine_tuning_that_diverges_does_not_lose_the_probe() -> None:
     wild = {"name": "sgd", "lr": 1e30, "momentum": 0.0}
     result = run(study(), {**SMALL, "optimizer": wild})

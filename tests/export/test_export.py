@@ -242,6 +242,7 @@ def test_a_missing_weight(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "Missing key" in message
 
 
+@pytest.mark.slow  # 3 seconds
 @pytest.mark.parametrize("format", ["timm", "torch-export"])
 def test_wrong_preprocessing(
     run: Path, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
@@ -304,6 +305,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
+@pytest.mark.slow  # 4 seconds
 @pytest.mark.usefixtures("plugin")
 def test_backbones_of_plugins(tmp_path: Path) -> None:
     run = train(tmp_path, "backbone={name: small}")
@@ -417,6 +419,7 @@ def test_existing_folder(run: Path, tmp_path: Path) -> None:
         export_encoder(run, "timm", tmp_path / "file" / "x")
 
 
+@pytest.mark.slow  # 3 seconds
 def test_weights_that_were_measured(run: Path, tmp_path: Path) -> None:
     """From where they were; the card says nothing of a training, and the folder has no encoder."""
     evaluated = evaluate_weights(

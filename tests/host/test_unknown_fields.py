@@ -133,6 +133,7 @@ def test_the_table_leads_to_fields_that_exist() -> None:
     assert set(VALUES.values()) == {"fp16", "bf16", "fp32", "cuda"}
 
 
+@pytest.mark.slow  # 4 seconds
 @pytest.mark.parametrize("block", ["", "train", "method.loss"])
 def test_ten_thousand_unknown_keys(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """50 are explained; what costs time is done for these only."""

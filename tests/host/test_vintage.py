@@ -173,6 +173,7 @@ def test_old_optimisers_get_the_decay_that_the_recipe_names(name: str, vintage: 
     assert [group["weight_decay"] for group in made.param_groups] == [0.01]
 
 
+@pytest.mark.slow  # 3 seconds
 def test_an_evaluation_closes_a_run_whose_tracker_never_heard_its_end(
     vintage: Registry, tmp_path: Path
 ) -> None:

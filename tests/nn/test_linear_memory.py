@@ -81,6 +81,7 @@ def test_confident_anchors_keep_value_and_gradient(chunk: int) -> None:
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-22)
 
 
+@pytest.mark.slow  # 8 seconds
 @pytest.mark.parametrize("name", LOSSES)
 def test_inside_a_compiled_function(name: str) -> None:
     """The loop over tiles is left out of the graph; what stands around it is compiled."""

@@ -58,6 +58,7 @@ def test_the_step_is_that_of_plain_blocks(
         assert torch.equal(found[name], value), name
 
 
+@pytest.mark.slow  # 2 seconds
 def test_the_step_is_the_same_under_autocast() -> None:
     results = []
     for again in (False, True):

@@ -174,6 +174,7 @@ def noisy(
     return on_ranks(work), said.read_text().splitlines()
 
 
+@pytest.mark.slow  # 2 seconds
 def test_rounding_between_ranks_is_taken_from_rank_0(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +191,7 @@ def test_rounding_between_ranks_is_taken_from_rank_0(
     ]
 
 
+@pytest.mark.slow  # 2 seconds
 def test_more_than_rounding_is_refused_there_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +215,7 @@ def test_what_may_differ_by_rounding() -> None:
     assert distance(pointer, torch.tensor(32)) == float("inf")
 
 
+@pytest.mark.slow  # 2 seconds
 def test_gradients_of_the_objective_are_those_of_all_where_bits_do_not_repeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ def assert_same_bits(found: dict[str, Any], first: dict[str, Any], name: str) ->
         assert torch.equal(found["state"][key], value), f"{name}: {key}"
 
 
+@pytest.mark.slow  # 26 seconds
 @pytest.mark.parametrize("method", QUICK)
 def test_two_ranks_train_as_one(method: str) -> None:
     assert_alike(method, 2, 8)

@@ -266,6 +266,7 @@ def test_damage_is_told_to_every_rank(tmp_path: Path) -> None:
     assert results(on_ranks(work)) == [1006, 1006]
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_folder_that_an_orphan_still_holds_is_waited_for(tmp_path: Path) -> None:
     """Where torchrun was killed, its process lives on until it misses its peers. One process alone
     is told at once."""

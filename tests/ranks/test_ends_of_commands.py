@@ -93,6 +93,7 @@ ALL_SIGNALS = [
 FEW = [(signal.SIGTERM, "parent")]
 
 
+@pytest.mark.slow  # 24 seconds
 @pytest.mark.parametrize(
     ("number", "to"),
     [
@@ -135,6 +136,7 @@ def test_a_signal_cuts_off_what_rank_0_does_alone(folder: Path, to: str) -> None
     assert said.startswith(f"stopped by SIGTERM{where} at step 4 of 12 (saved in step-00000004.pt)")
 
 
+@pytest.mark.slow  # 4 seconds
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_before_the_first_step_is_named(folder: Path, rank: int) -> None:
     def patch() -> None:
@@ -174,18 +176,9 @@ def slow(cls: type, name: str, flag: Path, *, seconds: float = 3) -> Callable[[]
     return patch
 
 
-@pytest.mark.parametrize(
-    ("where", "rank"),
-    [
-        ("training", "1"),
-        pytest.param("training", "0", marks=pytest.mark.slow),  # each is two runs
-        *(
-            pytest.param(where, rank, marks=pytest.mark.slow)
-            for where in ("saving", "evaluation")
-            for rank in ("0", "1")
-        ),
-    ],
-)
+@pytest.mark.slow  # 16 seconds
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("where", ["training", "saving", "evaluation"])
 def test_a_rank_that_is_killed_ends_all_and_nothing_is_lost(
     folder: Path, undisturbed: Path, where: str, rank: str
 ) -> None:
@@ -267,7 +260,8 @@ def fail_on(rank: int, error: BaseException) -> Callable[[], None]:
     return patch
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow  # 6 seconds
+@pytest.mark.parametrize("rank", [0, 1])
 def test_what_a_rank_raises_is_said_once(folder: Path, rank: int) -> None:
     command = two_ranks(folder, fail_on(rank, ValueError("the third head is odd")))
     assert command.wait(limit_s=60) == 1
@@ -292,6 +286,7 @@ def test_a_full_disk_is_said_once(folder: Path) -> None:
     assert said == "error: [Errno 28] No space left on device"
 
 
+@pytest.mark.slow  # 4 seconds
 @pytest.mark.parametrize(
     ("words", "said"),
     [

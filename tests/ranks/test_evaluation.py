@@ -159,6 +159,7 @@ def test_every_evaluator_finds_on_ranks_what_it_finds_in_one_process(size: int, 
         assert not alone["errors"]
 
 
+@pytest.mark.slow  # 32 seconds
 @pytest.mark.parametrize("size", SIZES)
 def test_embeddings_alone_differ_in_their_last_digits(size: int) -> None:
     """Those are as a step of training on ranks makes them, whose batch statistics are added up in
@@ -174,6 +175,7 @@ def test_embeddings_alone_differ_in_their_last_digits(size: int) -> None:
     assert {name: together[name] for name in others} == {name: alone[name] for name in others}
 
 
+@pytest.mark.slow  # 19 seconds
 @pytest.mark.parametrize("size", SIZES)
 def test_all_ranks_are_told_the_numbers(size: int) -> None:
     first, *others = evaluated(size)
@@ -181,6 +183,7 @@ def test_all_ranks_are_told_the_numbers(size: int) -> None:
         assert told == [result["metrics"] for result in first]
 
 
+@pytest.mark.slow  # 16 seconds
 def test_the_baselines_are_among_them() -> None:
     found = evaluated(1)[0][1]["evaluations"]
     assert found["pixels"].keys() >= {"knn", "linear", "segmentation", "knn_2"}
@@ -302,7 +305,8 @@ def test_what_one_rank_cannot_read_has_the_same_label_on_all() -> None:
 # --- The embedding monitor ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "whole"), [(2, 16), pytest.param(4, 8, marks=pytest.mark.slow)])
+@pytest.mark.slow  # 4 seconds
+@pytest.mark.parametrize(("size", "whole"), [(2, 16), (4, 8)])
 def test_embeddings_are_those_of_the_whole_micro_batch(
     tmp_path: Path, size: int, whole: int
 ) -> None:
@@ -355,6 +359,7 @@ def run(folder: Path, world: World, *overrides: str, display: Display | None = N
         return start(str(path), overrides, display=display or Silent(), stop=stop, world=world)
 
 
+@pytest.mark.slow  # 11 seconds
 def test_a_run_on_two_ranks_says_of_its_encoder_what_one_process_says(tmp_path: Path) -> None:
     names = ("knn", "linear", "collapse")
     blocks = f"evaluate=[{', '.join(EVALUATORS[name] for name in names)}]"
@@ -368,6 +373,7 @@ def test_a_run_on_two_ranks_says_of_its_encoder_what_one_process_says(tmp_path: 
     assert second.metrics == first.metrics
 
 
+@pytest.mark.slow  # 4 seconds
 def test_a_policy_ends_the_run_on_all_ranks(tmp_path: Path) -> None:
     block = "evaluate=[{name: collapse, policy: stop, min_rankme: 1000, every_epochs: 1}]"
     first, second = on_ranks(lambda world: run(tmp_path, world, block, *TWO_EPOCHS))
@@ -385,6 +391,7 @@ def on_rank(rank: int) -> bool:
     return os.environ.get("RANK") == str(rank)
 
 
+@pytest.mark.slow  # 13 seconds
 @pytest.mark.parametrize(
     ("raised", "said"),
     [
@@ -392,7 +399,7 @@ def on_rank(rank: int) -> bool:
         (RuntimeError("std::bad_alloc"), "memory"),
     ],
 )
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_what_ends_the_share_of_a_rank_ends_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, raised: Exception, said: str
 ) -> None:
@@ -412,7 +419,8 @@ def test_what_ends_the_share_of_a_rank_ends_all(
     assert f"rank {rank}" in str(ends[1 - rank]) or rank == 0
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow  # 5 seconds
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_ends_the_taking_of_features_after_its_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
@@ -438,7 +446,8 @@ def test_a_signal_ends_the_taking_of_features_after_its_round(
     assert read_state(folder)["step"] == 1
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow  # 6 seconds
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_while_an_evaluator_works_ends_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:

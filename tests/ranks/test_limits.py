@@ -42,6 +42,7 @@ def losses(folder: Path, size: int, method: str, overrides: list[str]) -> Tensor
     return torch.as_tensor(first)
 
 
+@pytest.mark.slow  # 3 seconds
 def test_what_networks_compute_across_images_is_over_those_of_a_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,6 +52,7 @@ def test_what_networks_compute_across_images_is_over_those_of_a_process(
     assert ((two - one) / one).abs()[0] > 1e-4
 
 
+@pytest.mark.slow  # 4 seconds
 def test_drop_path_follows_the_process(tmp_path: Path) -> None:
     """The same loss without it, another one with it."""
     simclr = f"method={METHODS['simclr'].format(head=LN_HEAD)}"

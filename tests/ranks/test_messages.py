@@ -90,6 +90,7 @@ def planned(run: Path, name: str, size: int) -> SharedBatch:
     return describe_shared(t, world, next(iter(t.loader.epoch(0))))
 
 
+@pytest.mark.slow  # 8 seconds
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in TRIED],

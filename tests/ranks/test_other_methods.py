@@ -186,6 +186,7 @@ FEW = ("late teacher", "divided pairs", "an activation in BatchNorm", "lars")
 """What `make test` tries; each takes a second or two."""
 
 
+@pytest.mark.slow  # 10 seconds
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in EXACT],

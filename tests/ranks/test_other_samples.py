@@ -148,6 +148,7 @@ def test_two_ranks_train_as_one(name: str) -> None:
         assert_curve(found, alone, name)
 
 
+@pytest.mark.slow  # 2 seconds
 @pytest.mark.usefixtures("few_labels")
 def test_the_online_probe_learns_from_the_labelled_images_of_all_ranks() -> None:
     def probed(t: Training) -> dict[str, Tensor]:
@@ -202,6 +203,7 @@ def with_callback(monkeypatch: pytest.MonkeyPatch, cls: type[Callback]) -> str:
     return "watched"
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_callback_sees_the_gradient_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     name = with_callback(monkeypatch, Gradients)
     ((expected, losses),) = on(1, name, watched)

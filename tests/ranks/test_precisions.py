@@ -88,6 +88,7 @@ def overflowing(t: Training) -> dict[str, Any]:
     return {"states": states, "scales": scales, "finite": finite}
 
 
+@pytest.mark.slow  # 3 seconds
 @pytest.mark.parametrize("parts", [[], [PARTS]])
 def test_an_overflow_on_one_rank_leaves_out_the_step_on_all(
     monkeypatch: pytest.MonkeyPatch, parts: list[str]

@@ -290,9 +290,10 @@ def sharded_training(run: RunFolder, case: str, world: World) -> Training:
     return t
 
 
+@pytest.mark.slow  # 3 seconds
 @pytest.mark.parametrize(
     "case",
-    ["simclr-layer-whole", pytest.param("byol-layer-parts", marks=pytest.mark.slow)],  # as long
+    ["simclr-layer-whole", "byol-layer-parts"],
 )
 def test_the_plan_counts_what_weights_in_parts_send(case: str, tmp_path: Path) -> None:
     real, imagined = tmp_path / "real", tmp_path / "imagined"
@@ -350,6 +351,7 @@ class Weights(Callback):
         list(method.parameters())
 
 
+@pytest.mark.slow  # 3 seconds
 @pytest.mark.parametrize(
     ("callback", "message"),
     [
@@ -392,6 +394,7 @@ def test_fp16_is_refused(tiny: Path) -> None:
         load_recipe(tiny, [SHARDED, "train.precision=fp16"])
 
 
+@pytest.mark.slow  # 2 seconds
 def test_an_optimiser_that_cannot_is_refused(tmp_path: Path) -> None:
     def work(world: World) -> None:
         fused = partial(torch.optim.SGD, lr=0.1, fused=True)
@@ -415,6 +418,7 @@ class Fickle(SKETCHES["centred"]):  # type: ignore[misc]
         next(self.backbone.parameters()).requires_grad_(False)
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_method_that_trains_other_parameters_later_is_refused(tmp_path: Path) -> None:
     def work(world: World) -> None:
         with (

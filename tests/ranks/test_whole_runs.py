@@ -122,6 +122,7 @@ def test_rank_0_alone_speaks(tiny: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert said.out + said.err == ""  # neither torch nor gloo
 
 
+@pytest.mark.slow  # 5 seconds
 def test_callbacks_are_called_on_rank_0(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
@@ -189,7 +190,8 @@ def test_labels_are_the_same_on_all_ranks() -> None:
 # --- What is random -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("micro_batch", ["8", pytest.param("null", marks=pytest.mark.slow)])
+@pytest.mark.slow  # 4 seconds
+@pytest.mark.parametrize("micro_batch", ["8", "null"])
 def test_seeds_differ_by_rank_in_networks_and_nowhere_else(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: str
 ) -> None:
@@ -224,9 +226,10 @@ def test_seeds_differ_by_rank_in_networks_and_nowhere_else(
 # --- What ends a run ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # 5 seconds
 @pytest.mark.parametrize(
     ("asked", "at"),
-    [(0, 4), (1, 5), *(pytest.param(rank, 6, marks=pytest.mark.slow) for rank in (0, 1))],
+    [(0, 4), (1, 5), *((rank, 6) for rank in (0, 1))],
 )
 def test_a_stop_on_any_rank_stops_all_with_one_checkpoint(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, asked: int, at: int
@@ -253,12 +256,13 @@ def test_a_stop_on_any_rank_stops_all_with_one_checkpoint(
     assert len(list((folder / "checkpoints").iterdir())) == 1
 
 
+@pytest.mark.slow  # 6 seconds
 @pytest.mark.parametrize(
     "part",
     [
         "gradient",
         "loss_alone",
-        *(pytest.param(p, marks=pytest.mark.slow) for p in CAUSES if p != "gradient"),
+        *(p for p in CAUSES if p != "gradient"),
     ],
 )
 def test_a_number_that_is_not_finite_on_one_rank_ends_all(
@@ -316,6 +320,7 @@ def test_the_meter_asks_all_ranks() -> None:
     ]
 
 
+@pytest.mark.slow  # 2 seconds
 def test_ranks_that_see_other_data_are_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of another number, or as many others: the losses would be those of neither."""
 

@@ -6,6 +6,7 @@ import os
 import signal
 from typing import Any
 
+import pytest
 import torch
 
 from sslkit.engine.signals import StopSignals
@@ -90,6 +91,7 @@ def test_what_rank_0_cannot_do_is_raised_on_all() -> None:
     assert "by zero" in str(ends[1])
 
 
+@pytest.mark.slow  # 9 seconds
 def test_a_rank_that_dies_ends_the_others() -> None:
     def work(world: World) -> None:
         if world.rank == 1:
@@ -103,6 +105,7 @@ def test_a_rank_that_dies_ends_the_others() -> None:
     assert str(first) == str(third) == "rank 1 was lost"
 
 
+@pytest.mark.slow  # 2 seconds
 def test_one_rank_says_that_rank_0_died() -> None:
     """The store went with it, and no parent is here that could choose."""
 

@@ -74,6 +74,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
+@pytest.mark.slow  # 3 seconds
 def test_the_page_is_whole_and_needs_nothing_from_elsewhere(
     two_arms: list[Arm], tmp_path: Path
 ) -> None:

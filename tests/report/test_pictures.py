@@ -207,6 +207,7 @@ def test_pictures_of_real_runs_are_in_the_page(runs: list[Path], tmp_path: Path)
     assert "The 3 nearest of 96 training images" in text
 
 
+@pytest.mark.slow  # 5 seconds
 def test_numbers_are_not_lost_for_a_picture(runs: list[Path], tmp_path: Path) -> None:
     comparison = compared(runs)
     weights = runs[1] / "encoder.safetensors"

@@ -219,6 +219,7 @@ def _left_over(run_dir: Path) -> None:
     (run_dir / ".x.json.abc.tmp").touch()
 
 
+@pytest.mark.slow  # 4 seconds
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -31,6 +31,7 @@ def test_other_views_where_compiled_break_their_law_alone() -> None:
     assert [law for law, status in found.items() if status == "failed"] == ["compiled-equals-eager"]
 
 
+@pytest.mark.slow  # 4 seconds
 def test_images_of_other_channels_are_tried_where_nothing_is_said_against_them() -> None:
     law = "views-are-as-announced"
     texts = {
@@ -49,6 +50,7 @@ class SeededBySample(Sound):
         return [super().draw(fixed, sizes)[0]] * len(self.views)
 
 
+@pytest.mark.slow  # 3 seconds
 def test_views_that_never_change_are_noted() -> None:
     report = check_plugin(SeededBySample, fast=True)
     assert report.passed

@@ -33,6 +33,7 @@ def test_a_fingerprint_of_the_process_is_found(tmp_path: Path) -> None:
         assert found == ([] if component is Sound else ["fingerprint-is-that-of-other-processes"])
 
 
+@pytest.mark.slow  # 3 seconds
 @pytest.mark.parametrize("name", ["SharedPosition", "SharedArchive"])
 def test_what_threads_share_is_found_every_time(name: str, tmp_path: Path) -> None:
     shared = next(cls for cls in BROKEN if cls.__name__ == name)

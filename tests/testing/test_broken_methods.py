@@ -54,6 +54,7 @@ def seen(method: type[Method], law: str) -> str:
     return outcome.text
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_constant_that_stays_on_the_cpu_is_named() -> None:
     law = "constants-follow-their-inputs"
     (outcome,) = (c.outcome() for c in checks(PlainConstant, fast=True) if str(c) == law)

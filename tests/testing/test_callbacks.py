@@ -7,6 +7,7 @@ import pytest
 from sslkit.testing import Check, checks
 
 
+@pytest.mark.slow  # 10 seconds
 @pytest.mark.parametrize(
     "check",
     [

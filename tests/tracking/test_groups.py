@@ -26,6 +26,7 @@ def runs_of(store: Path) -> list[Any]:
     return list(client.search_runs(experiments))
 
 
+@pytest.mark.slow  # 4 seconds
 def test_a_group_is_found_again_and_takes_files(store: Path, tmp_path: Path) -> None:
     config = MLflowTracker.Config(tracking_uri=f"sqlite:///{store}", tags={"team": "vision"})
     fields = MLflowTracker(config).open_group("key-1", "methods")
@@ -72,6 +73,7 @@ def test_trackers_without_groups_need_nothing() -> None:
     tracker.close_group("key", [])
 
 
+@pytest.mark.slow  # 6 seconds
 def test_runs_of_a_comparison_stand_below_its_parent(
     store: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +103,7 @@ def test_runs_of_a_comparison_stand_below_its_parent(
     assert {"map_pca.svg", "neighbours.svg", "final_accuracies.svg"} <= files
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_store_that_is_away_stops_no_comparison(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -198,6 +198,7 @@ def test_huge_files_are_refused_by_their_size(tmp_path: Path) -> None:
     assert peak_mb(read_all) < 1
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_long_line_is_left_out_and_never_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with path.open("wb") as file:

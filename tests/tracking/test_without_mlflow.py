@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BLOCKED = """
 import importlib, pkgutil, sys
 
@@ -43,6 +45,7 @@ except ModuleNotFoundError as error:
 """
 
 
+@pytest.mark.slow  # 7 seconds
 def test_all_of_sslkit_imports_and_logs(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED, str(tmp_path / "runs")],

@@ -78,6 +78,7 @@ def test_a_run_is_bit_equal_to_its_repetition(
     assert capsys.readouterr().out.startswith("bit-equal to the end: compared were ")
 
 
+@pytest.mark.slow  # 2 seconds
 def test_the_cause_is_the_seed(
     first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_resumed_run_is_bit_equal_to_one_in_one_go(first: Path, tmp_path: Path
     assert (found.bit_equal, found.whole, found.changes) == (True, True, ())
 
 
+@pytest.mark.slow  # 2 seconds
 def test_what_changed_at_a_resume_is_named(first: Path, tmp_path: Path) -> None:
     second = run(tmp_path)
     folder = RunFolder(second)
@@ -177,6 +179,7 @@ def test_what_changed_at_a_resume_is_named(first: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow  # 10 seconds
 @pytest.mark.parametrize(
     ("changed", "name"),
     [
@@ -380,6 +383,7 @@ def test_an_unfinished_run_is_compared_up_to_its_last_step(first: Path, copy: Ru
 # --- Wrong inputs ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_fork_begins_with_the_checkpoint_that_it_began_with(first: Path, tmp_path: Path) -> None:
     fork = run(tmp_path, fork=first / "checkpoints" / "step-00000002.pt")
     folder, environment = open_run(fork)

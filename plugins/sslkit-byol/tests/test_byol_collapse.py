@@ -60,6 +60,7 @@ def objective_without_stop_gradient(
     return StepOutput(torch.stack(losses).sum())
 
 
+@pytest.mark.slow  # 5 seconds
 def test_without_the_stop_gradient_the_run_is_stopped(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +70,7 @@ def test_without_the_stop_gradient_the_run_is_stopped(
         start(recipe, display=Silent())
 
 
+@pytest.mark.slow  # 8 seconds
 def test_healthy_byol_is_not_stopped(recipe: Path) -> None:
     found = start(recipe, ["train.epochs=3"], display=Silent())
     assert found.status == "finished"

@@ -135,6 +135,7 @@ def test_killed(recipe: Path, reference: Path) -> None:
     assert_same(final_state(folder), final_state(reference))
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_checkpoint_holds_the_teacher_and_the_encoder_is_the_student(reference: Path) -> None:
     state = final_state(reference)["method"]
     online = {name for name in state if name.startswith(("backbone.", "projector."))}
@@ -146,11 +147,13 @@ def test_a_checkpoint_holds_the_teacher_and_the_encoder_is_the_student(reference
     assert not torch.equal(student, state[weight.replace("backbone", "teacher.module.0")])
 
 
+@pytest.mark.slow  # 2 seconds
 def test_number_of_threads_does_not_matter(recipe: Path, reference: Path) -> None:
     found = run(recipe, "train.loader_threads=0").run_dir
     assert_same(final_state(found), final_state(reference))
 
 
+@pytest.mark.slow  # 3 seconds
 def test_micro_batches_take_the_same_steps(recipe: Path) -> None:
     """On a network without batch statistics, up to rounding."""
     plain = [

@@ -45,12 +45,14 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow  # 5 seconds
 def test_without_centring_one_prototype_has_all_images_and_the_run_is_stopped(recipe: Path) -> None:
     said = r"^epoch [12]: stopped by collapse: .*('target'|few of 128 prototypes)"
     with pytest.raises(TrainingError, match=said):
         start(recipe, ["method.center_momentum=1.0"], display=Silent())
 
 
+@pytest.mark.slow  # 3 seconds
 def test_without_sharpening_probabilities_are_uniform_and_the_run_is_stopped(recipe: Path) -> None:
     """The head has no BatchNorm, which would keep bottlenecks apart for longer."""
     overrides = ["method.teacher_temperature=1.0", "method.head.batch_norm=false"]

@@ -48,6 +48,7 @@ def method_state(path: Path) -> dict[str, Any]:
     return state
 
 
+@pytest.mark.slow  # 2 seconds
 def test_the_encoder_is_the_teachers(run_dir: Path) -> None:
     state = method_state(sorted((run_dir / "checkpoints").iterdir())[-1])
     encoder = sslkit.load_encoder(run_dir).state_dict()

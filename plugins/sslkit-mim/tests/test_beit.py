@@ -236,6 +236,7 @@ def test_a_damaged_file_and_a_description_that_does_not_fit_are_refused(tmp_path
         refused(tmp_path / "other.safetensors", "other.safetensors: cannot be read as an encoder: ")
 
 
+@pytest.mark.slow  # 3 seconds
 def test_a_checkpoint_goes_on_with_the_tokenizer_that_it_was_trained_with(tmp_path: Path) -> None:
     overrides = ["train.max_steps=1", "evaluate=[]", f"runs_dir={tmp_path}"]
     same, other = (write_tokenizer(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2))
@@ -248,6 +249,7 @@ def test_a_checkpoint_goes_on_with_the_tokenizer_that_it_was_trained_with(tmp_pa
         start(RECIPE, [block.format(other), *overrides], fork=run, display=Silent())
 
 
+@pytest.mark.slow  # 7 seconds
 def test_an_encoder_is_measured_without_the_tokenizer(tmp_path: Path) -> None:
     """An evaluation, a checkpoint that is exported or loaded: all were refused where the file had
     moved. Training goes on with the tokenizer that it began with, or not at all."""

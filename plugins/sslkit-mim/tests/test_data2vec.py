@@ -139,6 +139,7 @@ def test_the_teacher_drops_nothing_and_has_no_gradient() -> None:
     assert torch.equal(quiet.targets(batch.views[0]), first)
 
 
+@pytest.mark.slow  # 2 seconds
 def test_micro_batches_are_the_whole_batch() -> None:
     method, batch = data2vec(), make_batch()
     parts = [method.embed(batch.select(slice(i, i + 2))) for i in (0, 2, 4)]

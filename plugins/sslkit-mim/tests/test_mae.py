@@ -297,6 +297,7 @@ def test_without_vit_init_the_backbone_stays_as_it_is() -> None:
 # --- What is refused -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # 2 seconds
 @pytest.mark.parametrize(
     ("backbone", "fields", "said"),
     [

@@ -96,6 +96,7 @@ def test_other_methods_are_refused() -> None:
     assert FACTS.views[0].size == SIDE
 
 
+@pytest.mark.slow  # 2 seconds
 def test_a_run_saves_the_figure(tmp_path: Path) -> None:
     overrides = [
         "callbacks=[{name: reconstructions, num_images: 2}]",
@@ -114,6 +115,7 @@ CHECKS = [
 ]
 
 
+@pytest.mark.slow  # 10 seconds
 @pytest.mark.parametrize("check", CHECKS)
 def test_laws(check: Check) -> None:
     check()

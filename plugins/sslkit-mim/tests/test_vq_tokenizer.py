@@ -161,6 +161,7 @@ def slow_loss(w: dict[str, Tensor], codebook: Tensor, batch: Batch) -> tuple[Ten
     return total / len(batch.views[0]), seen
 
 
+@pytest.mark.slow  # 2 seconds
 def test_steps_are_those_of_a_slow_reference() -> None:
     """Loss, gradients, weights, codebook and its averages over three steps."""
     method = tokenizer(momentum=0.8, revive_below=0.2)

@@ -164,6 +164,7 @@ def test_killed(recipe: Path, reference: Path) -> None:
     assert_same(final_state(folder), final_state(reference))
 
 
+@pytest.mark.slow  # 5 seconds
 def test_a_checkpoint_holds_teacher_and_queue_and_the_encoder_is_the_student(
     reference: Path, method: str
 ) -> None:
@@ -188,12 +189,14 @@ def test_the_queue_is_full_of_keys(reference: Path, method: str) -> None:
     assert state["queue.pointer"].item() == pushed % size
 
 
+@pytest.mark.slow  # 3 seconds
 @pytest.mark.parametrize("method", ["v2-symmetric"], indirect=True)
 def test_number_of_threads_does_not_matter(recipe: Path, reference: Path) -> None:
     found = run(recipe, "train.loader_threads=0").run_dir
     assert_same(final_state(found), final_state(reference))
 
 
+@pytest.mark.slow  # 6 seconds
 def test_micro_batches_take_the_same_steps(recipe: Path, method: str) -> None:
     """On a network without batch statistics, up to rounding; teacher and queue included."""
     heads = ("projector", "predictor") if method == "v3" else ("head",)
@@ -211,6 +214,7 @@ def test_micro_batches_take_the_same_steps(recipe: Path, method: str) -> None:
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow  # 2 seconds
 @pytest.mark.parametrize("method", ["v2-symmetric"], indirect=True)
 def test_micro_batches_with_batch_norm_groups(recipe: Path) -> None:
     """Groups keep their 7 images; a micro-batch of one group is refused before the first step."""

@@ -33,6 +33,7 @@ def agreements(rows: Tensor, others: Tensor) -> Tensor:
     return one_hot[0] @ one_hot[1].T
 
 
+@pytest.mark.slow  # 4 seconds
 def test_of_all_362_880_none_would_be_further() -> None:
     chosen = far_permutations(12, 0)
     every = torch.tensor(list(permutations(range(9))))
@@ -42,6 +43,7 @@ def test_of_all_362_880_none_would_be_further() -> None:
         assert agreements(chosen[count : count + 1], chosen[:count]).sum() == sums[new].min()
 
 
+@pytest.mark.slow  # 4 seconds
 @pytest.mark.parametrize("count", [100, 1000])
 def test_no_set_of_this_size_is_further_apart_on_the_average(count: int) -> None:
     """At each place, the fewest pairs agree where each tile stands there equally often."""
@@ -54,6 +56,7 @@ def test_no_set_of_this_size_is_further_apart_on_the_average(count: int) -> None
     assert found == fewest
 
 
+@pytest.mark.slow  # 2 seconds
 def test_they_follow_from_the_seed() -> None:
     """These classes are part of what a trained head means: they never change."""
     assert far_permutations(4, 0).tolist() == [

@@ -69,6 +69,7 @@ def of_the_mean(embed: Callable[..., dict[str, Tensor]]) -> Any:
     return collapsed
 
 
+@pytest.mark.slow  # 11 seconds
 def test_a_dead_encoder_is_stopped(
     method: str, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

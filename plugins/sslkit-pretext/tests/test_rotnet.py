@@ -166,6 +166,7 @@ def test_the_best_that_anybody_can_do(
     assert surprise / total == pytest.approx(loss, abs=1e-15)
 
 
+@pytest.mark.slow  # 3 seconds
 @pytest.mark.parametrize(("after", "low", "high"), [(False, 0.0, 0.02), (True, 0.3465, 0.37)])
 def test_what_training_reaches(
     monkeypatch: pytest.MonkeyPatch, after: bool, low: float, high: float

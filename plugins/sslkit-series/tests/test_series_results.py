@@ -43,6 +43,7 @@ def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
 # --- Results --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # 12 seconds
 def test_the_raw_baseline_is_the_series_mean_centred(tracked: Path) -> None:
     """kNN on raw series, by scikit-learn: cosine similarity, votes weighted by exp(sim / 0.1)."""
     (train, known), (test, labels) = arrays("train"), arrays("test")
@@ -155,6 +156,7 @@ def test_the_encoder_file_is_the_encoder_of_the_run(
     torch.testing.assert_close(measured, features, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow  # 5 seconds
 def test_onnx(
     tracked: Path, tmp_path: Path, encoder_features: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
@@ -170,6 +172,7 @@ def test_onnx(
     assert made.difference.relative < 1e-5
 
 
+@pytest.mark.slow  # 2 seconds
 def test_torch_export(
     tracked: Path, tmp_path: Path, encoder_features: tuple[torch.Tensor, torch.Tensor]
 ) -> None:

@@ -106,6 +106,7 @@ def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached_split.CachedSplit, "_load", load)
 
 
+@pytest.mark.slow  # 4 seconds
 def test_files_with_the_same_waves_have_the_same_baselines(recipe: Path, reference: Path) -> None:
     """Raw series are what they were, in another order."""
     fields = {"num_train": 84, "num_test": 40, "length": 32, "channels": 2, "periods": (1.0, 4.0)}

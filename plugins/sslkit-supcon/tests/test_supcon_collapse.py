@@ -43,6 +43,7 @@ def run(folder: Path) -> RunResult:
     return start(path, display=Silent())
 
 
+@pytest.mark.slow  # 3 seconds
 def test_without_negatives_the_run_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
