@@ -116,7 +116,7 @@ def test_the_folder_of_a_developer_is_recognised(line: str, is_one: bool) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_documentation_builds_without_warnings(tmp_path: Path) -> None:
     pytest.importorskip("furo")
     pytest.importorskip("myst_parser")
