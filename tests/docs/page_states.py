@@ -124,7 +124,7 @@ def _take_name_of_pages(folder: Path) -> None:
 def _write_cifar(folder: Path) -> None:
     """Drawn scenes in the layout of CIFAR-10's files, in the place that the recipes name."""
     (folder / "data" / "cifar10").mkdir(parents=True)
-    source = Synthetic(Synthetic.Config(num_train=256, num_test=64, size=32))
+    source = Synthetic(Synthetic.Config(num_train=200, num_test=64, size=32))
     for split in ("train", "test"):
         reader = source.open(split)
         images = [{"bytes": _png(reader.read(i)), "path": f"{i}.png"} for i in range(len(reader))]
