@@ -197,7 +197,6 @@ def small_network(recipe: str) -> list[str]:
     return [f"backbone={{name: timm, model: {small}}}"]
 
 
-@pytest.mark.slow  # 10 seconds
 @pytest.mark.parametrize(
     "method",
     [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in PAGES],
