@@ -60,7 +60,7 @@ def load_encoder(run_or_checkpoint: str | Path) -> Backbone:
     """See `sslkit.load_encoder`. Accepts a run folder, a checkpoint, or an encoder.safetensors."""
     path = Path(run_or_checkpoint)
     if (file := find_encoder(path)) is not None:
-        with torch.device("cpu"):  # also where `construction_problems` asks for it
+        with torch.device("cpu"):  # also where `make_without_memory` asks for it
             return _encoder_from_file(file).eval()
     return load_measured_method(path)[2].encoder.eval()
 

@@ -48,18 +48,16 @@ def _located_problems(recipe: Recipe) -> Iterator[None]:
         raise RecipeError(*(_located(recipe, each) for each in error.problems)) from error
 
 
-def construction_problems(recipe: Recipe, facts: RunFacts) -> tuple[str, ...]:
-    """What only the constructors of the method and its networks find, a line each: they are made on
-    the meta device, without memory and without the weights that they start from. Empty where they
-    can be made, and where they cannot be made in this way: then nothing is known."""
+def make_without_memory(recipe: Recipe, facts: RunFacts) -> Method | None:
+    """`make_method` on the meta device, without the weights that networks start from. None where it
+    cannot be made in this way: then nothing is known of it."""
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-            make_method(without_starting_weights(recipe), facts)
-    except RecipeError as error:
-        return error.problems
+            return make_method(without_starting_weights(recipe), facts)
+    except RecipeError:
+        raise
     except Exception:  # whatever needs values, in a plugin or in torch
-        return ()
-    return ()
+        return None
 
 
 def _located(recipe: Recipe, problem: str) -> str:

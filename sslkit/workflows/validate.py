@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sslkit.errors import SSLKitError
+from sslkit.errors import RecipeError, SSLKitError
 from sslkit.experiment.check import check, check_without_data
-from sslkit.experiment.networks import construction_problems
+from sslkit.experiment.networks import make_without_memory
 from sslkit.experiment.resolve import resolve
 from sslkit.recipe import find_recipe, load_recipe
-from sslkit.recipe.warnings import find_warnings
+from sslkit.recipe.warnings import find_warnings, network_warnings
 
 
 @dataclass(frozen=True)
@@ -39,5 +39,11 @@ def validate(recipe: str | Path, overrides: Sequence[str], *, data: bool = True)
         facts = check(wanted)
     except SSLKitError as error:
         return Validation(tuple(str(error).splitlines()))
-    problems = construction_problems(wanted, facts)
-    return Validation(problems, tuple(map(str, find_warnings(wanted, facts))))
+    warnings = find_warnings(wanted, facts)
+    try:
+        method = make_without_memory(wanted, facts)
+    except RecipeError as error:
+        return Validation(error.problems, tuple(map(str, warnings)))
+    if method is not None:
+        warnings += network_warnings(wanted, method, facts.sample.noun)
+    return Validation((), tuple(map(str, warnings)))

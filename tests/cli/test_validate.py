@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from sslkit.api import Backbone, RunFacts
+from sslkit.api import Backbone, RunFacts, largest_view
 from sslkit.builtin.simclr import SimCLR
 from sslkit.engine.display import Silent
 from sslkit.errors import RecipeError
+from sslkit.experiment.networks import build_backbone
 from sslkit.host.recipe_files import shipped_recipes
+from sslkit.recipe import find_recipe, load_recipe
 from sslkit.workflows.train import start
 from sslkit.workflows.validate import validate
 
@@ -19,6 +22,29 @@ from sslkit.workflows.validate import validate
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_shipped_recipe_is_right_without_its_data(name: str) -> None:
     assert validate(name, ["train.device=cpu"], data=False).problems == ()
+
+
+def test_no_shipped_recipe_measures_a_class_token_that_no_loss_reaches() -> None:
+    layouts = {}
+    for name in shipped_recipes():
+        recipe = load_recipe(find_recipe(name))
+        if not recipe.method.cls.trains_class_token:
+            shape = largest_view(recipe.augmentation.build().views, 3)
+            with torch.device("meta"):
+                layouts[name] = build_backbone(recipe.backbone, shape).token_layout
+    assert len(layouts) > 8
+    assert [name for name, layout in layouts.items() if layout.pools_class_token] == []
+
+
+def test_what_only_networks_tell_is_warned_of_where_they_are_made(tiny: Path) -> None:
+    assert not any("BatchNorm" in line for line in validate(tiny, []).warnings)
+    (warning,) = [
+        line
+        for line in validate(tiny, ["train.micro_batch_size=2"]).warnings
+        if "BatchNorm" in line
+    ]
+    assert warning.startswith("train.micro_batch_size: ")
+    assert validate(tiny, ["train.micro_batch_size=2"], data=False).warnings == ()
 
 
 def test_data_that_are_not_there_are_not_looked_for(tiny: Path) -> None:

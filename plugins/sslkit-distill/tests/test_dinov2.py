@@ -26,16 +26,19 @@ from sslkit.api import Progress, resolve_component
 from sslkit.host.plugins import load_plugins
 from sslkit.recipe import load_recipe
 
-OWN_HEAD = {**HEAD, "hidden_dim": 9}
+LENGTHS = {**HEAD, "unit_prototypes": False}
+OWN_HEAD = {**LENGTHS, "hidden_dim": 9}
 START = Progress(0, 6, 2)
 
 
 @pytest.mark.parametrize("centering", ["sinkhorn", "mean"])
 def test_several_steps_equal_the_paper_written_out(centering: str) -> None:
     """All three losses, weights and teacher: balanced targets of views and of patches, heads of
-    their own, KoLeo of each view, two temperatures that warm up, last layers frozen at first."""
+    their own whose prototypes have lengths to train, KoLeo of each view, two temperatures that warm
+    up, last layers frozen at first."""
     dinov2 = make(
         "dinov2",
+        head=LENGTHS,
         patch_head=OWN_HEAD,
         centering=centering,
         mask_probability=0.7,

@@ -153,7 +153,9 @@ class Reference:
             x = x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0)))  # GELU
         x = w[f"{head}.layers.2.0.weight"] @ x + w[f"{head}.layers.2.0.bias"]
         rows = w[f"{head}.layers.3.weight"]
-        return torch.stack([(x @ row) / x.norm() / row.norm() for row in rows])
+        cosines = torch.stack([(x @ row) / x.norm() / row.norm() for row in rows])
+        lengths = w.get(f"{head}.layers.3.lengths")
+        return cosines if lengths is None else lengths[:, 0] * cosines
 
     def losses(
         self, views: tuple[Tensor, ...], masked: Tensor, taus: tuple[float, float]
@@ -209,7 +211,7 @@ class Reference:
         sum(weight * loss for weight, loss in zip(self.weights, losses, strict=True)).backward()
         with torch.no_grad():
             for name, weight in self.student.items():
-                frozen = step < 2 and name.endswith("layers.3.weight")
+                frozen = step < 2 and ".layers.3." in name
                 if weight.grad is not None and not frozen:
                     weight -= 0.3 * weight.grad
                 weight.grad = None

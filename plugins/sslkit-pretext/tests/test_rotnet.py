@@ -108,7 +108,7 @@ def test_equal_logits_cost_ln_4() -> None:
     for parameter in method.head.parameters():
         torch.nn.init.zeros_(parameter)
     output = objective(method, batch)
-    assert float(output.loss) == pytest.approx(math.log(4), rel=1e-15)
+    assert output.loss.item() == pytest.approx(math.log(4), rel=1e-15)
     assert output.metrics["pretext_top1"] == 0.25
 
 

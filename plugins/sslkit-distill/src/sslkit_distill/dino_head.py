@@ -36,8 +36,8 @@ class DINOHead(Head):
         batch_norm: bool = False
         """BatchNorm after each hidden layer, for convolutional networks."""
         unit_prototypes: bool = True
-        """Keeps the length of every prototype at 1. False trains the lengths, which the paper's
-        code recommends for ViT-S alone: better, and less stable."""
+        """Keeps the length of every prototype at 1. False trains the lengths: better, and less
+        stable, says DINO's code, which recommends it for ViT-S alone. DINOv2's always does."""
 
     def __init__(self, config: Config, *, in_dim: int) -> None:
         super().__init__(config)

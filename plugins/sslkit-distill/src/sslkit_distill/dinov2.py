@@ -45,10 +45,10 @@ class DINOv2(IBOT):
     """What the teacher's scores say before they are balanced, which alone would hide a collapse."""
 
     class Config(IBOT.Config):
-        head: Slot[Head] = slot("dino")
+        head: Slot[Head] = slot("dino", unit_prototypes=False)
         """Maps features to scores of prototypes. Its last layer (`Head.as_layers`) stands still at
         first."""
-        patch_head: Slot[Head] | None = slot("dino")
+        patch_head: Slot[Head] | None = slot("dino", unit_prototypes=False)
         """Maps patches to scores of prototypes of their own; null: `head` does."""
         centering: Literal["sinkhorn", "mean"] = "sinkhorn"
         """How the teacher is kept from giving all images one prototype: `sinkhorn` balances what it
