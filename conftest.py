@@ -19,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sslkit.builtin import timm_backbone
 from sslkit.host import plugins
 from sslkit.report import report
 from sslkit.runs import environment
@@ -69,12 +70,28 @@ def _nothing_installed() -> bool:
     return all(_HERE in Path(place).parents for place in set(sys.path) - _PATH)
 
 
+def _try_networks_once() -> None:
+    """Keeps what is wrong with a network of timm, which each check of a recipe builds anew."""
+    find, kept = timm_backbone.network_problems, {}
+
+    def found(config: Any, channels: int, sizes: list[int]) -> Iterator[tuple[str, str]]:
+        if config.pretrained or config.weights or ":" in config.model:  # files, which may change
+            return find(config, channels, sizes)
+        key = (config.model_dump_json(), channels, *sizes)
+        if key not in kept:
+            kept[key] = list(find(config, channels, sizes))
+        return iter(kept[key])
+
+    timm_backbone.network_problems = found
+
+
 Figure.savefig = _draw_little
 report.draw_curves = lambda lines: Figure()
 _once(environment, "_git", lambda folder, *_: folder == _HERE)  # not repositories of a test
 _once(environment, "_code_digest", lambda package: package.startswith("sslkit"))
 _once(environment, "version")
 _once(plugins, "entry_points", lambda group: _nothing_installed())
+_try_networks_once()
 os.fsync = lambda handle: None
 """No test cuts the power, and what was written survives a kill without it.
 tests/test_writing.py has that it is called."""
