@@ -82,10 +82,10 @@ def _page(
     yield from _cost(found)
     yield "## Curves\n"
     yield (
-        "Top-1 of the online probe on training batches, with their augmentation, so that methods "
-        "with stronger crops and colours read lower: for the course of a method, not to rank "
-        "methods. Mean over seeds and over three neighbouring batches; grey are the other methods "
-        "of the half.\n"
+        "Top-1 of the online probe on training batches, with their augmentation, so methods with "
+        "stronger crops and colours read lower: the curves show the course of a method and do not "
+        "rank methods. Mean over seeds and over three neighbouring batches; the other methods of "
+        "the half are drawn in grey.\n"
     )
     yield "![Accuracy of the online probe over training](figures/methods-one-budget.svg)\n"
     yield "Numbers: [CSV](results/methods/table.csv); the JSON files beside it hold all runs.\n"
@@ -97,7 +97,7 @@ def _pictures(pictures: Sequence[Path]) -> Iterable[str]:
     yield "## Pictures\n"
     yield (
         "What the first run of a method makes of photographs that it has not seen, cut from the "
-        "sample images of scikit-learn (danielbuechele, CC BY 2.0) and brought to 32 px.\n"
+        "sample images of scikit-learn (danielbuechele, CC BY 2.0) and resized to 32 px.\n"
     )
     for picture in pictures:
         method = picture.stem.removeprefix("reconstructions-")
@@ -114,35 +114,37 @@ def _conditions(found: Sequence[Result]) -> Iterable[str]:
     yield (
         f"Each method is given {budget['final_seconds']:.0f} seconds of CPU time, one thread "
         f"computing, with {budget['seeds']} seeds: as many steps as fit at its speed, the first "
-        f"tenth of them warm-up. What the runs took in the end{took} stands under [Cost](#cost). "
-        f"These are {epochs[0]:.1f} to {epochs[-1]:.1f} epochs, where papers have hundreds: the "
-        "table says what a method gives in its first minutes, and not what it gives in the end. It "
-        "rewards fast starts and cheap steps; momentum teachers and queues have little time.\n"
+        f"tenth of them warm-up. What the runs really took{took} is listed under [Cost](#cost). "
+        f"This makes {epochs[0]:.1f} to {epochs[-1]:.1f} epochs, where papers train for hundreds: "
+        "the table shows what a method gives in its first minutes, not what it gives in the end. "
+        "It rewards fast starts and cheap steps; momentum teachers and queues have little time.\n"
     )
     yield (
         "The learning rate and one more setting were chosen by kNN on "
-        f"{100 * budget['selection_fraction']:.0f} % of the training images, kept from training, "
-        f"in one run of {budget['search_seconds']:.0f} seconds each with another seed. The search "
-        "did not see the test set, which measured what was chosen, once a seed. All else is as "
-        "the recipe has it, or changed throughout as stated below. Some of the recipes, and the "
-        "batch size of the transformers, had been tried on this test set before.\n"
+        f"{100 * budget['selection_fraction']:.0f} % of the training images, held out of training, "
+        f"in one run of {budget['search_seconds']:.0f} seconds for each setting, with another "
+        "seed. The search did not see the test set, which was used once per seed, for the chosen "
+        "settings. All else is as in the recipe, or changed throughout as stated below. Some of "
+        "the recipes, and the batch size of the transformers, had been tried on this test set "
+        "before.\n"
     )
     yield (
-        "In brackets: 95 % intervals over seeds, Student's t, each on its own; those of "
-        "differences from the untrained network are paired by seed. A seed sets the initial "
-        "weights and the order and augmentation of images. Not in the intervals: other test "
-        "images (±1 point for 10,000, much the same for all methods), and what another search "
-        "would have chosen. Where intervals of two methods overlap, their order is open.\n"
+        "In brackets: 95 % intervals over seeds (Student's t), not corrected for how many there "
+        "are; differences from the untrained network are paired by seed. A seed sets the initial "
+        "weights and the order and augmentation of images. The intervals do not cover the choice "
+        "of test images (±1 point for 10,000, much the same for all methods), nor what another "
+        "search would have chosen. Where the intervals of two methods overlap, their order is "
+        "open.\n"
     )
     reached = " and ".join(
         f"{100 * pixels[metric]:.1f} % ({name})" for name, metric in PROTOCOLS.items()
     )
     yield (
-        "Untrained: the same network with the same initial weights, before the first step. It "
-        "differs within a half where a method draws its start itself or has other features. "
-        f"Pixels, mean-centred, reach {reached}; they are the same for every run and were "
-        "measured once. The bank of kNN and the linear classifier have all 50,000 training "
-        "images; kNN with k = 200, temperature 0.1.\n"
+        "Untrained: the same network with the same initial weights, before the first step. Its "
+        "figures differ within a half where a method draws its own initial weights or is measured "
+        f"on other features. Pixels, mean-centred, reach {reached}; they are the same for every "
+        "run and were measured once. The bank of kNN and the linear classifier use all 50,000 "
+        "training images; kNN has k = 200 and temperature 0.1.\n"
     )
     commits = sorted({commit for each in found for commit in each["commits"]})
     yield (
@@ -225,11 +227,12 @@ def _search(found: Sequence[Result]) -> Iterable[str]:
     kept = _TRAINING_IMAGES * found[0]["budget"]["selection_fraction"]
     yield "## What was searched\n"
     yield (
-        "All combinations of a few values, and a third or three times the learning rate where the "
-        "best one was the least or the greatest. Where the best stands at an end even so, more may "
-        f"lie beyond. One run each, and {kept:,.0f} images: differences of one or two points are "
-        "chance. These runs are shorter than those of the table, and where a method is slow all of "
-        "them may be near the untrained network: its settings were then drawn rather than chosen.\n"
+        "All combinations of a few values, and then a third or three times the learning rate where "
+        "the best one was the smallest or the largest. Where the best is still at an end, a better "
+        f"one may lie beyond it. One run each, measured on {kept:,.0f} images: differences of one "
+        "or two points are chance. These runs are shorter than those of the table, and where a "
+        "method is slow all of them may be near the untrained network: its settings were then "
+        "drawn rather than chosen.\n"
     )
     yield "| method | tried (kNN on kept images, %) | chosen |\n|---|---|---|"
     for each in found:
@@ -242,13 +245,13 @@ def _cost(found: Sequence[Result]) -> Iterable[str]:
     budget = found[0]["budget"]
     yield "## Cost\n"
     yield (
-        "What a step costs was measured before, in turns with steps of "
+        "The cost of a step was measured beforehand, in turns with steps of "
         f"`{budget['reference']}` ({_code(budget['reference_overrides'])}), which count as "
-        f"{budget['reference_speed']:,} images a CPU second: CPU time itself is not the same at "
-        "all times on a machine that others use. CPU seconds: what the training of each seed took "
-        "in the end, all threads, by what the run noted on its way.\n"
+        f"{budget['reference_speed']:,} images per CPU second: CPU time itself varies on a machine "
+        "that others use. CPU seconds: what the training of each seed really took, all threads, as "
+        "the run recorded it.\n"
     )
-    yield "| method | images a CPU second | batch | steps | images seen | epochs | CPU seconds |"
+    yield "| method | images per CPU second | batch | steps | images seen | epochs | CPU seconds |"
     yield "|---|---|---|---|---|---|---|"
     for each in found:
         images, speed = each["costs"]["images_seen"], each["images_per_cpu_second"]
