@@ -19,16 +19,16 @@ STATE = {"weights": torch.arange(4.0), "nested": {"moments": [torch.ones(2)]}, "
 
 
 class Held:
-    """Holds what writes a checkpoint back, after its first bytes."""
+    """Holds what writes a checkpoint back, after its first bytes, until it is released once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.go_on, self.begun = threading.Event(), threading.Event()
+        self.go_on, self.begun = threading.Semaphore(0), threading.Event()
         save = torch.save
 
         def held(state: Any, file: Any) -> None:
             file.write(b"")
             self.begun.set()
-            assert self.go_on.wait(20)
+            assert self.go_on.acquire(timeout=20)
             save(state, file)
 
         monkeypatch.setattr(torch, "save", held)
@@ -43,7 +43,7 @@ def test_nothing_is_seen_of_it_before_it_is_whole(
     assert held.begun.wait(20)
     weights += 1  # training goes on
     assert checkpoints.paths() == []
-    held.go_on.set()
+    held.go_on.release()
     checkpoints.wait()
     assert checkpoints.paths() == [path]
     assert load(path)["weights"].tolist() == [0.0, 1.0, 2.0, 3.0]
@@ -55,9 +55,10 @@ def test_the_next_one_waits_for_the_one_before(
     checkpoints = BackgroundCheckpoints(tmp_path / "checkpoints", keep=1)
     held = Held(monkeypatch)
     checkpoints.save(3, STATE)
-    threading.Timer(0.1, held.go_on.set).start()
+    threading.Timer(0.1, held.go_on.release).start()
     checkpoints.save(6, STATE)
-    assert [path.name for path in checkpoints.paths()][:1] == ["step-00000003.pt"]
+    assert [path.name for path in checkpoints.paths()] == ["step-00000003.pt"]
+    held.go_on.release()
     checkpoints.wait()
     assert [path.name for path in checkpoints.paths()] == ["step-00000006.pt"]
 
