@@ -57,12 +57,12 @@ SHOWN: list[tuple[str, str, str, Callable[[Path], dict[str, Any]]]] = [
 ]
 
 
-def written(page: str, file: str, folder: Path) -> Path:
-    """The file that a page has its reader write."""
+def written(page: str, file: str, name: str, folder: Path) -> Path:
+    """The file that a page has its reader write, as a module that no other page has."""
     text = (DOCS / page).read_text(encoding="utf-8")
     found = re.search(rf"<!-- file: \S+/{file} -->\n```python\n(.*?)```", text, re.DOTALL)
     assert found is not None
-    path = folder / f"shown_{file}"
+    path = folder / f"shown_{name.lower()}.py"
     path.write_text(found[1], encoding="utf-8")
     return path
 
@@ -77,7 +77,7 @@ def test_laws(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = written(page, file, tmp_path)
+    path = written(page, file, name, tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     module = importlib.import_module(path.stem)
     folder = tmp_path / "data"
