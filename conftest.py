@@ -98,12 +98,15 @@ tests/test_writing.py has that it is called."""
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """A check of `sslkit.testing` that takes long, or can wait, is a slow test."""
+    """A check of `sslkit.testing` that takes long, or can wait, is a slow test; those may take five
+    minutes, since a compiler alone takes one or two on a busy machine."""
     spec = getattr(item, "callspec", None)  # of a test with parameters
     check = spec.params.get("check") if spec else None
     slow = check.slow if isinstance(check, PackageCheck) else False
     if slow or (isinstance(check, Check) and check.law.slow):
         item.add_marker(pytest.mark.slow)
+    if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+        item.add_marker(pytest.mark.timeout(300))
 
 
 LONG = (
