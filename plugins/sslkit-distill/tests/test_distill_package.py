@@ -29,6 +29,8 @@ def small(recipe: Mapping[str, Any]) -> list[str]:
     if recipe["backbone"]["model"].startswith("vit"):
         vit = "model: test_vit, patch_size: 8, pool: token, model_args: {dynamic_img_size: true}"
         more.append(f"backbone={{name: timm, {vit}}}")
+    if "blur_kernel" in recipe["augmentation"]:
+        more.append("augmentation.blur_kernel=9")
     for number, view in enumerate(recipe["augmentation"].get("views", ())):
         if view.get("role") == "local":
             more.append(f"augmentation.views.{number}.size=8")
