@@ -50,7 +50,7 @@ def _located_problems(recipe: Recipe) -> Iterator[None]:
 
 def make_without_memory(recipe: Recipe, facts: RunFacts) -> Method | None:
     """`make_method` on the meta device, without the weights that networks start from. None where it
-    cannot be made in this way: then nothing is known of it."""
+    cannot be made in this way: then nothing is known of it. Raises RecipeError as that does."""
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             return make_method(without_starting_weights(recipe), facts)

@@ -17,7 +17,8 @@ from sslkit.nn.numerics import without_autocast
 
 class DINOHead(Head):
     """Linear layers with GELU between them, a bottleneck, and a last layer without bias whose
-    weights and inputs are normalised: (B, in_dim) to (B, out_dim) scores in [-1, 1].
+    weights and inputs are normalised: (B, in_dim) to (B, out_dim) scores in [-1, 1], or in
+    [-length, length] of a prototype whose length is trained.
 
     The last layer works in float32 whatever the precision of training: a score is divided by a
     temperature of a few hundredths. Source: Caron et al. 2021, arXiv 2104.14294, section 3.1, and
@@ -62,7 +63,8 @@ class DINOHead(Head):
 
 
 class Prototypes(nn.Module):
-    """The cosines of each row with K prototypes, (B, D) to (B, K), in float32 (float64 stays)."""
+    """The cosines of each row with K prototypes, times the lengths of these, (B, D) to (B, K), in
+    float32 (float64 stays)."""
 
     def __init__(self, in_dim: int, count: int, *, unit: bool) -> None:
         """unit: whether the length of each prototype is 1; otherwise it begins there."""
