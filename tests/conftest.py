@@ -6,10 +6,12 @@ import os
 import signal
 import sysconfig
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import warm_python as warm
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -63,10 +65,18 @@ def only_run(tmp_path: Path) -> Callable[[], Path]:
     return find
 
 
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[str]:
+    """Where an interpreter that has imported torch gives forks of itself."""
+    with warm.serving() as server:
+        yield server
+
+
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def environment(tmp_path: Path, warm_python: str) -> dict[str, str]:
     """Variables of a virtual environment that sees everything installed here, and into which a
-    page, or a test, can install a package without touching anything else."""
+    page, or a test, can install a package without touching anything else. Its `sslkit` and `pytest`
+    have torch imported when they begin."""
     pytest.importorskip("hatchling")
     pytest.importorskip("editables")
     folder = tmp_path / "venv"
@@ -74,11 +84,13 @@ def environment(tmp_path: Path) -> dict[str, str]:
     own = sysconfig.get_path("purelib", vars={"base": str(folder)})
     parent = sysconfig.get_path("purelib")
     (Path(own) / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
-    tools = {"sslkit": "sslkit.cli", "pip": "pip", "pytest": "pytest", "mypy": "mypy"}
-    for tool, module in tools.items():
-        script = folder / "bin" / tool
-        script.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m {module} "$@"\n')
-        script.chmod(0o755)
+    cold = '#!/bin/sh\nexec "{}/bin/python" -m {} "$@"\n'
+    tools = {tool: cold.format(folder, tool) for tool in ("pip", "mypy")}
+    tools["sslkit"] = warm.script(warm_python, folder, "sslkit.cli")
+    tools["pytest"] = warm.script(warm_python, folder, "pytest")
+    for tool, text in tools.items():
+        (folder / "bin" / tool).write_text(text)
+        (folder / "bin" / tool).chmod(0o755)
     ruff = Path(sysconfig.get_path("scripts")) / "ruff"
     if ruff.exists():  # a script like the others would find itself
         (folder / "bin" / "ruff").symlink_to(ruff)

@@ -18,6 +18,8 @@ import builtins, json, locale, logging, os, pathlib, random, signal, sys, thread
 import numpy, torch
 import sslkit.api, sslkit.nn.functional, sslkit.host.plugins, sslkit.recipe, sslkit.randomness
 
+OF_TORCH = "TORCHINDUCTOR_CACHE_DIR"  # set when a decorator such as torch.compiler.disable is met
+
 
 def state():
     return {
@@ -33,7 +35,7 @@ def state():
         "Python's random numbers": hash(random.getstate()),
         "the working folder": os.getcwd(),
         "its files": sorted(str(path) for path in pathlib.Path().rglob("*")),
-        "environment variables": dict(os.environ),
+        "environment variables": {k: v for k, v in os.environ.items() if k != OF_TORCH},
         "the level or the handlers of the root logger": str(logging.root.handlers)
         + str(logging.root.level),
         "the handlers of signals": [str(signal.getsignal(n)) for n in (2, 15)],

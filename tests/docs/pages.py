@@ -6,6 +6,7 @@ and TOML block has a mark, so that none goes untested:
     <!-- run -->                       execute it (bash or python), page by page, top to bottom
     <!-- run, given: finished run -->  the same, with a state of `page_states.py` in the folder
     <!-- run, needs: package -->       the same, where this package is installed
+    <!-- run, and: -o a=1 -o b=2 -->   the same, with more words at its end, which make it small
     <!-- parse: why it is not run -->  bash: a shell reads it, and its programs would take
                                        options, recipes and fields (`page_commands.py`);
                                        python: every name in it exists (`page_python.py`)
@@ -86,8 +87,11 @@ def _blocks(page: Path) -> Iterator[Block]:
 
 
 def _split(mark: str) -> list[str]:
-    """The parts of a mark; what explains or is a command takes all that follows it."""
-    return [mark] if mark.startswith(("parse: ", "output of: ")) else mark.split(", ")
+    """The parts of a mark; what explains or is of a command takes all that follows it."""
+    if mark.startswith(("parse: ", "output of: ")):
+        return [mark]
+    parts, more, words = mark.partition(", and: ")
+    return [*parts.split(", "), *([f"and: {words}"] if more else [])]
 
 
 def unread_fences(page: Path) -> list[str]:

@@ -168,7 +168,12 @@ class Session:
         if "given" in block.marks:
             self._states.give(block.marks["given"], self._folder)
         if "run" in block.marks:
-            done = self._execute(block.language, block.text)
+            text = (
+                f"{block.text.rstrip()} {block.marks['and']}"
+                if "and" in block.marks
+                else block.text
+            )
+            done = self._execute(block.language, text)
             assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
             assert "Traceback" not in done.stderr, f"{block}\n{done.stderr}"
             self._printed = done.stdout + done.stderr

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,8 +20,10 @@ from sslkit.errors import CheckpointError, RecipeError
 from sslkit.runs.checkpoint import load
 from sslkit.workflows.execute import RunResult
 from sslkit.workflows.train import start
+from tests.ranks.commands import Command
 
 TIMED = ("perf/", "system/")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def run(recipe: Path, *overrides: str, resume: Path | None = None) -> RunResult:
@@ -136,34 +135,30 @@ def test_stop_and_resume(
 
 
 @pytest.mark.parametrize(
-    "at_steps", [(10,), pytest.param((3, 10), marks=pytest.mark.slow)], ids=str
+    ("at_steps", "forked"),
+    [((10,), True), pytest.param((3, 10), False, marks=pytest.mark.slow)],  # half a minute
+    ids=["once", "twice"],
 )
 def test_kill_and_resume(
-    tiny: Path, reference: Path, only_run: Callable[[], Path], at_steps: tuple[int, ...]
+    tiny: Path,
+    reference: Path,
+    only_run: Callable[[], Path],
+    at_steps: tuple[int, ...],
+    forked: bool,
 ) -> None:
-    """A real process, a real `kill -9`, once and twice: each is an interpreter more."""
-    command = [sys.executable, "-m", "sslkit", "run"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = [
-        str(tiny),
-        "-o",
-        "train.checkpoint_every_steps=1",
-        "-o",
-        "train.keep_checkpoints=9",
-    ]
+    """A real process and a real `kill -9`; a new interpreter each, or forks of this one."""
+    words = [str(tiny), "-o", "train.checkpoint_every_steps=1", "-o", "train.keep_checkpoints=9"]
+
+    def sslkit_run() -> Command:
+        return Command(tiny.parent, "run", *words, forked=forked, environment=ONE_THREAD)
+
     for at_step in at_steps:
-        process = subprocess.Popen(
-            [*command, *arguments], env=environment, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 90
-        while not any((tiny.parent / "runs").glob(f"*/checkpoints/step-{at_step:08d}.pt")):
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        process.kill()
-        process.wait()
-        arguments = ["--resume", str(only_run())]
-    subprocess.run([*command, *arguments], env=environment, check=True, capture_output=True)
+        killed, saved = sslkit_run(), f"*/checkpoints/step-{at_step:08d}.pt"
+        killed.wait_for(lambda saved=saved: any((tiny.parent / "runs").glob(saved)))
+        killed.process.kill()
+        assert killed.wait() == -signal.SIGKILL
+        words = ["--resume", str(only_run())]
+    assert sslkit_run().wait() == 0
 
     assert_same(final_state(only_run()), final_state(reference))
     assert logged(only_run()) == logged(reference)
