@@ -118,14 +118,22 @@ class Experiment:
 
 
 def build(
-    recipe: Recipe, facts: RunFacts, folder: RunFolder, display: Display, world: World
+    recipe: Recipe,
+    facts: RunFacts,
+    folder: RunFolder,
+    display: Display,
+    world: World,
+    stores: Stores | None = None,
 ) -> Experiment:
-    """Builds a resolved recipe whose facts `check` found, in a run folder."""
+    """Builds a resolved recipe whose facts `check` found, in a run folder. stores: the images,
+    where a run of the same data and augmentation has opened and tried them before."""
     recipe = settle(recipe, facts)
     compute = make_compute(recipe.train, world)
-    stores = open_stores(recipe, display, world)
+    tried = stores is not None
+    stores = stores or open_stores(recipe, display, world)
     no_untrained = say_missing_untrained(recipe, facts, display)
-    check_repeatable(recipe, facts, stores.train)
+    if not tried:
+        check_repeatable(recipe, facts, stores.train)
     loader = make_loader(recipe, compute, stores)
 
     method = initial_method(recipe, facts, compute)

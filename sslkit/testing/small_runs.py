@@ -20,6 +20,7 @@ from sslkit.errors import RecipeError
 from sslkit.experiment.build import Experiment, build
 from sslkit.experiment.check import check
 from sslkit.experiment.resolve import resolve
+from sslkit.experiment.stores import Stores
 from sslkit.parallel.world import OneProcess, World
 from sslkit.recipe import Recipe, TrainConfig
 from sslkit.runs.folder import RunFolder
@@ -54,6 +55,7 @@ class SmallRuns:
         self.subject = subject
         self.recipe = small(subject)
         self._facts: dict[str, RunFacts] = {}
+        self._stores: dict[int, Stores] = {}
 
     def of_another_seed(self) -> SmallRuns:
         """The same runs from other random weights."""
@@ -74,9 +76,14 @@ class SmallRuns:
         recipe = self.recipe
         if train:
             recipe = recipe.model_copy(update={"train": changed(recipe.train, **train)})
+        alone = world is None
         world = world or OneProcess()
         folder = RunFolder.create(self.subject.folder / f"rank{world.rank}", "check")
-        experiment = build(recipe, self._facts_of(recipe), folder, Silent(), world)
+        # Images are opened once, but by ranks, which open them together, and where they are tried.
+        opened = self._stores.get(recipe.seed) if alone else None
+        experiment = build(recipe, self._facts_of(recipe), folder, Silent(), world, opened)
+        if alone and self.subject.kind not in ("dataset", "augmentation"):
+            self._stores[recipe.seed] = experiment.stores
         experiment.training.method.train()
         return experiment
 

@@ -14,6 +14,7 @@ import torch
 from tests.ranks.curves import METHODS, cases, curves
 from tests.ranks.differences import BOUNDS, differences, of_curve
 from tests.ranks.forked import on_ranks
+from tests.ranks.sketches import SKETCHES
 
 QUICK = ("masked", "dividedprototypes")
 """A parameter of networks and objective; a divided objective. A teacher with a queue and groups is
@@ -68,12 +69,14 @@ def test_two_ranks_train_as_one(method: str) -> None:
     assert_alike(method, 2, 8)
 
 
-@pytest.mark.slow  # 5 minutes of CPU time for all of them, most of it the messages of BatchNorm
+@pytest.mark.slow  # half a minute for each, most of it the messages of BatchNorm
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [2, 4])
-def test_fifty_steps(method: str, size: int) -> None:
-    assert_alike(method, size, 50)
+def test_many_steps(method: str, size: int) -> None:
+    """Some epochs of 6 steps; `python -m tests.benchmarks ranks` takes 50 steps of all."""
+    shipped = size == 2 and method not in SKETCHES
+    assert_alike(method, size, 50 if shipped else 14)
 
 
 def test_every_case_is_there() -> None:

@@ -86,9 +86,9 @@ def require_same_end(folder: Path, undisturbed: Path) -> None:
 
 NEWS = ["data: synthetic, 64 training and 32 test images, in memory", "training: step 0 of 12"]
 ALL_SIGNALS = [
-    (number, to)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    for to in ("parent", "0", "1", "all")
+    *((signal.SIGTERM, to) for to in ("parent", "0", "1", "all")),
+    *((signal.SIGINT, to) for to in ("parent", "all")),  # as a terminal sends it, and a kill
+    *((signal.SIGUSR1, to) for to in ("parent", "1")),
 ]
 FEW = [(signal.SIGTERM, "parent")]
 

@@ -70,27 +70,26 @@ def wait_for_a_checkpoint(folder: Path) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("dying", [None, 1, 0], ids=["undisturbed", "node1", "node0"])
+@pytest.mark.parametrize("dying", [1, 0], ids=["node1", "node0"])
 def test_a_run_on_two_nodes_ends_to_the_bit_as_one_on_one(
     nodes: Nodes,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     undisturbed: tuple[list[tuple[int, float]], dict[str, torch.Tensor]],
-    dying: int | None,
+    dying: int,
 ) -> None:
     """node0 has the meeting point and rank 0: where it dies, nothing can go on by itself, and both
     are started again by the same command."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY)
     agents = [start(node) for node in nodes]
-    if dying is not None:
-        wait_for_a_checkpoint(tmp_path)
-        nodes[dying].kill()
-        agents[dying].wait()
-        if dying == 0:
-            assert agents[1].wait(timeout=100) == 1
-            agents[1] = start(nodes[1])
-        agents[dying] = start(nodes[dying])
+    wait_for_a_checkpoint(tmp_path)
+    nodes[dying].kill()
+    agents[dying].wait()
+    if dying == 0:
+        assert agents[1].wait(timeout=100) == 1
+        agents[1] = start(nodes[1])
+    agents[dying] = start(nodes[dying])
     codes = [agent.wait(timeout=250) for agent in agents]
     assert codes == [0, 0], (tmp_path / "node0.log").read_text()[-2000:]
     losses, encoder = result(tmp_path)

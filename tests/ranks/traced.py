@@ -53,6 +53,7 @@ def traced(
     # A file for each thread (-ff), so that no call is cut in two; paths of handles (-y); all of the
     # environment, which says the rank (-v -s).
     strace = ["strace", "-ff", "-y", "-v", "-s", "100000", "-qq", "-e", f"trace={calls}"]
+    strace.append("--seccomp-bpf")  # no other call stops the process
     command = [*strace, "-e", "signal=none", "-o", str(notes / "thread")]
     with (notes.parent / f"{notes.name}.txt").open("w+") as errors:
         process = subprocess.Popen(

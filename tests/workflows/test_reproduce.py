@@ -463,6 +463,8 @@ def test_runs_of_methods_are_made_again_to_the_bit(method: str, tmp_path: Path) 
     found = reproduce(first)  # without OMP_NUM_THREADS: on as many threads as the first
     assert (found["bit_equal"], found["whole"], found["changes"]) == (True, True, [])
     assert found["steps"] == [1, 2, 3, 4, 5, 6]
+    if method != "simclr":  # what changes is found whatever the method is
+        return
     found = reproduce(first, "-o", "seed=1", "--until", "2", code=1)
     assert [change["name"] for change in found["changes"]] == ["recipe.seed"]
     assert found["first_difference"]["step"] == 1
@@ -517,7 +519,10 @@ def test_a_compiled_run_is_made_again_to_the_bit(tmp_path: Path) -> None:
     """Slow: compiles twice. Both in processes of their own: pytest keeps what torch logs."""
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(TINY + f"runs_dir: {tmp_path / 'compiled' / 'runs'}\n")
-    options = [*SHORT, "train.compile=true", "train.max_steps=2", "evaluate=[]"]
+    options = [
+        *SHORT, "train.compile=true", "train.compile_augmentation=false", "train.max_steps=2",
+        "evaluate=[]",
+    ]  # fmt: skip
     done = call("run", str(recipe), *(word for each in options for word in ("-o", each)))
     assert done.returncode == 0, done.stderr
     [first] = (tmp_path / "compiled" / "runs").iterdir()

@@ -30,7 +30,11 @@ ON_TOKENS: list[tuple[str, dict[str, Any]]] = [
 ]
 RECIPE = Path(__file__).with_name("multi_crop_vit.yaml")
 CHECKS = [
-    pytest.param(check, id=f"{name}-{check}")
+    pytest.param(
+        check,
+        id=f"{name}-{check}",
+        marks=[pytest.mark.slow] if name == "method:dino" else [],  # iBOT has all of its code
+    )
     for name, fields in SUBJECTS
     for check in checks(name, **fields)
 ]

@@ -23,8 +23,12 @@ FOUND = {
     "vq_tokenizer": checks("method:vq_tokenizer", recipe=ON_CODES),
     "vq_autoencoder": checks("backbone:vq_autoencoder", recipe=ON_CODES, **NETWORK),
 }
+LATER = ("simmim", "maskfeat")
+"""Left to `make test-all`: half a minute; their parts and steps have tests among the fast ones."""
 CHECKS = [
-    pytest.param(check, id=f"{name}-{check}") for name, found in FOUND.items() for check in found
+    pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if name in LATER else [])
+    for name, found in FOUND.items()
+    for check in found
 ]
 
 

@@ -22,7 +22,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 CHECKS = [
-    pytest.param(check, id=f"{name}-{check}")
+    # 10 s; what RotNet computes has tests among the fast ones
+    pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if name == "rotnet" else [])
     for name, found in {
         **{
             name: checks(f"method:{name}", recipe=RECIPE, **fields)
