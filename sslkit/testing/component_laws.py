@@ -9,7 +9,7 @@ from sslkit import installed_components
 from sslkit.api import resolve_component
 from sslkit.errors import PluginError
 
-from .interpreters import in_another_interpreter
+from .interpreters import TORCH, in_another_interpreter
 from .laws import Laws, UntriedError, law, refuse
 from .subject import is_importable, plugin_module
 
@@ -128,6 +128,7 @@ class ComponentLaws(Laws):
             module,
             folder=empty,
             as_begun=True,
+            prepared=TORCH,
             what=f"importing {module} alone fails",
         )
         printed, _, found = output.rpartition("\n")

@@ -16,7 +16,7 @@ from sslkit import installed_components
 from sslkit.errors import RecipeError
 from sslkit.recipe import Recipe
 
-from .interpreters import in_another_interpreter
+from .interpreters import TORCH, in_another_interpreter
 from .laws import UntriedError
 from .small_runs import SmallRuns, Taken, take_steps
 from .subject import Subject, is_importable, plugin_module, slot_of
@@ -39,7 +39,10 @@ def steps_elsewhere(subject: Subject) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     printed = in_another_interpreter(
-        _CALL, given=json.dumps(asked), what="another interpreter fails"
+        _CALL,
+        given=json.dumps(asked),
+        prepared=(*TORCH, "timm", "sslkit.testing.elsewhere"),
+        what="another interpreter fails",
     )
     found: dict[str, Any] = json.loads(printed.rpartition("\n")[2])
     if "cannot" in found:

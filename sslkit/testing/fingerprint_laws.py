@@ -11,7 +11,7 @@ from sslkit.api import DataSource, UnreadableImageError
 from sslkit.errors import SSLKitError, failure_of
 
 from .dataset_bench import BY_HAND, Contents, contents, opened, positions
-from .interpreters import in_another_interpreter
+from .interpreters import TORCH, in_another_interpreter
 from .laws import LawBrokenError, UntriedError, law, refuse
 from .reader_laws import OPEN, READ, ReaderLaws
 from .small_runs import listed
@@ -74,6 +74,7 @@ class FingerprintLaws(ReaderLaws):
             slot.cls.__qualname__,
             saved,
             what="another process cannot open it",
+            prepared=TORCH,
         )
         found = json.loads(printed.rpartition("\n")[2])
         mine = [self.train.fingerprint(), self.test.fingerprint() if self.test else None]
