@@ -18,6 +18,7 @@ WHOLE = {"builtin/mlflow_ui.py", "builtin/mlflow_store.py", "workflows/compare/p
     "host/schema_cache.py",
     "testing/component_laws.py",
     "testing/interpreters.py",
+    "testing/prepared.py",
     "testing/tracker_bench.py",
     "testing/forked.py",
 }

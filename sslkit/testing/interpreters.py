@@ -18,7 +18,7 @@ TORCH = ("numpy", "torch", "sslkit.api", "sslkit.nn.functional", "sslkit.recipe"
 LIMIT_S = 300
 """Seconds that one may take."""
 _SEED = str(abs(hash("another order")) % 1000)
-"""Of the order of its sets: follows from the seed here, and is another."""
+"""By which it orders sets; follows from the seed here, and is another."""
 
 
 def in_another_interpreter(
