@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sslkit.api import Apart, Backbone, Batch, Method, ParamGroup, Progress, RunFacts, StepOutput
 from sslkit.nn.deferred import Deferred
 from sslkit.nn.ema import EMATeacher
-from sslkit.nn.functional import feature_std, normalize, nt_xent, sup_con
+from sslkit.nn.functional import feature_std, normalize, nt_xent
 from sslkit.nn.queue import FeatureQueue
 
 WIDTH = 8
@@ -197,60 +197,6 @@ class SwAV(Projected):
             queue.push(carry[:, view])
 
 
-class BarlowTwins(Projected):
-    """Zbontar et al. 2021, with BatchNorm of the whole batch in the objective."""
-
-    def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
-        super().__init__(config, backbone, facts)
-        self.norm = nn.BatchNorm1d(WIDTH, affine=False)
-
-    def objective(
-        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
-    ) -> StepOutput:
-        first, second = (self.norm(z) for z in embeddings["z"].unbind(1))
-        c = first.T @ second / len(first)
-        on = (c.diagonal() - 1.0).square().sum()
-        off = c.square().sum() - c.diagonal().square().sum()
-        return StepOutput(on + 0.0051 * off, {"on_diagonal": on.detach()})
-
-
-class VICReg(Projected):
-    """Bardes et al. 2022."""
-
-    def objective(
-        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
-    ) -> StepOutput:
-        first, second = embeddings["z"].unbind(1)
-        loss = 25.0 * F.mse_loss(first, second)
-        for z in (first, second):
-            loss = loss + 12.5 * F.relu(1.0 - (z.var(0) + 1e-4).sqrt()).mean()
-            cov = z.T.cov()
-            loss = loss + (cov.square().sum() - cov.diagonal().square().sum()) / WIDTH
-        return StepOutput(loss)
-
-
-class WMSE(Projected):
-    """Ermolov et al. 2021: whitening by Cholesky in two groups of the batch, drawn by image."""
-
-    def objective(
-        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
-    ) -> StepOutput:
-        order = batch.random.bits("groups", 1)[:, 0].argsort(stable=True)
-        white = []
-        for z in embeddings["z"].unbind(1):
-            parts = [_whitened(part) for part in z[order].chunk(2)]
-            white.append(normalize(torch.cat(parts)))
-        return StepOutput((white[0] - white[1]).square().sum(-1).mean())
-
-
-def _whitened(z: Tensor) -> Tensor:
-    centred = z - z.mean(0)
-    eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-    cov = 0.9 * centred.T @ centred / (len(z) - 1) + 0.1 * eye
-    inverse = torch.linalg.solve_triangular(torch.linalg.cholesky(cov), eye, upper=False)
-    return centred @ inverse.T
-
-
 class SSLHSIC(Projected):
     """Li et al. 2021: dependence between embeddings and identity of images, by kernels."""
 
@@ -267,96 +213,6 @@ class SSLHSIC(Projected):
         with_images = (k * same).sum() / (b * views) - k.mean()
         with_itself = (k @ h @ k @ h).diagonal().sum() / (b * views - 1) ** 2
         return StepOutput(-with_images + 3.0 * with_itself.clamp_min(1e-12).sqrt())
-
-
-class NNCLR(SimSiam):
-    """Dwibedi et al. 2021: the positive is the nearest neighbour in a queue of supports."""
-
-    def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
-        super().__init__(config, backbone, facts)
-        self.supports = FeatureQueue(40, WIDTH)
-
-    def objective(
-        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
-    ) -> StepOutput:
-        z, p = normalize(embeddings["z"].detach()), normalize(embeddings["p"])
-        supports = self.supports.features.to(z)
-        which = torch.arange(len(z), device=z.device)
-        losses = []
-        for view in range(2):
-            neighbours = supports[(z[:, view] @ supports.T).argmax(1)]
-            losses.append(F.cross_entropy(neighbours @ p[:, 1 - view].T / 0.1, which))
-        return StepOutput(torch.stack(losses).mean(), carry=z[:, 0])
-
-    def after_step(self, progress: Progress, carry: Any) -> None:
-        self.supports.push(carry)
-
-
-class DCL(Projected):
-    """Yeh et al. 2022: NT-Xent without the positive in its denominator."""
-
-    def objective(
-        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
-    ) -> StepOutput:
-        z = normalize(embeddings["z"]).transpose(0, 1).flatten(0, 1)
-        count = len(z) // 2
-        scores = z @ z.T / 0.1
-        own = torch.eye(count, dtype=torch.bool, device=z.device).repeat(2, 2)
-        positive = (z[:count] * z[count:]).sum(-1).repeat(2) / 0.1
-        others = scores.masked_fill(own, -torch.inf).logsumexp(1)
-        return StepOutput((others - positive).mean())
-
-
-class SupCon(Projected):
-    """Khosla et al. 2020."""
-
-    requires_labels = True
-
-    def objective(
-        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
-    ) -> StepOutput:
-        assert batch.labels is not None
-        return StepOutput(sup_con(embeddings["z"].unbind(1), batch.labels, 0.1))
-
-
-class LeJEPA(Projected):
-    """Balestriero and LeCun 2025: SIGReg along random directions, those of a step."""
-
-    def objective(
-        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
-    ) -> StepOutput:
-        z = embeddings["z"]
-        directions = torch.randn(WIDTH, 32, dtype=z.dtype, device=z.device)
-        t = torch.linspace(0.0, 3.0, 17, dtype=z.dtype, device=z.device)
-        phi = (-t.square() / 2).exp()
-        weights = torch.full_like(t, 2 * 3 / 16)
-        weights[[0, -1]] = 3 / 16
-        angles = (z.transpose(0, 1) @ normalize(directions.T).T)[..., None] * t
-        gap = (angles.cos().mean(1) - phi).square() + angles.sin().mean(1).square()
-        sigreg = len(z) * (gap * weights * phi).sum(-1).mean()
-        near = (z - z.mean(1, keepdim=True)).square().mean()
-        return StepOutput(0.05 * sigreg + 0.95 * near, Deferred(lambda: {"sigreg": sigreg}))
-
-
-class TiCo(Projected):
-    """Zhu et al. 2022: a covariance that is remembered."""
-
-    covariance: Tensor
-
-    def __init__(self, config: Any, backbone: Backbone, facts: RunFacts) -> None:
-        super().__init__(config, backbone, facts)
-        self.register_buffer("covariance", torch.zeros(WIDTH, WIDTH))
-
-    def objective(
-        self, embeddings: Mapping[str, Tensor], batch: Batch, progress: Progress
-    ) -> StepOutput:
-        first, second = normalize(embeddings["z"]).unbind(1)
-        c = 0.9 * self.covariance + 0.1 * first.T @ first / len(first)
-        loss = 1.0 - (first * second).sum(-1).mean() + 8.0 * ((first @ c) * first).sum(-1).mean()
-        return StepOutput(loss, carry=c.detach())
-
-    def after_step(self, progress: Progress, carry: Any) -> None:
-        self.covariance.copy_(carry)
 
 
 class MemoryBank(Projected):
@@ -450,8 +306,5 @@ class Scheduled(Projected):
         self.mean.lerp_(carry.mean((0, 1)).to(self.mean) * self.temperature, 0.1)
 
 
-JOINT: tuple[type[Method], ...] = (
-    SimSiam, SwAV, BarlowTwins, VICReg, WMSE, SSLHSIC, NNCLR, DCL, SupCon, LeJEPA, TiCo,
-    MemoryBank, Thaws, Scheduled,
-)  # fmt: skip
+JOINT: tuple[type[Method], ...] = (SimSiam, SwAV, SSLHSIC, MemoryBank, Thaws, Scheduled)
 """Those of the kit's own recipe."""
