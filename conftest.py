@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import io
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -125,16 +126,25 @@ LONG = (
 """What comes first, since a process that takes it last works on while the others have ended."""
 APART = "tests/docs/test_pages.py::test_the_commands_of_a_page_work"
 """Tests of minutes that share nothing: each goes to the process that is free."""
+RANKS = "tests/ranks/"
+"""Tests of several processes each. Two at a time, on two cores, wait for each other's messages."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts what takes long first; tests of a file stay together and in order."""
+    """Puts what takes long first, and another file between two of ranks; tests of a file stay
+    together and in order."""
 
     def place(item: pytest.Item) -> int:
         return next((n for n, path in enumerate(LONG) if item.nodeid.startswith(path)), len(LONG))
 
     items.sort(key=place)
+    files = [list(its) for _, its in itertools.groupby(items, lambda item: item.path)]
+    first = next((n for n, its in enumerate(files) if its[0].nodeid.startswith(RANKS)), len(files))
+    ranks = [its for its in files[first:] if its[0].nodeid.startswith(RANKS)]
+    others = [its for its in files[first:] if not its[0].nodeid.startswith(RANKS)]
+    pairs = itertools.zip_longest(ranks, others, fillvalue=[])
+    items[:] = itertools.chain(*files[:first], *itertools.chain(*pairs))
 
 
 def pytest_collection_finish() -> None:
