@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `sslkit run` does for ranks
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs too: threads that wait for each other
-# spin, and on two cores each of two programs with two threads took four times as long
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Of programs too: threads that wait for each other spin, in the way of the test beside them."""
 
 import torch
 from matplotlib.figure import Figure

@@ -178,7 +178,7 @@ class MethodLaws(MethodBench):
         "make `encoder` and `projection_layers` in for_encoder as the constructor does, before "
         "anything else that draws random numbers, and have load_state_dict pass over what was "
         "left out (register_load_state_dict_pre_hook)",
-        needs=("encoder-is-trained",),
+        needs=("encoder-is-trained", "state-is-complete"),
     )
     def encoder_alone_is_the_same(self) -> None:
         """`for_encoder` makes `encoder` and `projection_layers` as the constructor does, and takes
