@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `sslkit run` does for ranks
+# Of programs too: threads that wait for each other spin, in the way of the test beside them. The
+# notebook took 63 s in place of 272.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-"""Of programs too: threads that wait for each other spin, in the way of the test beside them."""
 
 import torch
 from matplotlib.figure import Figure
