@@ -290,14 +290,14 @@ def _soak(tmp_path: Path, *words: str) -> dict[str, object]:
     return found
 
 
-@pytest.mark.slow  # a minute or two: a run of each command first, then 100 forked processes
+@pytest.mark.slow  # five minutes: a run of each command first, then 200 forked processes
 @pytest.mark.timeout(1200)
 def test_fuzzed_inputs_do_no_harm(tmp_path: Path) -> None:
-    found = _soak(tmp_path, "fuzz", "--inputs", "100", "--seed", "0")
-    assert (found["inputs"], found["faults"]) == (100, 0)
+    found = _soak(tmp_path, "fuzz", "--inputs", "200", "--seed", "0")
+    assert (found["inputs"], found["faults"]) == (200, 0)
 
 
-@pytest.mark.slow  # a minute: 8 kills of real runs in 4 chains
+@pytest.mark.slow  # five minutes: 8 kills of real runs in 4 chains
 @pytest.mark.timeout(1200)
 def test_killed_runs_end_as_others_do(tmp_path: Path) -> None:
     found = _soak(tmp_path, "kills", "--kills", "8", "--seed", "0")
