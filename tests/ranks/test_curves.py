@@ -74,7 +74,7 @@ def test_two_ranks_train_as_one(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [2, 4])
 def test_many_steps(method: str, size: int) -> None:
-    """Some epochs of 6 steps; `python -m tests.benchmarks ranks` takes 50 steps of all."""
+    """Some epochs of 6 steps; `python -m tests.benchmarks.ranks_exactness` takes 50 of all."""
     shipped = size == 2 and method not in SKETCHES
     assert_alike(method, size, 50 if shipped else 14)
 
