@@ -29,6 +29,9 @@ from sslkit.report import report
 from sslkit.runs import environment
 from sslkit.testing import Check, PackageCheck
 
+# Before torch's compiler imagines a GPU, for which autograd then starts threads; no fork has them.
+torch.ones(1, requires_grad=True).backward()
+
 sys.path += map(str, sorted(Path(__file__).parent.glob("plugins/*/tests")))
 """For the helpers that stand beside tests."""
 

@@ -1,5 +1,5 @@
-"""The first steps of a method in another interpreter, which orders sets and places objects in
-another way."""
+"""What a method does in another interpreter: one that orders sets and places objects in another
+way, and whose forks can compute gradients."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,17 +17,35 @@ from sslkit import installed_components
 from sslkit.errors import RecipeError
 from sslkit.recipe import Recipe
 
+from .courses import courses_of_ranks
 from .interpreters import TORCH, in_another_interpreter
-from .laws import UntriedError
-from .small_runs import SmallRuns, Taken, take_steps
+from .laws import LawBrokenError, UntriedError
+from .small_runs import SmallRuns, Taken, Tensors, take_steps
 from .subject import Subject, is_importable, plugin_module, slot_of
 
 _CALL = "from sslkit.testing.elsewhere import answer; answer()"
+_COURSES = "courses.pt"
 
 
 def steps_elsewhere(subject: Subject) -> dict[str, Any]:
     """What `described` says of the first steps in another interpreter. Raises UntriedError where
     another process cannot make the method."""
+    return _ask(subject)
+
+
+def courses_elsewhere(subject: Subject, size: int, folder: Path) -> list[Tensors]:
+    """What `courses_of_ranks` finds with forks of another interpreter. folder: for what they leave.
+    Raises UntriedError where another process cannot make the method, LawBrokenError with what
+    failed there."""
+    found = _ask(subject, size=size, folder=str(folder))
+    if "broken" in found:
+        raise LawBrokenError(found["broken"])
+    courses: list[Tensors] = torch.load(folder / _COURSES, weights_only=True)
+    return courses
+
+
+def _ask(subject: Subject, **more: object) -> dict[str, Any]:
+    """What another interpreter answers. more: what it is asked beyond the first steps."""
     module, cls = plugin_module(subject.slot), subject.slot.cls
     if not is_importable(module) or "<locals>" in cls.__qualname__:
         raise UntriedError(f"{module} is no file that another process can import")
@@ -37,6 +56,7 @@ def steps_elsewhere(subject: Subject) -> dict[str, Any]:
         "fields": fields,
         "recipe": subject.recipe.model_dump(mode="json"),
         "threads": torch.get_num_threads(),
+        **more,
     }
     printed = in_another_interpreter(
         _CALL,
@@ -60,7 +80,7 @@ def described(taken: Taken) -> dict[str, Any]:
 
 def answer() -> None:
     """Takes the steps that standard input asks for and writes what they came to; the other side of
-    `steps_elsewhere`."""
+    `_ask`."""
     asked: Mapping[str, Any] = json.load(sys.stdin)
     torch.set_num_threads(asked["threads"])
     cls: Any = __import__(asked["module"], fromlist=["_"])
@@ -74,8 +94,20 @@ def answer() -> None:
         found: dict[str, Any] = {"cannot": f"its recipe cannot be read again: {error}"}
     else:
         with subject.quiet():
-            found = described(take_steps(SmallRuns(subject).training()))
+            found = _answer(SmallRuns(subject), asked)
     sys.stdout.write("\n" + json.dumps(found))
+
+
+def _answer(runs: SmallRuns, asked: Mapping[str, Any]) -> dict[str, Any]:
+    if "size" not in asked:
+        return described(take_steps(runs.training()))
+    folder = Path(asked["folder"])
+    try:
+        courses = courses_of_ranks(runs, asked["size"], folder)
+    except LawBrokenError as error:
+        return {"broken": str(error)}
+    torch.save(courses, folder / _COURSES)
+    return {}
 
 
 def _hash(value: Tensor) -> str:

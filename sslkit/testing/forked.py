@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,21 @@ def on_ranks(work: Work, size: int, folder: Path, module: str) -> list[dict[str,
     return [_result(folder, rank) for rank in range(size)]
 
 
+def forks_compute_gradients() -> bool:
+    """Whether processes that are forked from this one can. They cannot once this one has computed
+    gradients where torch knows of a GPU, or of the one that its compiler imagines: the threads that
+    autograd has for it are gone after a fork."""
+    if sys.platform != "linux":
+        return True  # `on_ranks` says why not
+    if not (pid := os.fork()):
+        code = 1
+        with suppress(BaseException):
+            torch.ones(1, requires_grad=True).backward()  # type: ignore[no-untyped-call]
+            code = 0
+        os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
+
+
 def _raise_first(folder: Path) -> None:
     """Raises what failed first: a rank that says it has lost another one failed after that."""
     for path in (*sorted(folder.glob("*.error")), *sorted(folder.glob("*.lost"))):
@@ -86,11 +102,11 @@ class _Place:
     port: int
 
     def variables(self) -> dict[str, str]:
-        """What torchrun sets."""
+        """What torchrun sets; GPUs are hidden, since the kit computes on the CPU."""
         rank, size = str(self.rank), str(self.size)
         return {
             "RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port), "CUDA_VISIBLE_DEVICES": "",
         }  # fmt: skip
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from sslkit.engine.loop import save
 from sslkit.engine.step import full_precision
-from sslkit.engine.training import Training
 from sslkit.experiment.restore import restore
 from sslkit.nn.numerics import autocast
-from sslkit.parallel.world import World
 from sslkit.runs.state import read_state
 
-from .elsewhere import described, steps_elsewhere
-from .forked import on_ranks
+from .courses import course, courses_of_ranks
+from .elsewhere import courses_elsewhere, described, steps_elsewhere
+from .forked import forks_compute_gradients
 from .laws import law, refuse
 from .method_notes import cost_of_a_step, loss_over_time
 from .sample_laws import SampleLaws
@@ -24,16 +22,11 @@ from .small_runs import (
     STEPS,
     Tensors,
     batches,
-    copied,
     farthest,
     listed,
     other_bits,
-    still,
     take_steps,
-    watch_gradients,
-    without_dropout,
 )
-from .subject import plugin_module
 
 _AFTER_STEPS = 1e-7
 """Rounding of a few steps in float64, of methods that divide by deviations of few images."""
@@ -116,7 +109,7 @@ class TrainingLaws(SampleLaws):
         next state of one that passes as a whole (BatchNorm as in evaluation)."""
         half = self.runs.recipe.train.batch_size // 2
         whole, parts = (
-            _course(self.runs.training(torch.float64, micro_batch_size=size), batch_norm=False)
+            course(self.runs.training(torch.float64, micro_batch_size=size), batch_norm=False)
             for size in (None, half)
         )
         name, far = farthest(parts, whole)
@@ -130,11 +123,9 @@ class TrainingLaws(SampleLaws):
     )
     def ranks_agree(self) -> str:
         """Two and four processes train what one does: losses, the first gradient, the state."""
-        one = _course(self.runs.training(torch.float64))
-        worst, module = 0.0, plugin_module(self.subject.slot)
+        one, worst = course(self.runs.training(torch.float64)), 0.0
         for size in (2, 4):
-            folder = self.subject.folder / f"ranks{size}"
-            for rank, found in enumerate(on_ranks(self._course_of_rank, size, folder, module)):
+            for rank, found in enumerate(self._courses_of_ranks(size)):
                 name, far = farthest(found, one)
                 refuse(
                     far > _AFTER_STEPS,
@@ -144,8 +135,11 @@ class TrainingLaws(SampleLaws):
                 worst = max(worst, far)
         return f"at most {worst:.1g} apart"
 
-    def _course_of_rank(self, world: World) -> Mapping[str, Tensor]:
-        return _course(self.runs.training(torch.float64, world))
+    def _courses_of_ranks(self, size: int) -> list[Tensors]:
+        folder = self.subject.folder / f"ranks{size}"
+        if forks_compute_gradients():  # sooner, and for classes that no other process can import
+            return courses_of_ranks(self.runs, size, folder)
+        return courses_elsewhere(self.subject, size, folder)
 
     @law(
         "compute losses in float32 (embeddings come in it), and leave autocast to the engine",
@@ -186,26 +180,3 @@ def _first_other(
         if repr(mine) != repr(theirs):
             return f"the {name} of step {step} is {mine:.9g} the first time, {theirs:.9g} then"
     return ""
-
-
-def _course(t: Training, *, batch_norm: bool = True) -> Tensors:
-    """Losses, the gradient of the first step and the state after the last, by name. batch_norm:
-    whether it has the statistics of its batch."""
-    (without_dropout if batch_norm else still)(t.method)
-    first: Tensors = {}
-
-    def see() -> None:
-        if not first:
-            grads = {n: p.grad for n, p in t.method.named_parameters() if p.grad is not None}
-            first.update((f"the gradient of {name}", g) for name, g in copied(grads).items())
-
-    watch_gradients(t, see)
-    taken = take_steps(t)
-    losses = {"the loss": torch.tensor(taken.losses, dtype=torch.float64)}
-    floating = {name: v for name, v in taken.state.items() if v.is_floating_point()}
-    # Gradients that are zero but for rounding, such as those of a bias before BatchNorm, have no
-    # size of their own: they are held against the largest of all.
-    largest = max((float(g.abs().max()) for g in first.values()), default=1.0)
-    scale = torch.tensor([largest], dtype=torch.float64)
-    gradients = {name: torch.cat([g.double().flatten(), scale]) for name, g in first.items()}
-    return {**losses, **gradients, **floating}

@@ -18,6 +18,7 @@ import torch
 
 from sslkit.parallel.finding import find_world
 from sslkit.parallel.world import World
+from sslkit.testing.forked import forks_compute_gradients
 
 T = TypeVar("T")
 LIMIT_S = 240.0
@@ -37,6 +38,8 @@ def on_ranks(work: Callable[[World], T], size: int = 2, *, limit_s: float = LIMI
     """What `work` returns, or raises, on each rank. What it returns has to be picklable; ranks
     share no memory with the test. A rank that is killed gives LostRankError; one that is frozen is
     killed when the others have ended."""
+    if not forks_compute_gradients():
+        pytest.skip("beside a GPU, forks compute no gradients; CUDA_VISIBLE_DEVICES= hides it")
     with TemporaryDirectory() as folder:
         port = free_port()
         sys.stdout.flush(), sys.stderr.flush()
