@@ -18,6 +18,8 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `sslkit run` does fo
 # Of programs too: threads that wait for each other spin, in the way of the test beside them. The
 # notebook took 63 s in place of 272.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where it is set, each program compiles all modules of sslkit anew: one second of ten.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import torch
 from matplotlib.figure import Figure
