@@ -90,13 +90,14 @@ class Experiment:
         """What the recipe does not say about the run, here and now."""
         return describe_run(self.recipe, self.facts, self.stores, self.compute)
 
-    def write_unreadable(self) -> None:
-        """Lists the images that could not be read, where there are any."""
-        if not self.folder.writable:
-            return
-        write_unreadable(self.folder, "train", self.stores.train.report())
-        if self.stores.test is not None:
-            write_unreadable(self.folder, "test", self.stores.test.report())
+    def write_unreadable(self) -> list[str]:
+        """Lists the images that could not be read, and says of each split how many they are, where
+        there are any."""
+        said = []
+        for split, store in (("train", self.stores.train), ("test", self.stores.test)):
+            if store is not None and self.folder.writable:
+                said += write_unreadable(self.folder, split, store.report())
+        return said
 
     def open_log(self) -> RunLog | NoLog:
         """Opens the log behind `training`, from its current step on, and connects the tracker; on

@@ -195,8 +195,13 @@ def forget_endings(folder: RunFolder) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_unreadable(folder: RunFolder, split: str, report: Mapping[str, object]) -> None:
-    """Lists the images of a split that could not be read, where there are any. report: of
-    `CachedSplit.report`."""
-    if report["num_unreadable"]:
-        folder.write_json(folder.corrupt_images(split), report)
+def write_unreadable(folder: RunFolder, split: str, report: Mapping[str, object]) -> list[str]:
+    """Lists the images of a split that could not be read, and says how many they are, where there
+    are any. report: of `CachedSplit.report`."""
+    if not report["num_unreadable"]:
+        return []
+    path = folder.write_json(folder.corrupt_images(split), report)
+    return [
+        f"{report['num_unreadable']:,} of {report['num_images']:,} images of the {split} split "
+        f"could not be read, and others stood in for them: {path}"
+    ]

@@ -136,7 +136,8 @@ def _execute(
             raise
         finally:
             training.output.display.close()
-            experiment.write_unreadable()
+            for unreadable in experiment.write_unreadable():
+                training.output.display.message(f"warning: {unreadable}")
         if results is None:
             what = f"stopped by {stop.requested or 'SIGINT'}"
             training.output.display.message(how_to_go_on(experiment, what))

@@ -66,6 +66,23 @@ def test_shared_images_are_told_at_once_and_in_the_report(tiny: Path, tmp_path: 
         start(str(tiny), changes, display=display)
 
 
+def test_images_that_others_stood_in_for_are_told_at_the_end(tiny: Path, tmp_path: Path) -> None:
+    """They were in a file of the run folder alone."""
+    train, test = make(tmp_path / "a", 60), make(tmp_path / "b", 9, first=100)
+    (train / "c1" / "1.png").write_bytes(b"x")
+    display = Heard()
+    result = start(
+        str(tiny), overrides(train, test=str(test), max_corrupt_fraction=0.1), display=display
+    )
+    file = result.run_dir / "corrupt_images.json"
+    (line,) = [message for message in display.messages if "could not be read" in message]
+    assert line == (
+        "warning: 1 of 60 images of the train split could not be read, and others stood in for "
+        f"them: {file}"
+    )
+    assert json.loads(file.read_text())["num_unreadable"] == 1
+
+
 @pytest.mark.slow  # 4 seconds
 def test_a_fraction_gives_an_accuracy_and_is_the_same_everywhere(
     tiny: Path, tmp_path: Path
