@@ -91,12 +91,13 @@ class Experiment:
         return describe_run(self.recipe, self.facts, self.stores, self.compute)
 
     def write_unreadable(self) -> list[str]:
-        """Lists the images that could not be read, and says of each split how many they are, where
+        """Lists the samples that could not be read, and says of each split how many they are, where
         there are any."""
         said = []
         for split, store in (("train", self.stores.train), ("test", self.stores.test)):
             if store is not None and self.folder.writable:
-                said += write_unreadable(self.folder, split, store.report())
+                noun = self.facts.sample.noun
+                said += write_unreadable(self.folder, split, store.report(), noun)
         return said
 
     def open_log(self) -> RunLog | NoLog:

@@ -186,14 +186,13 @@ def _follow(planes: Planes, steps: Sequence[_Step], columns: Sequence[Tensor]) -
 
 def _mean_value(planes: Planes) -> Tensor:
     """(B, 1, 1): the mean grey value; of all channels where they are not RGB."""
-    if len(planes) == 3:
-        grey = luma_of_planes(planes)
-        if torch.compiler.is_compiling():
-            # Compiled code adds up an image in as few sums as the CPU has lanes: of 224 px, 1e-5
-            # of an even image was lost. By rows it is 2e-7, about what eager mode loses.
-            return grey.mean(dim=2, keepdim=True).mean(dim=1, keepdim=True)
-        return grey.mean(dim=(1, 2), keepdim=True)
-    return torch.stack(list(planes), dim=1).mean(dim=(1, 2, 3))[:, None, None]
+    grey = len(planes) == 3
+    values = luma_of_planes(planes)[:, None] if grey else torch.stack(list(planes), dim=1)
+    if torch.compiler.is_compiling():
+        # Compiled code adds up an image in as few sums as the CPU has lanes: of 224 px, 1e-5 of an
+        # even image was lost. By rows it is 2e-7, about what eager mode loses.
+        values = values.mean(dim=3, keepdim=True)
+    return values.mean(dim=(1, 2, 3))[:, None, None]
 
 
 def _select_gray(images: Tensor, gray: Tensor) -> Tensor:

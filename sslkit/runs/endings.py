@@ -195,13 +195,15 @@ def forget_endings(folder: RunFolder) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_unreadable(folder: RunFolder, split: str, report: Mapping[str, object]) -> list[str]:
-    """Lists the images of a split that could not be read, and says how many they are, where there
-    are any. report: of `CachedSplit.report`."""
+def write_unreadable(
+    folder: RunFolder, split: str, report: Mapping[str, object], noun: str
+) -> list[str]:
+    """Lists the samples of a split that could not be read, and says how many they are, where there
+    are any. report: of `CachedSplit.report`. noun: for one of them, see `SampleSpec.noun`."""
     if not report["num_unreadable"]:
         return []
     path = folder.write_json(folder.corrupt_images(split), report)
     return [
-        f"{report['num_unreadable']:,} of {report['num_images']:,} images of the {split} split "
+        f"{report['num_unreadable']:,} of {report['num_images']:,} {noun}s of the {split} split "
         f"could not be read, and others stood in for them: {path}"
     ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from sslkit.engine.training import Training
 from sslkit.parallel.world import World
 
-from .forked import on_ranks
+from .forked import LIMIT_S, on_ranks
 from .small_runs import (
     SmallRuns,
     Tensors,
@@ -47,11 +47,13 @@ def course(t: Training, *, batch_norm: bool = True) -> Tensors:
     return {**losses, **gradients, **floating}
 
 
-def courses_of_ranks(runs: SmallRuns, size: int, folder: Path) -> list[Tensors]:
-    """What each of several processes found. Raises as `on_ranks` does. folder: for what they
-    leave."""
+def courses_of_ranks(
+    runs: SmallRuns, size: int, folder: Path, limit_s: float = LIMIT_S
+) -> list[Tensors]:
+    """What each of several processes found. Raises as `on_ranks` does. folder: for what they leave.
+    limit_s: seconds that they may take."""
 
     def of_rank(world: World) -> Mapping[str, Tensor]:
         return course(runs.training(torch.float64, world))
 
-    return on_ranks(of_rank, size, folder, plugin_module(runs.subject.slot))
+    return on_ranks(of_rank, size, folder, plugin_module(runs.subject.slot), limit_s)

@@ -27,7 +27,9 @@ LIMIT_S = 300.0
 Work = Callable[[World], Mapping[str, Tensor]]
 
 
-def on_ranks(work: Work, size: int, folder: Path, module: str) -> list[dict[str, Tensor]]:
+def on_ranks(
+    work: Work, size: int, folder: Path, module: str, limit_s: float = LIMIT_S
+) -> list[dict[str, Tensor]]:
     """What `work` returns on each rank. folder: for what the ranks leave. module: of the component,
     by which the line that fails is found. Raises UntriedError where processes cannot be forked,
     LawBrokenError with what the first rank that failed raised."""
@@ -46,7 +48,7 @@ def on_ranks(work: Work, size: int, folder: Path, module: str) -> list[dict[str,
     ]
     for process in ranks:
         process.start()
-    ends = time.monotonic() + LIMIT_S
+    ends = time.monotonic() + limit_s
     try:
         for process in ranks:
             process.join(max(ends - time.monotonic(), 0.0))
@@ -58,7 +60,7 @@ def on_ranks(work: Work, size: int, folder: Path, module: str) -> list[dict[str,
     _raise_first(folder)
     if late:
         raise LawBrokenError(
-            f"rank {late[0]} of {size} still waits for others after {LIMIT_S:.0f} s"
+            f"rank {late[0]} of {size} still waits for others after {limit_s:.0f} s"
         )
     return [_result(folder, rank) for rank in range(size)]
 

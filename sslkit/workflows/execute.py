@@ -136,8 +136,9 @@ def _execute(
             raise
         finally:
             training.output.display.close()
-            for unreadable in experiment.write_unreadable():
-                training.output.display.message(f"warning: {unreadable}")
+            unreadable = experiment.write_unreadable()
+        for text in unreadable:
+            training.output.display.message(f"warning: {text}")
         if results is None:
             what = f"stopped by {stop.requested or 'SIGINT'}"
             training.output.display.message(how_to_go_on(experiment, what))
